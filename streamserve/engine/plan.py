@@ -1,0 +1,103 @@
+"""What one step does (Plan) and what came out of it (StepResult): plain data, made by the scheduler, read by runners.
+
+A Plan holds only integers and frozen values, so that the same object drives a device, the fake runner, a test or a
+remote rank. Torch-free.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from streamserve.messages import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request enters the running set: the runner resets the device state of `slot`.
+
+    `history` is what penalties count: the prompt and, after a preemption, the tokens generated before it
+    (`num_prompt` tells them apart). `num_generated` is len(history) - num_prompt.
+    """
+
+    slot: int
+    sampling: SamplingParams
+    history: tuple[int, ...]
+    num_prompt: int
+    seed: int  # always set: the request's own, or one drawn at submit
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """Copy page `src` to page `dst` in every layer before the step runs (copy on write of a partly matched page)."""
+
+    src: int
+    dst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request's part of a step: `num_tokens` tokens at positions start, start+1, …
+
+    `token_ids` None means one token: the one most recently sampled for this slot, which only the device may know yet.
+    `new_pages` are appended to the slot's page table before the step. `samples`: the last position yields a token.
+    `wants_all_logits`: log-probabilities of the row's tokens are wanted (prompt_logprobs).
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
+    token_ids: tuple[int, ...] | None
+    new_pages: tuple[int, ...] = ()
+    samples: bool = True
+    wants_all_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Admissions, then copies, then rows, in this order. A slot appears in at most one row."""
+
+    step: int
+    admissions: tuple[Admission, ...]
+    copies: tuple[PageCopy, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample.
+
+    `logprobs` is parallel to `token_ids` when the request asked for it. `prompt_logprobs` has, for a row with
+    `wants_all_logits`, one entry per token of the row: the log-probability of the *following* prompt token given this
+    position (the last prompt position has none and is left out by the scheduler).
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Output of a step: one RowResult per row of its plan."""
+
+    rows: Sequence[RowResult]
+
+
+class Step(Protocol):
+    """A step that is running."""
+
+    async def done(self) -> StepResult:
+        """Wait for the step. Raises what the step raised."""
+        ...
+
+
+class Runner(Protocol):
+    """Executes plans in the order given, one after another."""
+
+    def forward(self, plan: Plan) -> Step:
+        """Start a step behind the ones already started. Never waits."""
+        ...

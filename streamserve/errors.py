@@ -1,0 +1,153 @@
+"""Every error a user can meet, as one tree. Each class fixes its HTTP status, OpenAI type and code once.
+
+    StreamServeError
+    ├── RequestError                 the request is at fault; nothing was started
+    │   ├── InvalidRequest           400  a field has a wrong type or value
+    │   │   └── ContextOverflow      400  prompt and answer do not fit the context
+    │   ├── AuthenticationFailed     401  missing or wrong API key
+    │   ├── ModelNotFound            404  no such model is served
+    │   ├── NotFound                 404  no such route or object
+    │   ├── MethodNotAllowed         405  the route exists, the method does not
+    │   ├── RequestTooLarge          413  body or frame over the limit
+    │   └── QueueFull                429  too many requests wait; try again after `retry_after_s`
+    ├── EngineError                  the server is at fault
+    │   ├── StepFailed               500  the step that held this request raised
+    │   ├── SlowReader               500  the client stopped reading; its request was aborted
+    │   └── EngineStopped            503  starting, draining or broken
+    └── StartError                   the server cannot start; the message says what to do
+        ├── ConfigError              a setting is out of range or contradicts another
+        └── CheckpointError          the model files are missing, broken or unsupported
+
+A message says what was asked, what is allowed and what to do.
+"""
+
+from typing import Any, ClassVar
+
+
+class StreamServeError(Exception):
+    """Root of the tree. `str(error)` is the message for the user."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+
+class RequestError(StreamServeError):
+    """A request that cannot be served as it is. `param` names the field at fault, if one is."""
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    """A field has a wrong type or value."""
+
+    code: ClassVar[str] = "invalid_value"
+
+
+class ContextOverflow(InvalidRequest):
+    """Prompt and answer together exceed the context."""
+
+    code: ClassVar[str] = "context_length_exceeded"
+
+
+class AuthenticationFailed(RequestError):
+    """Missing or wrong API key."""
+
+    status: ClassVar[int] = 401
+    type: ClassVar[str] = "authentication_error"
+    code: ClassVar[str] = "invalid_api_key"
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is served."""
+
+    status: ClassVar[int] = 404
+    code: ClassVar[str] = "model_not_found"
+
+
+class NotFound(RequestError):
+    """No such route or object."""
+
+    status: ClassVar[int] = 404
+    code: ClassVar[str] = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists; the method does not."""
+
+    status: ClassVar[int] = 405
+    code: ClassVar[str] = "method_not_allowed"
+
+
+class RequestTooLarge(RequestError):
+    """Body or frame over the limit."""
+
+    status: ClassVar[int] = 413
+    code: ClassVar[str] = "request_too_large"
+
+
+class QueueFull(RequestError):
+    """Too many requests wait already. `retry_after_s` is estimated from measured throughput."""
+
+    status: ClassVar[int] = 429
+    type: ClassVar[str] = "rate_limit_error"
+    code: ClassVar[str] = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: float, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class EngineError(StreamServeError):
+    """The server is at fault, not the request."""
+
+
+class StepFailed(EngineError):
+    """The step that held this request raised; other requests go on."""
+
+    code: ClassVar[str] = "step_failed"
+
+
+class SlowReader(EngineError):
+    """The client stopped reading for longer than the bound; its request was aborted."""
+
+    code: ClassVar[str] = "slow_reader"
+
+
+class EngineStopped(EngineError):
+    """The engine is starting, draining or broken."""
+
+    status: ClassVar[int] = 503
+    type: ClassVar[str] = "service_unavailable"
+    code: ClassVar[str] = "engine_stopped"
+
+
+class StartError(StreamServeError):
+    """The server cannot start."""
+
+    code: ClassVar[str] = "start_failed"
+
+
+class ConfigError(StartError):
+    """A setting is out of range or contradicts another."""
+
+
+class CheckpointError(StartError):
+    """The model files are missing, broken or of an unsupported kind."""
+
+
+def error_body(error: StreamServeError) -> dict[str, Any]:
+    """The JSON body of an error: OpenAI's nested `error` object beside the flat keys SGLang's and LMDeploy's clients read."""
+    flat = {
+        "message": str(error),
+        "type": error.type,
+        "param": getattr(error, "param", None),
+        "code": error.code,
+    }
+    return {"error": dict(flat), "object": "error", **flat}

@@ -1,0 +1,204 @@
+"""Words shared by every layer: what a request asks, what it gets back. Plain frozen values, no behaviour beyond checks.
+
+Owns the ranges of the sampling parameters. Knows nothing of HTTP, text or tensors.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from math import isfinite
+
+from streamserve.errors import InvalidRequest
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
+    LENGTH = "length"  # max_new_tokens reached
+    ABORT = "abort"  # the client left or cancelled
+    ERROR = "error"  # Delta.error says what happened
+
+
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is sampled. Raises InvalidRequest naming the field when a value is out of range.
+
+    `max_new_tokens` None means: to the end of the context. `top_k` 0 (or -1 on input) is off. `logprobs` None is off,
+    k >= 0 gives the chosen token's log-probability and the k best alternatives, from the model's own distribution
+    (before temperature and penalties); `prompt_logprobs` the same for every prompt token.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isfinite(value) or not low <= value <= high:
+                raise InvalidRequest(f"{name} is {value}; allowed is {low:g} to {high:g}", param=name)
+        if self.top_p == 0.0:
+            raise InvalidRequest("top_p is 0; allowed is above 0 up to 1", param="top_p")
+        if self.repetition_penalty == 0.0:
+            raise InvalidRequest("repetition_penalty is 0; allowed is above 0 up to 2", param="repetition_penalty")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(
+                f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are allowed", param="logit_bias"
+            )
+        for token_id, bias in self.logit_bias:
+            if not isfinite(bias) or not -100 <= bias <= 100:
+                raise InvalidRequest(f"logit_bias of token {token_id} is {bias}; allowed is -100 to 100", param="logit_bias")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Temperatures below 1e-6 mean: take the best token."""
+        return self.temperature < 1e-6 or self.top_k == 1
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_new_tokens", 1, 10_000_000),
+    ("min_new_tokens", 0, 10_000_000),
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, 10_000_000),
+    ("min_p", 0.0, 1.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("repetition_penalty", 0.0, 2.0),
+    ("seed", -(2**63), 2**63 - 1),
+    ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
+)
+assert {name for name, _, _ in _RANGES} <= {f.name for f in fields(SamplingParams)}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One sampled sequence, as it crosses the seam between API and engine: token ids, never text.
+
+    `id` is unique among live requests of one engine. `salt` separates prefix-cache namespaces: requests with different
+    salts never share cached tokens.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of one token and of the best alternatives: `top` holds (token id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a client receives from one or several merged steps.
+
+    `token_ids` includes a final stop token (the text layer hides it). `logprobs` is parallel to `token_ids` when asked
+    for, else empty. `num_cached_tokens` (prompt tokens taken from the prefix cache) is right from the first delta on.
+    `prompt_logprobs` has one entry per prompt token, None for the first; set on the first delta only.
+    `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    matched_stop: int | None = None
+    error: str | None = None
+
+    def then(self, later: "Delta") -> "Delta":
+        """This delta and a later one as one."""
+        return Delta(
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs if self.prompt_logprobs is not None else later.prompt_logprobs,
+            num_cached_tokens=later.num_cached_tokens,
+            finish_reason=later.finish_reason,
+            matched_stop=later.matched_stop,
+            error=later.error,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The engine's load at one moment: requests and KV tokens."""
+
+    running: int = 0
+    waiting: int = 0
+    free_tokens: int = 0
+    evictable_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the API needs to know of an engine to check a request before it is submitted.
+
+    `context_len` is the most tokens (prompt and answer) one request may hold: the model's limit or what the KV memory
+    allows, whichever is less.
+    """
+
+    context_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    page_size: int
+    is_healthy: bool = True
+    is_ready: bool = True
+    load: EngineLoad = EngineLoad()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixSummary:
+    """One node of the prefix tree as an operator sees it."""
+
+    num_tokens: int  # length of the whole prefix down to this node
+    num_requests: int  # running requests that hold it
+    hits: int
+    age_s: float
+    first_token_ids: tuple[int, ...]  # at most 16; for a preview
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSummary:
+    """The prefix cache at one moment. Rates are over all prompts since the start."""
+
+    num_nodes: int = 0
+    cached_tokens: int = 0
+    evictable_tokens: int = 0
+    free_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_seen: int = 0
+    prompt_tokens_hit: int = 0
+    top_prefixes: tuple[PrefixSummary, ...] = ()
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompt tokens that came from the cache."""
+        return self.prompt_tokens_hit / self.prompt_tokens_seen if self.prompt_tokens_seen else 0.0
