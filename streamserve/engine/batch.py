@@ -1,0 +1,70 @@
+"""Plan to tensors. Owns the device-side tables of the slots: page tables, known tokens, last sampled token."""
+
+import numpy as np
+import torch
+
+from streamserve.cache.pool import KVPool
+from streamserve.engine.plan import Plan, Row
+from streamserve.kernels.ops import Batch
+
+
+class SlotTables:
+    """Page table and tokens of every slot, updated by plans in the order in which they run."""
+
+    def __init__(self, num_slots: int, max_len: int, pool: KVPool) -> None:
+        pages = -(-max_len // pool.page_size)
+        self._pool = pool
+        self._page_table_SP = np.zeros((num_slots, pages), dtype=np.int32)
+        self._num_pages_S = np.zeros(num_slots, dtype=np.int64)
+        self._tokens_SL = np.zeros((num_slots, max_len + 1), dtype=np.int64)
+
+    def build(self, plan: Plan) -> Batch:
+        """Apply the plan's admissions and new pages; return its rows as one batch."""
+        for admission in plan.admissions:
+            self._num_pages_S[admission.slot] = 0
+            self._tokens_SL[admission.slot, : len(admission.history)] = admission.history
+        slots = np.fromiter((row.slot for row in plan.rows), np.int64, len(plan.rows))
+        for row in plan.rows:
+            self._append_pages(row)
+        starts = np.fromiter((row.start for row in plan.rows), np.int64, len(plan.rows))
+        counts = np.fromiter((row.num_tokens for row in plan.rows), np.int64, len(plan.rows))
+        ends = np.cumsum(counts)
+        offsets_T = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        positions_T = np.repeat(starts, counts) + offsets_T
+        token_ids_T = self._tokens_SL[np.repeat(slots, counts), positions_T]
+        max_pages = int(self._num_pages_S[slots].max())
+        return Batch(
+            token_ids_T=torch.from_numpy(token_ids_T),
+            positions_T=torch.from_numpy(positions_T),
+            row_start=[0, *ends.tolist()],
+            kv_len=(starts + counts).tolist(),
+            page_table_BP=torch.from_numpy(self._page_table_SP[slots, :max_pages]),
+            logit_rows_R=torch.from_numpy(_logit_rows(plan, ends)),
+            pool=self._pool,
+        )
+
+    def took(self, slot: int, position: int, token_id: int) -> None:
+        """A token was sampled; it belongs at `position` of the slot."""
+        self._tokens_SL[slot, position] = token_id
+
+    def tokens(self, slot: int, start: int, end: int) -> list[int]:
+        """Known tokens of a slot."""
+        ids: list[int] = self._tokens_SL[slot, start:end].tolist()
+        return ids
+
+    def _append_pages(self, row: Row) -> None:
+        if row.new_pages:
+            count = int(self._num_pages_S[row.slot])
+            self._page_table_SP[row.slot, count : count + len(row.new_pages)] = row.new_pages
+            self._num_pages_S[row.slot] = count + len(row.new_pages)
+
+
+def _logit_rows(plan: Plan, ends: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Positions of the batch whose logits are wanted: all of a row that asks for them, else its last if it samples."""
+    wanted: list[int] = []
+    for row, end in zip(plan.rows, ends.tolist(), strict=True):
+        if row.wants_all_logits:
+            wanted.extend(range(end - row.num_tokens, end))
+        elif row.samples:
+            wanted.append(end - 1)
+    return np.array(wanted, dtype=np.int64)

@@ -1,0 +1,229 @@
+"""The engine: one coroutine that plans, launches, and takes in steps. Torch-free; everything here runs on the event loop.
+
+Owns the loop and the seam's in-process side. Decisions are the scheduler's, arithmetic is the runner's.
+
+While the device runs step n, the loop takes in step n-1, streams its tokens and hands over step n+1:
+
+    device   | step n-1 | step n   | step n+1 |
+    loop        plan n   commit n-1  commit n
+                         plan n+1    plan n+2
+
+The loop never blocks: a runner's `forward` only hands work over, and a step is awaited like a socket.
+"""
+
+from asyncio import CancelledError, Event, sleep
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from time import monotonic
+from typing import Protocol
+
+import structlog
+
+from streamserve.cache.kv_cache import KVCache
+from streamserve.engine.client import Mailbox
+from streamserve.engine.plan import Runner, Step
+from streamserve.engine.request import Request
+from streamserve.engine.scheduler import Flight, Scheduler
+from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
+from streamserve.messages import CacheSummary, EngineFacts, EngineLoad, GenerateRequest
+
+log = structlog.get_logger(__name__)
+
+
+class StepObserver(Protocol):
+    """Where the engine reports what it did; metrics implement it."""
+
+    def step_finished(self, *, seconds: float, num_rows: int, num_tokens: int, load: EngineLoad) -> None:
+        """A step was taken in. `seconds` since the one before, or since it was launched on an idle engine."""
+        ...
+
+    def request_preempted(self) -> None:
+        """A running request went back to the queue."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits at the engine's door. `seed` feeds the seeds of requests that bring none."""
+
+    context_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_queued: int = 1024
+    seed: int | None = None
+
+
+class Engine:
+    """EngineClient in this process. `run()` must be running for requests to make progress."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        options: EngineOptions,
+        *,
+        observer: StepObserver | None = None,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._options = options
+        self._observer = observer
+        self._now = now
+        self._seeds = Random(options.seed)
+        self._wake = Event()
+        self._stopped: str | None = None  # why no request is taken any more
+        self._broken = False
+        self._num_preemptions = 0
+        self._busy_s = 0.0
+        self._cache: KVCache = scheduler.cache
+        self._facts = EngineFacts(
+            context_len=options.context_len,
+            vocab_size=options.vocab_size,
+            eos_token_ids=options.eos_token_ids,
+            page_size=self._cache.page_size,
+        )
+
+    # ---- the seam ----------------------------------------------------------------------------------------------
+
+    async def submit(self, request: GenerateRequest) -> Mailbox:
+        """See EngineClient."""
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
+        self._check(request)
+        waiting = self._scheduler.num_waiting
+        if waiting >= self._options.max_queued:
+            raise QueueFull(
+                f"{waiting} requests are waiting already; at most {self._options.max_queued} may (--max-queued-requests)",
+                retry_after_s=max(1.0, waiting * self._busy_s / max(1, self._scheduler.num_finished)),
+            )
+        seed = request.sampling.seed
+        live = Request(
+            request,
+            seed=self._seeds.getrandbits(63) if seed is None else seed,
+            context_len=self._options.context_len,
+            submitted_s=self._now(),
+        )
+        self._scheduler.add(live)
+        self._wake.set()
+        return live.mailbox
+
+    def _check(self, request: GenerateRequest) -> None:
+        if self._scheduler.find(request.id) is not None:
+            raise InvalidRequest(f"request id {request.id!r} is in use by a live request", param="request_id")
+        num_prompt, context_len = len(request.token_ids), self._options.context_len
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt has no tokens; at least 1 is needed", param="prompt")
+        if min(request.token_ids) < 0 or max(request.token_ids) >= self._options.vocab_size:
+            bad = next(t for t in request.token_ids if not 0 <= t < self._options.vocab_size)
+            raise InvalidRequest(
+                f"token id {bad} is not in the vocabulary; allowed is 0 to {self._options.vocab_size - 1}", param="prompt"
+            )
+        wanted = request.sampling.max_new_tokens
+        if num_prompt + (wanted or 1) > context_len:
+            raise ContextOverflow(
+                f"the prompt has {num_prompt} tokens and {wanted or 1} more are asked for, but the context holds {context_len}; "
+                f"shorten the prompt or ask for at most {max(0, context_len - num_prompt)}",
+                param="max_tokens" if num_prompt < context_len else "prompt",
+            )
+        bad_bias = [t for t, _ in request.sampling.logit_bias if not 0 <= t < self._options.vocab_size]
+        if bad_bias:
+            raise InvalidRequest(
+                f"logit_bias names token {bad_bias[0]}; allowed is 0 to {self._options.vocab_size - 1}", param="logit_bias"
+            )
+
+    def abort(self, request_id: str) -> bool:
+        """See EngineClient."""
+        return self._scheduler.abort(request_id)
+
+    def facts(self) -> EngineFacts:
+        """See EngineClient."""
+        return replace(self._facts, is_healthy=not self._broken, is_ready=self._stopped is None, load=self.load())
+
+    def load(self) -> EngineLoad:
+        """Requests and KV tokens right now."""
+        cache, page_size = self._cache, self._cache.page_size
+        return EngineLoad(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            free_tokens=cache.num_free_pages * page_size,
+            evictable_tokens=cache.num_evictable_pages * page_size,
+            total_tokens=cache.num_pages * page_size,
+        )
+
+    def cache_summary(self, max_prefixes: int = 10) -> CacheSummary:
+        """See EngineClient."""
+        return self._cache.summary(max_prefixes)
+
+    def drain(self, reason: str = "the server is shutting down") -> None:
+        """Take no new requests; running ones go on."""
+        self._stopped = self._stopped or reason
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled. Any exception but a step's own is a bug of ours and ends the engine."""
+        try:
+            await self._run()
+        except CancelledError:
+            raise
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self.drain("the engine has stopped")
+            for request in self._scheduler.live():
+                self._scheduler.abort(request.id)
+
+    async def _run(self) -> None:
+        flying: tuple[Flight, Step] | None = None
+        last_s = self._now()
+        while True:
+            flight = self._scheduler.next_plan()
+            if flight is None and flying is None:
+                self._wake.clear()
+                await self._wake.wait()
+                last_s = self._now()
+                continue
+            step = self._launch(flight) if flight is not None else None
+            if flying is not None:
+                await self._land(*flying)
+                last_s = self._report(flying[0], last_s)
+            else:
+                await sleep(0)  # a device that finishes at once must not starve the rest of the loop
+            flying = (flight, step) if flight is not None and step is not None else None
+
+    def _launch(self, flight: Flight) -> Step | None:
+        try:
+            return self._runner.forward(flight.plan)
+        except Exception as error:
+            self._fail(flight, error)
+            return None
+
+    async def _land(self, flight: Flight, step: Step) -> None:
+        try:
+            result = await step.done()
+        except Exception as error:
+            self._fail(flight, error)
+        else:
+            self._scheduler.commit(flight, result)
+
+    def _fail(self, flight: Flight, error: Exception) -> None:
+        log.error("step_failed", step=flight.plan.step, num_rows=len(flight.plan.rows), exc_info=error)
+        self._scheduler.fail(flight, f"the step failed: {type(error).__name__}: {error}")
+
+    def _report(self, flight: Flight, last_s: float) -> float:
+        now = self._now()
+        self._busy_s += now - last_s
+        for _ in range(self._scheduler.num_preemptions - self._num_preemptions):
+            log.info("request_preempted", running=self._scheduler.num_running, waiting=self._scheduler.num_waiting)
+            if self._observer is not None:
+                self._observer.request_preempted()
+        self._num_preemptions = self._scheduler.num_preemptions
+        if self._observer is not None:
+            plan = flight.plan
+            self._observer.step_finished(
+                seconds=now - last_s, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load()
+            )
+        return now
