@@ -1,0 +1,77 @@
+"""KV memory: the tensors that hold keys and values, page by page.
+
+Owns the layout. Knows nothing of who holds a page (cache/pages.py) or of tokens.
+
+    k [L, pages, K, D, S]   keys lie transposed inside a page: the S tokens of a page are contiguous per dimension,
+    v [L, pages, K, S, D]   so both q.k over tokens and p.v over dimensions are contiguous vector loops on a CPU.
+
+L layers, K key/value heads, D head size, S tokens per page.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KVShape(Protocol):
+    """The numbers that fix the size of a page; models.spec.ModelSpec has them."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+class KVPool:
+    """Keys and values of `num_pages` pages in every layer. Implements kernels.ops.KVPages."""
+
+    __slots__ = ("k", "num_pages", "page_size", "v")
+
+    def __init__(
+        self,
+        shape: KVShape,
+        *,
+        num_pages: int,
+        page_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layers, heads, dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
+        self.num_pages = num_pages
+        self.page_size = page_size
+        # Zeroed once: a masked position must never hold NaN, because 0 * NaN would reach the output.
+        self.k = torch.zeros(layers, num_pages, heads, dim, page_size, dtype=dtype, device=device)
+        self.v = torch.zeros(layers, num_pages, heads, page_size, dim, dtype=dtype, device=device)
+
+    @classmethod
+    def bytes_per_page(cls, shape: KVShape, dtype: torch.dtype, page_size: int = 16) -> int:
+        """Memory of one page over all layers, keys and values."""
+        return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * page_size * dtype.itemsize
+
+    def write(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, pages_T: Tensor, offsets_T: Tensor) -> None:
+        """Store one key and value per token at `offsets_T` inside `pages_T`."""
+        self.k[layer][pages_T, :, :, offsets_T] = k_TKD.to(self.k.dtype)
+        self.v[layer][pages_T, :, offsets_T] = v_TKD.to(self.v.dtype)
+
+    def gather(self, layer: int, page_table_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole pages, as [B, K, P * S, D] each (copies)."""
+        rows, pages = page_table_BP.shape
+        flat = page_table_BP.reshape(-1)
+        k = self.k[layer].index_select(0, flat).view(rows, pages, *self.k.shape[2:]).permute(0, 2, 1, 4, 3)
+        v = self.v[layer].index_select(0, flat).view(rows, pages, *self.v.shape[2:]).permute(0, 2, 1, 3, 4)
+        return k.flatten(2, 3), v.flatten(2, 3)
+
+    def copy_pages(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy page src to page dst in every layer, for each (src, dst), in order."""
+        for src, dst in pairs:
+            self.k[:, dst] = self.k[:, src]
+            self.v[:, dst] = self.v[:, src]
+
+    def arrays(self) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+        """Keys and values as numpy views of the same memory, for kernels that take arrays. CPU pools only."""
+        return self.k.numpy(), self.v.numpy()

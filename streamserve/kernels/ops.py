@@ -1,0 +1,293 @@
+"""What a network computes: the batch of one step, the protocols around it, and a plain-torch reference of every op.
+
+Owns the signatures that faster kernels implement. Knows no model family, no file format and no scheduling.
+
+Shape letters: T tokens of the step, B rows, R rows of logits, H query heads, K key/value heads, G query heads per
+key/value head, D head size, E hidden size, F feed-forward size, V vocabulary, P pages per row, S tokens per page,
+N tokens of a row in KV.
+
+| op             | signature                                        | what it does                                      |
+|----------------|--------------------------------------------------|---------------------------------------------------|
+| norm.rms       | (x_TE, weight_E, eps) -> TE                      | x / rms(x) * weight                               |
+| rope.apply     | (x_THD, cos_TD, sin_TD) -> THD                   | rotates the two halves of every head              |
+| mlp.silu_mul   | (x_T2F) -> TF                                    | silu(first half) * second half                    |
+| attention.paged| (shape: NetworkShape) -> PagedAttention          | writes K/V of new tokens, attends over the pages  |
+| network        | (parts: NetworkParts) -> Network                 | the whole forward pass                            |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamserve.kernels.registry import implements
+
+
+class NetworkShape(Protocol):
+    """The numbers of a network that kernels need; models.spec.ModelSpec has them."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def tie_embeddings(self) -> bool: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def o_bias(self) -> bool: ...
+    @property
+    def mlp_bias(self) -> bool: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def sliding_window(self) -> int | None: ...
+    def inv_freq(self) -> tuple[tuple[float, ...], float]:
+        """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
+        ...
+
+
+class Packed(NamedTuple):
+    """A matrix as a GGUF file holds it: rows of quantised groups, rows independent of each other."""
+
+    kind: str  # ggml's name: Q4_1, Q8_0, ...
+    rows: "np.ndarray[Any, np.dtype[np.uint8]]"  # [shape[0], bytes per row]; often a view of the file's mmap: read only
+    shape: tuple[int, int]  # out features, in features
+
+
+class Weights(Protocol):
+    """Where a network takes its weights from, by Hugging Face name."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The weight as a float tensor, dequantised if need be. Raises CheckpointError."""
+        ...
+
+    def packed(self, name: str) -> Packed | None:
+        """The weight still quantised, or None when the checkpoint does not hold it so."""
+        ...
+
+
+class KVPages(Protocol):
+    """KV memory as ops see it; cache.pool.KVPool has it. A layout is known to its pool and its own kernels only."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def k(self) -> Tensor: ...
+    @property
+    def v(self) -> Tensor: ...
+    def write(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, pages_T: Tensor, offsets_T: Tensor) -> None:
+        """Store one key and value per token at `offsets_T` inside `pages_T`."""
+        ...
+
+    def gather(self, layer: int, page_table_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole pages, as [B, K, P * S, D] each."""
+        ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step as a network sees it. Row b holds tokens row_start[b] .. row_start[b + 1] - 1.
+
+    `kv_len[b]` counts the row's tokens in KV after the step (last position + 1). `page_table_BP` is padded with 0.
+    """
+
+    token_ids_T: Tensor  # int64
+    positions_T: Tensor  # int64
+    row_start: list[int]  # B + 1 entries
+    kv_len: list[int]  # B entries
+    page_table_BP: Tensor  # int32
+    logit_rows_R: Tensor  # int64: which of the T tokens yield logits
+    pool: KVPages
+
+
+class Network(Protocol):
+    """A forward pass bound to its weights."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the step: writes K/V of its tokens into the pool, returns float32 logits [R, V]. Runs in the step thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkParts:
+    """All that a `network` implementation may build from. `ops` maps the other ops to their chosen implementations."""
+
+    shape: NetworkShape
+    weights: Weights
+    pool: KVPages
+    dtype: torch.dtype
+    device: torch.device
+    threads: int
+    ops: Mapping[str, Any]
+
+
+class PagedAttention(Protocol):
+    """Attention over pages, in two calls, so that what depends on the batch alone is worked out once per step."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """Index work of the step, shared by all layers."""
+        ...
+
+    def attend(self, prepared: Any, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """Write K and V into the pool, then attend, causal by position. Returns [T, H, D]."""
+        ...
+
+
+@implements("norm.rms")
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x_TE, (x_TE.shape[-1],), weight_E, eps)
+
+
+@implements("rope.apply")
+def apply_rope(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    half = x_THD.shape[-1] // 2
+    turned = torch.cat((-x_THD[..., half:], x_THD[..., :half]), dim=-1)
+    return x_THD * cos_TD.unsqueeze(1) + turned * sin_TD.unsqueeze(1)
+
+
+@implements("mlp.silu_mul")
+def silu_mul(x_T2F: Tensor) -> Tensor:
+    gate, up = x_T2F.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeRows:
+    """All rows with one new token: attended in one call, padded to the longest."""
+
+    tokens: Tensor | slice  # which of the T tokens
+    pages_BP: Tensor
+    mask_B11N: Tensor | None  # True where attended; None when every row fills its pages
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptRow:
+    """One row with several new tokens, and perhaps a cached prefix before them."""
+
+    tokens: slice
+    pages_1P: Tensor
+    kv_len: int
+    mask_TN: Tensor | None  # None: plain causal, no prefix
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    pool: KVPages
+    pages_T: Tensor
+    offsets_T: Tensor
+    decode: _DecodeRows | None
+    prompts: list[_PromptRow]
+
+
+@implements("attention.paged")
+class ReferenceAttention:
+    """Gathers the pages of a row and hands them to torch's attention."""
+
+    def __init__(self, shape: NetworkShape) -> None:
+        self._window = shape.sliding_window
+        self._group = shape.num_heads // shape.num_kv_heads
+
+    def prepare(self, batch: Batch) -> _Prepared:
+        starts, size = batch.row_start, batch.pool.page_size
+        lens = [end - start for start, end in pairwise(starts)]
+        row_of_T = torch.repeat_interleave(torch.tensor(lens, device=batch.positions_T.device))
+        pages_T = batch.page_table_BP[row_of_T, batch.positions_T // size].long()
+        decode = [b for b, length in enumerate(lens) if length == 1]
+        prompts = [b for b, length in enumerate(lens) if length > 1]
+        return _Prepared(
+            pool=batch.pool,
+            pages_T=pages_T,
+            offsets_T=batch.positions_T % size,
+            decode=self._decode_rows(batch, decode) if decode else None,
+            prompts=[self._prompt_row(batch, b) for b in prompts],
+        )
+
+    def _decode_rows(self, batch: Batch, rows: list[int]) -> _DecodeRows:
+        size, device = batch.pool.page_size, batch.positions_T.device
+        is_whole_batch = len(rows) == len(batch.kv_len)
+        kv_len = [batch.kv_len[b] for b in rows]
+        num_pages = -(-max(kv_len) // size)
+        table = batch.page_table_BP if is_whole_batch else batch.page_table_BP[rows]
+        len_B1 = torch.tensor(kv_len, device=device).unsqueeze(1)
+        mask_BN = _visible(len_B1 - 1, num_pages * size, self._window)
+        return _DecodeRows(
+            tokens=slice(None) if is_whole_batch else torch.tensor([batch.row_start[b] for b in rows], device=device),
+            pages_BP=table[:, :num_pages].long(),
+            mask_B11N=None if min(kv_len) == num_pages * size and self._window is None else mask_BN[:, None, None, :],
+        )
+
+    def _prompt_row(self, batch: Batch, b: int) -> _PromptRow:
+        tokens, kv_len = slice(batch.row_start[b], batch.row_start[b + 1]), batch.kv_len[b]
+        num_pages = -(-kv_len // batch.pool.page_size)
+        is_plain = tokens.stop - tokens.start == kv_len and (self._window is None or kv_len <= self._window)
+        return _PromptRow(
+            tokens=tokens,
+            pages_1P=batch.page_table_BP[b : b + 1, :num_pages].long(),
+            kv_len=kv_len,
+            mask_TN=None if is_plain else _visible(batch.positions_T[tokens].unsqueeze(1), kv_len, self._window),
+        )
+
+    def attend(self, prepared: _Prepared, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        prepared.pool.write(layer, k_TKD, v_TKD, prepared.pages_T, prepared.offsets_T)
+        if prepared.decode and not prepared.prompts:
+            return self._attend_decode(prepared.pool, prepared.decode, layer, q_THD)
+        out_THD = torch.empty_like(q_THD)
+        if prepared.decode:
+            out_THD[prepared.decode.tokens] = self._attend_decode(prepared.pool, prepared.decode, layer, q_THD)
+        for row in prepared.prompts:
+            out_THD[row.tokens] = self._attend_prompt(prepared.pool, row, layer, q_THD)
+        return out_THD
+
+    def _attend_decode(self, pool: KVPages, rows: _DecodeRows, layer: int, q_THD: Tensor) -> Tensor:
+        q_BHD = q_THD[rows.tokens]
+        k_BKND, v_BKND = pool.gather(layer, rows.pages_BP)
+        # The G query heads of one key/value head stand in for G query positions: no K or V is repeated.
+        q_BKGD = q_BHD.view(q_BHD.shape[0], -1, self._group, q_BHD.shape[-1])
+        out_BKGD = F.scaled_dot_product_attention(
+            q_BKGD, k_BKND.to(q_BHD.dtype), v_BKND.to(q_BHD.dtype), attn_mask=rows.mask_B11N
+        )
+        return out_BKGD.reshape(q_BHD.shape)
+
+    def _attend_prompt(self, pool: KVPages, row: _PromptRow, layer: int, q_THD: Tensor) -> Tensor:
+        q_1HTD = q_THD[row.tokens].transpose(0, 1).unsqueeze(0)
+        k_1KND, v_1KND = (x[:, :, : row.kv_len].to(q_THD.dtype) for x in pool.gather(layer, row.pages_1P))
+        out_1HTD = F.scaled_dot_product_attention(
+            q_1HTD, k_1KND, v_1KND, attn_mask=row.mask_TN, is_causal=row.mask_TN is None, enable_gqa=self._group > 1
+        )
+        return out_1HTD.squeeze(0).transpose(0, 1)
+
+
+def _visible(positions_T1: Tensor, num_keys: int, window: int | None) -> Tensor:
+    """Which keys each query position may see: none after itself, none further back than the window."""
+    keys_1N = torch.arange(num_keys, device=positions_T1.device).unsqueeze(0)
+    mask_TN = keys_1N <= positions_T1
+    return mask_TN if window is None else mask_TN & (keys_1N > positions_T1 - window)
+
+
+def rope_angles(
+    positions_T: Tensor, inv_freq: Sequence[float] | Tensor, factor: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin for the step's positions, each [T, D], computed in float32; shared by all layers."""
+    freq_d = torch.as_tensor(inv_freq, dtype=torch.float32, device=positions_T.device)
+    angles_TD = torch.outer(positions_T.float(), freq_d).repeat(1, 2)
+    return (angles_TD.cos() * factor).to(dtype), (angles_TD.sin() * factor).to(dtype)

@@ -1,0 +1,179 @@
+"""Checkpoints: a model's numbers and weights, wherever they come from.
+
+Owns the check that a source holds exactly the weights its family needs, and the loading progress. The sources (GGUF file,
+Hugging Face folder, random) know their own formats.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from streamserve.errors import CheckpointError
+from streamserve.kernels.ops import Packed
+from streamserve.models import find
+from streamserve.models.dummy import RandomSource
+from streamserve.models.gguf_file import GGUFSource
+from streamserve.models.hf_folder import FolderSource
+from streamserve.models.hub import download
+from streamserve.models.spec import ModelSpec, read_spec
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Source(Protocol):
+    """Where weights come from. Names are Hugging Face's."""
+
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...  # bytes of every tensor held
+    @property
+    def kinds(self) -> frozenset[str]: ...  # how matrices are held: Q4_1, F32, ...
+    def read(self, name: str) -> Tensor: ...
+    def packed(self, name: str) -> Packed | None: ...
+
+
+class Checkpoint:
+    """An open checkpoint, known to hold every weight its family needs. Implements kernels.ops.Weights.
+
+    `spec` may hold fewer positions than the file says, never more. Reading runs in the caller's thread.
+    """
+
+    def __init__(self, source: Source, progress: Progress | None = None) -> None:
+        self._source = source
+        self._progress = progress
+        self.model = find(str(source.config.get("model_type")))
+        self.spec: ModelSpec = read_spec(source.config, self.model.traits(source.config), source.generation_config)
+        self._shapes = self.model.weights(self.spec)
+        self._check_names()
+        self._sizes = {name: source.sizes[name] for name in self._shapes}
+        self._read: set[str] = set()
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that was opened (for a hub id, the local copy)."""
+        return self._source.path
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every weight, by Hugging Face name."""
+        return frozenset(self._shapes)
+
+    @property
+    def weight_kinds(self) -> frozenset[str]:
+        """How the matrices are held: ggml types (Q4_1, ...) or float types (F32, BF16, ...)."""
+        return self._source.kinds
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights as they are stored."""
+        return sum(self._sizes.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all weights."""
+        return sum(_product(shape) for shape in self._shapes.values())
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """generation_config.json, or nothing."""
+        return self._source.generation_config
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight as a float tensor (float32, bfloat16 or float16), dequantised if need be."""
+        tensor = self._source.read(name)
+        if tuple(tensor.shape) != self._shapes[name]:
+            raise CheckpointError(f"{name} in {self.path} has shape {tuple(tensor.shape)}; config asks for {self._shapes[name]}")
+        self._count(name)
+        return tensor
+
+    def packed(self, name: str) -> Packed | None:
+        """A matrix still quantised, or None when it is not held so."""
+        packed = self._source.packed(name)
+        if packed is not None:
+            self._count(name)
+        return packed
+
+    def _count(self, name: str) -> None:
+        self._read.add(name)
+        if self._progress is not None:
+            self._progress(sum(self._sizes[read] for read in self._read), self.num_bytes)
+
+    def _check_names(self) -> None:
+        held = set(self._source.sizes)
+        missing = sorted(set(self._shapes) - held)
+        extra = sorted(name for name in held - set(self._shapes) if not self._is_harmless(name))
+        if missing or extra:
+            parts = [f"{_listed(names)} {word}" for names, word in ((missing, "missing"), (extra, "unknown")) if names]
+            raise CheckpointError(
+                f"{self._source.path} does not hold the weights of a {self.spec.model_type} network with its config: "
+                + "; ".join(parts)
+            )
+
+    def _is_harmless(self, name: str) -> bool:
+        """Tensors some files hold although the network derives them: a tied head, RoPE frequencies."""
+        return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and self.spec.tie_embeddings)
+
+
+def open_checkpoint(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    load_format: str = "auto",
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Open a GGUF file, a Hugging Face folder or a hub id (downloaded first). Blocks. Raises CheckpointError.
+
+    `load_format` "dummy" needs a folder with config.json only and draws random weights. `progress` is called while
+    weights are read, with bytes done and bytes in all."""
+    path = locate(path_or_id, revision=revision, config_only=load_format == "dummy")
+    if load_format == "dummy":
+        return Checkpoint(RandomSource(path), progress)
+    return Checkpoint(GGUFSource(path) if path.suffix == ".gguf" else FolderSource(path), progress)
+
+
+def locate(path_or_id: str | Path, *, revision: str | None = None, config_only: bool = False) -> Path:
+    """The local GGUF file or folder behind a path or hub id; downloads a hub id."""
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path} is not a model: give a .gguf file or the folder that holds config.json")
+        return path
+    if path.is_dir():
+        return _in_folder(path)
+    if not _is_hub_id(str(path_or_id)):
+        raise CheckpointError(f"{path_or_id} does not exist; give a .gguf file, a Hugging Face folder or a hub id (owner/name)")
+    return _in_folder(download(str(path_or_id), revision=revision, config_only=config_only))
+
+
+def _in_folder(folder: Path) -> Path:
+    """A folder with config.json is a model; one with a single GGUF file (or one split set) stands for that file."""
+    if (folder / "config.json").is_file():
+        return folder
+    files = sorted(file for file in folder.glob("*.gguf") if "-of-" not in file.name or "-00001-of-" in file.name)
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(f"{folder} holds {len(files)} models; name one: {', '.join(file.name for file in files)}")
+    raise CheckpointError(f"{folder} holds neither config.json nor a .gguf file")
+
+
+def _is_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return 1 <= len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
+
+
+def _listed(names: list[str], limit: int = 8) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

@@ -1,0 +1,105 @@
+"""The decoder that Llama, Qwen and Mistral share: token embedding, layers of attention and gated MLP, norm, head.
+
+A model file subclasses Decoder and declares only what differs. Owns the torch weights; knows no file format, no layout
+of KV memory and no scheduling. Shape letters: see kernels/ops.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamserve.kernels.ops import Batch, NetworkParts, NetworkShape, rope_angles
+from streamserve.models.layers import Attention, GatedMLP, Loader
+from streamserve.models.spec import Traits
+
+
+class Layer:
+    """Attention and MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, loader: Loader, attention: Attention, mlp: GatedMLP) -> None:
+        self._attention_norm = loader.tensor("input_layernorm.weight")
+        self._mlp_norm = loader.tensor("post_attention_layernorm.weight")
+        self._attention = attention
+        self._mlp = mlp
+        self._norm = loader.ops["norm.rms"]
+        self._eps = loader.shape.rms_norm_eps
+
+    def forward(self, x_TE: Tensor, angles: tuple[Tensor, Tensor], prepared: Any) -> Tensor:
+        x_TE = x_TE + self._attention.forward(self._norm(x_TE, self._attention_norm, self._eps), angles, prepared)
+        return x_TE + self._mlp.forward(self._norm(x_TE, self._mlp_norm, self._eps))
+
+
+class Decoder:
+    """A network in torch. Implements kernels.ops.Network."""
+
+    @staticmethod
+    def traits(config: Mapping[str, Any]) -> Traits:
+        """What this family fixes by its code rather than in config.json."""
+        return Traits()
+
+    @classmethod
+    def weights(cls, shape: NetworkShape) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight, by Hugging Face's names. A checkpoint must hold these and no others."""
+        return decoder_weights(shape)
+
+    def __init__(self, parts: NetworkParts) -> None:
+        shape = parts.shape
+        loader = Loader(parts, "")
+        self._device = parts.device
+        self._dtype = parts.dtype
+        self._eps = shape.rms_norm_eps
+        freq, self._rope_factor = shape.inv_freq()
+        self._inv_freq = torch.tensor(freq, dtype=torch.float32, device=parts.device)
+        self._attention_op = parts.ops["attention.paged"](shape)
+        self._norm_op = parts.ops["norm.rms"]
+        self._embedding_VE = loader.tensor("model.embed_tokens.weight")
+        self._layers = [self.layer(Loader(parts, f"model.layers.{i}."), i) for i in range(shape.num_layers)]
+        self._norm_E = loader.tensor("model.norm.weight")
+        self._head_VE = self._embedding_VE if shape.tie_embeddings else loader.tensor("lm_head.weight")
+
+    def layer(self, loader: Loader, index: int) -> Layer:
+        """One layer; a family with another structure overrides this."""
+        return Layer(loader, Attention(loader.under("self_attn."), index, self._attention_op), GatedMLP(loader.under("mlp.")))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        prepared = self._attention_op.prepare(batch)
+        angles = rope_angles(batch.positions_T, self._inv_freq, self._rope_factor, self._dtype)
+        x_TE = F.embedding(batch.token_ids_T, self._embedding_VE)
+        for layer in self._layers:
+            x_TE = layer.forward(x_TE, angles, prepared)
+        x_RE = self._norm_op(x_TE[batch.logit_rows_R], self._norm_E, self._eps)
+        return F.linear(x_RE, self._head_VE).float()
+
+
+def decoder_weights(shape: NetworkShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a network with these numbers."""
+    hidden, inner, dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
+    q, kv = shape.num_heads * dim, shape.num_kv_heads * dim
+    names: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (shape.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not shape.tie_embeddings:
+        names["lm_head.weight"] = (shape.vocab_size, hidden)
+    for i in range(shape.num_layers):
+        at = f"model.layers.{i}."
+        names[at + "input_layernorm.weight"] = names[at + "post_attention_layernorm.weight"] = (hidden,)
+        for part, has_bias, rows, columns in (
+            ("self_attn.q_proj", shape.qkv_bias, q, hidden),
+            ("self_attn.k_proj", shape.qkv_bias, kv, hidden),
+            ("self_attn.v_proj", shape.qkv_bias, kv, hidden),
+            ("self_attn.o_proj", shape.o_bias, hidden, q),
+            ("mlp.gate_proj", shape.mlp_bias, inner, hidden),
+            ("mlp.up_proj", shape.mlp_bias, inner, hidden),
+            ("mlp.down_proj", shape.mlp_bias, hidden, inner),
+        ):
+            names[f"{at}{part}.weight"] = (rows, columns)
+            if has_bias:
+                names[f"{at}{part}.bias"] = (rows,)
+        if shape.qk_norm:
+            names[at + "self_attn.q_norm.weight"] = names[at + "self_attn.k_norm.weight"] = (dim,)
+    return names

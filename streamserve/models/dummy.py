@@ -1,0 +1,45 @@
+"""Random weights for a folder that holds config.json only: the same for every run. For tests and benchmarks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from streamserve.kernels.ops import Packed
+from streamserve.models import find
+from streamserve.models.hf_folder import read_json
+from streamserve.models.spec import read_spec
+
+
+class RandomSource:
+    """Weights drawn from a generator seeded by each weight's name. Implements checkpoint.Source."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: dict[str, Any] = read_json(path / "config.json")
+        self.generation_config: dict[str, Any] = {}
+        model = find(str(self.config.get("model_type")))
+        self._shapes = model.weights(read_spec(self.config, model.traits(self.config)))
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every tensor the family needs, as float32."""
+        return {name: 4 * int(torch.Size(shape).numel()) for name, shape in self._shapes.items()}
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset({"F32"})
+
+    def read(self, name: str) -> Tensor:
+        """Norms are 1, biases 0, matrices normal with deviation 1 / sqrt(inputs): activations and logits stay near 1."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        generator = torch.Generator().manual_seed(crc32(name.encode()))
+        return torch.randn(shape, generator=generator).mul_(shape[1] ** -0.5)
+
+    def packed(self, name: str) -> Packed | None:
+        return None
