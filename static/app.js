@@ -1,0 +1,402 @@
+/**
+ * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, composer, key dialog.
+ */
+
+import { Chat } from "./chat.js";
+import { byId, h, iconButton } from "./dom.js";
+import { Server } from "./net.js";
+import { Settings } from "./settings.js";
+import { Store, newConversation, pathOf, recall, remember } from "./store.js";
+
+const READY_POLL_MS = 1_500;
+const UNDO_MS = 10_000;
+const SAVE_MS = 400; // after the last keystroke
+const EXAMPLES = [
+  "What is the capital of France?",
+  "Explain in three sentences why the sky is blue.",
+  "Write a Python function that tells whether a word is a palindrome.",
+];
+
+class App {
+  #conversation = newConversation();
+  #saveTimer = 0;
+  #undoTimer = 0;
+  #editing = null; // the question being edited
+  #askAgain = false; // a question waits for the key
+  #limit = 0; // tokens the model's context holds
+
+  constructor() {
+    this.server = new Server(recall("key", "session"));
+    this.store = new Store(undefined, (problem) => this.#showBanner(problem));
+    this.settings = new Settings((conversation) => this.#saveSoon(conversation));
+    this.chat = new Chat(this.server, {
+      save: (conversation) => this.#save(conversation),
+      changed: (conversation) => this.#streamChanged(conversation),
+      refused: (error, conversation) => this.#refused(error, conversation),
+      say: (text) => (byId("status").textContent = text),
+      edit: (message) => this.#edit(message),
+    });
+    this.prompt = byId("prompt");
+  }
+
+  async start() {
+    this.#wireComposer();
+    this.#wireSides();
+    this.#wireTheme();
+    this.#wireKeys();
+    this.#wireKeyDialog();
+    this.#drawExamples();
+    addEventListener("hashchange", () => this.#openFromHash());
+    addEventListener("storage", () => this.#drawChats());
+    addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
+    this.#watchServer();
+    await this.#openFromHash();
+    await this.#drawChats();
+    if (!isTouch()) this.prompt.focus();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- server
+
+  /** Asks until the server is ready, then learns the model; the state is shown all the while. */
+  async #watchServer() {
+    clearTimeout(this.readyTimer);
+    try {
+      const why = await this.server.whyNotReady();
+      if (why === null) return await this.#learnModel();
+      this.#showState("starting", why);
+    } catch (error) {
+      this.#showState("down", error.status === 401 ? "Key needed" : "Not reachable");
+      if (error.status === 401) return this.#askForKey(error);
+    }
+    this.readyTimer = setTimeout(() => this.#watchServer(), READY_POLL_MS);
+  }
+
+  async #learnModel() {
+    const [card] = await this.server.models();
+    this.chat.model = card.id;
+    this.#limit = card.max_model_len ?? 0;
+    byId("model-name").textContent = card.id;
+    document.title = `${card.id} · StreamServe`;
+    this.settings.showDefaults(card.default_sampling ?? {});
+    this.#showState("ready", "Ready");
+    this.#showContext();
+  }
+
+  #showState(state, words) {
+    byId("dot").dataset.state = state;
+    byId("server-state").textContent = words;
+  }
+
+  #refused(error, conversation) {
+    if (conversation === this.#conversation && error.param) this.settings.showError(error.param, error.message);
+    if (error.status === 401) {
+      this.#askAgain = true;
+      this.#askForKey(error);
+    }
+    if (error.code === "unreachable" || error.code === "broken_stream") this.#watchServer();
+  }
+
+  #askForKey(error) {
+    if (this.server.key) byId("key-reason").textContent = error.message;
+    const dialog = byId("key-dialog");
+    if (!dialog.open) dialog.showModal();
+  }
+
+  #wireKeyDialog() {
+    const dialog = byId("key-dialog");
+    byId("key-cancel").addEventListener("click", () => dialog.close());
+    byId("key-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.server.useKey(byId("key").value.trim());
+      remember("key", this.server.key, "session");
+      byId("key").value = "";
+      dialog.close();
+      this.#watchServer();
+      if (this.#askAgain) this.chat.regenerateLast();
+      this.#askAgain = false;
+    });
+  }
+
+  // ------------------------------------------------------------------------------------------------------ conversations
+
+  async #openFromHash() {
+    const id = new URLSearchParams(location.hash.slice(1)).get("c");
+    if (id === this.#conversation.id || (!id && location.hash)) return;
+    const found = id && (this.chat.living(id) ?? (await this.store.load(id)));
+    this.#show(found || newConversation(this.#conversation));
+    if (id && !found) history.replaceState(null, "", location.pathname);
+  }
+
+  #show(conversation) {
+    this.#conversation = conversation;
+    this.#editing = null;
+    this.chat.show(conversation);
+    this.settings.show(conversation);
+    this.#setPrompt(conversation.draft);
+    this.#showContext();
+    this.#showSend();
+    this.#markCurrent();
+  }
+
+  newChat() {
+    history.pushState(null, "", location.pathname);
+    this.#show(newConversation(this.#conversation));
+    this.#closeSides();
+    this.prompt.focus();
+  }
+
+  async #save(conversation) {
+    const hash = `#c=${conversation.id}`;
+    if (conversation === this.#conversation && location.hash !== hash) history.replaceState(null, "", hash);
+    await this.store.save(conversation);
+  }
+
+  /** A conversation is kept from its first question on; until then its settings live only on the page. */
+  #saveIfBegun(conversation) {
+    if (conversation.messages.length) this.#save(conversation);
+  }
+
+  #saveSoon(conversation) {
+    clearTimeout(this.#saveTimer);
+    this.#saveTimer = setTimeout(() => this.#saveIfBegun(conversation), SAVE_MS);
+  }
+
+  async #drawChats() {
+    const entries = await this.store.list();
+    byId("chats").replaceChildren(...entries.map((entry) => this.#chatItem(entry)));
+    byId("no-chats").hidden = entries.length > 0;
+    this.#markCurrent();
+  }
+
+  #chatItem({ id, title }) {
+    const link = h("a", { href: `#c=${id}`, class: "chat", "data-id": id, dir: "auto", onclick: () => this.#closeSides() }, title);
+    return h("li", {}, link, iconButton("trash", `Delete ${title}`, () => this.#remove(id, title)));
+  }
+
+  #markCurrent() {
+    for (const link of byId("chats").querySelectorAll("a")) {
+      if (link.dataset.id === this.#conversation.id) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+
+  async #remove(id, title) {
+    const conversation = this.chat.living(id) ?? (await this.store.load(id));
+    const isCurrent = id === this.#conversation.id;
+    if (isCurrent) {
+      this.chat.stop();
+      this.newChat();
+    }
+    await this.store.remove(id);
+    const items = [...byId("chats").querySelectorAll("a")];
+    const next = items[items.findIndex((link) => link.dataset.id === id) + 1]?.dataset.id;
+    await this.#drawChats();
+    if (!isCurrent) (byId("chats").querySelector(`a[data-id="${next}"]`) ?? byId("new-chat")).focus();
+    if (conversation) this.#offerUndo(conversation, title);
+  }
+
+  #offerUndo(conversation, title) {
+    const toast = byId("toast");
+    const undo = async () => {
+      toast.hidden = true;
+      await this.store.save(conversation);
+      await this.#drawChats();
+      location.hash = `c=${conversation.id}`;
+    };
+    toast.replaceChildren(h("span", {}, `Deleted “${title}”`), h("button", { type: "button", class: "link-button", onclick: undo }, "Undo"));
+    toast.hidden = false;
+    clearTimeout(this.#undoTimer);
+    this.#undoTimer = setTimeout(() => (toast.hidden = true), UNDO_MS);
+  }
+
+  #showBanner(problem) {
+    const banner = byId("banner");
+    banner.textContent = problem ?? "";
+    banner.hidden = !problem;
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- composer
+
+  #wireComposer() {
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.chat.isStreaming) this.chat.stop();
+      else this.#send();
+    });
+    this.prompt.addEventListener("keydown", (event) => {
+      const isComposing = event.isComposing || event.keyCode === 229; // Enter that ends an IME word; Safari only sets the code
+      if (event.key !== "Enter" || event.shiftKey || isComposing || isTouch()) return;
+      event.preventDefault();
+      if (!this.chat.isStreaming) this.#send();
+    });
+    this.prompt.addEventListener("input", () => {
+      this.#fitPrompt();
+      this.#showSend();
+      if (this.#editing) return;
+      this.#conversation.draft = this.prompt.value;
+      this.#saveSoon(this.#conversation);
+    });
+    byId("hint-keys").hidden = isTouch();
+  }
+
+  #send() {
+    const text = this.prompt.value.trim();
+    if (!text) return;
+    const parent = this.#editing ? this.#editing.parent : (pathOf(this.#conversation).at(-1)?.id ?? null);
+    this.#editing = null;
+    this.settings.clearErrors();
+    this.#conversation.draft = "";
+    this.#setPrompt("");
+    this.chat.ask(text, parent);
+  }
+
+  /** Takes a question back into the composer. Sending it opens a new branch; the old one stays. */
+  #edit(message) {
+    if (this.chat.isStreaming) return;
+    this.#editing = message;
+    this.#setPrompt(message.content);
+    this.#showSend();
+    this.prompt.focus();
+    byId("status").textContent = "Editing an earlier message. Escape cancels.";
+  }
+
+  #setPrompt(text) {
+    this.prompt.value = text;
+    this.#fitPrompt();
+    byId("composer").classList.toggle("editing", Boolean(this.#editing));
+  }
+
+  #fitPrompt() {
+    this.prompt.style.height = "auto";
+    this.prompt.style.height = `${this.prompt.scrollHeight}px`;
+  }
+
+  #showSend() {
+    const button = byId("send");
+    const isStop = this.chat.isStreaming;
+    button.setAttribute("aria-label", isStop ? "Stop" : this.#editing ? "Send edited message" : "Send");
+    button.classList.toggle("stop", isStop);
+    button.querySelector("use").setAttribute("href", isStop ? "#icon-stop" : "#icon-send");
+    button.disabled = !isStop && !this.prompt.value.trim();
+  }
+
+  #streamChanged(conversation) {
+    this.#drawChats();
+    if (conversation !== this.#conversation) return;
+    this.#showSend();
+    this.#showContext();
+  }
+
+  #showContext() {
+    const last = pathOf(this.#conversation).findLast((message) => message.stats?.promptTokens);
+    const used = last ? last.stats.promptTokens + (last.stats.tokens ?? 0) : 0;
+    const count = (n) => n.toLocaleString("en");
+    byId("context").textContent = used && this.#limit ? `${count(used)} of ${count(this.#limit)} tokens of context` : "";
+  }
+
+  #drawExamples() {
+    const ask = (text) => {
+      this.#setPrompt(text);
+      this.#send();
+    };
+    byId("examples").append(
+      ...EXAMPLES.map((text) => h("li", {}, h("button", { type: "button", class: "example", onclick: () => ask(text) }, text))),
+    );
+  }
+
+  // ------------------------------------------------------------------------------------------------- sidebars, keys, look
+
+  #wireSides() {
+    this.wide = matchMedia("(min-width: 1100px)"); // as in style.css
+    this.middle = matchMedia("(min-width: 760px)");
+    byId("skip").addEventListener("click", (event) => {
+      event.preventDefault(); // the hash belongs to the conversation
+      this.prompt.focus();
+    });
+    byId("new-chat").addEventListener("click", () => this.newChat());
+    byId("open-nav").addEventListener("click", () => this.#toggleSide("nav"));
+    byId("open-inspector").addEventListener("click", () => this.#toggleSide("inspector"));
+    for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => this.#closeSides(true));
+    byId("shade").addEventListener("click", () => this.#closeSides(true));
+    const reset = () => {
+      this.#setSide("nav", this.middle.matches);
+      this.#setSide("inspector", this.wide.matches && recall("inspector") !== "closed");
+    };
+    this.wide.addEventListener("change", reset);
+    this.middle.addEventListener("change", reset);
+    reset();
+  }
+
+  /** Whether this sidebar lies over the messages, instead of beside them. */
+  #isOverlay(name) {
+    return name === "nav" ? !this.middle.matches : !this.wide.matches;
+  }
+
+  #toggleSide(name) {
+    const isOpen = byId(name).inert;
+    if (isOpen && this.#isOverlay(name)) this.#closeSides();
+    this.#setSide(name, isOpen);
+    if (name === "inspector" && !this.#isOverlay(name)) remember("inspector", isOpen ? "open" : "closed");
+    if (isOpen && this.#isOverlay(name)) byId(name).querySelector(".close-side").focus();
+  }
+
+  #setSide(name, isOpen) {
+    const side = byId(name);
+    side.inert = !isOpen;
+    side.classList.toggle("closed", !isOpen);
+    byId(`open-${name}`).setAttribute("aria-expanded", String(isOpen));
+    byId("shade").hidden = !["nav", "inspector"].some((other) => !byId(other).inert && this.#isOverlay(other));
+  }
+
+  /** Closes the sidebars that lie over the messages; true when there was one. */
+  #closeSides(returnFocus = false) {
+    const open = ["nav", "inspector"].filter((name) => !byId(name).inert && this.#isOverlay(name));
+    for (const name of open) this.#setSide(name, false);
+    if (open.length && returnFocus) byId(`open-${open[0]}`).focus();
+    return open.length > 0;
+  }
+
+  #wireKeys() {
+    addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !event.isComposing && !byId("key-dialog").open) return this.#escape();
+      if (!(event.ctrlKey || event.metaKey)) return;
+      const key = event.key.toLowerCase();
+      const action = {
+        o: event.shiftKey && (() => this.newChat()),
+        b: !event.shiftKey && (() => this.#toggleSide("inspector")),
+        "/": () => this.prompt.focus(),
+      }[key];
+      if (!action) return;
+      event.preventDefault();
+      action();
+    });
+  }
+
+  #escape() {
+    if (this.#closeSides(true)) return;
+    if (this.chat.isStreaming) return this.chat.stop();
+    if (!this.#editing) return;
+    this.#editing = null;
+    this.#setPrompt(this.#conversation.draft);
+    this.#showSend();
+  }
+
+  #wireTheme() {
+    const themes = ["system", "light", "dark"];
+    const show = (theme) => {
+      document.documentElement.dataset.theme = theme;
+      byId("theme").setAttribute("aria-label", `Theme: ${theme}`);
+      byId("theme").title = `Theme: ${theme}`;
+    };
+    show(themes.includes(recall("theme")) ? recall("theme") : "system");
+    byId("theme").addEventListener("click", () => {
+      const next = themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length];
+      remember("theme", next);
+      show(next);
+    });
+  }
+}
+
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
+
+new App().start();

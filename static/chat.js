@@ -1,0 +1,377 @@
+/**
+ * The message list: one conversation on screen, and the answers that are being streamed into this and others.
+ *
+ * Owns the running answers, the message elements and the reading position. Knows nothing of the sidebars.
+ */
+
+import { byId, h, iconButton } from "./dom.js";
+import { MarkdownView } from "./render.js";
+import { samplingBody } from "./settings.js";
+import { addMessage, pathOf, removeMessage, showVariant, variantsOf } from "./store.js";
+
+const SAVE_MS = 1_000; // how much of an answer a crash may cost
+const NEAR_END_PX = 40;
+
+/** An answer under way: text that arrived, and the element it goes to while its conversation is on screen. */
+class Answer {
+  constructor(conversation, message) {
+    this.conversation = conversation;
+    this.message = message;
+    this.pending = ""; // arrived, not painted
+    this.view = null;
+    this.cancel = () => {};
+    this.sentAt = performance.now();
+    this.firstAt = 0;
+    this.lastAt = 0;
+    this.savedAt = this.sentAt;
+  }
+
+  /** Counts from `usage`, times as this page saw them. */
+  stats(usage) {
+    return {
+      tokens: usage?.completion_tokens ?? null,
+      promptTokens: usage?.prompt_tokens ?? null,
+      cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? null,
+      firstMs: this.firstAt ? this.firstAt - this.sentAt : null,
+      decodeMs: this.lastAt - this.firstAt,
+    };
+  }
+}
+
+/** "24 tok · 62 tok/s · TTFT 81 ms · 112 of 130 prompt tokens cached", as far as it is known. */
+export function statsText({ tokens, promptTokens, cachedTokens, firstMs, decodeMs }) {
+  const parts = [];
+  const count = (n) => n.toLocaleString("en");
+  if (tokens !== null) parts.push(`${count(tokens)} tok`);
+  if (tokens > 1 && decodeMs > 0) {
+    const rate = (tokens - 1) / (decodeMs / 1000);
+    parts.push(`${rate < 10 ? rate.toFixed(1) : count(Math.round(rate))} tok/s`);
+  }
+  if (firstMs !== null) parts.push(`TTFT ${firstMs < 1000 ? `${Math.round(firstMs)} ms` : `${(firstMs / 1000).toFixed(2)} s`}`);
+  if (cachedTokens !== null) parts.push(`${count(cachedTokens)} of ${count(promptTokens)} prompt tokens cached`);
+  return parts.join(" · ");
+}
+
+export class Chat {
+  #answers = new Map(); // conversation id -> Answer
+  #elements = new Map(); // message id -> <li>
+  #isFollowing = true;
+  #lastTop = 0;
+  #frame = 0;
+
+  /**
+   * `page` is what this list needs of the page: save(conversation), changed(conversation) when a stream starts or ends,
+   * refused(ApiError, conversation), say(text) for the status region, edit(message) to take a question back to the composer.
+   */
+  constructor(server, page) {
+    this.server = server;
+    this.page = page;
+    this.conversation = null;
+    this.model = "";
+    this.list = byId("messages");
+    this.scroll = byId("scroll");
+    this.jump = byId("jump");
+    this.#watchReader();
+    this.list.addEventListener("click", (event) => this.#copyCode(event));
+  }
+
+  // ------------------------------------------------------------------------------------------------- what is on screen
+
+  show(conversation) {
+    for (const answer of this.#answers.values()) answer.view = null;
+    this.conversation = conversation;
+    this.#draw();
+    this.#follow(true);
+  }
+
+  #draw() {
+    const path = pathOf(this.conversation);
+    const answer = this.#answers.get(this.conversation.id);
+    if (answer) answer.pending = ""; // the message's text has it, and is drawn whole below
+    this.#elements.clear();
+    this.list.replaceChildren(...path.map((message, k) => this.#element(message, k + 1)));
+    byId("welcome").hidden = path.length > 0;
+    this.list.hidden = path.length === 0;
+    this.#keepEnd();
+  }
+
+  #element(message, number) {
+    const isAnswer = message.role === "assistant";
+    const text = h("div", { class: "text", dir: "auto" });
+    const item = h(
+      "li",
+      { class: `message ${message.role}`, "data-id": message.id },
+      h("h2", { class: "hidden" }, isAnswer ? `Answer ${number / 2}` : `Question ${(number + 1) / 2}`),
+      text,
+      h("div", { class: "under" }),
+    );
+    this.#elements.set(message.id, item);
+    if (isAnswer) this.#fillAnswer(message, text);
+    else text.textContent = message.content;
+    this.#drawUnder(message);
+    return item;
+  }
+
+  #fillAnswer(message, text) {
+    const view = new MarkdownView(text);
+    view.append(message.content);
+    const answer = this.#answers.get(this.conversation.id);
+    if (answer?.message === message) answer.view = view;
+    else view.finish();
+  }
+
+  /** The line under a message: what became of it, its figures, and what can be done with it. */
+  #drawUnder(message, isNews = false) {
+    const item = this.#elements.get(message.id);
+    if (!item) return;
+    const under = item.querySelector(".under");
+    const isStreaming = message.state === "streaming";
+    item.setAttribute("aria-busy", String(isStreaming));
+    const number = [...this.#elements.keys()].indexOf(message.id) + 1;
+    under.replaceChildren(
+      ...(message.error ? [h("p", { class: "error", role: isNews && "alert" }, message.error)] : []),
+      ...(isStreaming ? [h("p", { class: "stats waiting" }, h("span", { class: "pulse", "aria-hidden": "true" }), "Generating")] : []),
+      ...(message.role === "assistant" ? this.#figures(message) : []),
+      ...(isStreaming ? [] : [this.#actions(message, number)]),
+    );
+  }
+
+  #figures(message) {
+    if (message.state === "streaming") return [];
+    const ends = { stopped: "Stopped by you", interrupted: "Cut off by a reload", done: message.content ? "" : "Empty answer" };
+    const end = message.finish === "length" ? "Cut at the token limit" : (ends[message.state] ?? "");
+    const words = [end, message.stats ? statsText(message.stats) : ""].filter(Boolean).join(" · ");
+    if (!words) return [];
+    const { cachedTokens, promptTokens } = message.stats ?? {};
+    const bar = cachedTokens === null || !promptTokens ? null : h("span", { class: "cached", "aria-hidden": "true" }, h("span"));
+    if (bar) bar.firstChild.style.width = `${(100 * cachedTokens) / promptTokens}%`;
+    return [h("p", { class: "stats" }, words, bar)];
+  }
+
+  #actions(message, number) {
+    const buttons = [];
+    const variants = variantsOf(this.conversation, message);
+    if (variants.length > 1) buttons.push(this.#variantSwitch(message, variants, number));
+    if (message.content) buttons.push(iconButton("copy", `Copy message ${number}`, (event) => copy(message.content, event.currentTarget)));
+    if (message.role === "user") buttons.push(iconButton("edit", `Edit message ${number}`, () => this.page.edit(message)));
+    else buttons.push(iconButton("again", `Regenerate message ${number}`, () => this.regenerate(message)));
+    return h("div", { class: "actions" }, ...buttons);
+  }
+
+  #variantSwitch(message, variants, number) {
+    const at = variants.indexOf(message);
+    const step = (name, label, to) => {
+      const button = iconButton(name, `${label} version of message ${number}`, () => this.#switchTo(variants[to], label));
+      button.disabled = to < 0 || to >= variants.length;
+      return button;
+    };
+    const place = h("span", { class: "place" }, `${at + 1}/${variants.length}`);
+    return h("div", { class: "variants" }, step("left", "Previous", at - 1), place, step("right", "Next", at + 1));
+  }
+
+  #switchTo(message, label) {
+    if (this.isStreaming) return;
+    showVariant(this.conversation, message);
+    this.page.save(this.conversation);
+    this.#draw();
+    const buttons = [...this.#elements.get(message.id).querySelectorAll(".variants button")];
+    (buttons.find((button) => !button.disabled && button.title.startsWith(label)) ?? buttons.find((button) => !button.disabled))?.focus();
+  }
+
+  // ------------------------------------------------------------------------------------------------- asking and answers
+
+  get isStreaming() {
+    return this.#answers.has(this.conversation?.id);
+  }
+
+  /** The conversation of a running answer is alive here and must not be read from storage. */
+  living(id) {
+    return this.#answers.get(id)?.conversation ?? null;
+  }
+
+  /** Adds a question below `parent` and streams its answer. */
+  ask(text, parent) {
+    if (this.isStreaming) return;
+    const question = addMessage(this.conversation, parent, "user", text);
+    this.#answer(question.id);
+  }
+
+  /** One more answer to the question of this one. The old one stays as a variant, unless it has no text to keep. */
+  regenerate(message) {
+    if (this.isStreaming) return;
+    if (!message.content) removeMessage(this.conversation, message);
+    this.#answer(message.parent);
+  }
+
+  regenerateLast() {
+    const last = pathOf(this.conversation).at(-1);
+    if (last?.role === "assistant") this.regenerate(last);
+  }
+
+  stop() {
+    const answer = this.#answers.get(this.conversation?.id);
+    if (!answer) return;
+    answer.message.state = "stopped";
+    answer.cancel();
+    this.#end(answer, null);
+    this.page.say("Stopped");
+  }
+
+  #answer(questionId) {
+    const { conversation } = this;
+    const message = addMessage(conversation, questionId, "assistant", "", "streaming");
+    const answer = new Answer(conversation, message);
+    const body = this.#body(conversation, message);
+    this.#answers.set(conversation.id, answer);
+    this.page.save(conversation);
+    this.#draw();
+    this.#follow(true);
+    this.page.changed(conversation);
+    this.page.say("Generating");
+    answer.cancel = this.server.stream(body, {
+      chunk: (chunk) => this.#arrived(answer, chunk),
+      done: (usage) => this.#done(answer, usage),
+      error: (error) => this.#failed(answer, error),
+    });
+  }
+
+  #body(conversation, message) {
+    const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
+    const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
+    const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
+    return { model: this.model, messages, stream: true, stream_options: { include_usage: true }, ...samplingBody(conversation.sampling) };
+  }
+
+  #arrived(answer, chunk) {
+    const choice = chunk.choices?.[0];
+    if (!choice) return;
+    if (choice.finish_reason) answer.message.finish = choice.finish_reason;
+    const text = choice.delta?.content;
+    if (!text) return;
+    answer.lastAt = performance.now();
+    answer.firstAt ||= answer.lastAt;
+    answer.message.content += text;
+    answer.pending += text;
+    this.#frame ||= requestAnimationFrame(() => this.#paint());
+    if (answer.lastAt - answer.savedAt > SAVE_MS) {
+      answer.savedAt = answer.lastAt;
+      this.page.save(answer.conversation);
+    }
+  }
+
+  /** The one writer: everything that arrived since the last frame, for all answers on screen. */
+  #paint() {
+    this.#frame = 0;
+    for (const answer of this.#answers.values()) this.#flush(answer);
+    this.#keepEnd();
+  }
+
+  #flush(answer) {
+    if (!answer.view || !answer.pending) return;
+    answer.view.append(answer.pending);
+    answer.pending = "";
+  }
+
+  #done(answer, usage) {
+    const { message } = answer;
+    if (message.state === "stopped") {
+      // Ended already, when Stop was pressed. A server that says what it had made by then completes the figures.
+      if (usage) this.#setStats(answer, usage);
+      return;
+    }
+    message.state = "done";
+    this.#end(answer, usage);
+    const numWords = message.content.split(/\s+/).filter(Boolean).length;
+    this.page.say(`Answer complete, ${numWords} ${numWords === 1 ? "word" : "words"}`);
+  }
+
+  #failed(answer, error) {
+    answer.message.state = "failed";
+    answer.message.error = error.message;
+    this.#end(answer, null);
+    this.page.refused(error, answer.conversation);
+  }
+
+  #end(answer, usage) {
+    this.#flush(answer);
+    answer.view?.finish();
+    this.#answers.delete(answer.conversation.id);
+    this.#setStats(answer, usage);
+    this.page.changed(answer.conversation);
+    this.#keepEnd();
+  }
+
+  #setStats(answer, usage) {
+    if (usage || answer.firstAt) answer.message.stats = answer.stats(usage);
+    this.page.save(answer.conversation);
+    if (answer.conversation === this.conversation) this.#drawUnder(answer.message, answer.message.state === "failed");
+  }
+
+  // ---------------------------------------------------------------------------------------------------- reading position
+
+  /** Follows the end until the reader moves up, and again once they are back. */
+  #watchReader() {
+    this.scroll.addEventListener("scroll", () => this.#moved(), { passive: true });
+    const leave = (event) => event.deltaY < 0 && this.scroll.scrollTop > 0 && this.#follow(false);
+    this.scroll.addEventListener("wheel", leave, { passive: true });
+    this.jump.addEventListener("click", () => this.#follow(true));
+    new ResizeObserver(() => this.#keepEnd()).observe(this.scroll);
+    new ResizeObserver(() => this.#keepEnd()).observe(this.list);
+  }
+
+  #moved() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroll;
+    const left = scrollHeight - clientHeight - scrollTop;
+    const movedUp = scrollTop < this.#lastTop;
+    this.#lastTop = scrollTop;
+    if (movedUp && left > 1) this.#follow(false);
+    else if (left < NEAR_END_PX) this.#follow(true);
+    this.#showJump();
+  }
+
+  #follow(isFollowing) {
+    this.#isFollowing = isFollowing;
+    this.#keepEnd();
+  }
+
+  #keepEnd() {
+    if (this.#isFollowing) {
+      this.scroll.scrollTop = this.scroll.scrollHeight;
+      this.#lastTop = this.scroll.scrollTop;
+    }
+    this.#showJump();
+  }
+
+  #showJump() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroll;
+    this.jump.hidden = this.#isFollowing || scrollHeight - clientHeight - scrollTop < NEAR_END_PX;
+  }
+
+  #copyCode(event) {
+    const button = event.target.closest(".copy-code");
+    if (button) copy(button.closest(".code").querySelector("code").textContent, button);
+  }
+}
+
+async function copy(text, button) {
+  const said = await navigator.clipboard.writeText(text).then(
+    () => "Copied",
+    () => "Copying is not allowed here",
+  );
+  byId("status").textContent = said;
+  confirm(button, said === "Copied");
+}
+
+/** Shows on the button for a moment whether it worked. */
+function confirm(button, worked) {
+  if (button.dataset.worked) return;
+  button.dataset.worked = String(worked);
+  const use = button.querySelector("use");
+  const before = use ? use.getAttribute("href") : button.textContent;
+  const show = (iconOrText) => (use ? use.setAttribute("href", iconOrText) : (button.firstChild.data = iconOrText));
+  show(use ? (worked ? "#icon-check" : "#icon-close") : worked ? "Copied" : "Not allowed");
+  setTimeout(() => {
+    show(before);
+    delete button.dataset.worked;
+  }, 1_500);
+}

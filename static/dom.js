@@ -1,0 +1,39 @@
+/**
+ * The two ways this page makes elements. Text only ever becomes a text node; no HTML string is parsed anywhere.
+ */
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** The element with this id, which index.html promises to have. */
+export function byId(id) {
+  const node = document.getElementById(id);
+  if (!node) throw new Error(`index.html lacks #${id}`);
+  return node;
+}
+
+/** An element: `on…` properties are listeners, true and false set or leave out an attribute, the rest are attributes. */
+export function h(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, String(value));
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** One of the symbols at the top of index.html. */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS(SVG, "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** A button that shows only an icon; `label` is its name for everybody who cannot see it. */
+export function iconButton(name, label, onclick) {
+  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick }, icon(name));
+}
