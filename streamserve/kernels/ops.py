@@ -173,7 +173,7 @@ def silu_mul(x_T2F: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _DecodeRows:
-    """All rows with one new token: attended in one call, padded to the longest."""
+    """Rows with one new token and about as many pages: attended in one call, padded to the longest."""
 
     tokens: Tensor | slice  # which of the T tokens
     pages_BP: Tensor
@@ -195,7 +195,7 @@ class _Prepared:
     pool: KVPages
     pages_T: Tensor
     offsets_T: Tensor
-    decode: _DecodeRows | None
+    decode: list[_DecodeRows]
     prompts: list[_PromptRow]
 
 
@@ -212,13 +212,16 @@ class ReferenceAttention:
         lens = [end - start for start, end in pairwise(starts)]
         row_of_T = torch.repeat_interleave(torch.tensor(lens, device=batch.positions_T.device))
         pages_T = batch.page_table_BP[row_of_T, batch.positions_T // size].long()
-        decode = [b for b, length in enumerate(lens) if length == 1]
+        decode: dict[int, list[int]] = {}  # by binary digits of the page count: a short row pads to twice its length at most
+        for b, length in enumerate(lens):
+            if length == 1:
+                decode.setdefault((-(-batch.kv_len[b] // size)).bit_length(), []).append(b)
         prompts = [b for b, length in enumerate(lens) if length > 1]
         return _Prepared(
             pool=batch.pool,
             pages_T=pages_T,
             offsets_T=batch.positions_T % size,
-            decode=self._decode_rows(batch, decode) if decode else None,
+            decode=[self._decode_rows(batch, rows) for rows in decode.values()],
             prompts=[self._prompt_row(batch, b) for b in prompts],
         )
 
@@ -249,11 +252,9 @@ class ReferenceAttention:
 
     def attend(self, prepared: _Prepared, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         prepared.pool.write(layer, k_TKD, v_TKD, prepared.pages_T, prepared.offsets_T)
-        if prepared.decode and not prepared.prompts:
-            return self._attend_decode(prepared.pool, prepared.decode, layer, q_THD)
-        out_THD = torch.empty_like(q_THD)
-        if prepared.decode:
-            out_THD[prepared.decode.tokens] = self._attend_decode(prepared.pool, prepared.decode, layer, q_THD)
+        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+        for rows in prepared.decode:
+            out_THD[rows.tokens] = self._attend_decode(prepared.pool, rows, layer, q_THD)
         for row in prepared.prompts:
             out_THD[row.tokens] = self._attend_prompt(prepared.pool, row, layer, q_THD)
         return out_THD

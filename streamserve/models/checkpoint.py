@@ -5,6 +5,7 @@ Hugging Face folder, random) know their own formats.
 """
 
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class Source(Protocol):
 class Checkpoint:
     """An open checkpoint, known to hold every weight its family needs. Implements kernels.ops.Weights.
 
-    `spec` may hold fewer positions than the file says, never more. Reading runs in the caller's thread.
+    Reading runs in the caller's thread.
     """
 
     def __init__(self, source: Source, progress: Progress | None = None) -> None:
@@ -52,6 +53,7 @@ class Checkpoint:
         self._check_names()
         self._sizes = {name: source.sizes[name] for name in self._shapes}
         self._read: set[str] = set()
+        self._bytes_read = 0
 
     @property
     def path(self) -> Path:
@@ -76,7 +78,7 @@ class Checkpoint:
     @property
     def num_parameters(self) -> int:
         """Numbers in all weights."""
-        return sum(_product(shape) for shape in self._shapes.values())
+        return sum(prod(shape) for shape in self._shapes.values())
 
     @property
     def generation_config(self) -> Mapping[str, Any]:
@@ -99,9 +101,12 @@ class Checkpoint:
         return packed
 
     def _count(self, name: str) -> None:
+        if name in self._read:  # a tied head reads the embedding twice
+            return
         self._read.add(name)
+        self._bytes_read += self._sizes[name]
         if self._progress is not None:
-            self._progress(sum(self._sizes[read] for read in self._read), self.num_bytes)
+            self._progress(self._bytes_read, self.num_bytes)
 
     def _check_names(self) -> None:
         held = set(self._source.sizes)
@@ -170,10 +175,3 @@ def _is_hub_id(text: str) -> bool:
 def _listed(names: list[str], limit: int = 8) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

@@ -1,6 +1,7 @@
 """Random weights for a folder that holds config.json only: the same for every run. For tests and benchmarks."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,7 +28,7 @@ class RandomSource:
     @property
     def sizes(self) -> Mapping[str, int]:
         """Every tensor the family needs, as float32."""
-        return {name: 4 * int(torch.Size(shape).numel()) for name, shape in self._shapes.items()}
+        return {name: 4 * prod(shape) for name, shape in self._shapes.items()}
 
     @property
     def kinds(self) -> frozenset[str]:

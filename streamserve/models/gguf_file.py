@@ -219,9 +219,13 @@ class GGUFSource:
         if get("rope.dimension_count", head_dim) != head_dim:
             raise CheckpointError(f"{self.path}: RoPE over a part of each head is not supported")
         embedding = self._tensors.get("model.embed_tokens.weight")
+        window = get("attention.sliding_window")
+        if window and architecture != "llama":
+            raise CheckpointError(f"{self.path}: a sliding window is not supported for architecture {architecture}")
         q_bias = "model.layers.0.self_attn.q_proj.bias" in self._tensors
         return {
-            "model_type": _MODEL_TYPES[architecture],
+            # Mistral is stored as a llama; only a window tells them apart.
+            "model_type": "mistral" if window else _MODEL_TYPES[architecture],
             "num_hidden_layers": get("block_count"),
             "hidden_size": hidden,
             "num_attention_heads": heads,
@@ -235,7 +239,7 @@ class GGUFSource:
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
             "attention_bias": q_bias,
             "mlp_bias": "model.layers.0.mlp.down_proj.bias" in self._tensors,
-            "sliding_window": get("attention.sliding_window"),
+            "sliding_window": window,
             "eos_token_id": [
                 header.scalars[key]
                 for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")

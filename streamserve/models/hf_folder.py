@@ -5,6 +5,7 @@ Owns the file names of that format. Knows no network.
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,7 @@ class FolderSource:
             shape, kind = described.get_shape(), described.get_dtype()
             if kind not in _FLOATS:
                 raise CheckpointError(f"{name} in {shard} is held as {kind}; supported are {', '.join(_FLOATS)}")
-            size = _FLOATS[kind]
-            for length in shape:
-                size *= length
-            self._files[name], self._sizes[name] = file, size
+            self._files[name], self._sizes[name] = file, _FLOATS[kind] * prod(shape)
             if len(shape) == 2:
                 self._kinds.add(kind)
 

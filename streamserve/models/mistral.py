@@ -8,8 +8,8 @@ from streamserve.models.spec import Traits
 
 
 class Model(Decoder):
-    """No biases; the window comes from config.json."""
+    """No biases; the window comes from config.json, which means 4,096 when it is silent."""
 
     @staticmethod
     def traits(config: Mapping[str, Any]) -> Traits:
-        return Traits(sliding_window=config.get("sliding_window"))
+        return Traits(sliding_window=config.get("sliding_window", 4096))

@@ -18,8 +18,11 @@ class Model(Decoder):
 
 
 def refuse_mixed_windows(config: Mapping[str, Any]) -> None:
-    """Qwen models may attend within a window in some layers only; no published one turns it on."""
-    if config.get("use_sliding_window") and "sliding_attention" in config.get("layer_types", ("sliding_attention",)):
+    """Qwen models can attend within a window from layer `max_window_layers` on; the published ones leave it off."""
+    if not config.get("use_sliding_window"):
+        return
+    layers = config.get("layer_types")
+    if "sliding_attention" in layers if layers else config.get("max_window_layers", 28) < config.get("num_hidden_layers", 0):
         raise CheckpointError(
             "config.json: use_sliding_window is true, and a window in some layers only is not supported; "
             "set it to false to serve the model with full attention"
