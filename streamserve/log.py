@@ -28,7 +28,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=False),
+        structlog.processors.TimeStamper(fmt="iso"),
     ]
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -70,4 +70,4 @@ def request_context(request_id: str) -> Iterator[None]:
 def _renderers(as_json: bool, stream: TextIO) -> list[Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    return [structlog.dev.ConsoleRenderer(colors=wants_colour(stream))]
+    return [structlog.dev.ConsoleRenderer(colors=wants_colour(stream), exception_formatter=structlog.dev.plain_traceback)]

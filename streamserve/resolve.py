@@ -1,0 +1,305 @@
+"""From settings to numbers: what was left open is decided here, once, and every decision says why.
+
+Owns the defaults that depend on the model or the machine, and the check that settings fit together. Plain numbers in,
+plain numbers out: the callers read checkpoints and ask the operating system.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from streamserve.config import Config
+from streamserve.errors import ConfigError
+
+MIB, GIB = 1 << 20, 1 << 30
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CPU_CHUNK = 256  # tokens per step: a longer step would hold running streams up, a shorter one wastes prompt speed
+CPU_ROWS = 64
+CPU_FULL_CONTEXTS = 8  # KV memory on a CPU: so many requests of full length,
+CPU_KV_SHARE = 0.4  # but at most this share of the memory left beside the weights
+GPU_STATIC_SHARE = 0.88  # weights and KV; the rest is for activations and the driver
+RESERVE_BYTES = {"cpu": 512 * MIB, "cuda": GIB}  # interpreter, activations, staging
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What resolve() needs to know of a model. `weight_bytes` is the size of the weights as stored; `weight_kinds` names
+    how the matrices are stored: ggml types (Q4_1, ...) or float types (F32, BF16, ...)."""
+
+    name: str
+    model_type: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    num_parameters: int
+    weight_bytes: int
+    weight_kinds: frozenset[str]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether matrices are stored in a packed format."""
+        return not self.weight_kinds <= _FLOATS
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What resolve() needs to know of the device. `features` are instruction sets by Linux's names."""
+
+    kind: str  # cpu, cuda
+    name: str
+    cores: int
+    free_bytes: int
+    total_bytes: int
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One decision. `origin` is "flag" when the user asked for the value, else "auto"."""
+
+    name: str
+    value: str
+    why: str
+    flag: str
+    origin: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Every number that was open, decided. `weight_bytes` and `kv_bytes` are what memory will hold."""
+
+    served_model_name: str
+    context_len: int
+    dtype: str
+    kv_dtype: str
+    page_size: int
+    num_pages: int
+    max_running_requests: int
+    chunked_prefill_size: int
+    threads: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    reserve_bytes: int
+    free_bytes: int
+    reasons: tuple[Reason, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens that fit."""
+        return self.num_pages * self.page_size
+
+
+def resolve(config: Config, model: ModelFacts, device: DeviceFacts) -> Resolved:
+    """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict."""
+    check(config)
+    dtype = _dtype(config, model, device)
+    weight_bytes = _weight_bytes(config, model, dtype.value)
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype.value]
+    wanted_context = _wanted_context(config, model)
+    pages = _pages(config, device, weight_bytes, token_bytes, wanted_context)
+    context = _context(config, model, int(pages.value), token_bytes, device)
+    rows = _rows(config, device)
+    chunk = _chunk(config, device)
+    threads = _threads(config, device)
+    num_tokens = int(pages.value) * config.cache.page_size
+    return Resolved(
+        served_model_name=config.model.served_model_name or model.name,
+        context_len=int(context.value),
+        dtype=dtype.value,
+        kv_dtype=dtype.value,
+        page_size=config.cache.page_size,
+        num_pages=int(pages.value),
+        max_running_requests=int(rows.value),
+        chunked_prefill_size=int(chunk.value),
+        threads=int(threads.value),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=token_bytes,
+        kv_bytes=num_tokens * token_bytes,
+        reserve_bytes=RESERVE_BYTES.get(device.kind, GIB),
+        free_bytes=device.free_bytes,
+        reasons=(
+            context,
+            dtype,
+            Reason("kv tokens", str(num_tokens), pages.why, pages.flag, pages.origin),
+            rows,
+            chunk,
+            threads,
+        ),
+    )
+
+
+# ---- ranges, independent of model and machine ---------------------------------------------------------------------
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("context_length", 1, 100_000_000),
+    ("page_size", 1, 1024),
+    ("mem_fraction_static", 0.01, 0.99),
+    ("max_total_tokens", 1, 10**12),
+    ("max_running_requests", 1, 65_536),
+    ("max_queued_requests", 0, 10_000_000),
+    ("chunked_prefill_size", 1, 10_000_000),
+    ("threads", 1, 4096),
+    ("port", 0, 65_535),
+    ("max_body_mb", 1, 4096),
+    ("max_frame_mb", 1, 4096),
+    ("keep_alive_s", 0, 86_400),
+    ("write_timeout_s", 0.1, 86_400),
+    ("drain_timeout_s", 0, 86_400),
+    ("fake_step_ms", 0, 60_000),
+)
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a setting that is wrong whatever the model and the machine are."""
+    values: dict[str, Any] = {f.name: getattr(part, f.name) for part in _parts(config) for f in fields(part)}
+    for name, low, high in _RANGES:
+        value = values[name]
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{flag_of(name)} is {value}; allowed is {low:g} to {high:g}")
+    if config.cache.mem_fraction_static is not None and config.cache.max_total_tokens is not None:
+        raise ConfigError("--mem-fraction-static and --max-total-tokens both fix the KV memory; give one of them")
+    if (config.server.ssl_certfile is None) != (config.server.ssl_keyfile is None):
+        raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both or neither")
+
+
+def flag_of(field_name: str) -> str:
+    """The command-line spelling of a setting."""
+    return f"--{field_name.replace('_', '-')}"
+
+
+def _parts(config: Config) -> tuple[Any, ...]:
+    return tuple(getattr(config, f.name) for f in fields(config))
+
+
+# ---- one function per decision ------------------------------------------------------------------------------------
+
+
+def _dtype(config: Config, model: ModelFacts, device: DeviceFacts) -> Reason:
+    asked = config.model.dtype
+    if asked != "auto":
+        return Reason("dtype", asked, "asked for; packed weights are expanded", "--dtype", "flag")
+    if model.is_quantised:
+        kinds = ", ".join(sorted(model.weight_kinds - _FLOATS))
+        return Reason("dtype", "float32", f"weights stay packed ({kinds}); the rest is float32", "--dtype")
+    if device.kind == "cpu":
+        if device.features & {"avx512_bf16", "amx_bf16"}:
+            return Reason("dtype", "bfloat16", "this processor has bf16 instructions", "--dtype")
+        return Reason("dtype", "float32", "this processor has no bf16 instructions", "--dtype")
+    return Reason("dtype", "bfloat16", "the usual type on a GPU", "--dtype")
+
+
+def _weight_bytes(config: Config, model: ModelFacts, dtype: str) -> int:
+    if config.model.dtype == "auto" and model.is_quantised:
+        return model.weight_bytes
+    return model.num_parameters * ITEM_BYTES[dtype]
+
+
+def _wanted_context(config: Config, model: ModelFacts) -> int:
+    asked, limit = config.model.context_length, model.max_position_embeddings
+    if asked is not None and asked > limit:
+        raise ConfigError(f"--context-length is {asked}, but {model.name} was made for at most {limit}; ask for {limit} or less")
+    return asked or limit
+
+
+def _pages(config: Config, device: DeviceFacts, weight_bytes: int, token_bytes: int, wanted_context: int) -> Reason:
+    """How many KV pages; the reason's value is their number."""
+    cache, reserve = config.cache, RESERVE_BYTES.get(device.kind, GIB)
+    room = device.free_bytes - weight_bytes - reserve
+    page_bytes = token_bytes * cache.page_size
+    if room < 2 * page_bytes:
+        raise ConfigError(
+            f"the model does not fit: it needs {_gb(weight_bytes)} for weights and {_gb(reserve)} for work, but only "
+            f"{_gb(device.free_bytes)} of {_gb(device.total_bytes)} are free; free memory or serve a smaller model"
+        )
+    if cache.max_total_tokens is not None:
+        num_pages = cache.max_total_tokens // cache.page_size
+        _must_fit(num_pages * page_bytes, room, f"--max-total-tokens {cache.max_total_tokens}", token_bytes)
+        return Reason("kv pages", str(num_pages), "asked for", "--max-total-tokens", "flag")
+    if cache.mem_fraction_static is not None:
+        budget = int(device.total_bytes * cache.mem_fraction_static) - weight_bytes
+        _must_fit(max(budget, page_bytes), room, f"--mem-fraction-static {cache.mem_fraction_static}", token_bytes)
+        if budget < 2 * page_bytes:
+            share = (weight_bytes + 2 * page_bytes) / device.total_bytes
+            raise ConfigError(
+                f"--mem-fraction-static {cache.mem_fraction_static} of {_gb(device.total_bytes)} leaves no KV memory beside "
+                f"weights of {_gb(weight_bytes)}; give more than {share + 0.01:.2f}"
+            )
+        why = f"{cache.mem_fraction_static:g} of {_gb(device.total_bytes)} less weights"
+        return Reason("kv pages", str(budget // page_bytes), why, "--mem-fraction-static", "flag")
+    if device.kind != "cpu":
+        budget = min(room, int(device.total_bytes * GPU_STATIC_SHARE) - weight_bytes)
+        return Reason("kv pages", str(max(2, budget // page_bytes)), "what weights and work leave", "--mem-fraction-static")
+    wanted_pages = CPU_FULL_CONTEXTS * (-(-wanted_context // cache.page_size) + 1)
+    share_pages = int(room * CPU_KV_SHARE) // page_bytes
+    if wanted_pages <= share_pages:
+        return Reason("kv pages", str(wanted_pages), f"room for {CPU_FULL_CONTEXTS} full contexts", "--max-total-tokens")
+    why = f"{CPU_KV_SHARE:.0%} of the {_gb(room)} that are free beside the weights"
+    return Reason("kv pages", str(max(2, share_pages)), why, "--max-total-tokens")
+
+
+def _must_fit(kv_bytes: int, room: int, asked: str, token_bytes: int) -> None:
+    if kv_bytes > room:
+        raise ConfigError(
+            f"{asked} does not fit: KV memory needs {_gb(kv_bytes)}, free beside weights and work {_gb(room)}; "
+            f"at most {room // token_bytes} tokens fit (--max-total-tokens)"
+        )
+
+
+def _context(config: Config, model: ModelFacts, num_pages: int, token_bytes: int, device: DeviceFacts) -> Reason:
+    """One page stays out of a single request's reach: the copy of a partly matched page needs it."""
+    page_size, asked, limit = config.cache.page_size, config.model.context_length, model.max_position_embeddings
+    fits = (num_pages - 1) * page_size
+    if fits < 1:
+        raise ConfigError(f"KV memory of {num_pages * page_size} tokens is too small; at least {2 * page_size} are needed")
+    if asked is not None:
+        if asked > fits:
+            raise ConfigError(
+                f"--context-length {asked} does not fit: it needs {_gb((asked + page_size) * token_bytes)} of KV memory, "
+                f"{_gb(num_pages * page_size * token_bytes)} are there; try --context-length {fits}, or more KV memory "
+                "(--max-total-tokens)"
+            )
+        return Reason("context", str(asked), f"asked for; the model allows {limit}", "--context-length", "flag")
+    if limit > fits:
+        return Reason("context", str(fits), f"the model allows {limit}; lowered to what KV memory holds", "--context-length")
+    return Reason("context", str(limit), "the model's own limit", "--context-length")
+
+
+def _rows(config: Config, device: DeviceFacts) -> Reason:
+    asked = config.scheduler.max_running_requests
+    if asked is not None:
+        return Reason("running requests", str(asked), "asked for", "--max-running-requests", "flag")
+    if device.kind == "cpu":
+        return Reason("running requests", str(CPU_ROWS), "more rows in a step gain little on a CPU", "--max-running-requests")
+    return Reason("running requests", "256", "the default on a GPU", "--max-running-requests")
+
+
+def _chunk(config: Config, device: DeviceFacts) -> Reason:
+    asked = config.scheduler.chunked_prefill_size
+    if asked is not None:
+        return Reason("prompt chunk", str(asked), "asked for", "--chunked-prefill-size", "flag")
+    if device.kind == "cpu":
+        return Reason("prompt chunk", str(CPU_CHUNK), "keeps steps short while others stream", "--chunked-prefill-size")
+    size = next(size for limit, size in _GPU_CHUNKS if device.total_bytes < limit)
+    return Reason("prompt chunk", str(size), f"for a device of {_gb(device.total_bytes)}", "--chunked-prefill-size")
+
+
+_GPU_CHUNKS: tuple[tuple[float, int], ...] = (  # SGLang's bands
+    (20 * GIB, 2048),
+    (60 * GIB, 4096),
+    (160 * GIB, 8192),
+    (float("inf"), 16384),
+)
+
+
+def _threads(config: Config, device: DeviceFacts) -> Reason:
+    asked = config.device.threads
+    if asked is not None:
+        return Reason("threads", str(asked), f"asked for; {device.cores} cores are available", "--threads", "flag")
+    return Reason("threads", str(device.cores), "all cores this process may use", "--threads")
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,156 @@
+"""What a newcomer sees while the server starts: identity, decisions with their reasons, memory, one weight bar, ready.
+
+Owns standard output during a start. On a terminal it is text; otherwise the same facts are JSON lines, of which
+`streamserve_ready` (with the URL) is the one scripts wait for. Knows nothing of how things are loaded.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import structlog
+
+from streamserve import __version__
+from streamserve.config import Config, ServerConfig
+from streamserve.log import is_json, wants_colour
+from streamserve.resolve import Reason, Resolved
+
+log = structlog.get_logger(__name__)
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class StartUp:
+    """The start-up display. Methods are called in the order below, each at most once; any thread."""
+
+    def __init__(self, config: Config, out: TextIO | None = None) -> None:
+        self._config = config
+        self._out = sys.stdout if out is None else out
+        self._json = is_json(config.server.log_format, self._out)
+
+    def hello(self, model: str, device: str) -> None:
+        """The first line: who starts what on which device. Print it before anything slow."""
+        python = platform.python_version()
+        self._event("streamserve_starting", version=__version__, model=model, device=device, python=python)
+        self._line(f"streamserve {__version__} · {model} · {device} · Python {python}")
+
+    def decided(self, resolved: Resolved, more: Iterable[Reason] = ()) -> None:
+        """What was chosen and why (`more`: decisions made outside resolve(), such as kernels), then the memory table."""
+        for reason in (*resolved.reasons, *more):
+            value, why = reason.value, reason.why
+            self._event("setting_resolved", name=reason.name, value=value, why=why, flag=reason.flag, origin=reason.origin)
+            self._line(f"  {reason.name:<16} {_grouped(value):<12} {why}  ({reason.flag})")
+        memory = memory_table(resolved)
+        self._event("memory_planned", **memory, kv_tokens=resolved.kv_tokens)
+        chats = resolved.kv_tokens / resolved.context_len
+        self._line(
+            f"  {'memory':<16} weights {_gb(resolved.weight_bytes)} | KV {_gb(resolved.kv_bytes)} = {resolved.kv_tokens:,} tokens "
+            f"({chats:.1f} full contexts) | reserve {_gb(resolved.reserve_bytes)} | left {_gb(memory['left_bytes'])} GB"
+        )
+
+    @contextmanager
+    def loading(self) -> Iterator[Progress]:
+        """One bar over all weight bytes; the callable takes bytes done and bytes in all."""
+        started, last = time.monotonic(), [0]
+
+        def count(done: int, total: int) -> None:
+            last[0] = done
+
+        if self._json:
+            yield count
+        else:
+            with _bar(self._out) as advance:
+
+                def count_and_show(done: int, total: int) -> None:
+                    count(done, total)
+                    advance(done, total)
+
+                yield count_and_show
+        self._event("weights_loaded", bytes=last[0], seconds=round(time.monotonic() - started, 3))
+
+    def ready(self, port: int, model_name: str, seconds: float) -> None:
+        """The last block: where the server is and how to try it."""
+        server = self._config.server
+        url = base_url(server, port)
+        if server.host not in LOOPBACK and server.api_key is None:
+            log.warning("server_open_to_network", host=server.host, hint="anyone who reaches it may use it; set --api-key")
+        self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2))
+        self._line(f"  ready in {seconds:.1f} s\n")
+        if not server.disable_playground:
+            self._line(f"  Playground  {url}/")
+        self._line(f'  OpenAI API  {url}/v1   model "{model_name}"   key: {_key_state(server)}')
+        self._line(f"  Try         {try_line(server, url, model_name)}")
+        self._line(f"  Stop        Ctrl+C (running requests get up to {server.drain_timeout_s:g} s; again = now)")
+
+    def failed(self, error: Exception) -> None:
+        """The start ended here: one sentence on standard error; the traceback at log level debug."""
+        self._event("streamserve_failed", error=str(error))
+        print(f"streamserve: {error}", file=sys.stderr, flush=True)
+        log.debug("start_failed", exc_info=error)
+
+    def _line(self, text: str) -> None:
+        if not self._json:
+            print(text, file=self._out, flush=True)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        if self._json:
+            print(json.dumps({"event": event, **fields}, ensure_ascii=False), file=self._out, flush=True)
+
+
+def memory_table(resolved: Resolved) -> dict[str, int]:
+    """Bytes by purpose; `left_bytes` of what is free now stays unused."""
+    used = resolved.weight_bytes + resolved.kv_bytes + resolved.reserve_bytes
+    return {
+        "weight_bytes": resolved.weight_bytes,
+        "kv_bytes": resolved.kv_bytes,
+        "reserve_bytes": resolved.reserve_bytes,
+        "left_bytes": max(0, resolved.free_bytes - used),
+    }
+
+
+def base_url(server: ServerConfig, port: int) -> str:
+    """A URL that works on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
+    return f"{'https' if server.ssl_certfile else 'http'}://{host}:{port}"
+
+
+def try_line(server: ServerConfig, url: str, model_name: str) -> str:
+    """A command to paste into another terminal."""
+    key = ' -H "Authorization: Bearer $API_KEY"' if server.api_key else ""
+    body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _key_state(server: ServerConfig) -> str:
+    if server.api_key is not None:
+        return "set"
+    return "none (loopback only)" if server.host in LOOPBACK else "NONE, and open to the network: set --api-key"
+
+
+@contextmanager
+def _bar(out: TextIO) -> Iterator[Progress]:
+    from rich.console import Console  # only a terminal pays for it
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as RichProgress
+
+    console = Console(file=out, no_color=not wants_colour(out))
+    columns = (TextColumn("  weights         "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console) as progress:
+        task = progress.add_task("weights", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+def _grouped(value: str) -> str:
+    return f"{int(value):,}" if value.isdigit() else value
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f}"
