@@ -67,14 +67,14 @@ class GGUFHeader:
     _STRING, _ARRAY = 8, 9
 
     def __init__(self, path: Path) -> None:
-        self._file: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        self._view = memoryview(self._file)  # type: ignore[arg-type]
         self._at = 0
         self.scalars: dict[str, Any] = {}
         self.array_lens: dict[str, int] = {}
         try:
+            self._file: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
+            self._view = memoryview(self._file)  # type: ignore[arg-type]
             self.tensors = self._read()
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not a complete GGUF file: {error}") from error
 
     def _read(self) -> list[GGUFTensor]:
