@@ -23,7 +23,7 @@ class Prefixes:
         """One number per position: of the prefix that ends with it."""
         numbers, above = [], (salt, -1)
         for token in tokens:
-            number = self._numbers.setdefault((above, token), len(self._numbers) + 1)  # type: ignore[arg-type]
+            number = self._numbers.setdefault((above, token), len(self._numbers) + 1)
             numbers.append(number)
             above = number  # type: ignore[assignment]
         return numbers
