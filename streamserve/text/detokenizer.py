@@ -1,0 +1,57 @@
+"""Token ids to text while they arrive.
+
+Owns bytes that do not make a whole character yet. Knows nothing of stop strings or streams.
+"""
+
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Sequence
+
+from streamserve.text.tokenizer import Tokenizer
+
+_Utf8Decoder = getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """Text of one answer, piece by piece. The pieces joined do not depend on how the ids were grouped.
+
+    They equal `decode` of prompt and answer without the prompt's part, except that a character cut off at the very end is
+    left out instead of shown as U+FFFD. Bytes that are not UTF-8 become U+FFFD as soon as that is certain.
+    """
+
+    __slots__ = ("_hidden", "_strips", "_tokenizer", "_utf8")
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = skip_special_tokens
+        self._utf8 = _Utf8Decoder("replace")
+        before = self._tail(prompt_ids)
+        self._utf8.decode(before)  # a character that the prompt leaves open is closed, and shown, by the answer
+        self._strips = tokenizer.strips_leading_space and not before
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Text that these ids make certain."""
+        text = self._utf8.decode(self._bytes(ids))
+        if self._strips and text:
+            self._strips = False
+            return text.removeprefix(" ")
+        return text
+
+    def finish(self) -> str:
+        """End the text and return what was held back. Half a character is dropped, so today that is nothing."""
+        self._utf8.reset()
+        return ""
+
+    def _bytes(self, ids: Iterable[int]) -> bytes:
+        tokenizer = self._tokenizer
+        if self._hidden:
+            return b"".join([tokenizer.token_bytes(id) for id in ids if not tokenizer.is_special(id)])
+        return b"".join([tokenizer.token_bytes(id) for id in ids])
+
+    def _tail(self, ids: Sequence[int]) -> bytes:
+        """The visible bytes at the end of a prompt: all of them, or at least the four that may hold an open character."""
+        tail = b""
+        for id in reversed(ids):
+            tail = self._bytes((id,)) + tail
+            if len(tail) >= 4:
+                break
+        return tail

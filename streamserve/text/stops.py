@@ -1,0 +1,65 @@
+"""Stop strings: where an answer ends, found while it arrives, with nothing of the stop string shown.
+
+Owns text that may be the beginning of a stop string. Knows nothing of tokens or requests.
+"""
+
+from collections.abc import Sequence
+
+from streamserve.errors import InvalidRequest
+
+
+class StopStrings:
+    """Finds the first stop string in a text that arrives in pieces; the result does not depend on the pieces.
+
+    The match that starts earliest wins; of two that start at the same place, the shorter one, because it is complete
+    first. So a stop string inside a longer one that began before it is decided only when the longer one has failed.
+    `matched` is the stop string found, else None. With `include_stop` the stop string is part of the text.
+    """
+
+    __slots__ = ("_held", "_include_stop", "_stops", "matched")
+
+    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
+        if "" in stops:
+            raise InvalidRequest("stop holds an empty string; each stop string needs at least one character", param="stop")
+        self._stops = sorted(set(stops), key=len)
+        self._include_stop = include_stop
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that is certainly before any stop string, and the stop string if one is complete. After a match: nothing."""
+        if self.matched is not None:
+            return "", self.matched
+        self._held += text
+        return self._take(may_grow=True)
+
+    def flush(self) -> str:
+        """The text has ended: what was held back. `matched` is set if a stop string was in it, as it is for push."""
+        return self._take(may_grow=False)[0] if self.matched is None else ""
+
+    def _take(self, *, may_grow: bool) -> tuple[str, str | None]:
+        held = self._held
+        start, found = self._first_match(held)
+        open_at = self._first_open(held) if may_grow else len(held)
+        if found is not None and start <= open_at:
+            self.matched, self._held = found, ""
+            return held[: start + len(found) if self._include_stop else start], found
+        self._held = held[open_at:]
+        return held[:open_at], None
+
+    def _first_match(self, held: str) -> tuple[int, str | None]:
+        matches = [(at, len(stop), stop) for stop in self._stops if (at := held.find(stop)) >= 0]
+        start, _, found = min(matches, default=(len(held), 0, None))
+        return start, found
+
+    def _first_open(self, held: str) -> int:
+        """Where the earliest stop string may have begun that the end of the text cuts off; the length if none has."""
+        earliest = len(held)
+        for stop in self._stops:
+            at = max(0, len(held) - len(stop) + 1)
+            while (at := held.find(stop[0], at, earliest)) >= 0:
+                if stop.startswith(held[at:]):
+                    earliest = at
+                    break
+                at += 1
+        return earliest

@@ -1,0 +1,295 @@
+"""Chat messages to one text (chat templates), and to ids without letting messages forge control tokens.
+
+Owns the template environment and the form in which templates see messages. Knows nothing of HTTP or the engine.
+
+The environment offers what transformers offers to templates; transformers' own renderer is not used because importing it
+takes 0.8 s.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from streamserve.errors import CheckpointError, InvalidRequest
+from streamserve.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+# What a template may raise on messages that it was not written for.
+_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
+_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
+
+
+class ChatTemplate:
+    """A compiled chat template. CheckpointError when it does not compile. May be used from several threads at once.
+
+    `tool_source` is the template to use when a request brings tools, where the model has one of its own for that.
+    """
+
+    def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
+        environment = _environment()
+        self._special_tokens = dict(special_tokens or {})
+        self._plain = _compile(environment, source)
+        self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
+        self._takes_parts = self._wants_parts()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as text. InvalidRequest when the template refuses the messages.
+
+        `continue_final_message` leaves the last message open for the model to go on with; no generation prompt is added
+        then. `kwargs` are further variables of the template.
+        """
+        chat = self.normalise(messages)
+        variables = self._variables(chat, tools, kwargs)
+        if not continue_final_message:
+            return self._render(variables, tools, add_generation_prompt)
+        mark = next(_free_letters((chat, tools, kwargs)))
+        chat[-1] = _with_mark(chat[-1], mark + " ")
+        return _cut_at_mark(self._render(variables, tools, False), mark)
+
+    def normalise(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages in the form that templates expect: see _content and _tool_call; null fields are left out."""
+        chat = []
+        for message in messages:
+            known = {key: value for key, value in message.items() if value is not None}
+            known["content"] = self._content(message.get("content"))
+            if calls := known.get("tool_calls"):
+                known["tool_calls"] = [_tool_call(call) for call in calls]
+            chat.append(known)
+        return chat
+
+    def _content(self, content: Any) -> Any:
+        """A string, with text parts joined by newlines; a list of parts for templates that take nothing else."""
+        if content is None:
+            content = ""
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}] if self._takes_parts else content
+        texts = [_part_text(part) for part in content]
+        return [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
+
+    def _variables(
+        self, chat: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None, kwargs: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        if reserved := sorted(_OWN_VARIABLES & set(kwargs or ())):
+            raise InvalidRequest(
+                f"chat_template_kwargs holds {', '.join(reserved)}; these are set by the request's own fields",
+                param="chat_template_kwargs",
+            )
+        return {"documents": None, **self._special_tokens, **(kwargs or {}), "messages": chat, "tools": tools}
+
+    def _render(self, variables: Mapping[str, Any], tools: Any, add_generation_prompt: bool) -> str:
+        template = self._with_tools if tools else self._plain
+        try:
+            return template.render(variables, add_generation_prompt=add_generation_prompt)
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
+
+    def _wants_parts(self) -> bool:
+        """Whether a message's text gets through as a list of parts only."""
+        probe = chr(_PRIVATE_USE[0][0])
+        return not self._shows(probe, probe) and self._shows(probe, [{"type": "text", "text": probe}])
+
+    def _shows(self, probe: str, content: Any) -> bool:
+        variables = self._variables([{"role": "user", "content": content}], None, None)
+        try:
+            return probe in self._render(variables, None, False)
+        except InvalidRequest:
+            return False
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Ids of a chat. The template writes control tokens; the same text inside messages, tools or kwargs stays plain text.
+
+    Such text is replaced by one private letter per control token before rendering and encoded on its own afterwards.
+    Begin and end tokens are the template's business; none is added.
+    """
+    try:
+        given = {"messages": template.normalise(messages), "tools": tools, "kwargs": kwargs}
+        disguise = _Disguise(tokenizer, given)
+        given = disguise.apply(given)
+    except RecursionError as error:
+        raise InvalidRequest("messages or tools are nested too deeply", param="messages") from error
+    text = template.render(
+        given["messages"],
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        tools=given["tools"],
+        kwargs=given["kwargs"],
+    )
+    return disguise.encode(text)
+
+
+class _Disguise:
+    """Control tokens' texts found in a request, each with a letter that occurs nowhere in it."""
+
+    def __init__(self, tokenizer: Tokenizer, given: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pattern = tokenizer.control_pattern
+        found = {text for string in _strings(given) for text in self._pattern.findall(string)}
+        letters = _free_letters(given) if found else iter(())
+        self._letter_of = {text: next(letters) for text in sorted(found)}
+
+    def apply(self, given: Any) -> Any:
+        """The same value with every control token's text replaced by its letter."""
+        return _map_strings(given, self._hide) if self._letter_of else given
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a rendered text in which letters stand for plain text."""
+        if not self._letter_of:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        plain = {letter: self._encode_plain(marker) for marker, letter in self._letter_of.items()}
+        first, *rest = re.split(f"([{''.join(plain)}])", text)
+        ids = self._tokenizer.encode(first, add_special_tokens=False)
+        for piece in filter(None, rest):
+            ids += plain[piece] if piece in plain else self._tokenizer.encode(piece, continues=True)
+        return ids
+
+    def _encode_plain(self, marker: str) -> list[int]:
+        ids = self._tokenizer.encode(marker, allow_special=False, continues=True)
+        if any(self._tokenizer.is_special(id) for id in ids):  # some vocabularies hold control tokens as ordinary words too
+            apart = (self._tokenizer.encode(letter, allow_special=False, continues=True) for letter in marker)
+            return [id for letter_ids in apart for id in letter_ids]
+        return ids
+
+    def _hide(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._letter_of[match[0]], text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_map_strings(item, change) for item in value]
+    return value
+
+
+def _free_letters(given: Any) -> Iterator[str]:
+    """Letters of Unicode's private use areas that occur nowhere in a JSON value."""
+    taken = {ord(letter) for letter in set().union(*map(set, _strings(given))) if letter >= "\ue000"}
+    yield from (chr(code) for area in _PRIVATE_USE for code in area if code not in taken)
+    raise InvalidRequest("the messages hold every private-use character of Unicode; leave some out", param="messages")
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise InvalidRequest(
+            f'a content part is of type {kind!r}; this model reads text: {{"type": "text", "text": "..."}}', param="messages"
+        )
+    text: str = part["text"]
+    return text
+
+
+def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates expect arguments as an object; clients send them as a string of JSON."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return dict(call)
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return dict(call)  # an answer that was cut short; the template shows it as it is
+    if not isinstance(arguments, dict):
+        return dict(call)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _with_mark(message: dict[str, Any], mark: str) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + mark}
+    *before, last = content
+    return {**message, "content": [*before, {**last, "text": last["text"] + mark}]}
+
+
+def _cut_at_mark(text: str, mark: str) -> str:
+    """The text up to the mark. A template that trimmed the space behind the mark would have trimmed the message's own."""
+    at = text.rfind(mark)
+    if at < 0:
+        raise InvalidRequest(
+            "the chat template leaves out the text of the last message, so it cannot be continued", param="continue_final_message"
+        )
+    return text[:at] if text[at + 1 : at + 2] == " " else text[:at].rstrip()
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks answers for training; here the body is rendered as if they were absent."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance variable)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _compile(environment: ImmutableSandboxedEnvironment, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise CheckpointError(f"line {error.lineno} of the chat template does not compile: {error.message}") from error
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """jinja2's own filter escapes HTML, which models have not seen."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
