@@ -48,8 +48,8 @@ class StartUp:
         self._event("memory_planned", **memory, kv_tokens=resolved.kv_tokens)
         chats = resolved.kv_tokens / resolved.context_len
         self._line(
-            f"  {'memory':<16} weights {_gb(resolved.weight_bytes)} | KV {_gb(resolved.kv_bytes)} = {resolved.kv_tokens:,} tokens "
-            f"({chats:.1f} full contexts) | reserve {_gb(resolved.reserve_bytes)} | left {_gb(memory['left_bytes'])} GB"
+            f"  {'memory':<16} weights {_gb(resolved.weight_bytes)} | KV {_gb(resolved.kv_bytes)} = {resolved.kv_tokens:,} "
+            f"tokens ({chats:.1f} full contexts) | reserve {_gb(resolved.reserve_bytes)} | left {_gb(memory['left_bytes'])} GB"
         )
 
     @contextmanager

