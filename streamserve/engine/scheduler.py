@@ -91,7 +91,7 @@ class Scheduler:
         self._draw_decode_rows(draft)
         budget = max(self.limits.max_step_tokens - len(draft.rows), self.cache.page_size)
         budget = self._draw_prompt_chunks(draft, budget)
-        if preemptions == self.num_preemptions:  # else pages are short, and the victim would come straight back
+        if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
             self._admit(draft, budget)
         if not draft.rows:
             return None
@@ -165,18 +165,18 @@ class Scheduler:
         """Give a waiting request its slot and the pages of all its known tokens."""
         num_tokens = len(request.tokens)
         limit = 0 if request.given.sampling.prompt_logprobs is not None else num_tokens - 1
-        matched = self.cache.match_len(request.given.salt, request.tokens, limit)
+        salt, tokens = request.given.salt, request.tokens
         # One page in hand for every running request keeps a new prompt from preempting them at once.
         reserve = len(self._running)
-        needed = -(-num_tokens // self.cache.page_size) - matched // self.cache.page_size
-        if needed + reserve > self.cache.num_available_pages:  # a lower bound, which costs nothing to check
-            return False
-        lease = self.cache.open(request.given.salt, request.tokens, limit)
-        if lease is None:
-            return False
-        if not self.cache.grow(lease, num_tokens) or self.cache.num_available_pages < reserve:
-            self.cache.close(lease, ())
-            return False
+        if self.cache.pages_needed(salt, tokens, limit, num_tokens) + reserve > self.cache.num_available_pages:
+            if self._running:
+                return False
+            # Alone and still too big: a found prefix holds a page more for every place where it was split inside a page.
+            # Computed afresh the request always fits.
+            limit = 0
+        lease = self.cache.open(salt, tokens, limit)
+        has_pages = lease is not None and self.cache.grow(lease, num_tokens)
+        assert lease is not None and has_pages, "pages_needed() is exact"
         self._waiting.remove(request)
         self._running.append(request)
         request.move(State.RUNNING)

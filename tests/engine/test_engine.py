@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from streamserve.cache.kv_cache import KVCache
+
 from streamserve.engine.client import Mailbox
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import FakeRunner, VirtualClock
@@ -103,11 +103,11 @@ async def test_an_exact_repeat_reuses_all_but_one_token(length: int) -> None:
 async def test_a_chat_reuses_every_earlier_turn_answers_included() -> None:
     async with running(Bench(num_pages=256, page_size=16)) as bench:
         context: list[int] = []
+        previous = 1
         for turn in range(6):
             context += prompt_of(37 + turn, seed=turn)
             answer = await bench.ask(f"turn{turn}", context, 21)
-            if turn:
-                assert answer.num_cached_tokens >= previous - 1
+            assert answer.num_cached_tokens >= previous - 1
             context += answer.token_ids
             previous = len(context)
 

@@ -1,0 +1,167 @@
+"""The server: builds all parts, runs them in one task group, stops them in order. The composition root.
+
+Order of a start: bind the port, answer /health while the model loads in a worker thread, run one warm-up request,
+open the doors. Order of a stop: refuse new requests, let running ones finish within the drain time, abort the rest,
+close the sockets. A second signal stops at once.
+"""
+
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+
+import anyio
+import anyio.to_thread
+import hypercorn.asyncio
+import hypercorn.config
+import structlog
+from anyio import create_task_group, move_on_after, open_signal_receiver, sleep
+from anyio.abc import TaskGroup
+
+from streamserve.api.app import create_app
+from streamserve.api.gate import Gate
+from streamserve.api.h2 import install_flow_control
+from streamserve.build import Built, build
+from streamserve.config import Config, ServerConfig
+from streamserve.errors import ConfigError, StartError
+from streamserve.metrics import Metrics
+from streamserve.startup import StartUp
+
+log = structlog.get_logger(__name__)
+MIB = 1 << 20
+
+
+def run(config: Config) -> int:
+    """Serve until told to stop; returns the process's exit code."""
+    backend: dict[str, object] = {}
+    if sys.platform != "win32":
+        with suppress(ImportError):
+            import uvloop  # noqa: F401  (hypercorn enforces its graceful timeout on Python 3.12+ only with uvloop)
+
+            backend["use_uvloop"] = True
+    return anyio.run(Server(config).run, backend="asyncio", backend_options=backend)
+
+
+class Server:
+    """One listening server and the engine behind it."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._display = StartUp(config)
+        self._gate = Gate()
+        self._metrics = Metrics()
+        self._stop = anyio.Event()
+        self._built: Built | None = None
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        """See module."""
+        server = self._config.server
+        listener = bind(server)
+        port: int = listener.getsockname()[1]
+        install_flow_control()
+        async with create_task_group() as tasks:
+            tasks.start_soon(self._watch_signals, tasks)
+            tasks.start_soon(self._start_engine, tasks, port)
+            await hypercorn.asyncio.serve(
+                self._gate,  # type: ignore[arg-type]
+                http_config(server, listener),
+                shutdown_trigger=self._stop.wait,
+                mode="asgi",
+            )
+            tasks.cancel_scope.cancel()
+        listener.close()
+        if self._built is not None:
+            await anyio.to_thread.run_sync(self._built.close)
+        return self._exit_code
+
+    async def _start_engine(self, tasks: TaskGroup, port: int) -> None:
+        started = time.monotonic()
+        try:
+            built = await anyio.to_thread.run_sync(build, self._config, self._metrics, self._display)
+        except StartError as error:
+            self._display.failed(error)
+            self._exit_code = 1
+            self._stop.set()
+            return
+        self._built = built
+        tasks.start_soon(self._run_engine, built)
+        await built.warm_up()
+        self._gate.open(
+            create_app(
+                built.engine,
+                built.text,
+                self._config.server,
+                model_name=built.model_name,
+                metrics=self._metrics,
+                sampling_defaults=self._config.model.sampling_defaults,
+            )
+        )
+        self._display.ready(port, built.model_name, time.monotonic() - started)
+
+    async def _run_engine(self, built: Built) -> None:
+        try:
+            await built.engine.run()
+        except Exception as error:
+            # Requests have had their last delta by now; give the sockets a moment to carry it, then let a supervisor restart us.
+            log.critical("engine_stopped", exc_info=error)
+            self._exit_code = 1
+            await sleep(0.5)
+            self._stop.set()
+
+    async def _watch_signals(self, tasks: TaskGroup) -> None:
+        with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            seen = 0
+            async for number in signals:
+                seen += 1
+                if seen == 1:
+                    log.info("shutdown_started", signal=signal.Signals(number).name)
+                    tasks.start_soon(self._drain)
+                else:
+                    self._exit_code = 130 if number == signal.SIGINT else 1
+                    self._stop.set()
+
+    async def _drain(self) -> None:
+        if self._built is not None:
+            engine = self._built.engine
+            engine.drain()
+            with move_on_after(self._config.server.drain_timeout_s):
+                while (load := engine.load()).running or load.waiting:
+                    await sleep(0.05)
+            engine.abort_all()
+            await sleep(0.1)  # last events leave before the sockets close
+        self._stop.set()
+
+
+def bind(server: ServerConfig) -> socket.socket:
+    """A listening socket on the configured address; port 0 picks a free one."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((server.host, server.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error.strerror}; choose another --port or --host") from None
+    listener.listen(1024)
+    return listener
+
+
+def http_config(server: ServerConfig, listener: socket.socket) -> hypercorn.config.Config:
+    """hypercorn's settings; its own access log and short time-outs are replaced by ours."""
+    config = hypercorn.config.Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.backlog = 1024
+    config.keep_alive_timeout = 75.0
+    config.keep_alive_max_requests = 1_000_000
+    config.h2_max_concurrent_streams = 1000
+    config.graceful_timeout = 1.0  # requests were drained by us before hypercorn is told to stop
+    config.websocket_max_message_size = server.max_frame_mb * MIB + 64 * 1024  # ours answers with an error frame first
+    config.websocket_ping_interval = 20.0
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    config.certfile = server.ssl_certfile
+    config.keyfile = server.ssl_keyfile
+    return config
