@@ -144,5 +144,5 @@ def _help(setting: Setting) -> str:
     text = str(entry.metadata["help"]).replace("%", "%%")
     if setting.kind is bool or entry.default in (None, (), "auto"):
         return text
-    default = " ".join(entry.default) if setting.is_list else entry.default
-    return f"{text} (default {default})"
+    default = entry.default
+    return f"{text} (default {' '.join(default) if isinstance(default, tuple) else default})"

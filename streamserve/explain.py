@@ -1,0 +1,88 @@
+"""`streamserve config`: every setting and where it comes from; with --explain also what was left open and why it got its value.
+
+Owns the table. Decisions are resolve()'s and the kernel registry's.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from streamserve.config import Config
+from streamserve.flags import settings
+from streamserve.resolve import Reason, Resolved, resolve
+
+SECRET = ("api_key",)
+
+
+def run(config: Config, given: frozenset[str], *, explain: bool, as_json: bool) -> int:
+    """Print the table. With `explain` the model is opened (its header, not its weights)."""
+    rows = setting_rows(config, given)
+    if not explain:
+        print(json.dumps(rows, indent=1) if as_json else _table(rows, ("flag", "value", "origin")))
+        return 0
+    resolved, kernels = _resolve(config)
+    decisions = [asdict(reason) for reason in (*resolved.reasons, *kernels)]
+    if as_json:
+        memory = {name: getattr(resolved, name) for name in ("weight_bytes", "kv_bytes", "reserve_bytes", "free_bytes")}
+        print(json.dumps({"settings": rows, "decisions": decisions, "memory": memory}, indent=1))
+    else:
+        print(_table(rows, ("flag", "value", "origin")))
+        print(f"\nfor {resolved.served_model_name}:")
+        print(_table(decisions, ("name", "value", "origin", "flag", "why")))
+    return 0
+
+
+def setting_rows(config: Config, given: frozenset[str]) -> list[dict[str, Any]]:
+    """One row per setting: flag, value, origin ("flag", "default", or "open": decided when the model is known)."""
+    rows = []
+    for setting in settings():
+        name = setting.field.name
+        value = getattr(getattr(config, setting.group), name)
+        origin = "flag" if name in given else "open" if value is None and name in _DECIDED else "default"
+        shown = "(set)" if name in SECRET and value is not None else value
+        rows.append({"flag": setting.flag, "value": shown, "origin": origin})
+    return rows
+
+
+_DECIDED = frozenset(
+    {
+        "context_length",
+        "max_total_tokens",
+        "max_running_requests",
+        "chunked_prefill_size",
+        "threads",
+        "served_model_name",
+        "model_path",
+    }
+)
+
+
+def _resolve(config: Config) -> tuple[Resolved, tuple[Reason, ...]]:
+    from streamserve import facts  # brings torch
+    from streamserve.kernels import registry
+    from streamserve.kernels.devices.cpu import CPU
+
+    checkpoint = facts.open_model(config)
+    resolved = resolve(config, facts.model_facts(config, checkpoint), facts.device_facts(CPU.here()))
+    asked = registry.Facts(
+        device="cpu",
+        dtype=config.model.dtype,
+        shape=checkpoint.spec,
+        page_size=resolved.page_size,
+        kv_dtype=resolved.kv_dtype,
+        weight_kinds=checkpoint.weight_kinds,
+    )
+    choices = registry.load().choose(asked, registry.parse_overrides(config.device.op))
+    return resolved, tuple(Reason(op, choice.name, choice.reason, "--op") for op, choice in choices.items())
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    texts = [[_shown(row[column]) for column in columns] for row in rows]
+    widths = [max(len(text[i]) for text in texts) for i in range(len(columns))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in texts)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(value) or "-" if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,50 @@
+"""Model and device as resolve() sees them: plain numbers taken from an open checkpoint and from the operating system.
+
+Owns the translation between the layers' own types and resolve's. Imports torch through the checkpoint, so the command line
+loads it only where a model is read.
+"""
+
+from streamserve.config import Config
+from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
+from streamserve.kernels.devices.cpu import CPU
+from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
+from streamserve.resolve import DeviceFacts, ModelFacts
+
+
+def open_model(config: Config, progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint that the settings name, or the default model's. Blocks. Raises CheckpointError."""
+    model = config.model
+    path = model.model_path or find_default_model()
+    return open_checkpoint(path, revision=model.revision, load_format=model.load_format, progress=progress)
+
+
+def model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
+    """The numbers of an open checkpoint. A model without a given name is called after its file or folder."""
+    spec = checkpoint.spec
+    return ModelFacts(
+        name=model_name(config),
+        model_type=spec.model_type,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        max_position_embeddings=spec.max_position_embeddings,
+        num_parameters=checkpoint.num_parameters,
+        weight_bytes=checkpoint.num_bytes,
+        weight_kinds=checkpoint.weight_kinds,
+    )
+
+
+def model_name(config: Config) -> str:
+    """What clients call the model: as asked, or the last part of its path without .gguf."""
+    if config.model.served_model_name is not None:
+        return config.model.served_model_name
+    if config.model.model_path is None:
+        return DEFAULT_MODEL_NAME
+    return config.model.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+def device_facts(cpu: CPU) -> DeviceFacts:
+    """The CPU as a device."""
+    free, total = cpu.memory()
+    return DeviceFacts("cpu", cpu.model, cpu.num_cores, free, total, cpu.features)
