@@ -54,23 +54,23 @@ class StartUp:
 
     @contextmanager
     def loading(self) -> Iterator[Progress]:
-        """One bar over all weight bytes; the callable takes bytes done and bytes in all."""
-        started, last = time.monotonic(), [0]
+        """One bar over all weight bytes; the callable takes bytes done and bytes in all. The bar appears with the first call,
+        so that lines printed before it stand above it."""
+        started, num_bytes = time.monotonic(), 0
+        bar = None if self._json else _Bar(self._out)
 
-        def count(done: int, total: int) -> None:
-            last[0] = done
+        def show(done: int, total: int) -> None:
+            nonlocal num_bytes
+            num_bytes = done
+            if bar is not None:
+                bar.show(done, total)
 
-        if self._json:
-            yield count
-        else:
-            with _bar(self._out) as advance:
-
-                def count_and_show(done: int, total: int) -> None:
-                    count(done, total)
-                    advance(done, total)
-
-                yield count_and_show
-        self._event("weights_loaded", bytes=last[0], seconds=round(time.monotonic() - started, 3))
+        try:
+            yield show
+        finally:
+            if bar is not None:
+                bar.close()
+        self._event("weights_loaded", bytes=num_bytes, seconds=round(time.monotonic() - started, 3))
 
     def ready(self, port: int, model_name: str, seconds: float) -> None:
         """The last block: where the server is and how to try it."""
@@ -131,21 +131,33 @@ def _key_state(server: ServerConfig) -> str:
     return "none (loopback only)" if server.host in LOOPBACK else "NONE, and open to the network: set --api-key"
 
 
-@contextmanager
-def _bar(out: TextIO) -> Iterator[Progress]:
+class _Bar:
+    """A progress bar that starts when it is first told something."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._progress: Any = None
+        self._task: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = _rich_progress(self._out)
+            self._progress.start()
+            self._task = self._progress.add_task("weights", total=total)
+        self._progress.update(self._task, completed=done)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _rich_progress(out: TextIO) -> Any:
     from rich.console import Console  # only a terminal pays for it
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as RichProgress
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(file=out, no_color=not wants_colour(out))
     columns = (TextColumn("  weights         "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console) as progress:
-        task = progress.add_task("weights", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield advance
+    return Progress(*columns, console=console)
 
 
 def _grouped(value: str) -> str:
