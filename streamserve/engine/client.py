@@ -53,3 +53,11 @@ class EngineClient(Protocol):
     def cache_summary(self, max_prefixes: int = 10) -> CacheSummary:
         """The prefix tree right now."""
         ...
+
+
+async def collect(mailbox: Mailbox) -> Delta:
+    """The whole output of one request as one delta."""
+    whole = await mailbox.get()
+    while whole.finish_reason is None:
+        whole = whole.then(await mailbox.get())
+    return whole

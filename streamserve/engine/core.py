@@ -137,6 +137,11 @@ class Engine:
         """See EngineClient."""
         return self._scheduler.abort(request_id)
 
+    def abort_all(self) -> None:
+        """End every live request."""
+        for request in self._scheduler.live():
+            self._scheduler.abort(request.id)
+
     def facts(self) -> EngineFacts:
         """See EngineClient."""
         return replace(self._facts, is_healthy=not self._broken, is_ready=self._stopped is None, load=self.load())
@@ -173,8 +178,7 @@ class Engine:
             raise
         finally:
             self.drain("the engine has stopped")
-            for request in self._scheduler.live():
-                self._scheduler.abort(request.id)
+            self.abort_all()
 
     async def _run(self) -> None:
         flying: tuple[Flight, Step] | None = None

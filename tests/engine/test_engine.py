@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamserve.cache.kv_cache import KVCache
 
-from streamserve.engine.client import Mailbox
+from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import FakeRunner, VirtualClock
 from streamserve.engine.plan import Plan, Step
@@ -53,14 +53,6 @@ class Bench:
     async def ask(self, request_id: str, prompt: list[int], num_new: int, **sampling: object) -> Delta:
         params = SamplingParams(max_new_tokens=num_new, **sampling)  # type: ignore[arg-type]
         return await collect(await self.engine.submit(GenerateRequest(request_id, tuple(prompt), params)))
-
-
-async def collect(mailbox: Mailbox) -> Delta:
-    """The whole answer of one request."""
-    whole = await mailbox.get()
-    while whole.finish_reason is None:
-        whole = whole.then(await mailbox.get())
-    return whole
 
 
 @asynccontextmanager

@@ -1,0 +1,176 @@
+"""From settings to a running set of parts: text, cache, network, runner, engine. Used by the server and the offline front.
+
+Owns nothing; composes. Blocks while weights load: call `build` in a worker thread where a loop must go on.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from streamserve.cache.kv_cache import KVCache
+from streamserve.config import Config
+from streamserve.engine.client import collect
+from streamserve.engine.core import Engine, EngineOptions, StepObserver
+from streamserve.engine.fake import FakeRunner
+from streamserve.engine.plan import Runner
+from streamserve.engine.policy import POLICIES
+from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.messages import FinishReason, GenerateRequest, SamplingParams
+from streamserve.resolve import Reason, Resolved
+from streamserve.text.byte_tokenizer import byte_text_model
+from streamserve.text.model import TextModel, load_text_model
+
+FAKE_MODEL_NAME = "fake"
+FAKE_CONTEXT_LEN = 8192
+FAKE_PAGES = 4096
+FAKE_ANSWER = (
+    "This answer was made up by the fake engine: no model is loaded, every token is drawn from this text, and the place "
+    "where it begins depends on the prompt. It is here so that pages, clients and tests have something to stream. "
+    "Grüße, 世界, 👩‍👩‍👧 and `code` are in it, since text is more than ASCII.\n\n"
+)
+
+
+class Display(Protocol):
+    """What is shown while parts are built; startup.StartUp shows it to a person."""
+
+    def hello(self, model: str, device: str) -> None: ...
+    def decided(self, resolved: Resolved, more: tuple[Reason, ...] = ()) -> None: ...
+    def loading(self) -> AbstractContextManager[Callable[[int, int], None]]: ...
+
+
+class Quiet:
+    """A Display that shows nothing."""
+
+    def hello(self, model: str, device: str) -> None: ...
+    def decided(self, resolved: Resolved, more: tuple[Reason, ...] = ()) -> None: ...
+    def loading(self) -> AbstractContextManager[Callable[[int, int], None]]:
+        return nullcontext(lambda done, total: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine."""
+
+    engine: Engine
+    text: TextModel
+    model_name: str
+    cache: KVCache
+    close: Callable[[], None]
+
+    async def warm_up(self) -> None:
+        """One tiny request, so that the first real one finds kernels compiled and memory touched. Needs `engine.run()`."""
+        request = GenerateRequest("warm-up", (0,) * 20, SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True))
+        answer = await collect(await self.engine.submit(request))
+        assert answer.finish_reason in (FinishReason.LENGTH, FinishReason.ERROR, FinishReason.ABORT)
+        if answer.finish_reason is FinishReason.ERROR:
+            raise RuntimeError(f"the warm-up request failed: {answer.error}")
+        self.cache.flush()
+
+
+def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
+    """Load what the settings name. Raises StartError."""
+    display = display or Quiet()
+    if config.server.fake:
+        return _build_fake(config, observer, display)
+    return _build_model(config, observer, display)
+
+
+def _build_model(config: Config, observer: StepObserver | None, display: Display) -> Built:
+    # The only imports inside a function: --fake must start without torch.
+    import torch
+
+    from streamserve import facts
+    from streamserve.cache.pool import KVPool
+    from streamserve.engine.runner import ModelRunner
+    from streamserve.engine.sampler import Sampler
+    from streamserve.engine.stages import default_stages
+    from streamserve.kernels.devices.cpu import CPU
+    from streamserve.kernels.registry import parse_overrides
+    from streamserve.models.network import build_network, choose_kernels
+    from streamserve.resolve import resolve
+
+    cpu = CPU.here()
+    display.hello(facts.model_name(config), cpu.model)
+    with display.loading() as progress:
+        checkpoint = facts.open_model(config, progress)
+        resolved = resolve(config, facts.model_facts(config, checkpoint), facts.device_facts(cpu))
+        kv_dtype = getattr(torch, resolved.kv_dtype)
+        choices = choose_kernels(
+            checkpoint,
+            dtype=config.model.dtype,
+            page_size=resolved.page_size,
+            kv_dtype=kv_dtype,
+            overrides=parse_overrides(config.device.op),
+        )
+        display.decided(resolved, tuple(Reason(op, choice.name, choice.reason, "--op") for op, choice in choices.items()))
+        text = _load_text(config, checkpoint.path)
+        pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
+        network = build_network(
+            checkpoint,
+            pool=pool,
+            dtype="auto" if config.model.dtype == "auto" and choices["network"].name != "torch" else resolved.dtype,
+            threads=resolved.threads,
+            choices=choices,
+        )
+    eos = text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
+    options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
+    runner = ModelRunner(
+        network,
+        pool,
+        Sampler(checkpoint.spec.vocab_size, default_stages(eos)),
+        num_slots=resolved.max_running_requests,
+        max_len=resolved.context_len,
+    )
+    cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
+    limits = Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos)
+    engine = _engine(config, cache, limits, runner, options, observer)
+    return Built(engine, text, resolved.served_model_name, cache, runner.close)
+
+
+def _build_fake(config: Config, observer: StepObserver | None, display: Display) -> Built:
+    name = config.model.served_model_name or FAKE_MODEL_NAME
+    display.hello(name, "no device")
+    text = byte_text_model()
+    tokenizer = text.tokenizer
+    eos = min(tokenizer.eos_token_ids)
+    runner = FakeRunner(
+        vocab_size=tokenizer.vocab_size,
+        page_size=config.cache.page_size,
+        step_s=config.server.fake_step_ms / 1000,
+        script=tokenizer.encode(FAKE_ANSWER, add_special_tokens=False),
+        eos_token_id=eos,
+        answer_len=400,
+    )
+    num_pages = (config.cache.max_total_tokens or FAKE_PAGES * config.cache.page_size) // config.cache.page_size
+    context_len = min(config.model.context_length or FAKE_CONTEXT_LEN, (num_pages - 1) * config.cache.page_size)
+    cache = KVCache(num_pages, config.cache.page_size, reuse=not config.cache.disable_radix_cache)
+    limits = Limits(
+        config.scheduler.max_running_requests or 256, config.scheduler.chunked_prefill_size or 512, tokenizer.eos_token_ids
+    )
+    options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    engine = _engine(config, cache, limits, runner, options, observer)
+    return Built(engine, text, name, cache, lambda: None)
+
+
+def _load_text(config: Config, path: Path) -> TextModel:
+    model = config.model
+    return load_text_model(
+        path,
+        tokenizer_path=Path(model.tokenizer_path) if model.tokenizer_path else None,
+        chat_template_path=Path(model.chat_template) if model.chat_template else None,
+    )
+
+
+def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[int]) -> EngineOptions:
+    return EngineOptions(
+        context_len, vocab_size, eos, max_queued=config.scheduler.max_queued_requests, seed=config.scheduler.random_seed
+    )
+
+
+def _engine(
+    config: Config, cache: KVCache, limits: Limits, runner: Runner, options: EngineOptions, observer: StepObserver | None
+) -> Engine:
+    scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy])
+    return Engine(scheduler, runner, options, observer=observer)
