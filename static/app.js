@@ -63,7 +63,7 @@ class App {
     try {
       const why = await this.server.whyNotReady();
       if (why === null) return await this.#learnModel();
-      this.#showState("starting", why);
+      this.#showState("starting", "Starting", why);
     } catch (error) {
       this.#showState("down", error.status === 401 ? "Key needed" : "Not reachable");
       if (error.status === 401) return this.#askForKey(error);
@@ -82,8 +82,9 @@ class App {
     this.#showContext();
   }
 
-  #showState(state, words) {
+  #showState(state, words, reason = "") {
     byId("dot").dataset.state = state;
+    byId("server-state").title = reason;
     byId("server-state").textContent = words;
   }
 

@@ -9,7 +9,9 @@ import { MarkdownView } from "./render.js";
 import { samplingBody } from "./settings.js";
 import { addMessage, pathOf, removeMessage, showVariant, variantsOf } from "./store.js";
 
+const STREAM_OPTIONS = { include_usage: true, continuous_usage_stats: true };
 const SAVE_MS = 1_000; // how much of an answer a crash may cost
+const FIGURES_MS = 250; // figures that change faster cannot be read
 const NEAR_END_PX = 40;
 
 /** An answer under way: text that arrived, and the element it goes to while its conversation is on screen. */
@@ -24,14 +26,16 @@ class Answer {
     this.firstAt = 0;
     this.lastAt = 0;
     this.savedAt = this.sentAt;
+    this.shownAt = this.sentAt;
+    this.usage = null; // the server's latest count
   }
 
-  /** Counts from `usage`, times as this page saw them. */
-  stats(usage) {
+  /** Counts as the server gave them last, times as this page saw them. */
+  stats() {
     return {
-      tokens: usage?.completion_tokens ?? null,
-      promptTokens: usage?.prompt_tokens ?? null,
-      cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? null,
+      tokens: this.usage?.completion_tokens ?? null,
+      promptTokens: this.usage?.prompt_tokens ?? null,
+      cachedTokens: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
       firstMs: this.firstAt ? this.firstAt - this.sentAt : null,
       decodeMs: this.lastAt - this.firstAt,
     };
@@ -130,10 +134,14 @@ export class Chat {
     const number = [...this.#elements.keys()].indexOf(message.id) + 1;
     under.replaceChildren(
       ...(message.error ? [h("p", { class: "error", role: isNews && "alert" }, message.error)] : []),
-      ...(isStreaming ? [h("p", { class: "stats waiting" }, h("span", { class: "pulse", "aria-hidden": "true" }), "Generating")] : []),
+      ...(isStreaming ? [this.#liveFigures()] : []),
       ...(message.role === "assistant" ? this.#figures(message) : []),
       ...(isStreaming ? [] : [this.#actions(message, number)]),
     );
+  }
+
+  #liveFigures() {
+    return h("p", { class: "stats" }, h("span", { class: "pulse", "aria-hidden": "true" }), h("span", { class: "live" }, "Generating"));
   }
 
   #figures(message) {
@@ -154,8 +162,19 @@ export class Chat {
     if (variants.length > 1) buttons.push(this.#variantSwitch(message, variants, number));
     if (message.content) buttons.push(iconButton("copy", `Copy message ${number}`, (event) => copy(message.content, event.currentTarget)));
     if (message.role === "user") buttons.push(iconButton("edit", `Edit message ${number}`, () => this.page.edit(message)));
-    else buttons.push(iconButton("again", `Regenerate message ${number}`, () => this.regenerate(message)));
+    else buttons.push(this.#againButton(message, number));
     return h("div", { class: "actions" }, ...buttons);
+  }
+
+  /** Regenerate; where there is nothing but an error it says in words what it does. */
+  #againButton(message, number) {
+    const button = iconButton("again", `Regenerate message ${number}`, () => this.regenerate(message));
+    if (message.state === "failed") {
+      button.classList.add("worded");
+      button.setAttribute("aria-label", `Try again, message ${number}`);
+      button.append("Try again");
+    }
+    return button;
   }
 
   #variantSwitch(message, variants, number) {
@@ -213,7 +232,7 @@ export class Chat {
     if (!answer) return;
     answer.message.state = "stopped";
     answer.cancel();
-    this.#end(answer, null);
+    this.#end(answer);
     this.page.say("Stopped");
   }
 
@@ -239,10 +258,11 @@ export class Chat {
     const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
     const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
     const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
-    return { model: this.model, messages, stream: true, stream_options: { include_usage: true }, ...samplingBody(conversation.sampling) };
+    return { model: this.model, messages, stream: true, stream_options: STREAM_OPTIONS, ...samplingBody(conversation.sampling) };
   }
 
   #arrived(answer, chunk) {
+    answer.usage = chunk.usage ?? answer.usage;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     if (choice.finish_reason) answer.message.finish = choice.finish_reason;
@@ -270,17 +290,18 @@ export class Chat {
     if (!answer.view || !answer.pending) return;
     answer.view.append(answer.pending);
     answer.pending = "";
+    if (answer.usage && answer.lastAt - answer.shownAt > FIGURES_MS) {
+      answer.shownAt = answer.lastAt;
+      this.#elements.get(answer.message.id).querySelector(".live").textContent = statsText(answer.stats());
+    }
   }
 
   #done(answer, usage) {
     const { message } = answer;
-    if (message.state === "stopped") {
-      // Ended already, when Stop was pressed. A server that says what it had made by then completes the figures.
-      if (usage) this.#setStats(answer, usage);
-      return;
-    }
+    answer.usage = usage ?? answer.usage;
+    if (message.state === "stopped") return this.#setStats(answer); // ended already, when Stop was pressed; the count may be newer
     message.state = "done";
-    this.#end(answer, usage);
+    this.#end(answer);
     const numWords = message.content.split(/\s+/).filter(Boolean).length;
     this.page.say(`Answer complete, ${numWords} ${numWords === 1 ? "word" : "words"}`);
   }
@@ -288,21 +309,21 @@ export class Chat {
   #failed(answer, error) {
     answer.message.state = "failed";
     answer.message.error = error.message;
-    this.#end(answer, null);
+    this.#end(answer);
     this.page.refused(error, answer.conversation);
   }
 
-  #end(answer, usage) {
+  #end(answer) {
     this.#flush(answer);
     answer.view?.finish();
     this.#answers.delete(answer.conversation.id);
-    this.#setStats(answer, usage);
+    this.#setStats(answer);
     this.page.changed(answer.conversation);
     this.#keepEnd();
   }
 
-  #setStats(answer, usage) {
-    if (usage || answer.firstAt) answer.message.stats = answer.stats(usage);
+  #setStats(answer) {
+    if (answer.usage || answer.firstAt) answer.message.stats = answer.stats();
     this.page.save(answer.conversation);
     if (answer.conversation === this.conversation) this.#drawUnder(answer.message, answer.message.state === "failed");
   }

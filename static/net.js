@@ -76,7 +76,7 @@ export class Server {
   }
 
   /**
-   * Asks for a streamed answer to a chat body. Calls `on.chunk(chunk)` for each chunk and then exactly one of
+   * Asks for a streamed answer to a chat body, which says so itself. Calls `on.chunk(chunk)` for each chunk and then exactly one of
    * `on.done(usage)` and `on.error(ApiError)`. Returns a function that cancels: the server is told at once, and chunks
    * that are already under way are dropped; `on.done` may still follow with the usage of what was made.
    */
@@ -125,7 +125,7 @@ export class Server {
     const response = await this.#fetch("v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ...body, stream: true, stream_options: { ...body.stream_options, include_usage: true } }),
+      body: JSON.stringify(body),
       signal,
     });
     if (!response.ok) throw await errorOf(response);

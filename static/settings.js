@@ -15,9 +15,9 @@ const FIELDS = [
   { name: "top_k", label: "Top k", help: "0: off", parse: number },
   { name: "min_p", label: "Min p", help: "Share of the best token", parse: number },
   { name: "repetition_penalty", label: "Repetition penalty", help: "1: off", parse: number },
-  { name: "frequency_penalty", label: "Frequency penalty", help: "For each time a token came", parse: number },
+  { name: "frequency_penalty", label: "Frequency penalty", help: "Each time a token came", parse: number },
   { name: "presence_penalty", label: "Presence penalty", help: "For having come at all", parse: number },
-  { name: "seed", label: "Seed", help: "Same seed, same answer", parse: number, otherwise: "random" },
+  { name: "seed", label: "Seed", help: "Repeats an answer", parse: number, otherwise: "random" },
   { name: "stop", label: "Stop texts", help: "One a line; \\n: line break", parse: lines, otherwise: "none" },
 ];
 

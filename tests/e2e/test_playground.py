@@ -1,0 +1,518 @@
+"""The playground in a real Chromium against a real server with made-up tokens: `streamserve serve --fake`.
+
+Skips, saying why, where there is no Chromium. Waits on conditions, never on times.
+"""
+
+import json
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
+
+WATCH = """
+window.violations = [];
+addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective + " " + event.blockedURI));
+"""
+NO_WEBSOCKET = "window.WebSocket = class { constructor() { throw new Error('switched off'); } };"
+NO_STORAGE = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+AT_END = """() => {
+  const scroll = document.getElementById("scroll");
+  return scroll.scrollHeight - scroll.clientHeight - scroll.scrollTop < 2;
+}"""
+NOTE_GROWTH = """() => {
+  window.lengths = [];
+  const list = document.getElementById("messages");
+  const note = () => {
+    const length = list.querySelector(".assistant:last-child .text")?.textContent.length;
+    if (length && length !== window.lengths.at(-1)) window.lengths.push(length);
+  };
+  new MutationObserver(note).observe(list, { subtree: true, childList: true, characterData: true });
+}"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def get_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, f"the server ended with {server.returncode}:\n{log.read_text()}"
+        try:
+            urllib.request.urlopen(url + "ready", timeout=10).close()
+            return
+        except urllib.error.HTTPError as error:
+            error.close()
+        except urllib.error.URLError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"the server was not ready within a minute:\n{log.read_text()}")
+
+
+def serve(log: Path, *flags: str) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "streamserve", "serve", "--fake", "--fake-step-ms", "20", "--port", str(port), *flags]
+    with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT) as server:
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            wait_until_ready(server, url, log)
+            yield url
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from serve(tmp_path_factory.mktemp("server") / "log.txt")
+
+
+@pytest.fixture(scope="module")
+def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from serve(tmp_path_factory.mktemp("locked") / "log.txt", "--api-key", "sesame")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Tab:
+    """One browser tab on the playground, and everything in it that must not happen."""
+
+    page: Page
+    url: str
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def open(self, *init_scripts: str) -> "Tab":
+        self.page.on("console", self._note_console)
+        self.page.on("pageerror", lambda error: self.console.append(str(error)))
+        self.page.on("dialog", self._note_dialog)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda websocket: self.requests.append(websocket.url))
+        for script in (WATCH, *init_scripts):
+            self.page.add_init_script(script)
+        self.page.goto(self.url)
+        return self
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.console.append(message.text)
+
+    def _note_dialog(self, dialog: Dialog) -> None:
+        self.console.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def ask(self, text: str) -> None:
+        expect(self.page.locator("#server-state")).to_have_text("Ready")
+        self.page.get_by_label("Message", exact=True).fill(text)
+        self.page.keyboard.press("Enter")
+
+    def finish(self) -> None:
+        """Wait until the answer is complete."""
+        expect(self.page.get_by_role("button", name="Send", exact=True)).to_be_visible(timeout=60_000)
+
+    def answers(self) -> list[str]:
+        return self.page.locator(".assistant .text").all_inner_texts()
+
+    def sockets(self) -> list[str]:
+        return [url for url in self.requests if url.startswith("ws")]
+
+    def check_clean(self) -> None:
+        assert self.console == []
+        assert self.page.evaluate("() => window.violations") == []
+        origins = {re.sub(r"^ws", "http", url).split("/")[2] for url in self.requests if not url.startswith(("data:", "blob:"))}
+        assert origins == {self.url.split("/")[2]}
+
+
+@pytest.fixture
+def tab(chromium: Browser, server: str) -> Iterator[Tab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield Tab(context.new_page(), server)
+    context.close()
+
+
+@pytest.fixture
+def locked_tab(chromium: Browser, locked_server: str) -> Iterator[Tab]:
+    context = chromium.new_context()
+    yield Tab(context.new_page(), locked_server)
+    context.close()
+
+
+def running(url: str) -> int:
+    loads = get_json(url + "v1/loads")
+    return int(loads["running"]) + int(loads["waiting"])
+
+
+def wait_for_running(url: str, wanted: bool) -> None:
+    for _ in range(300):
+        if bool(running(url)) == wanted:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"the server reports {running(url)} live requests")
+
+
+def test_page_loads_without_error_and_asks_only_its_own_server(tab: Tab) -> None:
+    tab.open()
+    expect(tab.page.locator("#server-state")).to_have_text("Ready")
+    model = get_json(tab.url + "v1/models")["data"][0]["id"]
+    expect(tab.page.locator("#model-name")).to_have_text(model)
+    assert tab.page.get_by_label("Temperature").get_attribute("placeholder") != "server default"
+    tab.check_clean()
+
+
+def test_answer_streams_over_the_socket_and_its_figures_are_shown(tab: Tab) -> None:
+    tab.open().page.evaluate(NOTE_GROWTH)
+    tab.ask("What is the capital of France?")
+    tab.finish()
+    lengths = tab.page.evaluate("() => window.lengths")
+    assert len(lengths) >= 5 and lengths == sorted(lengths)
+    assert lengths[-1] > 0
+    assert len(tab.sockets()) == 1
+    assert not any("chat/completions" in url for url in tab.requests)
+    figures = tab.page.locator(".assistant .stats").inner_text()
+    assert re.search(r"\d+ tok · [\d.,]+ tok/s · TTFT [\d.]+ m?s · \d+ of \d+ prompt tokens cached", figures), figures
+    expect(tab.page.locator("#status")).to_contain_text("Answer complete")
+    expect(tab.page.get_by_label("Message", exact=True)).to_be_focused()
+    tab.check_clean()
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+@pytest.mark.parametrize("init_script", ["", NO_WEBSOCKET], ids=["websocket", "sse"])
+def test_stop_ends_the_request_in_the_engine_and_keeps_the_text(tab: Tab, way: str, init_script: str) -> None:
+    tab.open(init_script)
+    tab.ask("Tell me a long story")
+    expect(tab.page.locator(".assistant .text")).not_to_be_empty()
+    wait_for_running(tab.url, True)
+    if way == "button":
+        tab.page.get_by_role("button", name="Stop", exact=True).click()
+    else:
+        tab.page.keyboard.press("Escape")
+    wait_for_running(tab.url, False)
+    expect(tab.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    expect(tab.page.locator(".assistant .stats")).to_contain_text("Stopped by you")
+    [kept] = tab.answers()
+    assert kept
+    tab.ask("Go on")
+    tab.finish()
+    first, second = tab.answers()
+    assert first == kept and second
+    tab.check_clean()
+
+
+def test_reload_keeps_the_conversation_and_its_figures(tab: Tab) -> None:
+    tab.open()
+    tab.ask("Keep this")
+    tab.finish()
+    before = tab.page.locator("#messages").inner_text()
+    tab.page.reload()
+    expect(tab.page.locator(".assistant .text")).to_be_visible()
+    assert tab.page.locator("#messages").inner_text() == before
+    expect(tab.page.get_by_role("link", name="Keep this")).to_have_attribute("aria-current", "page")
+    tab.check_clean()
+
+
+def test_reload_in_mid_answer_keeps_what_had_arrived_and_frees_the_engine(tab: Tab) -> None:
+    tab.open()
+    tab.ask("Tell me a long story")
+    expect(tab.page.locator(".assistant .text")).not_to_be_empty()
+    tab.page.reload()
+    expect(tab.page.locator(".assistant .stats")).to_contain_text("Cut off by a reload")
+    assert tab.answers()[0]
+    wait_for_running(tab.url, False)
+
+
+def test_second_turn_takes_earlier_tokens_from_the_cache(tab: Tab) -> None:
+    tab.open()
+    tab.ask("First question of this conversation")
+    tab.finish()
+    tab.ask("And a second one")
+    tab.finish()
+    figures = tab.page.locator(".assistant .stats").last.inner_text()
+    cached, prompt = re.findall(r"([\d,]+) of ([\d,]+) prompt tokens cached", figures)[0]
+    assert 0 < int(cached.replace(",", "")) < int(prompt.replace(",", ""))
+
+
+def test_refused_value_is_shown_as_text_and_at_its_field(tab: Tab) -> None:
+    tab.open()
+    tab.page.get_by_label("Temperature").fill("500")
+    tab.ask("Too hot")
+    alert = tab.page.locator(".assistant [role=alert]")
+    expect(alert).to_contain_text("temperature is 500")
+    expect(tab.page.get_by_label("Temperature")).to_have_attribute("aria-invalid", "true")
+    tab.page.get_by_role("button", name="Reset").click()
+    tab.page.get_by_role("button", name="Try again").click()
+    tab.finish()
+    expect(alert).to_have_count(0)
+    assert tab.answers()[0]
+    expect(tab.page.get_by_role("button", name="Previous version of message 2")).to_have_count(0)
+    tab.check_clean()
+
+
+def test_answer_streams_over_sse_where_no_socket_opens(tab: Tab) -> None:
+    tab.open(NO_WEBSOCKET).page.evaluate(NOTE_GROWTH)
+    tab.ask("What is the capital of France?")
+    tab.finish()
+    lengths = tab.page.evaluate("() => window.lengths")
+    assert len(lengths) >= 5 and lengths == sorted(lengths)
+    assert tab.sockets() == []
+    expect(tab.page.locator(".assistant .stats")).to_contain_text("prompt tokens cached")
+    tab.page.get_by_label("Top p").fill("2")
+    tab.ask("Refused before any event")
+    expect(tab.page.locator(".assistant [role=alert]")).to_contain_text("top_p is 2")
+    # Chromium itself logs the 400 as a failed resource; nothing else may be there.
+    assert [line for line in tab.console if "400" not in line] == []
+
+
+HOSTILE = """<script>window.hacked = 1</script>
+<img src=x onerror="window.hacked = 2"> <svg onload="window.hacked = 3"></svg>
+
+[click](javascript:window.hacked=4) [data](data:text/html,<script>window.hacked=5</script>)
+
+![tracker](https://example.invalid/pixel.png) and [a link](https://example.invalid/page)
+
+```html"><script>window.hacked = 6</script>
+<script>window.hacked = 7</script>
+```
+"""
+
+
+def test_hostile_answer_is_inert_text(tab: Tab) -> None:
+    chunks = [{"choices": [{"index": 0, "delta": {"content": HOSTILE[k : k + 7]}}]} for k in range(0, len(HOSTILE), 7)]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    tab.open(NO_WEBSOCKET)
+    tab.ask("<b>Attack</b> <script>window.hacked = 8</script>")
+    tab.finish()
+    expect(tab.page.locator(".user .text")).to_have_text("<b>Attack</b> <script>window.hacked = 8</script>")
+    answer = tab.page.locator(".assistant .text")
+    expect(answer).to_contain_text('<img src=x onerror="window.hacked = 2">')
+    expect(answer).to_contain_text("<script>window.hacked = 7</script>")
+    assert answer.locator("script, img, svg, iframe, style, form").count() == 0
+    links = answer.locator("a").evaluate_all("(links) => links.map((link) => [link.protocol, link.rel, link.target])")
+    assert links == [["https:", "noopener noreferrer nofollow", "_blank"]] * 2
+    assert tab.page.evaluate("() => window.hacked") is None
+    tab.check_clean()
+
+
+PIECES = [
+    *("# head", "- a", "-", " b", "\n", "\n\n", "```", "``", "`", "x", "**", "*", "_", "~~", "1. ", "10) ", "    ", "> ", "|"),
+    *(
+        "a | b",
+        "|---|---|",
+        "---",
+        "\n- ",
+        "\n  - ",
+        "\n```js\n",
+        "[l](http",
+        "s://x.y/z)",
+        "<b>",
+        "https://e.f",
+        "\\",
+        "é",
+        "🙂",
+    ),
+]
+RENDER_BOTH = """async (cases) => {
+  const { MarkdownView } = await import("/static/render.js");
+  const show = (chunks) => {
+    const root = document.createElement("div");
+    const view = new MarkdownView(root);
+    for (const chunk of chunks) view.append(chunk);
+    view.finish();
+    return root.innerHTML;
+  };
+  return cases.map((chunks) => [show(chunks), show([chunks.join("")])]);
+}"""
+
+
+def test_text_in_any_pieces_gives_the_same_nodes(tab: Tab) -> None:
+    choose = random.Random(3)
+    cases = [[choose.choice(PIECES) for _ in range(choose.randint(1, 16))] for _ in range(3000)]
+    pairs = tab.open().page.evaluate(RENDER_BOTH, cases)
+    different = [case for case, (streamed, whole) in zip(cases, pairs, strict=True) if streamed != whole]
+    assert different == []
+
+
+def test_finished_blocks_keep_their_nodes_while_text_grows(tab: Tab) -> None:
+    kept = tab.open().page.evaluate(
+        """async () => {
+          const { MarkdownView } = await import("/static/render.js");
+          const root = document.createElement("div");
+          const view = new MarkdownView(root);
+          view.append("one\\n\\n```\\ncode\\n");
+          const [paragraph, code] = [root.children[0], root.querySelector("code").firstChild];
+          view.append("more\\n```\\n\\nthree\\n\\nfour\\n\\nfive");
+          view.finish();
+          return [root.children[0] === paragraph, root.querySelector("code").firstChild === code, root.children.length];
+        }"""
+    )
+    assert kept == [True, True, 5]
+
+
+def test_regenerating_and_editing_keep_what_was_there(tab: Tab) -> None:
+    tab.open()
+    tab.ask("Original question")
+    tab.finish()
+    tab.page.get_by_role("button", name="Regenerate message 2").click()
+    tab.finish()
+    expect(tab.page.locator(".assistant .place")).to_have_text("2/2")
+    tab.page.get_by_role("button", name="Edit message 1").click()
+    expect(tab.page.get_by_label("Message", exact=True)).to_have_value("Original question")
+    tab.ask("Edited question")
+    tab.finish()
+    expect(tab.page.locator(".user .text")).to_have_text("Edited question")
+    tab.page.get_by_role("button", name="Previous version of message 1").click()
+    expect(tab.page.locator(".user .text")).to_have_text("Original question")
+    expect(tab.page.locator(".assistant .place")).to_have_text("2/2")
+    tab.page.reload()
+    expect(tab.page.locator(".user .text")).to_have_text("Original question")
+    tab.page.get_by_role("button", name="Next version of message 1").click()
+    expect(tab.page.locator(".user .text")).to_have_text("Edited question")
+
+
+def test_conversations_are_listed_deleted_and_brought_back(tab: Tab) -> None:
+    tab.open()
+    for title in ("Apples", "Pears"):
+        tab.page.get_by_role("button", name="New chat").click()
+        tab.ask(title)
+        tab.finish()
+    chats = tab.page.locator("#chats a")
+    expect(chats).to_have_text(["Pears", "Apples"])
+    chats.last.click()
+    expect(tab.page.locator(".user .text")).to_have_text("Apples")
+    tab.page.get_by_role("button", name="Delete Apples").click()
+    expect(chats).to_have_text(["Pears"])
+    tab.page.get_by_role("button", name="Undo").click()
+    expect(chats).to_have_text(["Pears", "Apples"])
+    tab.check_clean()
+
+
+def test_key_is_asked_for_only_when_the_server_wants_one(locked_tab: Tab) -> None:
+    page = locked_tab.open().page
+    dialog = page.get_by_role("dialog", name="This server asks for a key")
+    for key in ("wrong", "sesame"):
+        expect(dialog).to_be_visible()
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use key").click()
+    expect(dialog).to_be_hidden()
+    locked_tab.ask("With the key")
+    locked_tab.finish()
+    assert locked_tab.answers()[0]
+    assert len(locked_tab.sockets()) == 1
+    assert not any("sesame" in url for url in locked_tab.requests)
+    page.reload()
+    expect(page.locator("#server-state")).to_have_text("Ready")
+    expect(dialog).to_be_hidden()
+    assert page.evaluate("() => JSON.stringify(localStorage).includes('sesame')") is False
+
+
+def test_page_works_and_says_so_when_nothing_can_be_stored(tab: Tab) -> None:
+    tab.open(NO_STORAGE)
+    tab.ask("Forget this")
+    tab.finish()
+    assert tab.answers()[0]
+    expect(tab.page.locator("#banner")).to_contain_text("not saved")
+    tab.check_clean()
+
+
+def test_enter_that_ends_a_composed_word_does_not_send(tab: Tab) -> None:
+    tab.open()
+    expect(tab.page.locator("#server-state")).to_have_text("Ready")
+    prompt = tab.page.get_by_label("Message", exact=True)
+    prompt.fill("日本")
+    for event in ({"key": "Enter", "isComposing": True}, {"key": "Enter", "keyCode": 229}):
+        prompt.dispatch_event("keydown", {**event, "bubbles": True, "cancelable": True})
+    expect(tab.page.locator(".message")).to_have_count(0)
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator(".user .text")).to_have_text("日本")
+
+
+def test_reader_who_scrolled_up_stays_there_until_they_jump_back(tab: Tab) -> None:
+    tab.page.set_viewport_size({"width": 700, "height": 420})
+    tab.open()
+    for _ in range(2):
+        tab.ask("Fill the page")
+        tab.finish()
+    tab.ask("Tell me a long story")
+    expect(tab.page.locator(".assistant .text").last).not_to_be_empty()
+    tab.page.locator("#scroll").hover()
+    tab.page.mouse.wheel(0, -5000)
+    top = "() => document.getElementById('scroll').scrollTop"
+    tab.page.wait_for_function(f"() => ({top})() === 0")
+    before = len(tab.answers()[-1])
+    tab.page.wait_for_function(
+        "(length) => document.querySelector('.assistant:last-child .text').textContent.length > length + 20", arg=before
+    )
+    assert tab.page.evaluate(top) == 0
+    tab.page.get_by_role("button", name="Jump to latest").click()
+    tab.page.wait_for_function(AT_END)
+    expect(tab.page.get_by_role("button", name="Jump to latest")).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [360, 900, 1280])
+def test_no_width_needs_sideways_scrolling(tab: Tab, width: int) -> None:
+    tab.page.set_viewport_size({"width": width, "height": 700})
+    tab.open()
+    tab.ask("x" * 300)
+    tab.finish()
+    assert tab.page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    settings = tab.page.get_by_role("button", name="Settings", exact=True)
+    if width < 1100:
+        settings.click()
+    expect(tab.page.get_by_label("System prompt")).to_be_visible()
+    tab.page.keyboard.press("Escape")
+    assert tab.page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    if width < 1100:
+        expect(tab.page.get_by_label("System prompt")).to_be_hidden()
+        expect(settings).to_be_focused()
+
+
+def test_theme_follows_the_system_until_one_is_chosen(tab: Tab) -> None:
+    tab.page.emulate_media(color_scheme="dark")
+    tab.open()
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    dark = tab.page.evaluate(ground)
+    tab.page.emulate_media(color_scheme="light")
+    light = tab.page.evaluate(ground)
+    assert light != dark
+    theme = tab.page.get_by_role("button", name=re.compile("^Theme"))
+    theme.click()
+    theme.click()
+    expect(theme).to_have_accessible_name("Theme: dark")
+    assert tab.page.evaluate(ground) == dark
+    tab.page.reload()
+    expect(theme).to_have_accessible_name("Theme: dark")
+    assert tab.page.evaluate(ground) == dark
