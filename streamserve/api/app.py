@@ -1,0 +1,185 @@
+"""The ASGI application: routes, and what happens before and after each of them.
+
+Owns the route table and the shape of every failure. Knows nothing of what the routes do. Starlette matches paths; answers
+are written straight to ASGI, because wrappers around `send` would be paid for on every token.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.routing import Route, Router, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from streamserve.api.admin import Admin
+from streamserve.api.gate import run_lifespan
+from streamserve.api.native import Native
+from streamserve.api.openai import Completions
+from streamserve.api.playground import Playground, static_folder
+from streamserve.api.service import Meter, Service
+from streamserve.api.wire import BoundedSend, ClientLeft, Exchange
+from streamserve.api.ws import Sockets
+from streamserve.config import ServerConfig
+from streamserve.engine.client import EngineClient
+from streamserve.errors import InvalidRequest, MethodNotAllowed, NotFound, SlowReader, StreamServeError, error_body
+from streamserve.text.model import TextModel
+
+log = structlog.get_logger(__name__)
+
+PUBLIC = frozenset({"/", "/health", "/ready", "/metrics"})  # and the page's files; everything else needs the key, if there is one
+EXCHANGE = "streamserve.exchange"  # where a request's Exchange stands in its scope
+
+Answer = Callable[[Exchange], Awaitable[None]]
+
+
+class Endpoint:
+    """A route's answer in the form that Starlette's router calls without wrapping it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope[EXCHANGE])
+
+
+class Api:
+    """The application. `close_idle_sockets` is for the shutdown: WebSockets close as soon as nothing runs on them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._limit_s = service.config.write_timeout_s
+        self._router = _router(service)
+
+    def close_idle_sockets(self) -> None:
+        """From now on a WebSocket without live requests closes, with code 1001."""
+        self._service.closing.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # tells Starlette's router to raise, not to answer, when nothing matches
+        if scope["type"] == "http":
+            await self._http(scope, receive, BoundedSend(send, self._limit_s))
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, BoundedSend(send, self._limit_s))
+        else:
+            await run_lifespan(receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
+        door = self._service.door
+        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope))
+        try:
+            if scope["method"] == "OPTIONS":
+                await exchange.answer(204, b"", headers=door.preflight_headers(scope))
+                return
+            if scope["path"] not in PUBLIC and not scope["path"].startswith("/static/"):
+                door.check_key(scope)
+            await self._router(scope, receive, send)
+        except ClientLeft:
+            log.debug("client_left", path=scope["path"])
+        except SlowReader as error:
+            log.info("client_cut", path=scope["path"], reason=str(error))
+        except (StreamServeError, HTTPException) as error:
+            await self._refuse(exchange, error)
+        except Exception as bug:
+            log.exception("request_failed", path=scope["path"], exc_info=bug)
+            await self._refuse(exchange, StreamServeError("the server failed while it served this request"))
+
+    async def _refuse(self, exchange: Exchange, error: StreamServeError | HTTPException) -> None:
+        """Say what went wrong; after a started answer, breaking it off is all that is left to say."""
+        if exchange.has_started:
+            return
+        try:
+            if isinstance(error, StreamServeError):
+                await exchange.answer_error(error)
+            else:
+                await exchange.answer_error(*_own(error, exchange.scope))
+        except SlowReader:
+            log.info("client_cut", path=exchange.scope["path"])
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
+        try:
+            await self._router(scope, receive, send)
+        except SlowReader as error:
+            log.info("client_cut", path=scope["path"], reason=str(error))
+        except StreamServeError as error:
+            await _refuse_socket(scope, send, error)
+        except HTTPException:
+            await _refuse_socket(scope, send, NotFound(f"there is no WebSocket at {scope['path'][:200]}; /v1/ws is one"))
+
+
+async def _refuse_socket(scope: Scope, send: BoundedSend, error: StreamServeError) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
+        return
+    body = orjson.dumps(error_body(error))
+    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": head})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _own(error: HTTPException, scope: Scope) -> tuple[StreamServeError, list[tuple[bytes, bytes]]]:
+    method, path = scope["method"], scope["path"][:200]
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        refusal = MethodNotAllowed(f"{method} is not allowed on {path}; allowed is {allowed}")
+        return refusal, [(b"allow", allowed.encode())]
+    return NotFound(f"there is no {method} {path} here; GET /v1/models shows the model, README.md the routes"), []
+
+
+async def _not_a_page(exchange: Exchange) -> None:
+    raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
+
+
+def _router(service: Service) -> Router:
+    completions = Completions(service)
+    native, admin = Native(service), Admin(service)
+    playground = Playground(None if service.config.disable_playground else static_folder())
+    routes: list[tuple[str, str, Answer]] = [
+        ("POST", "/v1/chat/completions", completions.chat),
+        ("POST", "/v1/completions", completions.completion),
+        ("GET", "/v1/models", admin.models),
+        ("GET", "/v1/models/{model_id:path}", admin.model),
+        ("POST", "/tokenize", native.tokenize),
+        ("POST", "/v1/tokenize", native.tokenize),
+        ("POST", "/detokenize", native.detokenize),
+        ("POST", "/v1/detokenize", native.detokenize),
+        ("POST", "/abort", native.abort),
+        ("POST", "/abort_request", native.abort),  # SGLang's name
+        ("GET", "/v1/loads", native.loads),
+        ("GET", "/health", admin.health),
+        ("GET", "/ready", admin.ready),
+        ("GET", "/metrics", admin.metrics),
+        ("GET", "/cache", admin.cache),
+        ("GET", "/", playground.page),
+        ("GET", "/static/{name:path}", playground.file),
+        ("GET", "/v1/ws", _not_a_page),
+    ]
+    table = [Route(path, Endpoint(answer), methods=[method]) for method, path, answer in routes]
+    return Router([*table, WebSocketRoute("/v1/ws", Sockets(service, completions))], redirect_slashes=False)
+
+
+def create_app(
+    client: EngineClient,
+    text: TextModel,
+    config: ServerConfig,
+    *,
+    model_name: str,
+    aliases: tuple[str, ...] = (),
+    sampling_defaults: str = "model",
+    metrics: Meter | None = None,
+) -> Api:
+    """The HTTP and WebSocket side of one served model.
+
+    `sampling_defaults`: "model" takes what a request leaves out from the model's files, "openai" from OpenAI's defaults.
+    """
+    return Api(
+        Service(
+            client,
+            text,
+            config,
+            model_name=model_name,
+            aliases=aliases,
+            sampling_defaults=sampling_defaults,
+            meter=metrics,
+        )
+    )

@@ -1,0 +1,117 @@
+"""Corrections to hypercorn 0.18, installed by one explicit call: what a client does not read must make `send` wait.
+
+    HTTP/2   StreamBuffer.pop(0), as called while a stream's window is exhausted, lets the pusher go on: `send` never waits
+             and the buffer grows without end. Here it waits until the buffer was really emptied.
+    HTTP/2   an answer that the application breaks off leaves the stream open for ever. Here it is reset.
+    HTTP/2   a connection that closes leaves pushers waiting. Here they are let go.
+    TCP      closing a connection waits for a client that reads nothing. Here it waits `patience_s`, then cuts.
+
+Owns nothing at run time. Knows nothing of the application. Remove each part when hypercorn has it.
+"""
+
+from asyncio import timeout
+from functools import partial
+from typing import Any
+
+import h2.exceptions
+import hypercorn.asyncio.run
+import hypercorn.protocol
+import hypercorn.protocol.h2
+from h2.errors import ErrorCodes
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
+
+
+class BlockingBuffer(StreamBuffer):
+    """A stream's outgoing bytes; `push` waits while more than the high-water mark is in it."""
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class ResettingH2(H2Protocol):
+    """HTTP/2 whose streams end when their application ends."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, StreamClosed):
+            await self._reset_unfinished(event.stream_id)
+        await super().stream_send(event)
+
+    async def _reset_unfinished(self, stream_id: int) -> None:
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is None or buffer._complete:
+            return
+        try:
+            self.connection.reset_stream(stream_id, ErrorCodes.CANCEL)
+        except h2.exceptions.ProtocolError:
+            return  # the client reset it, or left, at the same moment
+        await self._flush()
+        await self._window_updated(stream_id)  # the sending task meets the closed stream and drops its buffer
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            for buffer in self.stream_buffers.values():
+                await buffer.close()
+
+
+class CuttingTCPServer(TCPServer):
+    """A connection that is cut when the client takes nothing for `patience_s` while there is something to take."""
+
+    def __init__(self, *connection: Any, patience_s: float) -> None:
+        super().__init__(*connection)
+        self._patience_s = patience_s
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                self.writer.write(event.data)
+                if self.writer.transport.get_write_buffer_size() == 0:
+                    await self.writer.drain()  # raises where the connection is lost; never waits
+                    return
+                async with timeout(self._patience_s):
+                    await self.writer.drain()
+            except (ConnectionError, RuntimeError):
+                await self.protocol.handle(Closed())
+            except TimeoutError:
+                self.writer.transport.abort()
+                await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self.writer.close()  # the client is gone; hypercorn would keep its side until a sleeping ping task wakes
+
+    async def _close(self) -> None:
+        try:
+            async with timeout(self._patience_s):
+                await super()._close()
+        except TimeoutError:
+            self.writer.transport.abort()
+
+
+def install_flow_control(patience_s: float = 30.0) -> None:
+    """Make hypercorn use the classes above, in this process, from the next connection on."""
+    hypercorn.protocol.h2.StreamBuffer = BlockingBuffer  # type: ignore[misc]
+    hypercorn.protocol.H2Protocol = ResettingH2  # type: ignore[attr-defined,assignment]
+    hypercorn.asyncio.run.TCPServer = partial(CuttingTCPServer, patience_s=patience_s)  # type: ignore[attr-defined,assignment]

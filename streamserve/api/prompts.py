@@ -1,0 +1,93 @@
+"""Texts, conversations and ids to checked prompts.
+
+Owns where tokenising runs: short texts on the loop, long ones in a worker thread. Knows nothing of HTTP.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+
+from streamserve.errors import ContextOverflow, InvalidRequest
+from streamserve.messages import EngineFacts
+from streamserve.text.model import TextModel
+
+INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
+SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are not suspicious
+
+
+class Prompts:
+    """Makes prompts of one model."""
+
+    def __init__(self, text: TextModel, facts: Callable[[], EngineFacts]) -> None:
+        self._text = text
+        self._facts = facts
+        self._limiter = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
+        self._longest_token: int | None = None
+
+    async def of_text(self, text: str, param: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of a text; the text of a special token becomes that token."""
+        if add_special_tokens:
+            return await self._encode(lambda: self._text.encode_prompt(text), len(text.encode()), len(text), param)
+        encode = self._text.tokenizer.encode
+        return await self._encode(lambda: encode(text, add_special_tokens=False), len(text.encode()), len(text), param)
+
+    async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
+        """Token ids of a conversation; control tokens come from the template only."""
+        size = sum(len(message["content"].encode()) for message in messages)
+        chars = sum(len(message["content"]) for message in messages)
+        return await self._encode(lambda: self._text.encode_chat(messages, **options), size, chars, "messages")
+
+    async def _encode(self, encode: Callable[[], list[int]], num_bytes: int, num_chars: int, param: str) -> tuple[int, ...]:
+        if num_chars <= INLINE_CHARS:
+            return tuple(encode())
+        await self._refuse_hopeless(num_bytes, param)
+        return tuple(await to_thread.run_sync(encode, limiter=self._limiter))
+
+    async def _refuse_hopeless(self, num_bytes: int, param: str) -> None:
+        """A text that cannot fit whatever its tokens are is not worth seconds of tokenising."""
+        context_len = self._facts().context_len
+        if num_bytes <= context_len * SURE_BYTES_PER_TOKEN:
+            return
+        if self._longest_token is None:
+            self._longest_token = await to_thread.run_sync(self._measure_longest_token, limiter=self._limiter)
+        at_least = num_bytes // self._longest_token
+        if at_least > context_len:
+            raise ContextOverflow(
+                f"{param} has {num_bytes} bytes, which make at least {at_least} tokens, but the context holds {context_len}; "
+                f"shorten it",
+                param=param,
+            )
+
+    def _measure_longest_token(self) -> int:
+        tokenizer = self._text.tokenizer
+        return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
+
+    def check_ids(self, token_ids: list[int], param: str) -> tuple[int, ...]:
+        """Given ids as a prompt. Raises InvalidRequest when one is not in the vocabulary."""
+        vocab_size = self._facts().vocab_size
+        for index, token in enumerate(token_ids):
+            if not 0 <= token < vocab_size:
+                where = f"{param}[{index}]"
+                raise InvalidRequest(f"{where} is {token}; token ids are 0 to {vocab_size - 1}", param=where)
+        return tuple(token_ids)
+
+    def check_room(self, token_ids: tuple[int, ...], max_new_tokens: int, prompt_param: str, length_param: str) -> None:
+        """Raises ContextOverflow, with the numbers, when a prompt and its answer cannot fit."""
+        context_len = self._facts().context_len
+        num_prompt = len(token_ids)
+        if num_prompt == 0:
+            raise InvalidRequest(f"{prompt_param} has no tokens; at least 1 is needed", param=prompt_param)
+        if num_prompt >= context_len:
+            raise ContextOverflow(
+                f"{prompt_param} has {num_prompt} tokens, but the context holds {context_len} and needs room for an answer; "
+                f"shorten it",
+                param=prompt_param,
+            )
+        if num_prompt + max_new_tokens > context_len:
+            raise ContextOverflow(
+                f"{length_param} is {max_new_tokens}, but the prompt has {num_prompt} tokens and the context holds "
+                f"{context_len}; ask for at most {context_len - num_prompt}",
+                param=length_param,
+            )

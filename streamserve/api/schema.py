@@ -1,0 +1,337 @@
+"""Request bodies as typed values, and the errors that say which field is wrong, what it was and what is allowed.
+
+Owns field names, types and their documentation. Ranges of sampling parameters are SamplingParams' own. Knows nothing of
+tokens or of the model.
+
+null means "not given" for every optional field. Fields that OpenAI or SGLang define and this server does not have yet are
+refused by name; so is everything unknown: a misspelt parameter is an error, not a default.
+"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from streamserve.errors import InvalidRequest
+
+MAX_CHOICES_PER_PROMPT = 128
+MAX_STOPS = 32
+MAX_STOP_CHARS = 1024
+MAX_NAME_CHARS = 256
+SHOWN_CHARS = 60
+
+T = TypeVar("T", bound=Struct)
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """What a stream carries beside text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Sampled(Struct, kw_only=True):
+    """Fields that chat and text completions share."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    n: int = 1
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
+    cache_salt: str = ""
+    rid: str | None = None
+    request_id: str | None = None
+    # Checked for their types, without effect here:
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+
+class ToolFunction(Struct):
+    """The function part of a call in the history."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(Struct):
+    """A call that an assistant made earlier in the conversation."""
+
+    function: ToolFunction
+    id: str | None = None
+    type: str = "function"
+
+
+class Part(Struct):
+    """One part of a message's content. Only text can be served; other kinds are named to be refused."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Struct):
+    """One turn. Fields of answers that clients send back as they came (refusal, annotations, …) are passed over."""
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatRequest(Sampled, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    parallel_tool_calls: bool | None = None  # without effect: there are no tools yet
+    prediction: dict[str, Any] | None = None  # without effect: a hint for speed
+
+
+class CompletionRequest(Sampled, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool = False
+    logprobs: int | None = None
+    best_of: int | None = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """Body of POST /tokenize: a prompt, or a conversation as the chat route would see it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """Body of POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+    skip_special_tokens: bool = True
+
+
+class AbortRequest(Struct, kw_only=True):
+    """Body of POST /abort: one of the two."""
+
+    rid: str | None = None
+    abort_all: bool = False
+
+
+# Fields of features that come later, with the values that mean "not wanted" and are therefore accepted.
+LATER: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "separate_reasoning": (False, True),  # there are no reasoning parsers to switch off
+    "stream_reasoning": (False, True),
+    "audio": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "stop_regex": (),
+    "lora_path": (),
+    "priority": (),
+    "session_id": (),
+    "session_params": (),
+    "extra_key": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "return_hidden_states": (False,),
+    "input_ids": (),
+    "chat_template": (),
+}
+
+
+def load_object(body: bytes | str) -> dict[str, Any]:
+    """The JSON object in `body`. Raises InvalidRequest naming the field whose value cannot be read, where there is one."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(body, error) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body is {show(value)}; a JSON object is expected", param="body")
+    return value
+
+
+def _unreadable(body: bytes | str, error: orjson.JSONDecodeError) -> InvalidRequest:
+    reason, position = error.msg, error.pos
+    if isinstance(body, bytes):
+        try:
+            before = body.decode()[:position]
+        except UnicodeDecodeError as broken:
+            reason, position = "it is not valid UTF-8", broken.start
+            before = body[:position].decode()
+    else:
+        before = body[:position]
+    # NaN, Infinity and half a string have no place in JSON, but the field they were meant for can still be named.
+    field = re.search(r'"([^"\\]{1,64})"\s*:\s*(?:-|"[^"]*)?$', before[-4096:])
+    place = f" in the value of {field[1]}" if field else ""
+    return InvalidRequest(f"the body is not JSON: {reason} (at {position}{place})", param=field[1] if field else "body")
+
+
+def convert(given: Mapping[str, Any], kind: type[T]) -> T:
+    """`given` as a checked value of `kind`. Raises InvalidRequest naming the field."""
+    names = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in names:
+            if value is not None:
+                known[name] = value
+        elif name in LATER:
+            if value is not None and value not in LATER[name]:
+                raise InvalidRequest(f"{name} is {show(value)}; it is not supported yet, leave it out", param=name)
+        else:
+            raise InvalidRequest(_unknown(name, names), param=name[:MAX_NAME_CHARS])
+    try:
+        return msgspec.convert(known, kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(given, str(error)) from None
+
+
+def _unknown(name: str, names: set[str]) -> str:
+    close = get_close_matches(name[:MAX_NAME_CHARS], names, n=1)
+    return f"unknown field {show(name)}" + (f"; did you mean {close[0]!r}?" if close else "; leave it out")
+
+
+def _invalid(given: Mapping[str, Any], message: str) -> InvalidRequest:
+    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
+    if missing:
+        param = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
+        return InvalidRequest(f"{param} is missing", param=param)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)` - at `\$\.(.*)`", message, re.DOTALL)
+    if unknown:
+        param = f"{unknown[2]}.{unknown[1]}"[:MAX_NAME_CHARS]
+        return InvalidRequest(f"unknown field {show(param)}; leave it out", param=param)
+    reason, _, path = message.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".").replace("[...]", "")
+    what = reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")
+    return InvalidRequest(f"{param} is {show(_at(given, param))}; {what}", param=param)
+
+
+def _at(value: Any, path: str) -> Any:
+    for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):
+        value = value[int(index)] if index else value[name]
+    return value
+
+
+def show(value: Any) -> str:
+    """A value in an error message: as JSON, cut where it gets long."""
+    if isinstance(value, str):
+        value = value[: SHOWN_CHARS + 1]
+    elif isinstance(value, (list, dict)) and len(value) > SHOWN_CHARS:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)} entries"
+    text = orjson.dumps(value, default=repr).decode()
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
+
+
+def stops_of(request: Sampled) -> tuple[str, ...]:
+    """The stop strings."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"stop has {len(stops)} entries; at most {MAX_STOPS} are allowed", param="stop")
+    for stop in stops:
+        if not 0 < len(stop) <= MAX_STOP_CHARS:
+            raise InvalidRequest(f"stop has an entry of {len(stop)} characters; allowed is 1 to {MAX_STOP_CHARS}", param="stop")
+    return tuple(stops)
+
+
+def check_range(name: str, value: int | None, low: int, high: int) -> None:
+    """Raises InvalidRequest when a number that was given is out of range."""
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value}; allowed is {low} to {high}", param=name)
+
+
+def client_id_of(request: Sampled) -> str | None:
+    """The name the client gave the request: `rid` (SGLang) or `request_id` (vLLM)."""
+    for name, value in (("rid", request.rid), ("request_id", request.request_id)):
+        if value is not None:
+            if not 0 < len(value) <= MAX_NAME_CHARS:
+                raise InvalidRequest(f"{name} has {len(value)} characters; allowed is 1 to {MAX_NAME_CHARS}", param=name)
+            return value
+    return None
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def messages_of(messages: list[Message]) -> list[dict[str, Any]]:
+    """A conversation as templates take it. Raises InvalidRequest naming the message that cannot be."""
+    if not messages:
+        raise InvalidRequest("messages is []; at least one message is needed", param="messages")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Message, path: str) -> dict[str, Any]:
+    if message.role not in ROLES:
+        raise InvalidRequest(f"{path}.role is {show(message.role)}; allowed is {', '.join(ROLES)}", param=f"{path}.role")
+    if message.content is None and message.role != "assistant":
+        raise InvalidRequest(f"{path}.content is missing; only an assistant's may be", param=f"{path}.content")
+    turn: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,  # OpenAI's newer name for the same thing
+        "content": _text(message.content, f"{path}.content"),
+    }
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+    return turn
+
+
+def _text(content: str | list[Part] | None, path: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        where = f"{path}[{index}]"
+        if part.type in ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file"):
+            raise InvalidRequest(f"{where}.type is {part.type}; this model takes text only", param=f"{where}.type")
+        if part.type != "text":
+            raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is text", param=f"{where}.type")
+        if part.text is None:
+            raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
+        texts.append(part.text)
+    return "\n".join(texts)

@@ -1,0 +1,135 @@
+"""What every route shares: the engine's client, the text model, the settings, the runs that are live.
+
+Owns the set of live runs and what is said of them when they end. Knows nothing of message formats.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, Protocol
+
+import structlog
+from anyio import Event
+
+from streamserve.api.auth import Door
+from streamserve.api.prompts import Prompts
+from streamserve.api.stream import Call, Run, Watch
+from streamserve.config import ServerConfig
+from streamserve.engine.client import EngineClient
+from streamserve.errors import ModelNotFound, StreamServeError
+from streamserve.messages import EngineLoad
+from streamserve.text.model import TextModel
+
+log = structlog.get_logger(__name__)
+MIB = 1 << 20
+
+
+class Meter(Watch, Protocol):
+    """Where the API reports what it did; metrics.Metrics is one."""
+
+    def request_finished(
+        self, outcome: str, *, seconds: float, prompt_tokens: int = 0, cached_tokens: int = 0, generation_tokens: int = 0
+    ) -> None: ...
+
+    def render(self, load: EngineLoad | None = None) -> tuple[bytes, str]: ...
+
+
+# What a request may leave to the model's own settings.
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+)
+
+
+def _known_defaults(given: Mapping[str, float]) -> dict[str, Any]:
+    known = {name: given[name] for name in SAMPLING_FIELDS if name in given}
+    return {name: int(value) if name == "top_k" else value for name, value in known.items()}
+
+
+class Service:
+    """One served model."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        text: TextModel,
+        config: ServerConfig,
+        *,
+        model_name: str,
+        aliases: tuple[str, ...],
+        sampling_defaults: str,
+        meter: Meter | None,
+    ) -> None:
+        self.client = client
+        self.text = text
+        self.config = config
+        self.model_name = model_name
+        self.aliases = aliases
+        self.defaults = _known_defaults(text.defaults) if sampling_defaults == "model" else {}
+        self.meter = meter
+        self.door = Door(config)
+        self.prompts = Prompts(text, client.facts)
+        self.max_body_bytes = config.max_body_mb * MIB
+        self.max_frame_bytes = config.max_frame_mb * MIB
+        self.closing = Event()
+        self._runs: set[Run] = set()
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound unless the name, where one is given, is the served model's."""
+        if name is not None and name != self.model_name and name not in self.aliases:
+            raise ModelNotFound(f"model {name[:200]!r} is not served here; {self.model_name!r} is", param="model")
+
+    def run(self, call: Call) -> Run:
+        """A run of `call` that is not started yet."""
+        return Run(self.client, self.text.tokenizer, call, self.meter)
+
+    @contextmanager
+    def live(self, run: Run) -> Iterator[None]:
+        """While the body runs, `run` can be found by /abort; afterwards nothing of it is left, and it is counted."""
+        started = monotonic()
+        self._runs.add(run)
+        outcome = "abort"
+        try:
+            yield
+            outcome = run.outcome
+        except StreamServeError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._runs.discard(run)
+            run.abort()
+            self._report(run, outcome, monotonic() - started)
+
+    def _report(self, run: Run, outcome: str, seconds: float) -> None:
+        usage = run.usage
+        if self.meter is not None:
+            self.meter.request_finished(
+                outcome,
+                seconds=seconds,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                generation_tokens=usage.completion_tokens,
+            )
+        if self.config.log_requests:
+            log.info(
+                "request_finished",
+                id=run.call.id,
+                client_id=run.call.client_id,
+                outcome=outcome,
+                seconds=round(seconds, 3),
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+            )
+
+    def abort(self, prefix: str) -> int:
+        """Abort the live runs whose id, or the name their client gave them, starts with `prefix`; "" means all."""
+        named = [run for run in self._runs if run.call.is_named(prefix)]
+        for run in named:
+            run.abort()
+        return len(named)

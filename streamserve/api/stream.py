@@ -1,0 +1,333 @@
+"""One API request while it generates: its engine requests, their tokens turned into text, and how they end.
+
+Owns text so far, held-back stop text and what was counted, per choice. Stop strings, n > 1 and several prompts exist
+only here: the engine sees single sequences of token ids. Knows nothing of HTTP, JSON or message formats.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Protocol
+from uuid import uuid4
+
+from anyio import create_task_group
+
+from streamserve.api.wire import one_error
+from streamserve.engine.client import EngineClient, Mailbox
+from streamserve.errors import StepFailed
+from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from streamserve.text.detokenizer import Detokenizer
+from streamserve.text.stops import StopStrings
+from streamserve.text.tokenizer import Tokenizer
+
+SEED_SPAN = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and the text to repeat in front of the answer when `echo` asks for it."""
+
+    token_ids: tuple[int, ...]
+    echo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked API request: what to generate, `n` times for each prompt, and what of it to show.
+
+    `client_id` is the name the client gave it, for /abort; it need not be unique. `keeps_stop`: the text that stopped
+    a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0).
+    """
+
+    id: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    keeps_stop: bool = False
+    skips_special: bool = True
+    drops_output: bool = False
+    salt: str = ""
+    client_id: str | None = None
+
+    def is_named(self, prefix: str) -> bool:
+        """Whether the call's own id, or the name its client gave it, starts with `prefix`."""
+        return self.id.startswith(prefix) or (self.client_id is not None and self.client_id.startswith(prefix))
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one choice gained since the last piece. `logprobs` belongs to `text`, `token_ids` includes a final stop token."""
+
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    prompt: Prompt | None = None  # set on a choice's first piece
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a call. Each prompt counts once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Choice:
+    """One sequence: engine deltas in, pieces of text out."""
+
+    __slots__ = (
+        "_call",
+        "_detokenizer",
+        "_is_first",
+        "_stops",
+        "index",
+        "is_finished",
+        "mailbox",
+        "num_cached",
+        "num_tokens",
+        "prompt",
+        "request",
+    )
+
+    def __init__(self, call: Call, index: int, tokenizer: Tokenizer) -> None:
+        nth = index % call.n
+        self._call = call
+        self._stops = StopStrings(call.stops, include_stop=call.keeps_stop) if call.stops else None
+        self._is_first = True
+        self.index = index
+        self.prompt = call.prompts[index // call.n]
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=call.skips_special, prompt_ids=self.prompt.token_ids)
+        self.request = GenerateRequest(f"{call.id}-{index}", self.prompt.token_ids, _nth_sampling(call.sampling, nth), call.salt)
+        self.mailbox: Mailbox | None = None
+        self.is_finished = False
+        self.num_tokens = 0
+        self.num_cached: int | None = None  # unknown until something arrives
+
+    def take(self, delta: Delta) -> Piece:
+        """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
+        if delta.finish_reason is FinishReason.ERROR:
+            self.is_finished = True
+            raise StepFailed(delta.error or "the engine failed this request")
+        self.num_cached = delta.num_cached_tokens
+        piece = Piece(self.index)
+        if self._is_first:
+            self._is_first = False
+            piece.prompt = self.prompt
+            piece.prompt_logprobs = delta.prompt_logprobs
+        if delta.finish_reason is not None:
+            piece.finish_reason = delta.finish_reason.value
+            piece.matched_stop = delta.matched_stop
+        if self._call.drops_output:
+            self._drop(piece)
+        elif self._stops is None:
+            self._take_all(delta, piece)
+        else:
+            self._take_until_stop(delta, piece, self._stops)
+        if self.prompt.echo is not None and piece.prompt is not None:
+            piece.text = self.prompt.echo + piece.text
+        self.is_finished = piece.finish_reason is not None
+        return piece
+
+    def _drop(self, piece: Piece) -> None:
+        if piece.finish_reason == FinishReason.STOP:
+            piece.finish_reason, piece.matched_stop = FinishReason.LENGTH.value, None
+
+    def _shown(self, delta: Delta) -> int:
+        """How many of the delta's tokens may be text: all but the stop token."""
+        return len(delta.token_ids) - (delta.matched_stop is not None and not self._call.keeps_stop)
+
+    def _take_all(self, delta: Delta, piece: Piece) -> None:
+        shown = self._shown(delta)
+        piece.text = self._detokenizer.push(delta.token_ids[:shown])
+        if delta.finish_reason is not None:
+            piece.text += self._detokenizer.finish()
+        piece.token_ids = delta.token_ids
+        piece.logprobs = delta.logprobs[:shown]
+        self.num_tokens += len(delta.token_ids)
+
+    def _take_until_stop(self, delta: Delta, piece: Piece, stops: StopStrings) -> None:
+        """Token by token, so that the count ends with the token that completed the stop string."""
+        shown = self._shown(delta)
+        parts: list[str] = []
+        for used, token in enumerate(delta.token_ids[:shown], 1):
+            text = self._detokenizer.push((token,))
+            if self.num_tokens + used > self._call.sampling.min_new_tokens:
+                text, _ = stops.push(text)
+            parts.append(text)
+            if stops.matched is not None:
+                piece.token_ids, piece.logprobs = delta.token_ids[:used], delta.logprobs[:used]
+                break
+        else:
+            piece.token_ids, piece.logprobs = delta.token_ids, delta.logprobs[:shown]
+            if delta.finish_reason is not None:
+                parts += [stops.push(self._detokenizer.finish())[0], stops.flush()]
+        if stops.matched is not None:
+            piece.finish_reason, piece.matched_stop = FinishReason.STOP.value, stops.matched
+        piece.text = "".join(parts)
+        self.num_tokens += len(piece.token_ids)
+
+
+def _nth_sampling(sampling: SamplingParams, nth: int) -> SamplingParams:
+    """Choices of one prompt differ, and are the same again for the same seed."""
+    if sampling.seed is None or nth == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + nth + SEED_SPAN // 2) % SEED_SPAN - SEED_SPAN // 2)
+
+
+class Watch(Protocol):
+    """Is told when tokens arrive."""
+
+    def first_token(self, seconds: float) -> None:
+        """The first token of a choice came `seconds` after its submission."""
+        ...
+
+    def next_tokens(self, num_tokens: int, seconds: float) -> None:
+        """Later tokens came `seconds` after the ones before."""
+        ...
+
+
+Emit = Callable[[Piece], Awaitable[None]]
+
+
+class Run:
+    """A call on its way through the engine."""
+
+    __slots__ = ("_client", "_is_cancelled", "_started_s", "_watch", "call", "choices", "outcome")
+
+    def __init__(self, client: EngineClient, tokenizer: Tokenizer, call: Call, watch: Watch | None = None) -> None:
+        self._client = client
+        self._watch = watch
+        self._is_cancelled = False
+        self._started_s = 0.0
+        self.outcome = FinishReason.ABORT.value  # until a choice has finished
+        self.call = call
+        self.choices = [Choice(call, index, tokenizer) for index in range(len(call.prompts) * call.n)]
+
+    async def start(self) -> None:
+        """Submit every choice, before anything was answered. Raises what `submit` raises, leaving nothing behind."""
+        self._started_s = monotonic()
+        try:
+            for choice in self.choices:
+                choice.mailbox = await self._client.submit(choice.request)
+        except BaseException:
+            self.abort()
+            raise
+        if self._is_cancelled:
+            self.abort()
+
+    def abort(self) -> None:
+        """End what is not finished, now: its pages are free for the next plan. Choices still get their last piece."""
+        self._is_cancelled = True
+        for choice in self.choices:
+            if not choice.is_finished:
+                self._client.abort(choice.request.id)
+
+    async def deliver(self, emit: Emit) -> None:
+        """Hand every piece of every choice to `emit`, in order within a choice; until all have finished.
+
+        While `emit` waits, deltas merge in the mailbox. Nothing lives on when this returns or raises.
+        """
+        try:
+            if len(self.choices) == 1:
+                await self._pump(self.choices[0], emit)
+            else:
+                with one_error():
+                    async with create_task_group() as tasks:
+                        for choice in self.choices:
+                            tasks.start_soon(self._pump, choice, emit)
+        finally:
+            self.abort()
+
+    async def _pump(self, choice: Choice, emit: Emit) -> None:
+        assert choice.mailbox is not None, "start() comes first"
+        last_s = self._started_s
+        while not choice.is_finished:
+            delta = await choice.mailbox.get()
+            if self._watch is not None and delta.token_ids:
+                last_s = self._tell(self._watch, choice, len(delta.token_ids), last_s)
+            piece = choice.take(delta)
+            if piece.finish_reason is not None:
+                self.outcome = piece.finish_reason
+                if delta.finish_reason is None:
+                    self._client.abort(choice.request.id)  # a stop string: the engine does not know yet
+            await emit(piece)
+
+    def _tell(self, watch: Watch, choice: Choice, num_tokens: int, last_s: float) -> float:
+        now = monotonic()
+        if choice.num_tokens == 0:
+            watch.first_token(now - last_s)
+        else:
+            watch.next_tokens(num_tokens, now - last_s)
+        return now
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far. Of n choices of a prompt the first to run finds least in the cache, and it counts."""
+        n = self.call.n
+        prompt_tokens = completion_tokens = cached_tokens = 0
+        for first in range(0, len(self.choices), n):
+            choices = self.choices[first : first + n]
+            num_prompt = len(choices[0].prompt.token_ids)
+            prompt_tokens += num_prompt
+            completion_tokens += sum(choice.num_tokens for choice in choices)
+            known = [choice.num_cached for choice in choices if choice.num_cached is not None]
+            cached_tokens += min(min(known, default=0), num_prompt - 1)
+        return Usage(prompt_tokens, completion_tokens, cached_tokens)
+
+
+@dataclass(slots=True)
+class Collected:
+    """A whole choice, put together from its pieces."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    prompt: Prompt | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Append a piece."""
+        self.texts.append(piece.text)
+        self.token_ids.extend(piece.token_ids)
+        self.logprobs.extend(piece.logprobs)
+        self.finish_reason, self.matched_stop = piece.finish_reason, piece.matched_stop
+        if piece.prompt is not None:
+            self.prompt, self.prompt_logprobs = piece.prompt, piece.prompt_logprobs
+
+    def as_piece(self) -> Piece:
+        """The whole choice as one piece."""
+        return Piece(
+            self.index,
+            "".join(self.texts),
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            self.finish_reason,
+            self.matched_stop,
+            self.prompt,
+            self.prompt_logprobs,
+        )
+
+
+async def collect(run: Run) -> list[Piece]:
+    """Deliver a run into one piece per choice."""
+    whole = [Collected(choice.index) for choice in run.choices]
+
+    async def add(piece: Piece) -> None:
+        whole[piece.index].add(piece)
+
+    await run.deliver(add)
+    return [collected.as_piece() for collected in whole]
+
+
+def new_id(kind: str) -> str:
+    """An id that no other request has."""
+    return f"{kind}-{uuid4().hex}"

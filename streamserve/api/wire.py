@@ -1,0 +1,207 @@
+"""One HTTP exchange, straight on ASGI: read a body within a limit, write an answer or an error within a time.
+
+Owns the limits on body size and on how long a client may leave a write blocked. Knows nothing of routes, models or text.
+"""
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from math import ceil
+from types import coroutine
+from typing import Any
+
+import orjson
+from anyio import Event, create_task_group, fail_after, move_on_after
+from anyio.abc import TaskGroup
+from starlette.types import Message, Receive, Scope, Send
+
+from streamserve.errors import InvalidRequest, QueueFull, RequestTooLarge, SlowReader, StreamServeError, error_body
+
+JSON = b"application/json"
+LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; nobody is there to answer."""
+
+
+class BoundedSend:
+    """An ASGI `send` that raises SlowReader when the client leaves it blocked for longer than `limit_s`.
+
+    A send that goes through at once, as nearly all do, costs no timer: 18 us per event leave no room for one.
+    """
+
+    __slots__ = ("_limit_s", "_send")
+
+    def __init__(self, send: Send, limit_s: float) -> None:
+        self._send = send
+        self._limit_s = limit_s
+
+    async def __call__(self, message: Message) -> None:
+        sending = self._send(message).__await__()
+        try:
+            waits_for = next(sending)
+        except StopIteration:
+            return
+        try:
+            with fail_after(self._limit_s):
+                await _rest(sending, waits_for)
+        except TimeoutError:
+            raise SlowReader(f"the client has read nothing for {self._limit_s:g} s") from None
+
+
+@coroutine
+def _rest(steps: Generator[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, None]:
+    """Await the rest of something that was already started and now waits for `waits_for`."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = steps.throw(error)
+            else:
+                waits_for = steps.send(value)
+    except StopIteration:
+        return
+
+
+class Exchange:
+    """A request and its answer. `headers` go on every answer, errors included."""
+
+    __slots__ = ("_has_whole_body", "has_ended", "has_started", "headers", "receive", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: BoundedSend, headers: Headers) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers = headers
+        self.has_started = False
+        self.has_ended = False
+        self._has_whole_body = scope["method"] in ("GET", "HEAD")
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first request header of that (lower-case) name."""
+        return header_of(self.scope, name)
+
+    async def body(self, max_bytes: int) -> bytes:
+        """The whole request body. Raises RequestTooLarge, or ClientLeft when the client does not finish it."""
+        if self.header(b"content-encoding") not in (None, b"identity"):
+            raise InvalidRequest("compressed bodies are not supported; send the JSON as it is", param="content-encoding")
+        announced = self.header(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced) > max_bytes:
+            raise _too_large(int(announced), max_bytes)
+        parts: list[bytes] = []
+        size = 0
+        while not self._has_whole_body:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(size, max_bytes)
+            parts.append(part)
+            self._has_whole_body = not message.get("more_body", False)
+        return b"".join(parts)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers."""
+        self.has_started = True
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
+
+    async def write(self, body: bytes) -> None:
+        """Send a part of the answer's body."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        """Send the last part of the answer's body."""
+        self.has_ended = True
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def answer(self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Send a complete answer."""
+        length = str(len(body)).encode()
+        head = [(b"content-type", content_type), (b"content-length", length), *headers]
+        if self._has_whole_body:
+            await self.start(status, head)
+            await self.end(body)
+            return
+        # An upload is under way. A server that closes now resets the connection, and the client never sees the answer.
+        async with create_task_group() as tasks:
+            finished = Event()
+            tasks.start_soon(self._discard_body, finished)
+            await self.start(status, head)
+            await self.write(body)
+            with move_on_after(LINGER_S):
+                await finished.wait()
+            await self.end()
+            tasks.cancel_scope.cancel()
+
+    async def _discard_body(self, finished: Event) -> None:
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                finished.set()
+                return
+
+    async def answer_json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
+        """Send a complete JSON answer."""
+        await self.answer(status, orjson.dumps(value), headers=headers)
+
+    async def answer_error(self, error: StreamServeError, headers: Headers = ()) -> None:
+        """Send an error with its status, its body and, when the queue is full, the time to come back."""
+        if isinstance(error, QueueFull):
+            headers = [*headers, (b"retry-after", str(ceil(error.retry_after_s)).encode())]
+        await self.answer_json(error_body(error), error.status, headers)
+
+
+def _too_large(size: int, max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body has {size} bytes; at most {max_bytes} are allowed (--max-body-mb)", param="body")
+
+
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that (lower-case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Raise the error itself where a task group would raise a group around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+@asynccontextmanager
+async def leaving_noticed(exchange: Exchange, abort: Callable[[], object]) -> AsyncIterator[TaskGroup]:
+    """Watch, while the body runs, for the client to leave: then `abort` is called at once and the body is cancelled.
+
+    Raises ClientLeft in that case. The task group is for what should run beside the body and end with it. An ASGI
+    application is not told otherwise that its client has left: its sends just become silent.
+    """
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await exchange.receive())["type"] != "http.disconnect":
+            pass
+        if not exchange.has_ended:
+            has_left = True
+            abort()
+            tasks.cancel_scope.cancel()
+
+    with one_error():
+        async with create_task_group() as tasks:
+            tasks.start_soon(watch)
+            yield tasks
+            tasks.cancel_scope.cancel()
+    if has_left:
+        raise ClientLeft
