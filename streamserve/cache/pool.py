@@ -58,13 +58,9 @@ class KVPool:
         self.k[layer][pages_T, :, :, offsets_T] = k_TKD.to(self.k.dtype)
         self.v[layer][pages_T, :, offsets_T] = v_TKD.to(self.v.dtype)
 
-    def gather(self, layer: int, page_table_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole pages, as [B, K, P * S, D] each (copies)."""
-        rows, pages = page_table_BP.shape
-        flat = page_table_BP.reshape(-1)
-        k = self.k[layer].index_select(0, flat).view(rows, pages, *self.k.shape[2:]).permute(0, 2, 1, 4, 3)
-        v = self.v[layer].index_select(0, flat).view(rows, pages, *self.v.shape[2:]).permute(0, 2, 1, 3, 4)
-        return k.flatten(2, 3), v.flatten(2, 3)
+    def reader(self, page_table_BP: Tensor) -> "PageReader":
+        """Reads these pages, layer after layer."""
+        return PageReader(self, page_table_BP)
 
     def copy_pages(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy page src to page dst in every layer, for each (src, dst), in order."""
@@ -75,3 +71,26 @@ class KVPool:
     def arrays(self) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
         """Keys and values as numpy views of the same memory, for kernels that take arrays. CPU pools only."""
         return self.k.numpy(), self.v.numpy()
+
+
+class PageReader:
+    """Copies the pages of a table out of one layer at a time. What it returns is overwritten by its next read.
+
+    One pair of buffers serves all layers: fresh memory for every layer costs more than the copy (5 ms instead of 2 for
+    11 MB, in page faults).
+    """
+
+    __slots__ = ("_k", "_pages", "_pool", "_table_shape", "_v")
+
+    def __init__(self, pool: KVPool, page_table_BP: Tensor) -> None:
+        self._pool = pool
+        self._table_shape = page_table_BP.shape
+        self._pages = page_table_BP.reshape(-1)
+        self._k = torch.empty(len(self._pages), *pool.k.shape[2:], dtype=pool.k.dtype, device=pool.k.device)
+        self._v = torch.empty(len(self._pages), *pool.v.shape[2:], dtype=pool.v.dtype, device=pool.v.device)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys [B, P, K, D, S] and values [B, P, K, S, D]."""
+        torch.index_select(self._pool.k[layer], 0, self._pages, out=self._k)
+        torch.index_select(self._pool.v[layer], 0, self._pages, out=self._v)
+        return self._k.unflatten(0, self._table_shape), self._v.unflatten(0, self._table_shape)  # type: ignore[no-untyped-call]

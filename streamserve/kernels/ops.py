@@ -99,8 +99,16 @@ class KVPages(Protocol):
         """Store one key and value per token at `offsets_T` inside `pages_T`."""
         ...
 
-    def gather(self, layer: int, page_table_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole pages, as [B, K, P * S, D] each."""
+    def reader(self, page_table_BP: Tensor) -> "KVReader":
+        """Reads these pages, layer after layer."""
+        ...
+
+
+class KVReader(Protocol):
+    """Whole pages of a table, one layer at a time."""
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys [B, P, K, D, S] and values [B, P, K, S, D], good until the next read."""
         ...
 
 
@@ -176,8 +184,8 @@ class _DecodeRows:
     """Rows with one new token and about as many pages: attended in one call, padded to the longest."""
 
     tokens: Tensor | slice  # which of the T tokens
-    pages_BP: Tensor
-    mask_B11N: Tensor | None  # True where attended; None when every row fills its pages
+    pages: KVReader
+    bias_B11N: Tensor  # 0 where attended, -inf elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +193,7 @@ class _PromptRow:
     """One row with several new tokens, and perhaps a cached prefix before them."""
 
     tokens: slice
-    pages_1P: Tensor
+    pages: KVReader
     kv_len: int
     mask_TN: Tensor | None  # None: plain causal, no prefix
 
@@ -205,7 +213,9 @@ class ReferenceAttention:
 
     def __init__(self, shape: NetworkShape) -> None:
         self._window = shape.sliding_window
+        self._kv_heads = shape.num_kv_heads
         self._group = shape.num_heads // shape.num_kv_heads
+        self._scale = shape.head_dim**-0.5
 
     def prepare(self, batch: Batch) -> _Prepared:
         starts, size = batch.row_start, batch.pool.page_size
@@ -232,11 +242,12 @@ class ReferenceAttention:
         num_pages = -(-max(kv_len) // size)
         table = batch.page_table_BP if is_whole_batch else batch.page_table_BP[rows]
         len_B1 = torch.tensor(kv_len, device=device).unsqueeze(1)
-        mask_BN = _visible(len_B1 - 1, num_pages * size, self._window)
+        is_hidden_BN = ~_visible(len_B1 - 1, num_pages * size, self._window)
+        bias_BN = torch.zeros(is_hidden_BN.shape, device=device).masked_fill_(is_hidden_BN, float("-inf"))
         return _DecodeRows(
             tokens=slice(None) if is_whole_batch else torch.tensor([batch.row_start[b] for b in rows], device=device),
-            pages_BP=table[:, :num_pages].long(),
-            mask_B11N=None if min(kv_len) == num_pages * size and self._window is None else mask_BN[:, None, None, :],
+            pages=batch.pool.reader(table[:, :num_pages]),
+            bias_B11N=bias_BN[:, None, None, :],
         )
 
     def _prompt_row(self, batch: Batch, b: int) -> _PromptRow:
@@ -245,7 +256,7 @@ class ReferenceAttention:
         is_plain = tokens.stop - tokens.start == kv_len and (self._window is None or kv_len <= self._window)
         return _PromptRow(
             tokens=tokens,
-            pages_1P=batch.page_table_BP[b : b + 1, :num_pages].long(),
+            pages=batch.pool.reader(batch.page_table_BP[b : b + 1, :num_pages]),
             kv_len=kv_len,
             mask_TN=None if is_plain else _visible(batch.positions_T[tokens].unsqueeze(1), kv_len, self._window),
         )
@@ -254,26 +265,35 @@ class ReferenceAttention:
         prepared.pool.write(layer, k_TKD, v_TKD, prepared.pages_T, prepared.offsets_T)
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         for rows in prepared.decode:
-            out_THD[rows.tokens] = self._attend_decode(prepared.pool, rows, layer, q_THD)
+            out_THD[rows.tokens] = self._attend_decode(rows, layer, q_THD[rows.tokens])
         for row in prepared.prompts:
-            out_THD[row.tokens] = self._attend_prompt(prepared.pool, row, layer, q_THD)
+            out_THD[row.tokens] = self._attend_prompt(row, layer, q_THD[row.tokens])
         return out_THD
 
-    def _attend_decode(self, pool: KVPages, rows: _DecodeRows, layer: int, q_THD: Tensor) -> Tensor:
-        q_BHD = q_THD[rows.tokens]
-        k_BKND, v_BKND = pool.gather(layer, rows.pages_BP)
-        # The G query heads of one key/value head stand in for G query positions: no K or V is repeated.
-        q_BKGD = q_BHD.view(q_BHD.shape[0], -1, self._group, q_BHD.shape[-1])
-        out_BKGD = F.scaled_dot_product_attention(
-            q_BKGD, k_BKND.to(q_BHD.dtype), v_BKND.to(q_BHD.dtype), attn_mask=rows.mask_B11N
-        )
-        return out_BKGD.reshape(q_BHD.shape)
+    def _attend_decode(self, rows: _DecodeRows, layer: int, q_BHD: Tensor) -> Tensor:
+        """Page by page: [G, D] x [D, S], softmax over all pages of the row, [G, S] x [S, D], sum over pages.
 
-    def _attend_prompt(self, pool: KVPages, row: _PromptRow, layer: int, q_THD: Tensor) -> Tensor:
-        q_1HTD = q_THD[row.tokens].transpose(0, 1).unsqueeze(0)
-        k_1KND, v_1KND = (x[:, :, : row.kv_len].to(q_THD.dtype) for x in pool.gather(layer, row.pages_1P))
-        out_1HTD = F.scaled_dot_product_attention(
-            q_1HTD, k_1KND, v_1KND, attn_mask=row.mask_TN, is_causal=row.mask_TN is None, enable_gqa=self._group > 1
+        The G query heads of one key/value head are the rows of one product, so no K or V is repeated, and no page is
+        rearranged (at 16 rows of 900 tokens: 7 ms per layer; rearranging for torch's own attention: 35 ms)."""
+        k_BPKDS, v_BPKSD = (x.float() for x in rows.pages.read(layer))
+        q_BKGD = q_BHD.float().reshape(len(q_BHD), self._kv_heads, self._group, -1) * self._scale
+        scores_BPKGS = q_BKGD.unsqueeze(1) @ k_BPKDS
+        scores_BKGN = scores_BPKGS.permute(0, 2, 3, 1, 4).flatten(3) + rows.bias_B11N
+        weights_BKGPS = scores_BKGN.softmax(dim=-1).view(*scores_BKGN.shape[:3], -1, k_BPKDS.shape[-1])
+        out_BKGD: Tensor = (weights_BKGPS.permute(0, 3, 1, 2, 4) @ v_BPKSD).sum(dim=1)
+        return out_BKGD.reshape(q_BHD.shape).to(q_BHD.dtype)
+
+    def _attend_prompt(self, row: _PromptRow, layer: int, q_THD: Tensor) -> Tensor:
+        k_1PKDS, v_1PKSD = row.pages.read(layer)
+        k_1KND = k_1PKDS.permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, : row.kv_len].to(q_THD.dtype)
+        v_1KND = v_1PKSD.permute(0, 2, 1, 3, 4).flatten(2, 3)[:, :, : row.kv_len].to(q_THD.dtype)
+        out_1HTD: Tensor = F.scaled_dot_product_attention(
+            q_THD.transpose(0, 1).unsqueeze(0),
+            k_1KND,
+            v_1KND,
+            attn_mask=row.mask_TN,
+            is_causal=row.mask_TN is None,
+            enable_gqa=self._group > 1,
         )
         return out_1HTD.squeeze(0).transpose(0, 1)
 

@@ -120,6 +120,10 @@ class GGUFHeader:
         return self._SCALARS[kind]
 
     def _skip(self, element: int, length: int) -> None:
+        if element == self._ARRAY:
+            for _ in range(length):
+                self._skip(self._take("I"), self._take("Q"))
+            return
         if element != self._STRING:
             self._at += length * struct.calcsize("<" + self._letter(element))
             return

@@ -22,12 +22,15 @@ def filled(dtype: torch.dtype = torch.float32) -> tuple[KVPool, torch.Tensor, to
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_tokens_are_gathered_as_they_were_written(dtype: torch.dtype) -> None:
     pool, k, v = filled(dtype)
-    got_k, got_v = pool.gather(1, torch.tensor([[5, 1, 3], [3, 5, 1]]))
-    assert got_k.shape == got_v.shape == (2, 3, 12, 5)
-    torch.testing.assert_close(got_k[0, :, :10].transpose(0, 1), k.to(dtype))
-    torch.testing.assert_close(got_v[0, :, :10].transpose(0, 1), v.to(dtype))
-    torch.testing.assert_close(got_k[1, :, 4:8].transpose(0, 1), k[:4].to(dtype))
-    assert not pool.k[0].any() and not pool.v[0].any()
+    reader = pool.reader(torch.tensor([[5, 1, 3], [3, 5, 1]], dtype=torch.int32))
+    got_k, got_v = reader.read(1)
+    assert got_k.shape == (2, 3, 3, 5, 4)
+    assert got_v.shape == (2, 3, 3, 4, 5)
+    k_THD, v_THD = got_k.permute(0, 1, 4, 2, 3).flatten(1, 2), got_v.transpose(2, 3).flatten(1, 2)
+    torch.testing.assert_close(k_THD[0, :10], k.to(dtype))
+    torch.testing.assert_close(v_THD[0, :10], v.to(dtype))
+    torch.testing.assert_close(k_THD[1, 4:8], k[:4].to(dtype))
+    assert not any(x.any() for x in reader.read(0))
 
 
 def test_copied_pages_are_equal_in_every_layer_and_then_apart() -> None:
