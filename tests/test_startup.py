@@ -1,0 +1,88 @@
+"""The start-up display: JSON lines for programs, text for people; one sentence when it fails."""
+
+import io
+import json
+
+import pytest
+
+from streamserve.config import Config, ServerConfig
+from streamserve.errors import ConfigError
+from streamserve.resolve import Reason, resolve
+from streamserve.startup import StartUp, base_url
+from tests.test_resolve import CPU, MODEL
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _start(out: io.StringIO, server: ServerConfig | None = None) -> str:
+    config = Config(server=server or ServerConfig())
+    display = StartUp(config, out)
+    display.hello("SmolLM2", "a processor")
+    display.decided(resolve(config, MODEL, CPU), (Reason("attention", "numba", "fastest here", "--op"),))
+    with display.loading() as progress:
+        progress(50, 100)
+        progress(100, 100)
+    display.ready(31000, "SmolLM2", 1.5)
+    return out.getvalue()
+
+
+def test_a_program_gets_json_lines_that_end_with_the_url() -> None:
+    events = [json.loads(line) for line in _start(io.StringIO()).splitlines()]
+    assert events[0]["event"] == "streamserve_starting"
+    assert {"name": "attention", "value": "numba", "why": "fastest here"}.items() <= events[-4].items()
+    assert events[-2]["event"] == "weights_loaded" and events[-2]["bytes"] == 100
+    assert events[-1] == {
+        "event": "streamserve_ready",
+        "url": "http://127.0.0.1:31000",
+        "model": "SmolLM2",
+        "port": 31000,
+        "seconds": 1.5,
+    }
+
+
+def test_a_person_gets_text_and_the_ready_block_is_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    lines = _start(Terminal()).strip().splitlines()
+    assert lines[0].startswith("streamserve 0.1.0 · SmolLM2 · a processor · Python 3")
+    assert any("fastest here" in line for line in lines)
+    assert any(line.lstrip().startswith("memory") and "full contexts" in line for line in lines)
+    assert [line.split()[0] for line in lines[-4:]] == ["Playground", "OpenAI", "Try", "Stop"]
+    assert "\x1b[3" not in "".join(lines)
+
+
+def test_log_format_json_wins_over_a_terminal() -> None:
+    assert all(json.loads(line) for line in _start(Terminal(), ServerConfig(log_format="json")).splitlines())
+
+
+def test_an_open_door_is_called_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = _start(Terminal(), ServerConfig(host="0.0.0.0"))
+    assert "NONE, and open to the network: set --api-key" in text
+    assert "s3cret" not in _start(Terminal(), ServerConfig(host="0.0.0.0", api_key="s3cret"))
+
+
+@pytest.mark.parametrize(
+    "server, url",
+    [
+        (ServerConfig(), "http://127.0.0.1:1"),
+        (ServerConfig(host="0.0.0.0"), "http://127.0.0.1:1"),
+        (ServerConfig(host="::"), "http://[::1]:1"),
+        (ServerConfig(host="fe80::1"), "http://[fe80::1]:1"),
+        (ServerConfig(host="box", ssl_certfile="c", ssl_keyfile="k"), "https://box:1"),
+    ],
+)
+def test_the_url_can_be_opened_on_this_machine(server: ServerConfig, url: str) -> None:
+    assert base_url(server, 1) == url
+
+
+def test_a_failed_start_is_one_sentence_and_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    StartUp(Config(), out).failed(ConfigError("it does not fit; try less"))
+    assert json.loads(out.getvalue()) == {"event": "streamserve_failed", "error": "it does not fit; try less"}
+    assert capsys.readouterr().err == "streamserve: it does not fit; try less\n"
