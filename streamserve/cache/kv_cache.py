@@ -208,7 +208,7 @@ class KVCache:
                 num_tokens=node.end,
                 num_requests=node.locks,
                 hits=node.hits,
-                age_s=0.0 if node.locks else max(0.0, now_s - node.used_s),
+                age_s=0.0 if node.locks else max(0.0, now_s - node.released_s),
                 first_token_ids=_first_token_ids(node),
             )
             for node in best

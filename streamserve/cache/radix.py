@@ -28,7 +28,7 @@ from streamserve.cache.pages import Pages
 class Node:
     """A run of tokens in the tree. Read by everybody, written only by PrefixTree."""
 
-    __slots__ = ("children", "edge", "hits", "locks", "pages", "parent", "start", "tokens", "used_s")
+    __slots__ = ("children", "edge", "hits", "locks", "pages", "parent", "released_s", "start", "tokens")
 
     def __init__(self, parent: Optional["Node"], edge: Hashable, start: int, tokens: Packed, pages: list[int]) -> None:
         self.parent = parent
@@ -39,7 +39,7 @@ class Node:
         self.children: dict[Hashable, Node] = {}
         self.locks = 0
         self.hits = 0  # opens that matched into it
-        self.used_s = 0.0
+        self.released_s = 0.0  # when a request let go of it last
 
     @property
     def end(self) -> int:
@@ -115,13 +115,12 @@ class PrefixTree:
         """
         if position < node.end:
             node = self._split(node, position)
-        part, now_s = node, self._now()
+        part = node
         while part is not above:
             if part.locks == 0:
                 self._idle.remove(part)
                 self._pages.pin(part.pages)
             part.locks += 1
-            part.used_s = now_s
             assert part.parent is not None, "the node is not below `above`"
             part = part.parent
         return node
@@ -132,7 +131,7 @@ class PrefixTree:
         while node.parent is not None:
             assert node.locks > 0, "a node is released more often than held"
             node.locks -= 1
-            node.used_s = now_s
+            node.released_s = now_s
             if node.locks == 0:
                 self._pages.unpin(node.pages)
                 self._idle.add(node)  # after everything below it, as the order needs
@@ -158,7 +157,6 @@ class PrefixTree:
         assert key not in parent.children, "the parent has this branch already"
         node = Node(parent, key, parent.end, tokens, pages)
         node.locks = 1
-        node.used_s = self._now()
         self._pages.add_pinned(pages)
         parent.children[key] = node
         self.num_nodes += 1
@@ -206,7 +204,7 @@ class PrefixTree:
         assert node.start < position < node.end and node.parent is not None
         cut, num_pages = position - node.start, self._num_pages_to(node, position)
         upper = Node(node.parent, node.edge, node.start, node.tokens[:cut], node.pages[:num_pages])
-        upper.locks, upper.hits, upper.used_s = node.locks, node.hits, node.used_s
+        upper.locks, upper.hits, upper.released_s = node.locks, node.hits, node.released_s
         node.parent.children[node.edge] = upper
         if position % self._page_size:
             num_pages -= 1

@@ -290,7 +290,7 @@ class Driver:
         """The whole state of the cache, to see that an operation has changed nothing."""
         cache = self.cache
         nodes = [
-            (id(n), n.start, tuple(n.tokens), tuple(n.pages), n.locks, n.hits, n.used_s, id(n.parent))
+            (id(n), n.start, tuple(n.tokens), tuple(n.pages), n.locks, n.hits, n.released_s, id(n.parent))
             for n in cache._tree.nodes()
         ]
         order = [id(node) for node in cache._tree._idle]

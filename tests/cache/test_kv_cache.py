@@ -338,6 +338,13 @@ def test_the_summary_tells_size_use_and_the_most_wanted_prefixes() -> None:
     assert cache.summary(0).top_prefixes == ()
 
 
+def test_hits_of_a_prefix_are_not_those_of_what_a_request_adds_to_it() -> None:
+    cache = KVCache(num_pages=8, page_size=4)
+    remember(cache, [1, 2, 3, 4])
+    cache.close(opened(cache, list(range(1, 9)), limit=4), list(range(1, 9)))
+    assert [(prefix.num_tokens, prefix.hits) for prefix in cache.summary(9).top_prefixes] == [(4, 1), (8, 0)]
+
+
 def test_a_salt_that_is_evicted_leaves_nothing_behind() -> None:
     cache = KVCache(num_pages=4, page_size=4)
     for user in range(100):
