@@ -74,7 +74,7 @@ class GGUFHeader:
             self._file: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
             self._view = memoryview(self._file)  # type: ignore[arg-type]
             self.tensors = self._read()
-        except (struct.error, OSError, ValueError) as error:
+        except (struct.error, OSError, ValueError, IndexError, OverflowError) as error:
             raise CheckpointError(f"{path} is not a complete GGUF file: {error}") from error
 
     def _read(self) -> list[GGUFTensor]:
@@ -90,6 +90,8 @@ class GGUFHeader:
             self._field(key, self._take("I"))
         table = [self._tensor_entry() for _ in range(num_tensors)]
         alignment = self.scalars.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"its general.alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
         return [self._tensor(start, *entry) for entry in table]
 
@@ -214,6 +216,8 @@ class GGUFSource:
         """The metadata under config.json's keys."""
 
         def get(key: str, default: Any = None) -> Any:
+            if f"{architecture}.{key}" in header.array_lens:
+                raise CheckpointError(f"{self.path}: {architecture}.{key} differs from layer to layer, which is not supported")
             return header.scalars.get(f"{architecture}.{key}", default)
 
         heads, hidden = get("attention.head_count"), get("embedding_length")

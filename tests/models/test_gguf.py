@@ -237,6 +237,35 @@ def test_an_unsupported_architecture_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "m.gguf")
 
 
+def test_a_damaged_header_is_refused_or_harmless(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", "llama", "Q8_0")
+    whole = (tmp_path / "m.gguf").read_bytes()
+    generator = np.random.default_rng(5)
+    num_refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[generator.integers(0, 4000)] = generator.integers(0, 256)
+        (tmp_path / "m.gguf").write_bytes(damaged)
+        try:
+            open_checkpoint(tmp_path / "m.gguf")
+        except CheckpointError:
+            num_refused += 1
+    assert num_refused > 20
+
+
+def test_numbers_that_differ_by_layer_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_embedding_length(256)
+    writer.add_head_count(4)
+    writer.add_head_count_kv([2, 1])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"head_count_kv differs from layer to layer"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize("keep", [0, 3, 10, 200, 3000, -100])
 def test_a_cut_off_file_is_refused(keep: int, tmp_path: Path) -> None:
     write(tmp_path / "whole.gguf", "llama", "Q8_0")
