@@ -11,13 +11,12 @@ from typing import Protocol
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config
-from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.fake import FakeRunner
-from streamserve.engine.plan import Runner
+from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.messages import FinishReason, GenerateRequest, SamplingParams
+from streamserve.messages import SamplingParams
 from streamserve.resolve import Reason, Resolved
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.model import TextModel, load_text_model
@@ -58,15 +57,6 @@ class Built:
     model_name: str
     cache: KVCache
     close: Callable[[], None]
-
-    async def warm_up(self) -> None:
-        """One tiny request, so that the first real one finds kernels compiled and memory touched. Needs `engine.run()`."""
-        request = GenerateRequest("warm-up", (0,) * 20, SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True))
-        answer = await collect(await self.engine.submit(request))
-        assert answer.finish_reason in (FinishReason.LENGTH, FinishReason.ERROR, FinishReason.ABORT)
-        if answer.finish_reason is FinishReason.ERROR:
-            raise RuntimeError(f"the warm-up request failed: {answer.error}")
-        self.cache.flush()
 
 
 def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
@@ -123,10 +113,18 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
     )
+    runner.execute(_warm_up_plan())
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
     limits = Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos)
     engine = _engine(config, cache, limits, runner, options, observer)
     return Built(engine, text, resolved.served_model_name, cache, runner.close)
+
+
+def _warm_up_plan() -> Plan:
+    """One token on a page that nobody has yet: kernels are compiled and weights touched before the first request."""
+    admission = Admission(slot=0, sampling=SamplingParams(temperature=0.0), history=(0,), num_prompt=1, seed=0)
+    row = Row(slot=0, start=0, num_tokens=1, token_ids=(0,), new_pages=(0,))
+    return Plan(0, (admission,), (), (row,))
 
 
 def _build_fake(config: Config, observer: StepObserver | None, display: Display) -> Built:

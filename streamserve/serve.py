@@ -19,7 +19,7 @@ import structlog
 from anyio import create_task_group, move_on_after, open_signal_receiver, sleep
 from anyio.abc import TaskGroup
 
-from streamserve.api.app import create_app
+from streamserve.api.app import Api, create_app
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
 from streamserve.build import Built, build
@@ -51,8 +51,10 @@ class Server:
         self._display = StartUp(config)
         self._gate = Gate()
         self._metrics = Metrics()
-        self._stop = anyio.Event()
+        self._stop = anyio.Event()  # tells hypercorn to stop
+        self._closed = anyio.Event()  # it has
         self._built: Built | None = None
+        self._app: Api | None = None
         self._exit_code = 0
 
     async def run(self) -> int:
@@ -60,21 +62,29 @@ class Server:
         server = self._config.server
         listener = bind(server)
         port: int = listener.getsockname()[1]
-        install_flow_control()
+        install_flow_control(server.write_timeout_s)
         async with create_task_group() as tasks:
             tasks.start_soon(self._watch_signals, tasks)
             tasks.start_soon(self._start_engine, tasks, port)
-            await hypercorn.asyncio.serve(
-                self._gate,  # type: ignore[arg-type]
-                http_config(server, listener),
-                shutdown_trigger=self._stop.wait,
-                mode="asgi",
-            )
+            tasks.start_soon(self._serve_http, listener)
+            await self._closed.wait()
             tasks.cancel_scope.cancel()
         listener.close()
         if self._built is not None:
             await anyio.to_thread.run_sync(self._built.close)
         return self._exit_code
+
+    async def _serve_http(self, listener: socket.socket) -> None:
+        # In a task of its own: the task group inside hypercorn leaves its host task marked as cancelled.
+        try:
+            await hypercorn.asyncio.serve(
+                self._gate,  # type: ignore[arg-type]
+                http_config(self._config.server, listener),
+                shutdown_trigger=self._stop.wait,
+                mode="asgi",
+            )
+        finally:
+            self._closed.set()
 
     async def _start_engine(self, tasks: TaskGroup, port: int) -> None:
         started = time.monotonic()
@@ -87,17 +97,15 @@ class Server:
             return
         self._built = built
         tasks.start_soon(self._run_engine, built)
-        await built.warm_up()
-        self._gate.open(
-            create_app(
-                built.engine,
-                built.text,
-                self._config.server,
-                model_name=built.model_name,
-                metrics=self._metrics,
-                sampling_defaults=self._config.model.sampling_defaults,
-            )
+        self._app = create_app(
+            built.engine,
+            built.text,
+            self._config.server,
+            model_name=built.model_name,
+            metrics=self._metrics,
+            sampling_defaults=self._config.model.sampling_defaults,
         )
+        self._gate.open(self._app)
         self._display.ready(port, built.model_name, time.monotonic() - started)
 
     async def _run_engine(self, built: Built) -> None:
@@ -125,10 +133,11 @@ class Server:
     async def _drain(self) -> None:
         if self._built is not None:
             engine = self._built.engine
-            engine.drain()
+            engine.close()
+            if self._app is not None:
+                self._app.close_idle_sockets()
             with move_on_after(self._config.server.drain_timeout_s):
-                while (load := engine.load()).running or load.waiting:
-                    await sleep(0.05)
+                await engine.idle()
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()
@@ -143,7 +152,8 @@ def bind(server: ServerConfig) -> socket.socket:
         listener.bind((server.host, server.port))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error.strerror}; choose another --port or --host") from None
+        place = f"{server.host}:{server.port}"
+        raise ConfigError(f"cannot listen on {place}: {error.strerror}; choose another --port or --host") from None
     listener.listen(1024)
     return listener
 

@@ -73,6 +73,8 @@ class Engine:
         self._now = now
         self._seeds = Random(options.seed)
         self._wake = Event()
+        self._idle = Event()
+        self._idle.set()
         self._stopped: str | None = None  # why no request is taken any more
         self._broken = False
         self._num_preemptions = 0
@@ -106,6 +108,7 @@ class Engine:
             submitted_s=self._now(),
         )
         self._scheduler.add(live)
+        self._idle.clear()
         self._wake.set()
         return live.mailbox
 
@@ -161,9 +164,13 @@ class Engine:
         """See EngineClient."""
         return self._cache.summary(max_prefixes)
 
-    def drain(self, reason: str = "the server is shutting down") -> None:
+    def close(self, reason: str = "the server is shutting down") -> None:
         """Take no new requests; running ones go on."""
         self._stopped = self._stopped or reason
+
+    async def idle(self) -> None:
+        """Wait until no request is live."""
+        await self._idle.wait()
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -177,7 +184,7 @@ class Engine:
             self._broken = True
             raise
         finally:
-            self.drain("the engine has stopped")
+            self.close("the engine has stopped")
             self.abort_all()
 
     async def _run(self) -> None:
@@ -187,6 +194,7 @@ class Engine:
             flight = self._scheduler.next_plan()
             if flight is None and flying is None:
                 self._wake.clear()
+                self._idle.set()
                 await self._wake.wait()
                 last_s = self._now()
                 continue
