@@ -1,6 +1,9 @@
 """Text parts of a Hugging Face folder: tokenizer.json and the small JSON files beside it.
 
 Owns those files' names and the order in which they overrule each other. Knows nothing of requests.
+
+Which tokens go around a text is tokenizer.json's word alone: like transformers 5, it overrules `add_bos_token` and
+`add_eos_token` of tokenizer_config.json.
 """
 
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from streamserve.errors import CheckpointError
-from streamserve.text.source import SAMPLING_DEFAULTS, TextSource, put_ends
+from streamserve.text.source import SAMPLING_DEFAULTS, TextSource
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -77,9 +80,6 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], special: Mapping[str, st
     rust.no_truncation()
     rust.no_padding()
     _add_missing_tokens(rust, config, special)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        ends = ("bos_token", "eos_token")
-        put_ends(rust, *(special.get(name) if config.get(f"add_{name}") else None for name in ends))
     return rust
 
 

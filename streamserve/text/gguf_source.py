@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from streamserve.errors import CheckpointError
 from streamserve.text.gguf_metadata import read_metadata
-from streamserve.text.source import TextSource, put_ends
+from streamserve.text.source import TextSource
 
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # values of tokenizer.ggml.token_type
 
@@ -173,11 +173,14 @@ def _add_ends(rust: tokenizers.Tokenizer, metadata: Mapping[str, Any], special: 
     """Make the tokenizer put the first and last token around a text, as far as the file asks for them."""
     is_sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
     pre = _PRES.get(metadata.get("tokenizer.ggml.pre", ""), _Pre())
-    ends = {
-        "bos_token": metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece or pre.adds_bos),
-        "eos_token": metadata.get("tokenizer.ggml.add_eos_token", False),
-    }
-    put_ends(rust, *(special.get(name) if wanted else None for name, wanted in ends.items()))
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece or pre.adds_bos)
+    adds_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
+    bos = special.get("bos_token") if adds_bos else None
+    eos = special.get("eos_token") if adds_eos else None
+    ends = [(token, rust.token_to_id(token)) for token in (bos, eos) if token is not None]
+    if ends:
+        parts = [part for part in (bos, "$A", eos) if part is not None]
+        rust.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ends)
 
 
 def _eos_token_ids(metadata: Mapping[str, Any], tokens: Sequence[str]) -> frozenset[int]:

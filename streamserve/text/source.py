@@ -1,13 +1,12 @@
 """What a checkpoint says about text, in one value: filled by gguf_source.py or folder_source.py, read by the rest of text/.
 
-Owns the field names, and how a tokenizer is told which tokens go around a text. Knows no file format.
+Owns the field names only. Knows no file format.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import tokenizers
-from tokenizers import processors
 
 # Sampling fields that a model's files may set, as messages.SamplingParams spells them.
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -26,10 +25,3 @@ class TextSource:
     eos_token_ids: frozenset[int] = frozenset()
     templates: Mapping[str, str] = field(default_factory=dict)
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
-
-
-def put_ends(rust: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Encoding with special tokens puts `bos` before and `eos` behind a text, where they are given."""
-    ends = [(token, rust.token_to_id(token)) for token in (bos, eos) if token is not None]
-    parts = [part for part in (bos, "$A", eos) if part is not None]
-    rust.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ends) if ends else None
