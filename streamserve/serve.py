@@ -69,7 +69,6 @@ class Server:
             tasks.start_soon(self._serve_http, listener)
             await self._closed.wait()
             tasks.cancel_scope.cancel()
-        listener.close()
         if self._built is not None:
             await anyio.to_thread.run_sync(self._built.close)
         return self._exit_code
@@ -161,7 +160,7 @@ def bind(server: ServerConfig) -> socket.socket:
 def http_config(server: ServerConfig, listener: socket.socket) -> hypercorn.config.Config:
     """hypercorn's settings; its own access log and short time-outs are replaced by ours."""
     config = hypercorn.config.Config()
-    config.bind = [f"fd://{listener.fileno()}"]
+    config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
     config.backlog = 1024
     config.keep_alive_timeout = 75.0
     config.keep_alive_max_requests = 1_000_000
