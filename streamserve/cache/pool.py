@@ -9,6 +9,7 @@ L layers, K key/value heads, D head size, S tokens per page.
 """
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,14 @@ class KVShape(Protocol):
     def num_kv_heads(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros whose memory the system hands out page by page on first use: numpy asks for it so, torch clears it all at once."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    flat = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(flat).view(dtype).view(shape)
 
 
 class KVPool:
@@ -45,8 +54,8 @@ class KVPool:
         self.num_pages = num_pages
         self.page_size = page_size
         # Zeroed once: a masked position must never hold NaN, because 0 * NaN would reach the output.
-        self.k = torch.zeros(layers, num_pages, heads, dim, page_size, dtype=dtype, device=device)
-        self.v = torch.zeros(layers, num_pages, heads, page_size, dim, dtype=dtype, device=device)
+        self.k = _zeros((layers, num_pages, heads, dim, page_size), dtype, device)
+        self.v = _zeros((layers, num_pages, heads, page_size, dim), dtype, device)
 
     @classmethod
     def bytes_per_page(cls, shape: KVShape, dtype: torch.dtype, page_size: int = 16) -> int:
