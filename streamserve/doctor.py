@@ -25,7 +25,6 @@ PACKAGES = (
     "torch",
     "numpy",
     "numba",
-    "transformers",
     "tokenizers",
     "safetensors",
     "gguf",
