@@ -77,7 +77,7 @@ class App {
     this.#limit = card.max_model_len ?? 0;
     byId("model-name").textContent = card.id;
     document.title = `${card.id} · StreamServe`;
-    this.settings.showDefaults(card.default_sampling ?? {});
+    this.settings.showDefaults(card.sampling_defaults ?? {});
     this.#showState("ready", "Ready");
     this.#showContext();
   }

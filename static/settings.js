@@ -7,16 +7,19 @@
 
 import { byId, h } from "./dom.js";
 
-/** Fields in the order shown. `parse` makes the JSON value of what was typed, `otherwise` stands for "no default". */
+/**
+ * Fields in the order shown. `parse` makes the JSON value of what was typed; `otherwise` is what holds where neither this
+ * page nor the model says anything.
+ */
 const FIELDS = [
-  { name: "temperature", label: "Temperature", help: "0: always the likeliest", parse: number },
+  { name: "temperature", label: "Temperature", help: "0: always the likeliest", parse: number, otherwise: 1 },
   { name: "max_tokens", label: "Max tokens", help: "Longest answer", parse: number, otherwise: "no limit" },
-  { name: "top_p", label: "Top p", help: "Share of likeliest tokens", parse: number },
-  { name: "top_k", label: "Top k", help: "0: off", parse: number },
-  { name: "min_p", label: "Min p", help: "Share of the best token", parse: number },
-  { name: "repetition_penalty", label: "Repetition penalty", help: "1: off", parse: number },
-  { name: "frequency_penalty", label: "Frequency penalty", help: "Each time a token came", parse: number },
-  { name: "presence_penalty", label: "Presence penalty", help: "For having come at all", parse: number },
+  { name: "top_p", label: "Top p", help: "Share of likeliest tokens", parse: number, otherwise: 1 },
+  { name: "top_k", label: "Top k", help: "0: off", parse: number, otherwise: 0 },
+  { name: "min_p", label: "Min p", help: "Share of the best token", parse: number, otherwise: 0 },
+  { name: "repetition_penalty", label: "Repetition penalty", help: "1: off", parse: number, otherwise: 1 },
+  { name: "frequency_penalty", label: "Frequency penalty", help: "Each time a token came", parse: number, otherwise: 0 },
+  { name: "presence_penalty", label: "Presence penalty", help: "For having come at all", parse: number, otherwise: 0 },
   { name: "seed", label: "Seed", help: "Repeats an answer", parse: number, otherwise: "random" },
   { name: "stop", label: "Stop texts", help: "One a line; \\n: line break", parse: lines, otherwise: "none" },
 ];
@@ -89,10 +92,7 @@ export class Settings {
 
   /** Puts the server's defaults behind the empty fields. */
   showDefaults(defaults) {
-    for (const { name, otherwise } of FIELDS) {
-      const value = defaults[name] ?? otherwise;
-      this.#inputs.get(name).placeholder = value === undefined ? "server default" : String(value);
-    }
+    for (const { name, otherwise } of FIELDS) this.#inputs.get(name).placeholder = String(defaults[name] ?? otherwise);
   }
 
   /** Shows a refusal at the field it names; false when it names none of these. */
