@@ -89,7 +89,8 @@ def read_gguf(path: Path) -> TextSource:
         special_tokens=special,
         eos_token_ids=_eos_token_ids(metadata, tokens),
         templates=_templates(metadata),
-        sampling_defaults={name: metadata[key] for key, name in _SAMPLING_KEYS.items() if key in metadata},
+        # 0.6 is stored as a 32-bit float, which reads 0.6000000238
+        sampling_defaults={name: round(metadata[key], 6) for key, name in _SAMPLING_KEYS.items() if key in metadata},
     )
 
 

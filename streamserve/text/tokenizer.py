@@ -222,10 +222,8 @@ def _without_control_tokens(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     plain.normalizer, plain.pre_tokenizer = rust.normalizer, rust.pre_tokenizer
     plain.post_processor, plain.decoder = rust.post_processor, rust.decoder
     added = rust.get_added_tokens_decoder()
-    for _, token in sorted(added.items()):
-        plain.add_tokens([token])
-    if plain.get_added_tokens_decoder().keys() != added.keys():  # ids with holes between them: only a full copy keeps those
-        plain = tokenizers.Tokenizer.from_str(rust.to_str())
+    plain.add_tokens([token for _, token in sorted(added.items())])
+    assert plain.get_added_tokens_decoder().keys() == added.keys()
     plain.encode_special_tokens = True
     return plain
 

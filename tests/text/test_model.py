@@ -39,6 +39,7 @@ def test_sampling_defaults_hold_only_what_the_files_set(smollm: TextModel, tmp_p
         "temperature": 0.6,
         "top_k": 20,
     }
+    assert load_text_model(byte_level_gguf(tmp_path / "toy.gguf", pre="gpt-2", temperature=0.6)).defaults == {"temperature": 0.6}
     assert smollm.defaults == {}
 
 

@@ -38,7 +38,7 @@ def byte_level_folder(folder: Path, *, config: dict[str, Any] | None = None, has
     return folder
 
 
-def byte_level_gguf(path: Path, *, pre: str | None, model: str = "gpt2") -> Path:
+def byte_level_gguf(path: Path, *, pre: str | None, model: str = "gpt2", temperature: float | None = None) -> Path:
     """A GGUF file with the same vocabulary and the given pre-tokenizer name."""
     folder = byte_level_folder(path.parent / "toy")
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -46,6 +46,8 @@ def byte_level_gguf(path: Path, *, pre: str | None, model: str = "gpt2") -> Path
     kinds = {"<|end|>": 3, "<|start|>": 3, "<|stop|>": 3, "<think>": 4}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(model)
+    if temperature is not None:
+        writer.add_float32("general.sampling.temp", temperature)
     if pre is not None:
         writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in ordered])
