@@ -9,7 +9,7 @@ from typing import Any
 
 from streamserve.config import Config
 from streamserve.flags import settings
-from streamserve.resolve import Reason, Resolved, resolve
+from streamserve.resolve import Reason, Resolved
 
 SECRET = ("api_key",)
 
@@ -20,7 +20,7 @@ def run(config: Config, given: frozenset[str], *, explain: bool, as_json: bool) 
     if not explain:
         print(json.dumps(rows, indent=1) if as_json else _table(rows, ("flag", "value", "origin")))
         return 0
-    resolved, kernels = _resolve(config)
+    resolved, kernels = _decide(config)
     decisions = [asdict(reason) for reason in (*resolved.reasons, *kernels)]
     if as_json:
         memory = {name: getattr(resolved, name) for name in ("weight_bytes", "kv_bytes", "reserve_bytes", "free_bytes")}
@@ -57,23 +57,12 @@ _DECIDED = frozenset(
 )
 
 
-def _resolve(config: Config) -> tuple[Resolved, tuple[Reason, ...]]:
+def _decide(config: Config) -> tuple[Resolved, tuple[Reason, ...]]:
     from streamserve import facts  # brings torch
-    from streamserve.kernels import registry
     from streamserve.kernels.devices.cpu import CPU
 
-    checkpoint = facts.open_model(config)
-    resolved = resolve(config, facts.model_facts(config, checkpoint), facts.device_facts(CPU.here()))
-    asked = registry.Facts(
-        device="cpu",
-        dtype=config.model.dtype,
-        shape=checkpoint.spec,
-        page_size=resolved.page_size,
-        kv_dtype=resolved.kv_dtype,
-        weight_kinds=checkpoint.weight_kinds,
-    )
-    choices = registry.load().choose(asked, registry.parse_overrides(config.device.op))
-    return resolved, tuple(Reason(op, choice.name, choice.reason, "--op") for op, choice in choices.items())
+    resolved, choices = facts.decide(config, facts.open_model(config), CPU.here())
+    return resolved, facts.kernel_reasons(choices)
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:

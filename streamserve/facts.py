@@ -1,14 +1,18 @@
-"""Model and device as resolve() sees them: plain numbers taken from an open checkpoint and from the operating system.
+"""Model and device as resolve() sees them, and the decisions that follow: plain numbers and the kernels.
 
-Owns the translation between the layers' own types and resolve's. Imports torch through the checkpoint, so the command line
+Owns the translation between the layers' own types and resolve's, and the order of the decisions. Imports torch through the checkpoint, so the command line
 loads it only where a model is read.
 """
+
+import torch
 
 from streamserve.config import Config
 from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
 from streamserve.kernels.devices.cpu import CPU
+from streamserve.kernels.registry import Choice, parse_overrides
 from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
-from streamserve.resolve import DeviceFacts, ModelFacts
+from streamserve.models.network import choose_kernels
+from streamserve.resolve import DeviceFacts, ModelFacts, Reason, Resolved, resolve
 
 
 def open_model(config: Config, progress: Progress | None = None) -> Checkpoint:
@@ -48,3 +52,32 @@ def device_facts(cpu: CPU) -> DeviceFacts:
     """The CPU as a device."""
     free, total = cpu.memory()
     return DeviceFacts("cpu", cpu.model, cpu.num_cores, free, total, cpu.features)
+
+
+def decide(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, dict[str, Choice]]:
+    """All that was left open: the numbers, then the kernel of every op. Raises ConfigError.
+
+    Whether packed weights have a kernel here decides how large the weights are, so the network is chosen first."""
+    overrides = parse_overrides(config.device.op)
+
+    def choose(kv_dtype: str) -> dict[str, Choice]:
+        return choose_kernels(
+            checkpoint,
+            dtype=config.model.dtype,
+            page_size=config.cache.page_size,
+            kv_dtype=getattr(torch, kv_dtype),
+            overrides=overrides,
+        )
+
+    choices = choose("float32")
+    facts = model_facts(config, checkpoint), device_facts(cpu)
+    resolved = resolve(config, *facts, has_packed_kernel=choices["network"].name != "torch")
+    return resolved, choices if resolved.kv_dtype == "float32" else choose(resolved.kv_dtype)
+
+
+def kernel_reasons(choices: dict[str, Choice]) -> tuple[Reason, ...]:
+    """The kernels, in the form of the other decisions."""
+    return tuple(
+        Reason(op, choice.name, choice.reason, "--op", "flag" if choice.reason.startswith("asked for") else "auto")
+        for op, choice in choices.items()
+    )

@@ -92,11 +92,14 @@ class Resolved:
         return self.num_pages * self.page_size
 
 
-def resolve(config: Config, model: ModelFacts, device: DeviceFacts) -> Resolved:
-    """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict."""
+def resolve(config: Config, model: ModelFacts, device: DeviceFacts, *, has_packed_kernel: bool = True) -> Resolved:
+    """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict.
+
+    `has_packed_kernel`: whether quantised weights can be computed as they are stored; else they are expanded."""
     check(config)
-    dtype = _dtype(config, model, device)
-    weight_bytes = _weight_bytes(config, model, dtype.value)
+    stays_packed = model.is_quantised and config.model.dtype == "auto" and has_packed_kernel
+    dtype = _dtype(config, model, device, stays_packed)
+    weight_bytes = model.weight_bytes if stays_packed else model.num_parameters * ITEM_BYTES[dtype.value]
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype.value]
     wanted_context = _wanted_context(config, model)
     pages = _pages(config, device, weight_bytes, token_bytes, wanted_context)
@@ -177,11 +180,11 @@ def _parts(config: Config) -> tuple[Any, ...]:
 # ---- one function per decision ------------------------------------------------------------------------------------
 
 
-def _dtype(config: Config, model: ModelFacts, device: DeviceFacts) -> Reason:
+def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed: bool) -> Reason:
     asked = config.model.dtype
     if asked != "auto":
-        return Reason("dtype", asked, "asked for; packed weights are expanded", "--dtype", "flag")
-    if model.is_quantised:
+        return Reason("dtype", asked, "asked for; weights are held in it", "--dtype", "flag")
+    if stays_packed:
         kinds = ", ".join(sorted(model.weight_kinds - _FLOATS))
         return Reason("dtype", "float32", f"weights stay packed ({kinds}); the rest is float32", "--dtype")
     if device.kind == "cpu":
@@ -189,12 +192,6 @@ def _dtype(config: Config, model: ModelFacts, device: DeviceFacts) -> Reason:
             return Reason("dtype", "bfloat16", "this processor has bf16 instructions", "--dtype")
         return Reason("dtype", "float32", "this processor has no bf16 instructions", "--dtype")
     return Reason("dtype", "bfloat16", "the usual type on a GPU", "--dtype")
-
-
-def _weight_bytes(config: Config, model: ModelFacts, dtype: str) -> int:
-    if config.model.dtype == "auto" and model.is_quantised:
-        return model.weight_bytes
-    return model.num_parameters * ITEM_BYTES[dtype]
 
 
 def _wanted_context(config: Config, model: ModelFacts) -> int:

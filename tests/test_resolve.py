@@ -74,6 +74,12 @@ def test_float_weights_take_bf16_only_where_the_processor_computes_it(features: 
     assert resolve(Config(), model, replace(CPU, features=frozenset(features))).dtype == dtype
 
 
+def test_without_a_kernel_for_packed_weights_they_are_expanded_and_counted_so() -> None:
+    resolved = resolve(Config(), MODEL, CPU, has_packed_kernel=False)
+    assert resolved.weight_bytes == 4 * MODEL.num_parameters
+    assert "packed" not in next(reason.why for reason in resolved.reasons if reason.name == "dtype")
+
+
 def test_mem_fraction_static_covers_weights_and_kv() -> None:
     resolved = resolve(Config(cache=CacheConfig(mem_fraction_static=0.1)), MODEL, CPU)
     assert 0.099 * CPU.total_bytes < resolved.weight_bytes + resolved.kv_bytes <= 0.1 * CPU.total_bytes
