@@ -1,7 +1,7 @@
 """Model and device as resolve() sees them, and the decisions that follow: plain numbers and the kernels.
 
-Owns the translation between the layers' own types and resolve's, and the order of the decisions. Imports torch through the checkpoint, so the command line
-loads it only where a model is read.
+Owns the translation between the layers' own types and resolve's, and the order of the decisions. Imports torch, so the
+command line loads it only where a model is read.
 """
 
 import torch

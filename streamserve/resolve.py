@@ -187,11 +187,12 @@ def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed:
     if stays_packed:
         kinds = ", ".join(sorted(model.weight_kinds - _FLOATS))
         return Reason("dtype", "float32", f"weights stay packed ({kinds}); the rest is float32", "--dtype")
-    if device.kind == "cpu":
-        if device.features & {"avx512_bf16", "amx_bf16"}:
-            return Reason("dtype", "bfloat16", "this processor has bf16 instructions", "--dtype")
-        return Reason("dtype", "float32", "this processor has no bf16 instructions", "--dtype")
-    return Reason("dtype", "bfloat16", "the usual type on a GPU", "--dtype")
+    expanded = "; packed weights are expanded: no kernel for them here" if model.is_quantised else ""
+    if device.kind != "cpu":
+        return Reason("dtype", "bfloat16", f"the usual type on a GPU{expanded}", "--dtype")
+    if device.features & {"avx512_bf16", "amx_bf16"}:
+        return Reason("dtype", "bfloat16", f"this processor has bf16 instructions{expanded}", "--dtype")
+    return Reason("dtype", "float32", f"this processor has no bf16 instructions{expanded}", "--dtype")
 
 
 def _wanted_context(config: Config, model: ModelFacts) -> int:

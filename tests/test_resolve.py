@@ -77,7 +77,7 @@ def test_float_weights_take_bf16_only_where_the_processor_computes_it(features: 
 def test_without_a_kernel_for_packed_weights_they_are_expanded_and_counted_so() -> None:
     resolved = resolve(Config(), MODEL, CPU, has_packed_kernel=False)
     assert resolved.weight_bytes == 4 * MODEL.num_parameters
-    assert "packed" not in next(reason.why for reason in resolved.reasons if reason.name == "dtype")
+    assert "expanded" in next(reason.why for reason in resolved.reasons if reason.name == "dtype")
 
 
 def test_mem_fraction_static_covers_weights_and_kv() -> None:
