@@ -10,6 +10,7 @@ Owns nothing at run time. Knows nothing of the application. Remove each part whe
 """
 
 from asyncio import timeout
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -103,15 +104,18 @@ class CuttingTCPServer(TCPServer):
         self.writer.close()  # the client is gone; hypercorn would keep its side until a sleeping ping task wakes
 
     async def _close(self) -> None:
-        try:
-            async with timeout(self._patience_s):
+        with suppress(TimeoutError):  # hypercorn may swallow the cancellation, and then nothing is raised
+            async with timeout(self._patience_s) as limit:
                 await super()._close()
-        except TimeoutError:
+        if limit.expired():
             self.writer.transport.abort()
 
 
-def install_flow_control(patience_s: float = 30.0) -> None:
-    """Make hypercorn use the classes above, in this process, from the next connection on."""
+def install_flow_control(write_timeout_s: float = 30.0) -> None:
+    """Make hypercorn use the classes above, in this process, from the next connection on.
+
+    Connections get a second more than the application gives a blocked send, so that the application says why.
+    """
     hypercorn.protocol.h2.StreamBuffer = BlockingBuffer  # type: ignore[misc]
-    hypercorn.protocol.H2Protocol = ResettingH2  # type: ignore[attr-defined,assignment]
-    hypercorn.asyncio.run.TCPServer = partial(CuttingTCPServer, patience_s=patience_s)  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.H2Protocol = ResettingH2  # type: ignore[attr-defined]
+    hypercorn.asyncio.run.TCPServer = partial(CuttingTCPServer, patience_s=write_timeout_s + 1.0)  # type: ignore[attr-defined,assignment]

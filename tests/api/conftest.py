@@ -29,5 +29,5 @@ async def http(app: Api) -> AsyncIterator[httpx.AsyncClient]:
 
 def client_of(app: Api, **options: object) -> httpx.AsyncClient:
     """A client of an application in this process."""
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:30000", **options)  # type: ignore[arg-type]
