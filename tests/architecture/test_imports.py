@@ -41,6 +41,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.batch",
         "engine.sampler",
         "engine.stages",
+        "facts",
         "build",
         "doctor",
     ),
