@@ -54,8 +54,8 @@ class Served:
         }
         data = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
+        head = ("POST /v1/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(data)}")
+        writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + data)
         whole = b""
         while b"data: [DONE]" not in whole[-40:]:
             part = await reader.read(65536)
