@@ -160,6 +160,11 @@ class Engine:
             total_tokens=cache.num_pages * page_size,
         )
 
+    @property
+    def num_preemptions(self) -> int:
+        """How often a running request went back to the queue."""
+        return self._scheduler.num_preemptions
+
     def cache_summary(self, max_prefixes: int = 10) -> CacheSummary:
         """See EngineClient."""
         return self._cache.summary(max_prefixes)

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streamserve.cache.kv_cache import KVCache
 
+from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import FakeRunner, VirtualClock
