@@ -193,7 +193,7 @@ def open_window(client: H2Client, stream: int) -> None:
 
 async def test_a_stalled_websocket_is_cut(engine: FloodingEngine) -> None:
     async with server(engine) as port:
-        socket = await connect(f"ws://127.0.0.1:{port}/v1/ws", max_queue=2, ping_interval=None, close_timeout=0.5)
+        socket = await connect(f"ws://127.0.0.1:{port}/v1/ws", max_queue=2, compression=None, close_timeout=0.5)
         await socket.send(json.dumps({"type": "chat.create", "id": "a", "request": chat_body(10**6)}))
         await assert_cut(engine, port)
         await until(lambda: num_open_connections(port) == 0)
