@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from streamserve import __version__
 from streamserve.config import Config
 from streamserve.errors import ConfigError, StreamServeError
-from streamserve.flags import Parser, UsageError, add_flags, read_config
+from streamserve.flags import Parser, UsageError, add_flags, human_int, read_config
 from streamserve.resolve import check
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -100,7 +100,7 @@ def _config_of(namespace: argparse.Namespace) -> tuple[Config, frozenset[str]]:
     """Settings of a command line, checked, with MODEL taken in and logging set up."""
     from streamserve import log
 
-    if namespace.model is not None:
+    if getattr(namespace, "model", None) is not None:
         if getattr(namespace, "model_path", namespace.model) != namespace.model:
             raise UsageError(f"two models were given: {namespace.model} and --model-path {namespace.model_path}")
         namespace.model_path = namespace.model
@@ -118,9 +118,13 @@ def _serve(namespace: argparse.Namespace) -> int:
 
 
 def _add_generate(parser: Parser, show_all: bool) -> None:
-    from streamserve.offline import add_arguments
-
-    add_arguments(parser)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts; without any, standard input is one")
+    parser.add_argument("--input", metavar="FILE", help="JSON lines: bodies of chat or text completions; - is standard input")
+    parser.add_argument("--output", metavar="FILE", help="where JSON lines of answers go (default standard output)")
+    parser.add_argument("--raw", action="store_true", help="complete the prompts as they are, without the chat template")
+    parser.add_argument("--max-tokens", type=human_int, metavar="N", help="longest answer, where a line does not say")
+    parser.add_argument("--temperature", type=float, metavar="X", help="0 takes the best token, where a line does not say")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling, where a line does not say")
     add_flags(parser, show_all=show_all)
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "flags": (),
     "doctor": ("kernels",),
     "explain": ("flags", "facts", "kernels", "models"),
-    "offline": ("llm", "flags"),
+    "offline": ("api", "build"),
     "cli": ("flags", "serve", "offline", "explain", "doctor"),
     "__main__": ("cli",),
     "launch_server": ("cli",),
