@@ -27,6 +27,7 @@ class App {
 
   constructor() {
     this.server = new Server(recall("key", "session"));
+    this.server.onLost = () => this.#watchServer();
     this.store = new Store(undefined, (problem) => this.#showBanner(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
     this.chat = new Chat(this.server, {
@@ -78,6 +79,7 @@ class App {
     byId("model-name").textContent = card.id;
     document.title = `${card.id} · StreamServe`;
     this.settings.showDefaults(card.sampling_defaults ?? {});
+    this.server.connect();
     this.#showState("ready", "Ready");
     this.#showContext();
   }
@@ -94,7 +96,7 @@ class App {
       this.#askAgain = true;
       this.#askForKey(error);
     }
-    if (error.code === "unreachable" || error.code === "broken_stream") this.#watchServer();
+    if (error.code === "unreachable") this.#watchServer();
   }
 
   #askForKey(error) {
@@ -237,7 +239,7 @@ class App {
       this.#conversation.draft = this.prompt.value;
       this.#saveSoon(this.#conversation);
     });
-    byId("hint-keys").hidden = isTouch();
+    byId("hint-cancel").addEventListener("click", () => this.#cancelEdit());
   }
 
   #send() {
@@ -261,10 +263,20 @@ class App {
     byId("status").textContent = "Editing an earlier message. Escape cancels.";
   }
 
+  #cancelEdit() {
+    this.#editing = null;
+    this.#setPrompt(this.#conversation.draft);
+    this.#showSend();
+    this.prompt.focus();
+  }
+
   #setPrompt(text) {
     this.prompt.value = text;
     this.#fitPrompt();
-    byId("composer").classList.toggle("editing", Boolean(this.#editing));
+    const isEditing = Boolean(this.#editing);
+    byId("composer").classList.toggle("editing", isEditing);
+    byId("hint-keys").hidden = isEditing || isTouch();
+    byId("hint-editing").hidden = !isEditing;
   }
 
   #fitPrompt() {
@@ -376,10 +388,7 @@ class App {
   #escape() {
     if (this.#closeSides(true)) return;
     if (this.chat.isStreaming) return this.chat.stop();
-    if (!this.#editing) return;
-    this.#editing = null;
-    this.#setPrompt(this.#conversation.draft);
-    this.#showSend();
+    if (this.#editing) this.#cancelEdit();
   }
 
   #wireTheme() {

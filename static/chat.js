@@ -56,6 +56,15 @@ export function statsText({ tokens, promptTokens, cachedTokens, firstMs, decodeM
   return parts.join(" · ");
 }
 
+/** What a reader should know of how an answer ended; "" when it ended by itself. */
+function endOf({ state, finish, content }) {
+  if (state === "stopped") return "Stopped by you";
+  if (state === "interrupted") return "Cut off by a reload";
+  if (finish === "abort") return "Ended by the server";
+  if (finish === "length") return "Cut at the token limit";
+  return state === "done" && !content ? "Empty answer" : "";
+}
+
 export class Chat {
   #answers = new Map(); // conversation id -> Answer
   #elements = new Map(); // message id -> <li>
@@ -146,9 +155,7 @@ export class Chat {
 
   #figures(message) {
     if (message.state === "streaming") return [];
-    const ends = { stopped: "Stopped by you", interrupted: "Cut off by a reload", done: message.content ? "" : "Empty answer" };
-    const end = message.finish === "length" ? "Cut at the token limit" : (ends[message.state] ?? "");
-    const words = [end, message.stats ? statsText(message.stats) : ""].filter(Boolean).join(" · ");
+    const words = [endOf(message), message.stats ? statsText(message.stats) : ""].filter(Boolean).join(" · ");
     if (!words) return [];
     const { cachedTokens, promptTokens } = message.stats ?? {};
     const bar = cachedTokens === null || !promptTokens ? null : h("span", { class: "cached", "aria-hidden": "true" }, h("span"));
@@ -258,7 +265,7 @@ export class Chat {
     const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
     const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
     const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
-    return { model: this.model, messages, stream: true, stream_options: STREAM_OPTIONS, ...samplingBody(conversation.sampling) };
+    return { model: this.model || undefined, messages, stream: true, stream_options: STREAM_OPTIONS, ...samplingBody(conversation.sampling) };
   }
 
   #arrived(answer, chunk) {

@@ -31,12 +31,14 @@ const unreachable = () => new ApiError("The server cannot be reached. Is it stil
 /** One server, the one this page came from. */
 export class Server {
   #socket = null;
+  #opening = null;
   #noSocketUntil = 0;
   #numStreams = 0;
 
   constructor(key = "", base = new URL(".", location.href)) {
     this.base = base;
     this.key = key;
+    this.onLost = () => {}; // called when an open socket closes: the server may be gone
   }
 
   /** From now on every request carries this key; a socket opened without it is given up. */
@@ -100,14 +102,26 @@ export class Server {
     };
   }
 
+  /** Opens the socket before it is needed, so that the first question does not wait for it. */
+  connect() {
+    return this.#openSocket();
+  }
+
   /** The open socket, or null where there is none to have: then SSE does the work. */
   async #openSocket() {
     if (this.#socket?.isUsable) return this.#socket;
     if (performance.now() < this.#noSocketUntil) return null;
+    this.#opening ??= this.#newSocket();
+    this.#socket = await this.#opening;
+    this.#opening = null;
+    return this.#socket;
+  }
+
+  async #newSocket() {
     const url = new URL("v1/ws", this.base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     const socket = await Socket.open(url, this.key);
-    if (socket) this.#socket = socket;
+    if (socket) socket.onClosed = () => this.onLost();
     else this.#noSocketUntil = performance.now() + RETRY_SOCKET_MS;
     return socket;
   }
@@ -200,6 +214,7 @@ class Socket {
   constructor(ws) {
     this.ws = ws;
     this.isAlive = true;
+    this.onClosed = () => {};
     ws.onerror = null;
     ws.onmessage = (event) => this.#receive(JSON.parse(event.data));
     ws.onclose = (event) => this.#closed(event.reason);
@@ -258,5 +273,6 @@ class Socket {
     clearInterval(this.#ping);
     const why = reason ? `The server closed the connection: ${reason}` : "The connection to the server was lost";
     this.#failAll(new ApiError(`${why}. What had arrived is kept.`, { code: "broken_stream" }));
+    this.onClosed();
   }
 }

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,22 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
     pytest.fail(f"the server was not ready within a minute:\n{log.read_text()}")
 
 
-def serve(log: Path, *flags: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "streamserve", "serve", "--fake", "--fake-step-ms", "4", "--port", str(port), *flags]
+@contextmanager
+def serve(log: Path, *flags: str, step_ms: int = 1, port: int | None = None) -> Iterator[str]:
+    """A server whose answers have 400 tokens, `step_ms` apart. Yields its address."""
+    port = port or free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "streamserve",
+        "serve",
+        "--fake",
+        "--fake-step-ms",
+        str(step_ms),
+        "--port",
+        str(port),
+        *flags,
+    ]
     with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT) as server:
         try:
             url = f"http://127.0.0.1:{port}/"
@@ -91,12 +105,21 @@ def serve(log: Path, *flags: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from serve(tmp_path_factory.mktemp("server") / "log.txt")
+    with serve(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """For tests that act while an answer is under way: eight seconds of it."""
+    with serve(tmp_path_factory.mktemp("slow") / "log.txt", step_ms=20) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from serve(tmp_path_factory.mktemp("locked") / "log.txt", "--api-key", "sesame")
+    with serve(tmp_path_factory.mktemp("locked") / "log.txt", "--api-key", "sesame") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +188,13 @@ def tab(chromium: Browser, server: str) -> Iterator[Tab]:
 
 
 @pytest.fixture
+def slow_tab(chromium: Browser, slow_server: str) -> Iterator[Tab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield Tab(context.new_page(), slow_server)
+    context.close()
+
+
+@pytest.fixture
 def locked_tab(chromium: Browser, locked_server: str) -> Iterator[Tab]:
     context = chromium.new_context()
     yield Tab(context.new_page(), locked_server)
@@ -177,7 +207,7 @@ def running(url: str) -> int:
 
 
 def wait_for_running(url: str, wanted: bool) -> None:
-    for _ in range(300):
+    for _ in range(100):  # far less than the rest of a slow answer takes
         if bool(running(url)) == wanted:
             return
         time.sleep(0.02)
@@ -198,8 +228,7 @@ def test_answer_streams_over_the_socket_and_its_figures_are_shown(tab: Tab) -> N
     tab.ask("What is the capital of France?")
     tab.finish()
     lengths = tab.page.evaluate("() => window.lengths")
-    assert len(lengths) >= 5 and lengths == sorted(lengths)
-    assert lengths[-1] > 0
+    assert len(lengths) >= 5 and lengths[0] < lengths[len(lengths) // 2] < lengths[-1]
     assert len(tab.sockets()) == 1
     assert not any("chat/completions" in url for url in tab.requests)
     figures = tab.page.locator(".assistant .stats").inner_text()
@@ -211,25 +240,26 @@ def test_answer_streams_over_the_socket_and_its_figures_are_shown(tab: Tab) -> N
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
 @pytest.mark.parametrize("init_script", ["", NO_WEBSOCKET], ids=["websocket", "sse"])
-def test_stop_ends_the_request_in_the_engine_and_keeps_the_text(tab: Tab, way: str, init_script: str) -> None:
-    tab.open(init_script)
-    tab.ask("Tell me a long story")
-    expect(tab.page.locator(".assistant .text")).not_to_be_empty()
-    wait_for_running(tab.url, True)
+def test_stop_ends_the_request_in_the_engine_and_keeps_the_text(slow_tab: Tab, way: str, init_script: str) -> None:
+    slow_tab.open(init_script)
+    slow_tab.ask("Tell me a long story")
+    expect(slow_tab.page.locator(".assistant .text")).not_to_be_empty()
+    wait_for_running(slow_tab.url, True)
     if way == "button":
-        tab.page.get_by_role("button", name="Stop", exact=True).click()
+        slow_tab.page.get_by_role("button", name="Stop", exact=True).click()
     else:
-        tab.page.keyboard.press("Escape")
-    wait_for_running(tab.url, False)
-    expect(tab.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
-    expect(tab.page.locator(".assistant .stats")).to_contain_text("Stopped by you")
-    [kept] = tab.answers()
+        slow_tab.page.keyboard.press("Escape")
+    wait_for_running(slow_tab.url, False)
+    expect(slow_tab.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    expect(slow_tab.page.locator(".assistant .stats")).to_contain_text("Stopped by you")
+    [kept] = slow_tab.answers()
     assert kept
-    tab.ask("Go on")
-    tab.finish()
-    first, second = tab.answers()
+    slow_tab.ask("Go on")
+    expect(slow_tab.page.locator(".assistant .text").last).not_to_be_empty()
+    slow_tab.page.keyboard.press("Escape")
+    first, second = slow_tab.answers()
     assert first == kept and second
-    tab.check_clean()
+    slow_tab.check_clean()
 
 
 def test_reload_keeps_the_conversation_and_its_figures(tab: Tab) -> None:
@@ -244,14 +274,14 @@ def test_reload_keeps_the_conversation_and_its_figures(tab: Tab) -> None:
     tab.check_clean()
 
 
-def test_reload_in_mid_answer_keeps_what_had_arrived_and_frees_the_engine(tab: Tab) -> None:
-    tab.open()
-    tab.ask("Tell me a long story")
-    expect(tab.page.locator(".assistant .text")).not_to_be_empty()
-    tab.page.reload()
-    expect(tab.page.locator(".assistant .stats")).to_contain_text("Cut off by a reload")
-    assert tab.answers()[0]
-    wait_for_running(tab.url, False)
+def test_reload_in_mid_answer_keeps_what_had_arrived_and_frees_the_engine(slow_tab: Tab) -> None:
+    slow_tab.open()
+    slow_tab.ask("Tell me a long story")
+    expect(slow_tab.page.locator(".assistant .text")).not_to_be_empty()
+    slow_tab.page.reload()
+    expect(slow_tab.page.locator(".assistant .stats")).to_contain_text("Cut off by a reload")
+    assert slow_tab.answers()[0]
+    wait_for_running(slow_tab.url, False)
 
 
 def test_second_turn_takes_earlier_tokens_from_the_cache(tab: Tab) -> None:
@@ -286,7 +316,7 @@ def test_answer_streams_over_sse_where_no_socket_opens(tab: Tab) -> None:
     tab.ask("What is the capital of France?")
     tab.finish()
     lengths = tab.page.evaluate("() => window.lengths")
-    assert len(lengths) >= 5 and lengths == sorted(lengths)
+    assert len(lengths) >= 5 and lengths[0] < lengths[len(lengths) // 2] < lengths[-1]
     assert tab.sockets() == []
     expect(tab.page.locator(".assistant .stats")).to_contain_text("prompt tokens cached")
     tab.page.get_by_label("Top p").fill("2")
@@ -390,6 +420,7 @@ def test_regenerating_and_editing_keep_what_was_there(tab: Tab) -> None:
     tab.finish()
     expect(tab.page.locator(".assistant .place")).to_have_text("2/2")
     tab.page.get_by_role("button", name="Edit message 1").click()
+    expect(tab.page.get_by_text("Editing an earlier message; it")).to_be_visible()
     expect(tab.page.get_by_label("Message", exact=True)).to_have_value("Original question")
     tab.ask("Edited question")
     tab.finish()
@@ -439,6 +470,25 @@ def test_key_is_asked_for_only_when_the_server_wants_one(locked_tab: Tab) -> Non
     assert page.evaluate("() => JSON.stringify(localStorage).includes('sesame')") is False
 
 
+def test_server_that_goes_away_and_comes_back_is_noticed(chromium: Browser, tmp_path: Path) -> None:
+    state, port = "#server-state", free_port()
+    with chromium.new_context() as context:
+        tab = Tab(context.new_page(), f"http://127.0.0.1:{port}/")
+        with serve(tmp_path / "first.txt", "--drain-timeout-s", "0", step_ms=20, port=port):
+            tab.open().ask("Tell me a long story")
+            expect(tab.page.locator(".assistant .text")).not_to_be_empty()
+        expect(tab.page.locator(state)).to_have_text("Not reachable")
+        expect(tab.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+        [kept] = tab.answers()
+        assert kept
+        with serve(tmp_path / "second.txt", port=port):
+            expect(tab.page.locator(state)).to_have_text("Ready")
+            tab.ask("And now?")
+            tab.finish()
+            assert tab.answers()[0] == kept and tab.answers()[1]
+            assert tab.page.locator(".assistant [role=alert]").count() == 0
+
+
 def test_page_works_and_says_so_when_nothing_can_be_stored(tab: Tab) -> None:
     tab.open(NO_STORAGE)
     tab.ask("Forget this")
@@ -460,26 +510,23 @@ def test_enter_that_ends_a_composed_word_does_not_send(tab: Tab) -> None:
     expect(tab.page.locator(".user .text")).to_have_text("日本")
 
 
-def test_reader_who_scrolled_up_stays_there_until_they_jump_back(tab: Tab) -> None:
-    tab.page.set_viewport_size({"width": 700, "height": 420})
-    tab.open()
-    for _ in range(2):
-        tab.ask("Fill the page")
-        tab.finish()
-    tab.ask("Tell me a long story")
-    expect(tab.page.locator(".assistant .text").last).not_to_be_empty()
-    tab.page.locator("#scroll").hover()
-    tab.page.mouse.wheel(0, -5000)
+def test_reader_who_scrolled_up_stays_there_until_they_jump_back(slow_tab: Tab) -> None:
+    slow_tab.page.set_viewport_size({"width": 700, "height": 420})
+    slow_tab.open()
+    slow_tab.ask("Fill the page\n" * 40)
+    expect(slow_tab.page.locator(".assistant .text")).not_to_be_empty()
+    slow_tab.page.locator("#scroll").hover()
+    slow_tab.page.mouse.wheel(0, -5000)
     top = "() => document.getElementById('scroll').scrollTop"
-    tab.page.wait_for_function(f"() => ({top})() === 0")
-    before = len(tab.answers()[-1])
-    tab.page.wait_for_function(
+    slow_tab.page.wait_for_function(f"() => ({top})() === 0")
+    before = len(slow_tab.answers()[-1])
+    slow_tab.page.wait_for_function(
         "(length) => document.querySelector('.assistant:last-child .text').textContent.length > length + 20", arg=before
     )
-    assert tab.page.evaluate(top) == 0
-    tab.page.get_by_role("button", name="Jump to latest").click()
-    tab.page.wait_for_function(AT_END)
-    expect(tab.page.get_by_role("button", name="Jump to latest")).to_be_hidden()
+    assert slow_tab.page.evaluate(top) == 0
+    slow_tab.page.get_by_role("button", name="Jump to latest").click()
+    slow_tab.page.wait_for_function(AT_END)
+    expect(slow_tab.page.get_by_role("button", name="Jump to latest")).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [360, 900, 1280])
