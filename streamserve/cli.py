@@ -5,6 +5,7 @@ that needs it, so that --help answers at once even where torch is broken.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, USAGE, wants_traceback)
     except StreamServeError as error:
         return _failed(error, USAGE if isinstance(error, ConfigError) else FAILED, wants_traceback)
-    except BrokenPipeError:  # `streamserve generate | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `streamserve generate | head`: what is still buffered goes nowhere, quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -90,10 +90,16 @@ async def _answer_all(
         tally.add(answer)
         _write(answer, sink, as_json)
 
-    async with TaskGroup() as tasks:
-        engine = tasks.create_task(built.engine.run())
-        await desk.answer_all(bodies, take)
-        engine.cancel()
+    is_read = True
+    try:
+        async with TaskGroup() as tasks:
+            engine = tasks.create_task(built.engine.run())
+            await desk.answer_all(bodies, take)
+            engine.cancel()
+    except* BrokenPipeError:  # whoever read our output has left
+        is_read = False
+    if not is_read:
+        raise BrokenPipeError
     if as_json:
         seconds = monotonic() - started
         counts = f"{tally.requests} requests, {tally.failed} failed, {tally.tokens} tokens"

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,18 @@ def test_a_bad_line_is_answered_with_its_error_and_the_others_go_on(tmp_path: Pa
 def test_flags_fill_in_what_a_line_leaves_out(tmp_path: Path) -> None:
     answers = _lines_from(tmp_path, ['{"prompt": "x"}', '{"prompt": "x", "max_tokens": 3}'], "--max-tokens", "5")
     assert [answer["response"]["usage"]["completion_tokens"] for answer in answers] == [5, 3]
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "x", "max_tokens": 200}\n' * 300)
+    command = [sys.executable, "-m", "streamserve", *FAKE, "--input", str(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["index"] == 0
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=30) == 1
 
 
 def test_a_missing_input_file_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
