@@ -205,8 +205,8 @@ def _unreadable(body: bytes | str, error: orjson.JSONDecodeError) -> InvalidRequ
             before = body[:position].decode()
     else:
         before = body[:position]
-    # NaN, Infinity and half a string have no place in JSON, but the field they were meant for can still be named.
-    field = re.search(r'"([^"\\]{1,64})"\s*:\s*(?:-|"[^"]*)?$', before[-4096:])
+    # NaN, Infinity, 0x10 and half a string have no place in JSON, but the field they were meant for can still be named.
+    field = re.search(r'"([^"\\]{1,64})"\s*:\s*(?:[-+.\w]*|"[^"]*)$', before[-4096:])
     place = f" in the value of {field[1]}" if field else ""
     return InvalidRequest(f"the body is not JSON: {reason} (at {position}{place})", param=field[1] if field else "body")
 
@@ -262,7 +262,10 @@ def show(value: Any) -> str:
         value = value[: SHOWN_CHARS + 1]
     elif isinstance(value, (list, dict)) and len(value) > SHOWN_CHARS:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)} entries"
-    text = orjson.dumps(value, default=repr).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # nested deeper than the writer goes, though the reader went
+        return "a deeply nested value"
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
 
 

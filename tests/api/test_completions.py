@@ -1,0 +1,92 @@
+"""Fields and answers of text completions, where they differ from chat."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.scripted import ScriptedEngine, says
+from tests.api.test_chat import chunks_of
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/completions"
+
+
+async def ask(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    response = await http.post(PATH, json={"prompt": "hi", **fields})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("hi", [b"hi"]),
+        ([104, 105], [b"hi"]),
+        (["a", "bc"], [b"a", b"bc"]),
+        ([[97], [98, 99]], [b"a", b"bc"]),
+    ],
+)
+async def test_prompts_of_every_kind(http: httpx.AsyncClient, engine: ScriptedEngine, prompt: Any, expected: list[bytes]) -> None:
+    answer = await ask(http, prompt=prompt, n=2)
+    assert [bytes(request.token_ids) for request in engine.requests] == [text for text in expected for _ in range(2)]
+    assert [choice["index"] for choice in answer["choices"]] == list(range(len(expected) * 2))
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, expected))
+
+
+async def test_control_tokens_written_out_in_a_prompt_are_control_tokens(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    await ask(http, prompt="<|im_start|>x")
+    assert engine.requests[0].token_ids == (257, 120)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": 3}, 3), ({"prompt": "x" * 505}, 7)]
+)
+async def test_length_left_out_is_sixteen_or_what_is_left(
+    http: httpx.AsyncClient, engine: ScriptedEngine, given: dict[str, Any], asked: int
+) -> None:
+    await ask(http, **given)
+    assert engine.requests[0].sampling.max_new_tokens == asked
+
+
+async def test_log_probabilities_with_offsets(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.script = says("né!")
+    logprobs = (await ask(http, logprobs=2))["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["n", "bytes:\\xc3", "bytes:\\xa9", "!"]
+    assert logprobs["text_offset"] == [0, 1, 1, 2]
+    assert logprobs["token_logprobs"] == [-0.5] * 4
+    assert logprobs["top_logprobs"][0] == {"n": -0.5, "A": -2.65}
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in await chunks_of(http, PATH, logprobs=2)]
+    for key, values in logprobs.items():
+        assert [value for part in chunks if part for value in part[key]] == values
+
+
+async def test_echo_repeats_the_prompt_and_scores_it(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    answer = await ask(http, echo=True, logprobs=1, max_tokens=2)
+    assert engine.requests[0].sampling.prompt_logprobs == 1
+    choice = answer["choices"][0]
+    assert choice["text"] == "hiHe"
+    assert choice["logprobs"]["tokens"] == ["h", "i", "H", "e"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.25, -0.5, -0.5]
+    assert choice["logprobs"]["top_logprobs"][0] is None
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    assert "".join(chunk["choices"][0]["text"] for chunk in await chunks_of(http, PATH, echo=True)) == "hiHello!"
+    assert (await ask(http, prompt=[104, 258, 105], echo=True, max_tokens=1))["choices"][0]["text"] == "h<|im_end|>iH"
+
+
+async def test_scoring_a_prompt_generates_nothing(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    answer = await ask(http, echo=True, logprobs=0, max_tokens=0, return_token_ids=True)
+    assert engine.requests[0].sampling.max_new_tokens == 1
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == ("hi", "length", [])
+    assert len(choice["logprobs"]["tokens"]) == 2
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+async def test_chunks_have_the_shape_of_text_completions(http: httpx.AsyncClient) -> None:
+    chunks = await chunks_of(http, PATH)
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == "Hello!"
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
