@@ -56,7 +56,7 @@ class Api:
         self._service.closing.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # tells Starlette's router to raise, not to answer, when nothing matches
+        scope["app"] = self  # tells Starlette's router to raise, not to answer, when a method is not allowed
         if scope["type"] == "http":
             await self._http(scope, receive, BoundedSend(send, self._limit_s))
         elif scope["type"] == "websocket":
@@ -126,6 +126,10 @@ def _own(error: HTTPException, scope: Scope) -> tuple[StreamServeError, list[tup
     return NotFound(f"there is no {method} {path} here; GET /v1/models shows the model, README.md the routes"), []
 
 
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404)
+
+
 async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
@@ -155,7 +159,7 @@ def _router(service: Service) -> Router:
         ("GET", "/v1/ws", _not_a_page),
     ]
     table = [Route(path, Endpoint(answer), methods=[method]) for method, path, answer in routes]
-    return Router([*table, WebSocketRoute("/v1/ws", Sockets(service, completions))], redirect_slashes=False)
+    return Router([*table, WebSocketRoute("/v1/ws", Sockets(service, completions))], redirect_slashes=False, default=_nowhere)
 
 
 def create_app(

@@ -213,7 +213,7 @@ def _unreadable(body: bytes | str, error: orjson.JSONDecodeError) -> InvalidRequ
 
 def convert(given: Mapping[str, Any], kind: type[T]) -> T:
     """`given` as a checked value of `kind`. Raises InvalidRequest naming the field."""
-    names = {field.encode_name for field in msgspec.structs.fields(kind)}
+    names = kind.__struct_encode_fields__
     known: dict[str, Any] = {}
     for name, value in given.items():
         if name in names:
@@ -230,7 +230,7 @@ def convert(given: Mapping[str, Any], kind: type[T]) -> T:
         raise _invalid(given, str(error)) from None
 
 
-def _unknown(name: str, names: set[str]) -> str:
+def _unknown(name: str, names: tuple[str, ...]) -> str:
     close = get_close_matches(name[:MAX_NAME_CHARS], names, n=1)
     return f"unknown field {show(name)}" + (f"; did you mean {close[0]!r}?" if close else "; leave it out")
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from streamserve.api.app import Api, create_app
 from streamserve.config import ServerConfig
@@ -27,7 +28,7 @@ async def http(app: Api) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def client_of(app: Api, **options: object) -> httpx.AsyncClient:
+def client_of(app: ASGIApp, **options: object) -> httpx.AsyncClient:
     """A client of an application in this process."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:30000", **options)  # type: ignore[arg-type]
