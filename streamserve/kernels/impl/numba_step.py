@@ -1,0 +1,415 @@
+"""One step of the packed decoder as native code: every thread of the team runs `member`, layer after layer.
+
+Within a layer the work goes in phases (numba_threads.py), each of which reads what earlier ones wrote:
+
+    norm     RMS norm of x, quantised                              items: 4 tokens
+    qkv      fused product                                         items: 32 channels
+    keys     bias, norms and RoPE of q and k; k and v into pages   items: run of tokens x key/value head
+    attend   attention, quantised                                  items: run of tokens x key/value head
+    out      product, added to x                                   items: 32 channels
+    norm     RMS norm of x, quantised                              items: 4 tokens
+    mlp      gate and up products, silu(gate) * up, quantised      items: 32 channels of each
+    down     product, added to x                                   items: 32 channels
+
+A step of decode rows alone skips `keys`: no token needs another one's key, so `attend` writes its own. Knows nothing of
+torch; all memory is given by the caller (Net: fixed weights, Work: memory of the step, `now`: numbers of the step).
+
+A run is up to 16 tokens of one row of the batch: runs[i] = (first token, tokens, row).
+"""
+
+# mypy: disable-error-code="import-untyped,untyped-decorator"
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from streamserve.kernels.impl.numba_attention import attend_run
+from streamserve.kernels.impl.numba_ir import LANES, constant, load_f32, load_i32, load_i64, native, store_f32
+from streamserve.kernels.impl.numba_rows import (
+    add_to,
+    embed_row,
+    gate_group,
+    norm_head,
+    norm_row,
+    quantise_row,
+    rope_head,
+    store_head,
+)
+from streamserve.kernels.impl.numba_threads import SEMAPHORE_BYTES, close_gate, enter, leave, open_gate, put, take, wait
+from streamserve.kernels.impl.numba_tiles import (
+    Q4_BYTES,
+    Q4_ROW_BYTES,
+    Q8_BYTES,
+    Q8_ROW_BYTES,
+    block_product,
+)
+
+GROUP = 32
+ITEM_BLOCKS = 4  # blocks of 8 channels in an item
+NORM_TOKENS = 4
+_REPLACE, _ADD, _EIGHT, _FIRST_PHASE = (constant(value) for value in (0, 1, 8, 0))
+GATED_ROWS = 4
+PHASES_PER_LAYER, PHASES_BESIDE = 8, 3
+
+# words of `now`
+TOKENS, RUNS, LOGITS, IS_DECODE, PAGE_SIZE, IS_HALF, KEYS, VALUES, LAYER_BYTES, PAGE_BYTES, TABLE, TABLE_BYTES, OUT = range(13)
+NOW_WORDS = 16
+
+# columns of Net.layers: address and bits of each matrix
+QKV, ATTENTION_OUT, GATE_UP, DOWN = 0, 2, 4, 6
+LAYER_WORDS = 8
+
+
+class Net(NamedTuple):
+    """Addresses and numbers of the network. Matrices: see LAYER_WORDS; the rest is float32, a row per layer."""
+
+    layers: int  # int64 [layers, LAYER_WORDS]
+    attention_norm: int
+    mlp_norm: int
+    bias: int  # of q, k and v; 0 when there is none
+    q_norm: int  # 0 when there is none
+    k_norm: int
+    last_norm: int
+    freq: int  # of RoPE
+    rope_factor: float
+    eps: float
+    num_layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    inner: int
+    vocab: int  # rounded up to whole blocks
+    embedding: int  # 8 bit
+    head: int  # 8 bit
+
+
+class Work(NamedTuple):
+    """Addresses of the memory of a step; [tokens, ...] unless said otherwise. The caller keeps it alive."""
+
+    now: int  # int64 [NOW_WORDS]
+    token_ids: int  # int64
+    positions: int  # int64
+    logit_tokens: int  # int64 [logits]: which of the tokens
+    runs: int  # int64 [runs, 3]
+    x: int  # float32 [., hidden]
+    qkv: int  # float32 [., (heads + 2 * kv_heads) * dim]
+    cos: int  # float32 [., dim / 2]
+    sin: int
+    rows: int  # what goes into a product: quantised rows of up to max(hidden, heads * dim) numbers
+    rows_bytes: int  # from token to token
+    inner_rows: int  # the same, of `inner` numbers
+    inner_rows_bytes: int
+    scratch: int  # [threads, scratch_bytes]
+    scratch_bytes: int
+    counters: int  # int64 [phases, COUNTER_WORDS]
+    gate: int
+    semaphores: int  # [helpers, SEMAPHORE_BYTES]
+
+
+@native
+def _embed(net: Net, work: Work, phase: int) -> None:
+    """Token embeddings, and the angles of RoPE."""
+    num_tokens = load_i64(work.now, TOKENS)
+    items = (num_tokens + NORM_TOKENS - 1) // NORM_TOKENS
+    half = net.dim // 2
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
+            embed_row(net.embedding, net.hidden // GROUP, load_i64(work.token_ids, t), work.x + t * net.hidden * 4)
+            position = np.float32(load_i64(work.positions, t))
+            for i in range(half):
+                angle = np.float64(position * load_f32(net.freq, i))  # rounded to float32 first, as other engines do
+                store_f32(work.cos, t * half + i, np.float32(math.cos(angle) * net.rope_factor))
+                store_f32(work.sin, t * half + i, np.float32(math.sin(angle) * net.rope_factor))
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _norm(net: Net, work: Work, phase: int, weight: int, bits: int) -> None:
+    num_tokens = load_i64(work.now, TOKENS)
+    items = (num_tokens + NORM_TOKENS - 1) // NORM_TOKENS
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
+            norm_row(bits, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows + t * work.rows_bytes)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _last_norm(net: Net, work: Work, phase: int) -> None:
+    """Of the tokens whose logits are wanted."""
+    items = load_i64(work.now, LOGITS)
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        x = work.x + load_i64(work.logit_tokens, item) * net.hidden * 4
+        norm_row(_EIGHT, x, net.last_norm, net.hidden // GROUP, net.eps, work.rows + item * work.rows_bytes)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _product(
+    work: Work,
+    phase: int,
+    matrix: int,
+    bits: int,
+    num_inputs: int,
+    channels: int,
+    rows: int,
+    rows_bytes: int,
+    num_rows: int,
+    out: int,
+    out_bytes: int,
+    adds: int,
+) -> None:
+    groups, blocks = num_inputs // GROUP, channels // LANES
+    block_bytes = groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
+    items = (blocks + ITEM_BLOCKS - 1) // ITEM_BLOCKS
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        for n in range(item * ITEM_BLOCKS, min(blocks, (item + 1) * ITEM_BLOCKS)):
+            block_product(
+                bits, matrix + n * block_bytes, groups, rows, rows_bytes, num_rows, out + n * LANES * 4, out_bytes, adds
+            )
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _gated_product(net: Net, work: Work, thread: int, phase: int, matrix: int, bits: int, out_bits: int) -> None:
+    """32 gates and their 32 ups for a few rows at a time, then the gate: what leaves is one quantised group per row."""
+    num_tokens, groups = load_i64(work.now, TOKENS), net.hidden // GROUP
+    block_bytes = groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
+    out_bytes = Q4_ROW_BYTES if out_bits == 4 else Q8_ROW_BYTES
+    both = work.scratch + thread * work.scratch_bytes  # float32 [GATED_ROWS, 64]
+    items = net.inner // GROUP
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        first = matrix + item * 2 * ITEM_BLOCKS * block_bytes
+        for t in range(0, num_tokens, GATED_ROWS):
+            count, rows = min(GATED_ROWS, num_tokens - t), work.rows + t * work.rows_bytes
+            for n in range(2 * ITEM_BLOCKS):
+                block_product(
+                    bits,
+                    first + n * block_bytes,
+                    groups,
+                    rows,
+                    work.rows_bytes,
+                    count,
+                    both + n * LANES * 4,
+                    2 * GROUP * 4,
+                    _REPLACE,
+                )
+            for r in range(count):
+                at = work.inner_rows + (t + r) * work.inner_rows_bytes + item * out_bytes
+                gate_group(out_bits, both + r * 2 * GROUP * 4, at)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _keys_of_run(net: Net, work: Work, layer: int, run: int, kv_head: int) -> None:
+    """Bias, norms and RoPE of the heads of one group, in place; its keys and values go to their pages."""
+    now, dim, group = work.now, net.dim, net.heads // net.kv_heads
+    is_half, page_size = load_i64(now, IS_HALF) != 0, load_i64(now, PAGE_SIZE)
+    element, half_vectors = 2 if is_half else 4, dim // 2 // LANES
+    width = (net.heads + 2 * net.kv_heads) * dim * 4
+    q_at, k_at = kv_head * group * dim * 4, (net.heads + kv_head) * dim * 4
+    v_at = k_at + net.kv_heads * dim * 4
+    into_layer = layer * load_i64(now, LAYER_BYTES) + kv_head * dim * page_size * element
+    keys, values = load_i64(now, KEYS) + into_layer, load_i64(now, VALUES) + into_layer
+    table = load_i64(now, TABLE) + load_i64(work.runs, 3 * run + 2) * load_i64(now, TABLE_BYTES)
+    first = load_i64(work.runs, 3 * run)
+    for t in range(first, first + load_i64(work.runs, 3 * run + 1)):
+        qkv = work.qkv + t * width
+        if net.bias:
+            bias = net.bias + layer * width
+            add_to(qkv + q_at, bias + q_at, group * dim // LANES)
+            add_to(qkv + k_at, bias + k_at, dim // LANES)
+            add_to(qkv + v_at, bias + v_at, dim // LANES)
+        cos, sin = work.cos + t * dim * 2, work.sin + t * dim * 2
+        for g in range(group):
+            q = qkv + q_at + g * dim * 4
+            if net.q_norm:
+                norm_head(q, net.q_norm + layer * dim * 4, dim // LANES, net.eps)
+            rope_head(q, cos, sin, half_vectors)
+        if net.k_norm:
+            norm_head(qkv + k_at, net.k_norm + layer * dim * 4, dim // LANES, net.eps)
+        rope_head(qkv + k_at, cos, sin, half_vectors)
+        position = load_i64(work.positions, t)
+        page, slot = load_i32(table, position // page_size) * load_i64(now, PAGE_BYTES), position % page_size
+        store_head(is_half, qkv + k_at, keys + page + slot * element, dim, page_size)
+        store_head(is_half, qkv + v_at, values + page + slot * dim * element, dim, 1)
+
+
+@native
+def _keys(net: Net, work: Work, phase: int, layer: int) -> None:
+    items = load_i64(work.now, RUNS) * net.kv_heads
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        _keys_of_run(net, work, layer, item // net.kv_heads, item % net.kv_heads)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_bits: int) -> None:
+    now, dim, group = work.now, net.dim, net.heads // net.kv_heads
+    is_half, page_size = load_i64(now, IS_HALF) != 0, load_i64(now, PAGE_SIZE)
+    width = (net.heads + 2 * net.kv_heads) * dim * 4
+    head_bytes = dim // GROUP * (Q4_ROW_BYTES if out_bits == 4 else Q8_ROW_BYTES)
+    scratch = work.scratch + thread * work.scratch_bytes
+    items = load_i64(now, RUNS) * net.kv_heads
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        run, kv_head = item // net.kv_heads, item % net.kv_heads
+        if load_i64(now, IS_DECODE):
+            _keys_of_run(net, work, layer, run, kv_head)
+        first, count, row = load_i64(work.runs, 3 * run), load_i64(work.runs, 3 * run + 1), load_i64(work.runs, 3 * run + 2)
+        into_layer = layer * load_i64(now, LAYER_BYTES) + kv_head * dim * page_size * (2 if is_half else 4)
+        result = attend_run(
+            work.qkv + first * width + kv_head * group * dim * 4,
+            width,
+            count,
+            group,
+            dim,
+            load_i64(work.positions, first),
+            is_half,
+            page_size,
+            load_i64(now, TABLE) + row * load_i64(now, TABLE_BYTES),
+            load_i64(now, KEYS) + into_layer,
+            load_i64(now, VALUES) + into_layer,
+            load_i64(now, PAGE_BYTES),
+            scratch,
+        )
+        for r in range(count * group):
+            at = work.rows + (first + r // group) * work.rows_bytes + (kv_head * group + r % group) * head_bytes
+            quantise_row(out_bits, result + r * dim * 4, dim // GROUP, at)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@njit(inline="always")
+def _layer(net: Net, work: Work, thread: int, layer: int) -> None:
+    matrices, phase = net.layers + layer * LAYER_WORDS * 8, 1 + layer * PHASES_PER_LAYER
+    num_tokens = load_i64(work.now, TOKENS)
+    bits_in, bits_out = load_i64(matrices, QKV + 1), load_i64(matrices, ATTENTION_OUT + 1)
+    x_bytes, heads_width = net.hidden * 4, (net.heads + 2 * net.kv_heads) * net.dim
+    _norm(net, work, phase, net.attention_norm + layer * x_bytes, bits_in)
+    matrix = load_i64(matrices, QKV)
+    _product(
+        work,
+        phase + 1,
+        matrix,
+        bits_in,
+        net.hidden,
+        heads_width,
+        work.rows,
+        work.rows_bytes,
+        num_tokens,
+        work.qkv,
+        heads_width * 4,
+        _REPLACE,
+    )
+    if not load_i64(work.now, IS_DECODE):
+        _keys(net, work, phase + 2, layer)
+    _attend(net, work, thread, phase + 3, layer, bits_out)
+    matrix = load_i64(matrices, ATTENTION_OUT)
+    _product(
+        work,
+        phase + 4,
+        matrix,
+        bits_out,
+        net.heads * net.dim,
+        net.hidden,
+        work.rows,
+        work.rows_bytes,
+        num_tokens,
+        work.x,
+        x_bytes,
+        _ADD,
+    )
+    bits_in, bits_out = load_i64(matrices, GATE_UP + 1), load_i64(matrices, DOWN + 1)
+    _norm(net, work, phase + 5, net.mlp_norm + layer * x_bytes, bits_in)
+    _gated_product(net, work, thread, phase + 6, load_i64(matrices, GATE_UP), bits_in, bits_out)
+    matrix = load_i64(matrices, DOWN)
+    _product(
+        work,
+        phase + 7,
+        matrix,
+        bits_out,
+        net.inner,
+        net.hidden,
+        work.inner_rows,
+        work.inner_rows_bytes,
+        num_tokens,
+        work.x,
+        x_bytes,
+        _ADD,
+    )
+
+
+@njit(inline="always")
+def _step(net: Net, work: Work, thread: int) -> None:
+    _embed(net, work, _FIRST_PHASE)
+    for layer in range(net.num_layers):
+        _layer(net, work, thread, layer)
+    num_logits, phase = load_i64(work.now, LOGITS), 1 + net.num_layers * PHASES_PER_LAYER
+    if num_logits:
+        _last_norm(net, work, phase)
+        out, out_bytes = load_i64(work.now, OUT), net.vocab * 4
+        _product(
+            work,
+            phase + 1,
+            net.head,
+            _EIGHT,
+            net.hidden,
+            net.vocab,
+            work.rows,
+            work.rows_bytes,
+            num_logits,
+            out,
+            out_bytes,
+            _REPLACE,
+        )
+
+
+def compile_member(sources: str) -> Any:
+    """What every thread of the team runs: member(net, work, thread, num_threads).
+
+    Thread 0 leads: it runs one step with whoever comes and returns. Others are helpers and return when told to stop.
+    The result is kept in numba's cache folder. numba looks at the bytecode and closure of this one function to know whether
+    what it kept still holds; `sources`, a digest of all files that end up in it, makes it notice changes elsewhere.
+    """
+
+    def member(net: Net, work: Work, thread: int, num_threads: int) -> None:
+        if not sources:
+            return
+        if thread == 0:
+            open_gate(work.gate, work.semaphores, num_threads - 1)
+            _step(net, work, thread)
+            close_gate(work.gate)
+            return
+        order = enter(work.gate, work.semaphores + (thread - 1) * SEMAPHORE_BYTES)
+        while order >= 0:
+            if order > 0:
+                _step(net, work, thread)
+                leave(work.gate)
+            order = enter(work.gate, work.semaphores + (thread - 1) * SEMAPHORE_BYTES)
+
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(member)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+        return njit(nogil=True, error_model="numpy")(member)

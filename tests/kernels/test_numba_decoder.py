@@ -1,0 +1,218 @@
+"""The packed decoder: against plain float32 torch on the same weights, and bit for bit against itself."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve.default_model import find_default_model
+from streamserve.errors import CheckpointError
+from streamserve.kernels.registry import Facts
+from streamserve.models.checkpoint import Checkpoint, open_checkpoint
+from streamserve.models.spec import Traits
+from tests.kernels.packed import Driver, RandomWeights, new_driver, new_reference, random_tokens, small_spec
+
+pytest.importorskip("numba")
+
+from streamserve.kernels.impl.numba_decoder import MAX_TOKENS, PackedDecoder, refusal
+from streamserve.kernels.impl.numba_pack import quantise_q8_0
+
+_SPEC = small_spec()
+_REASON = refusal(Facts("cpu", "auto", _SPEC, 16, "float32", frozenset(("Q4_1",))))
+pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "tied": {"tie_word_embeddings": True},
+    "qwen2": {"traits": Traits(qkv_bias=True)},
+    "qwen3": {"traits": Traits(qk_norm=True)},
+    "one_head_per_group": {"num_attention_heads": 2},
+    "eight_heads_per_group": {"num_attention_heads": 16, "head_dim": 64},
+    "linear_rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> PackedDecoder:
+    return PackedDecoder(_SPEC, RandomWeights(_SPEC, "Q4_1"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def default_checkpoint() -> Checkpoint:
+    try:
+        return open_checkpoint(find_default_model())
+    except CheckpointError as error:
+        pytest.skip(str(error))
+
+
+def mean_kl(reference: Tensor, other: Tensor) -> float:
+    p, q = torch.log_softmax(reference.double(), -1), torch.log_softmax(other.double(), -1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_float32_torch_over_prompt_chunks_and_decode(variant: str) -> None:
+    spec = small_spec(**VARIANTS[variant])
+    weights = RandomWeights(spec, "Q8_0")  # int16 activations: rounding of 2e-5 of a group's largest
+    packed = new_driver(PackedDecoder(spec, weights), spec)
+    plain = new_reference(spec, weights)
+    tokens = random_tokens(spec, 160)
+    pairs = [(driver, driver.request(200), driver.request(200)) for driver in (packed, plain)]
+    for (a, b), (c, d) in (((0, 150), (0, 3)), ((150, 157), (3, 4)), ((157, 158), (4, 5)), ((158, 160), (5, 60))):
+        logits = [driver.step((one, tokens[a:b]), (other, tokens[c:d])) for driver, one, other in pairs]
+        torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0"])
+def test_every_kind_of_weights_stays_near_float32(kind: str) -> None:
+    spec = small_spec()
+    weights = RandomWeights(spec, kind)
+    packed = new_driver(PackedDecoder(spec, weights), spec)
+    plain = new_reference(spec, weights)
+    tokens = random_tokens(spec, 60)
+    logits, expected = (driver.step((driver.request(60), tokens)) for driver in (packed, plain))
+    assert mean_kl(expected, logits) < 1e-3
+
+
+def test_mixed_kinds_in_one_fused_product_are_brought_to_eight_bits() -> None:
+    weights, other = RandomWeights(_SPEC, "Q4_1"), RandomWeights(_SPEC, "Q8_0")
+    for name in list(weights._packed):
+        if "v_proj" in name or "up_proj" in name:
+            weights._packed[name], weights._tensors[name] = other._packed[name], other._tensors[name]
+    packed = new_driver(PackedDecoder(_SPEC, weights), _SPEC)
+    plain = new_reference(_SPEC, weights)
+    tokens = random_tokens(_SPEC, 40)
+    logits, expected = (driver.step((driver.request(40), tokens)) for driver in (packed, plain))
+    assert mean_kl(expected, logits) < 1e-3
+
+
+def logits_in_chunks(driver: Driver, tokens: list[int], chunk: int) -> Tensor:
+    request = driver.request(len(tokens))
+    return torch.cat([driver.step((request, tokens[at : at + chunk])) for at in range(0, len(tokens), chunk)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_bits_do_not_depend_on_how_a_prompt_is_cut(small: PackedDecoder, dtype: torch.dtype) -> None:
+    tokens = random_tokens(_SPEC, MAX_TOKENS + 60)
+    whole = logits_in_chunks(new_driver(small, _SPEC, dtype=dtype), tokens, len(tokens))
+    for chunk in (1, 7, 16, 129):
+        assert torch.equal(logits_in_chunks(new_driver(small, _SPEC, dtype=dtype), tokens, chunk), whole), chunk
+
+
+def test_bits_do_not_depend_on_neighbours(small: PackedDecoder) -> None:
+    prompts = [random_tokens(_SPEC, count, seed=count) for count in (1, 5, 17, 130, 64, 2, 33, 16, 200)]
+    alone = [logits_in_chunks(new_driver(small, _SPEC), prompt, len(prompt)) for prompt in prompts]
+    driver = new_driver(small, _SPEC)
+    requests = [driver.request(len(prompt)) for prompt in prompts]
+    # All but the last token in one mixed step, then the last ones as decode rows beside a new prompt.
+    together = driver.step(*((r, p[:-1]) for r, p in zip(requests, prompts, strict=True) if len(p) > 1))
+    expected = torch.cat([logits[:-1] for logits in alone])
+    assert torch.equal(together, expected)
+    last = driver.step(*((r, p[-1:]) for r, p in zip(requests, prompts, strict=True)), (driver.request(50), prompts[3][:50]))
+    assert torch.equal(last[: len(prompts)], torch.cat([logits[-1:] for logits in alone]))
+    assert torch.equal(last[len(prompts) :], alone[3][:50])
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(small: PackedDecoder) -> None:
+    tokens = random_tokens(_SPEC, 300)
+    others = PackedDecoder(_SPEC, RandomWeights(_SPEC, "Q4_1"), threads=3)
+    for chunk in (300, 1):
+        expected = logits_in_chunks(new_driver(small, _SPEC), tokens, chunk)
+        assert torch.equal(logits_in_chunks(new_driver(others, _SPEC), tokens, chunk), expected)
+
+
+@pytest.mark.parametrize("page_size", [32, 64, 128])
+def test_bits_do_not_depend_on_the_page_size(small: PackedDecoder, page_size: int) -> None:
+    tokens = random_tokens(_SPEC, 200)
+    expected = logits_in_chunks(new_driver(small, _SPEC), tokens, 50)
+    assert torch.equal(logits_in_chunks(new_driver(small, _SPEC, page_size=page_size), tokens, 50), expected)
+
+
+def test_float16_pages_stay_near_float32_pages() -> None:
+    decoder = PackedDecoder(_SPEC, RandomWeights(_SPEC, "Q8_0"))
+    tokens = random_tokens(_SPEC, 150)
+    full, half = (logits_in_chunks(new_driver(decoder, _SPEC, dtype=d), tokens, 150) for d in (torch.float32, torch.float16))
+    assert 0 < (full - half).abs().max() < 0.01
+
+
+def test_logits_come_for_the_wanted_tokens_in_the_wanted_order(small: PackedDecoder) -> None:
+    tokens = random_tokens(_SPEC, MAX_TOKENS + 20)
+    every = logits_in_chunks(new_driver(small, _SPEC), tokens, len(tokens))
+    for wanted in ([], [0], [3, 4, MAX_TOKENS - 1, MAX_TOKENS, MAX_TOKENS + 19], [MAX_TOKENS + 1, 2, 2]):
+        driver = new_driver(small, _SPEC)
+        logits = driver.step((driver.request(len(tokens)), tokens), logit_rows=wanted)
+        assert logits.shape == (len(wanted), _SPEC.vocab_size)
+        assert torch.equal(logits, every[wanted])
+
+
+def test_helper_threads_sleep_between_steps_and_end_with_their_decoder() -> None:
+    before = threading.active_count()
+    decoder = PackedDecoder(_SPEC, RandomWeights(_SPEC, "Q4_1"), threads=4)
+    new_driver(decoder, _SPEC).step((new_driver(decoder, _SPEC).request(9), random_tokens(_SPEC, 9)))
+    assert threading.active_count() == before + 3
+    started = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - started < 0.1  # a thread that spins would have used 0.3 s
+    del decoder
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_refusals_name_what_does_not_fit() -> None:
+    def ask(spec: Any = _SPEC, dtype: str = "auto", page: int = 16, kv: str = "float32", kinds: str = "Q4_1") -> str | None:
+        return refusal(Facts("cpu", dtype, spec, page, kv, frozenset((kinds,))))
+
+    assert ask() is None
+    assert "float32" in str(ask(dtype="float32"))
+    assert "F16" in str(ask(kinds="F16"))
+    assert "page size is 4" in str(ask(page=4))
+    assert "bfloat16" in str(ask(kv="bfloat16"))
+    assert "head size 48" in str(ask(spec=small_spec(head_dim=48)))
+    assert "hidden size 48" in str(ask(spec=small_spec(hidden_size=48)))
+    assert "window" in str(ask(spec=small_spec(Traits(sliding_window=9))))
+    assert "biases" in str(ask(spec=small_spec(Traits(mlp_bias=True))))
+
+
+def test_quantising_to_eight_bits_rounds_to_nearest() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    weight[1, :32] = 0
+    rows = quantise_q8_0(weight).reshape(4, 2, 34)
+    scale = rows[..., :2].copy().view(np.float16).astype(np.float32)
+    back = (rows[..., 2:].view(np.int8) * scale).reshape(4, 64)
+    assert np.all(np.abs(back - weight).reshape(4, 2, 32).max(-1) <= scale[..., 0] * 0.51)
+    assert not back[1, :32].any()
+
+
+def test_default_model_stays_near_float32_on_text(default_checkpoint: Checkpoint) -> None:
+    spec = default_checkpoint.spec
+    text = Path(__file__).read_text()[:1500]
+    tokens = _tokens_of(default_checkpoint, text)[:200]
+    packed = new_driver(PackedDecoder(spec, default_checkpoint, threads=2), spec)
+    plain = new_reference(spec, default_checkpoint)
+    logits, expected = (driver.step((driver.request(len(tokens)), tokens)) for driver in (packed, plain))
+    assert mean_kl(expected, logits) < 0.01
+    assert float((expected.argmax(-1) == logits.argmax(-1)).float().mean()) > 0.9
+
+
+def _tokens_of(checkpoint: Checkpoint, text: str) -> list[int]:
+    """Greedy longest match over the file's vocabulary: near enough to the tokenizer for text-like ids."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(checkpoint.path).fields["tokenizer.ggml.tokens"]
+    vocabulary = {bytes(field.parts[at]).decode(): i for i, at in enumerate(field.data)}
+    text, ids = text.replace(" ", "Ġ").replace("\n", "Ċ"), []
+    while text:
+        length = next((n for n in range(min(16, len(text)), 0, -1) if text[:n] in vocabulary), 0)
+        if length:
+            ids.append(vocabulary[text[:length]])
+        text = text[max(1, length) :]
+    return ids
