@@ -1,0 +1,43 @@
+"""The documents agree with the tree."""
+
+import re
+
+import pytest
+
+from streamserve.flags import ALIASES, settings
+from tests.architecture.source import PACKAGE, ROOT, modules
+
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/websocket.md")
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_path_that_is_named_exists(name: str) -> None:
+    paths = set(re.findall(r"`([a-z0-9_/.]+(?:\.(?:py|md|js|toml)|/))`", _text(name)))
+    links = {link for link in re.findall(r"\]\(([^)#:]+)\)", _text(name))}
+    here = (ROOT / name).parent
+    missing = [path for path in paths if not any((folder / path).exists() for folder in (PACKAGE, ROOT))]
+    assert missing + [link for link in links if not (here / link).exists()] == []
+
+
+def test_the_map_shows_every_module() -> None:
+    text = _text("ARCHITECTURE.md")
+    drawing = text[text.index("## Map") : text.index("## The life of a request")]
+    words = set(re.findall(r"\w+", drawing))
+    names = {module.name.rsplit(".", 1)[-1] for module in modules()} - {""}
+    missing = {name for name in names if name not in words and not name.startswith("numba_") and name != "impl"}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_flag_that_is_named_exists(name: str) -> None:
+    others = {"--help", "--help-all", "--explain", "--json", "--fake", "--input", "--output", "--no-deps"}
+    known = {setting.flag for setting in settings()} | {alias for alias, _ in ALIASES} | others
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", _text(name))) - known == set()
+
+
+def test_the_architecture_fits_on_four_pages() -> None:
+    assert len(_text("ARCHITECTURE.md").splitlines()) <= 4 * 60
