@@ -30,6 +30,7 @@ class FakeServer:
     """An application on an engine on a fake runner, with a scripted text of plain ASCII."""
 
     engine: Engine
+    scheduler: Scheduler
     runner: FakeRunner
     app: Api
     port: int
@@ -52,7 +53,7 @@ def fake_engine(
     max_running: int = 128,
     answer_len: int | None = None,
     clock: Clock | None = None,
-) -> tuple[Engine, FakeRunner]:
+) -> tuple[Engine, Scheduler, FakeRunner]:
     """An engine whose every answer is a walk through SCRIPT."""
     text = byte_text_model().tokenizer
     eos = frozenset({END_OF_TURN})
@@ -68,18 +69,19 @@ def fake_engine(
     cache = KVCache(num_pages, PAGE_SIZE)
     scheduler = Scheduler(cache, Limits(max_running, 512, eos), POLICIES["fcfs"])
     context_len = min(8192, (num_pages - 1) * PAGE_SIZE)
-    return Engine(scheduler, runner, EngineOptions(context_len, text.vocab_size, eos, seed=0)), runner
+    engine = Engine(scheduler, runner, EngineOptions(context_len, text.vocab_size, eos, seed=0))
+    return engine, scheduler, runner
 
 
 @asynccontextmanager
 async def fake_server(config: ServerConfig | None = None, **engine_options: object) -> AsyncIterator[FakeServer]:
     """All of it, running."""
-    engine, runner = fake_engine(**engine_options)  # type: ignore[arg-type]
+    engine, scheduler, runner = fake_engine(**engine_options)  # type: ignore[arg-type]
     app = create_app(engine, byte_text_model(), config or ServerConfig(), model_name="tiny")
     async with create_task_group() as tasks:
         tasks.start_soon(engine.run)
         async with listening(app, config) as port:
-            yield FakeServer(engine, runner, app, port)
+            yield FakeServer(engine, scheduler, runner, app, port)
         tasks.cancel_scope.cancel()
 
 
