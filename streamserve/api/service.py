@@ -86,7 +86,7 @@ class Service:
 
     def run(self, call: Call) -> Run:
         """A run of `call` that is not started yet."""
-        return Run(self.client, self.text.tokenizer, call, self.meter)
+        return Run(self.client, self.text.tokenizer, call, self.meter, self.prompts.answers)
 
     @contextmanager
     def live(self, run: Run) -> Iterator[None]:

@@ -16,6 +16,7 @@ from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
 from streamserve.errors import StepFailed
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.stops import StopStrings
 from streamserve.text.tokenizer import Tokenizer
@@ -48,6 +49,7 @@ class Call:
     skips_special: bool = True
     drops_output: bool = False
     salt: str = ""
+    is_chat: bool = False
     client_id: str | None = None
 
     def is_named(self, prefix: str) -> bool:
@@ -198,10 +200,13 @@ Emit = Callable[[Piece], Awaitable[None]]
 class Run:
     """A call on its way through the engine."""
 
-    __slots__ = ("_client", "_is_cancelled", "_started_s", "_watch", "call", "choices", "outcome")
+    __slots__ = ("_answers", "_client", "_is_cancelled", "_started_s", "_watch", "call", "choices", "outcome")
 
-    def __init__(self, client: EngineClient, tokenizer: Tokenizer, call: Call, watch: Watch | None = None) -> None:
+    def __init__(
+        self, client: EngineClient, tokenizer: Tokenizer, call: Call, watch: Watch | None = None, answers: Answers | None = None
+    ) -> None:
         self._client = client
+        self._answers = answers if call.is_chat else None
         self._watch = watch
         self._is_cancelled = False
         self._started_s = 0.0
@@ -247,15 +252,21 @@ class Run:
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         assert choice.mailbox is not None, "start() comes first"
         last_s = self._started_s
+        whole = Collected(choice.index)
         while not choice.is_finished:
             delta = await choice.mailbox.get()
             if self._watch is not None and delta.token_ids:
                 last_s = self._tell(self._watch, choice, len(delta.token_ids), last_s)
             piece = choice.take(delta)
+            if self._answers is not None:
+                whole.add(piece)
             if piece.finish_reason is not None:
                 self.outcome = piece.finish_reason
                 if delta.finish_reason is None:
                     self._client.abort(choice.request.id)  # a stop string: the engine does not know yet
+                if self._answers is not None and not isinstance(piece.matched_stop, str):
+                    end = len(whole.token_ids) - (piece.matched_stop is not None)
+                    self._answers.note("".join(whole.texts), whole.token_ids[:end])
             await emit(piece)
 
     def _tell(self, watch: Watch, choice: Choice, num_tokens: int, last_s: float) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streamserve.errors import CheckpointError, InvalidRequest
+from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.folder_source import read_generation
 from streamserve.text.template import ChatTemplate, Message, encode_chat
@@ -40,6 +41,7 @@ class TextModel:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        answers: Answers | None = None,
     ) -> list[int]:
         """Ids of a chat; see template.encode_chat."""
         if self.template is None:
@@ -55,6 +57,7 @@ class TextModel:
             continue_final_message=continue_final_message,
             tools=tools,
             kwargs=kwargs,
+            answers=answers,
         )
 
     def detokenizer(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> Detokenizer:

@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from streamserve.errors import CheckpointError, InvalidRequest
+from streamserve.text.answers import Answers
 from streamserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -123,15 +124,17 @@ def encode_chat(
     continue_final_message: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
 ) -> list[int]:
     """Ids of a chat. The template writes control tokens; the same text inside messages, tools or kwargs stays plain text.
 
     Such text is replaced by one private letter per control token before rendering and encoded on its own afterwards.
-    Begin and end tokens are the template's business; none is added.
+    Begin and end tokens are the template's business; none is added. An assistant's message that `answers` knows keeps the
+    tokens it was generated with.
     """
     try:
         given = {"messages": template.normalise(messages), "tools": tools, "kwargs": kwargs}
-        disguise = _Disguise(tokenizer, given)
+        disguise = _Disguise(tokenizer, given, answers)
         given = disguise.apply(given)
     except RecursionError as error:
         raise InvalidRequest("messages or tools are nested too deeply", param="messages") from error
@@ -148,22 +151,31 @@ def encode_chat(
 class _Disguise:
     """Control tokens' texts found in a request, each with a letter that occurs nowhere in it."""
 
-    def __init__(self, tokenizer: Tokenizer, given: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer, given: Any, answers: Answers | None = None) -> None:
         self._tokenizer = tokenizer
         self._pattern = tokenizer.control_pattern
+        known = {text: ids for text in _answers(given["messages"]) if (ids := answers.get(text))} if answers is not None else {}
         found = {text for string in _strings(given) for text in self._pattern.findall(string)}
-        letters = _free_letters(given) if found else iter(())
+        letters = _free_letters(given) if found or known else iter(())
         self._letter_of = {text: next(letters) for text in sorted(found)}
+        self._answer_letter = {text: next(letters) for text in sorted(known)}
+        self._answer_ids = {self._answer_letter[text]: list(ids) for text, ids in known.items()}
 
     def apply(self, given: Any) -> Any:
         """The same value with every control token's text replaced by its letter."""
+        if self._answer_letter:
+            given = {**given, "messages": [self._hide_answer(message) for message in given["messages"]]}
         return _map_strings(given, self._hide) if self._letter_of else given
+
+    def _hide_answer(self, message: Any) -> Any:
+        letter = self._answer_letter.get(message["content"]) if _is_answer(message) else None
+        return message if letter is None else {**message, "content": letter}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered text in which letters stand for plain text."""
-        if not self._letter_of:
+        plain = {letter: self._encode_plain(marker) for marker, letter in self._letter_of.items()} | self._answer_ids
+        if not plain:
             return self._tokenizer.encode(text, add_special_tokens=False)
-        plain = {letter: self._encode_plain(marker) for marker, letter in self._letter_of.items()}
         first, *rest = re.split(f"([{''.join(plain)}])", text)
         ids = self._tokenizer.encode(first, add_special_tokens=False)
         for piece in filter(None, rest):
@@ -179,6 +191,14 @@ class _Disguise:
 
     def _hide(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._letter_of[match[0]], text)
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant" and isinstance(message.get("content"), str)
+
+
+def _answers(messages: Any) -> Iterator[str]:
+    yield from (message["content"] for message in messages if _is_answer(message))
 
 
 def _strings(value: Any) -> Iterator[str]:
