@@ -18,7 +18,7 @@ from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.playground import Playground, static_folder
 from streamserve.api.service import Meter, Service
-from streamserve.api.wire import BoundedSend, ClientLeft, Exchange
+from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
 from streamserve.api.ws import Sockets
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
@@ -69,7 +69,8 @@ class Api:
         exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope))
         try:
             if scope["method"] == "OPTIONS":
-                await exchange.answer(204, b"", headers=door.preflight_headers(scope))
+                await exchange.start(204, door.preflight_headers(scope))
+                await exchange.end()
                 return
             if scope["path"] not in PUBLIC and not scope["path"].startswith("/static/"):
                 door.check_key(scope)
@@ -81,8 +82,7 @@ class Api:
         except (StreamServeError, HTTPException) as error:
             await self._refuse(exchange, error)
         except Exception as bug:
-            log.exception("request_failed", path=scope["path"], exc_info=bug)
-            await self._refuse(exchange, StreamServeError("the server failed while it served this request"))
+            await self._refuse(exchange, unforeseen(bug, path=scope["path"]))
 
     async def _refuse(self, exchange: Exchange, error: StreamServeError | HTTPException) -> None:
         """Say what went wrong; after a started answer, breaking it off is all that is left to say."""

@@ -25,6 +25,8 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
+RESUME_BYTES = 16 * 1024  # asyncio's and uvloop's low-water mark: with no more than this buffered, writing is not paused
+
 
 class BlockingBuffer(StreamBuffer):
     """A stream's outgoing bytes; `push` waits while more than the high-water mark is in it."""
@@ -88,8 +90,8 @@ class CuttingTCPServer(TCPServer):
         async with self.send_lock:
             try:
                 self.writer.write(event.data)
-                if self.writer.transport.get_write_buffer_size() == 0:
-                    await self.writer.drain()  # raises where the connection is lost; never waits
+                if self.writer.transport.get_write_buffer_size() <= RESUME_BYTES:
+                    await self.writer.drain()  # raises where the connection is lost; has nothing to wait for
                     return
                 async with timeout(self._patience_s):
                     await self.writer.drain()

@@ -10,11 +10,14 @@ from types import coroutine
 from typing import Any
 
 import orjson
+import structlog
 from anyio import Event, create_task_group, fail_after, move_on_after
 from anyio.abc import TaskGroup
 from starlette.types import Message, Receive, Scope, Send
 
 from streamserve.errors import InvalidRequest, QueueFull, RequestTooLarge, SlowReader, StreamServeError, error_body
+
+log = structlog.get_logger(__name__)
 
 JSON = b"application/json"
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
@@ -166,6 +169,12 @@ def header_of(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def unforeseen(failure: Exception, **fields: object) -> StreamServeError:
+    """What a client is told of a failure that is a bug of ours; the log gets all of it."""
+    log.error("request_failed", exc_info=failure, **fields)
+    return StreamServeError("the server failed while it served this request; its log says more")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from streamserve.api.openai import Completions, Job
 from streamserve.api.schema import load_object, show
 from streamserve.api.service import Service
 from streamserve.api.stream import Piece, Run
-from streamserve.api.wire import BoundedSend, one_error
+from streamserve.api.wire import BoundedSend, one_error, unforeseen
 from streamserve.errors import (
     AuthenticationFailed,
     InvalidRequest,
@@ -304,8 +304,7 @@ class Socket:
         except StreamServeError as refused:
             error = refused
         except Exception as bug:
-            log.exception("request_failed", id=ticket.id, exc_info=bug)
-            error = StreamServeError("the server failed while it served this request")
+            error = unforeseen(bug, id=ticket.id)
         del self._live[ticket.id]
         self._ended.set()
         if error is not None:

@@ -378,3 +378,11 @@ async def test_a_refused_second_choice_leaves_nothing_behind(http: httpx.AsyncCl
     engine.submit = once  # type: ignore[method-assign]
     assert (await http.post(CHAT, json={"messages": HI, "n": 2, "stream": True})).status_code == 429
     assert not engine.live
+
+
+async def test_a_bug_of_ours_in_mid_stream_is_said_and_ends_the_stream(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    broken: Any = object()
+    engine.script = lambda request: [Delta((72,)), broken]
+    chunks = await chunks_of(http)
+    assert chunks[-1]["error"]["code"] == "internal_error"
+    assert not engine.live

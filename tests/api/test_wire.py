@@ -1,0 +1,64 @@
+"""Writes that wait for a client, for so long and no longer."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from streamserve.api.wire import BoundedSend
+from streamserve.errors import SlowReader
+
+pytestmark = pytest.mark.anyio
+MESSAGE = {"type": "http.response.body", "body": b"x"}
+
+
+class Peer:
+    """An ASGI send that waits as often as it is told to, and says how it ended."""
+
+    def __init__(self, *waits: Any) -> None:
+        self.waits = waits
+        self.ended = ""
+
+    async def __call__(self, message: Any) -> None:
+        try:
+            for wait in self.waits:
+                await wait
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+        self.ended = "sent"
+
+
+async def test_a_send_that_goes_through_goes_through() -> None:
+    for waits in ((), (asyncio.sleep(0), asyncio.sleep(0.001), asyncio.sleep(0))):
+        peer = Peer(*waits)
+        await BoundedSend(peer, 5)(MESSAGE)
+        assert peer.ended == "sent"
+
+
+async def test_a_blocked_send_is_given_up() -> None:
+    peer = Peer(asyncio.sleep(0), asyncio.Event().wait())
+    with pytest.raises(SlowReader):
+        await BoundedSend(peer, 0.01)(MESSAGE)
+    assert peer.ended == "cancelled"
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_what_the_send_raises_arrives(first: bool) -> None:
+    async def fail() -> None:
+        if not first:
+            await asyncio.sleep(0)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await BoundedSend(Peer(fail()), 5)(MESSAGE)
+
+
+async def test_cancelling_reaches_the_blocked_send() -> None:
+    peer = Peer(asyncio.Event().wait())
+    task = asyncio.create_task(BoundedSend(peer, 5)(MESSAGE))
+    await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert peer.ended == "cancelled"
