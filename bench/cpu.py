@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +111,7 @@ class Transformers:
         path = Path(model)
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        self.model.eval()
+        self.model.train(False)
 
     def generate(self, batch: list[list[int]], num_new: int) -> tuple[float, list[float], float]:
         torch = self.torch
@@ -297,4 +296,4 @@ def report(rounds: dict[str, list[Figures]], shared: dict[str, list[float]]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -78,25 +78,16 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     from streamserve.engine.sampler import Sampler
     from streamserve.engine.stages import default_stages
     from streamserve.kernels.devices.cpu import CPU
-    from streamserve.kernels.registry import parse_overrides
-    from streamserve.models.network import build_network, choose_kernels
-    from streamserve.resolve import resolve
+    from streamserve.models.network import build_network
 
     cpu = CPU.here()
     display.hello(facts.model_name(config), cpu.model)
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
-        resolved = resolve(config, facts.model_facts(config, checkpoint), facts.device_facts(cpu))
-        kv_dtype = getattr(torch, resolved.kv_dtype)
-        choices = choose_kernels(
-            checkpoint,
-            dtype=config.model.dtype,
-            page_size=resolved.page_size,
-            kv_dtype=kv_dtype,
-            overrides=parse_overrides(config.device.op),
-        )
-        display.decided(resolved, tuple(Reason(op, choice.name, choice.reason, "--op") for op, choice in choices.items()))
+        resolved, choices = facts.decide(config, checkpoint, cpu)
+        display.decided(resolved, facts.kernel_reasons(choices))
         text = _load_text(config, checkpoint.path)
+        kv_dtype = getattr(torch, resolved.kv_dtype)
         pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
         network = build_network(
             checkpoint,

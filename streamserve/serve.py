@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -88,7 +89,8 @@ class Server:
     async def _start_engine(self, tasks: TaskGroup, port: int) -> None:
         started = time.monotonic()
         try:
-            built = await anyio.to_thread.run_sync(build, self._config, self._metrics, self._display)
+            load = partial(build, self._config, self._metrics, self._display)
+            built = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)  # Ctrl+C does not wait for weights
         except StartError as error:
             self._display.failed(error)
             self._exit_code = 1
