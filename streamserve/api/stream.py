@@ -252,21 +252,23 @@ class Run:
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         assert choice.mailbox is not None, "start() comes first"
         last_s = self._started_s
-        whole = Collected(choice.index)
+        texts: list[str] = []
+        token_ids: list[int] = []
         while not choice.is_finished:
             delta = await choice.mailbox.get()
             if self._watch is not None and delta.token_ids:
                 last_s = self._tell(self._watch, choice, len(delta.token_ids), last_s)
             piece = choice.take(delta)
             if self._answers is not None:
-                whole.add(piece)
+                texts.append(piece.text)
+                token_ids.extend(piece.token_ids)
             if piece.finish_reason is not None:
                 self.outcome = piece.finish_reason
                 if delta.finish_reason is None:
                     self._client.abort(choice.request.id)  # a stop string: the engine does not know yet
                 if self._answers is not None and not isinstance(piece.matched_stop, str):
-                    end = len(whole.token_ids) - (piece.matched_stop is not None)
-                    self._answers.note("".join(whole.texts), whole.token_ids[:end])
+                    end = len(token_ids) - (piece.matched_stop is not None)
+                    self._answers.note("".join(texts), token_ids[:end])
             await emit(piece)
 
     def _tell(self, watch: Watch, choice: Choice, num_tokens: int, last_s: float) -> float:

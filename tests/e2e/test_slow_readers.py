@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -17,11 +18,11 @@ from streamserve.engine.client import Mailbox
 from streamserve.messages import Delta, FinishReason, GenerateRequest
 from streamserve.text.byte_tokenizer import ByteTokenizer, byte_text_model
 from tests.api.scripted import ScriptedEngine
-from tests.e2e.clients import H2Client, chat_body, h2_client, post_h1, read_events, until
+from tests.e2e.clients import H2Client, h2_client, post_h1, read_events, until
 from tests.e2e.serving import listening
 
 pytestmark = pytest.mark.anyio
-CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
 LIMIT_S = 0.4
 MIB = 1 << 20
 FIRST = 1000
@@ -52,6 +53,10 @@ class Flood(Mailbox):
             return await super().get()
         self.num_sent += 1
         return Delta((FIRST + self.num_sent,), finish_reason=FinishReason.LENGTH if self.num_sent == self.num_left else None)
+
+
+def body(max_tokens: int, **fields: object) -> dict[str, Any]:
+    return {"prompt": "go on", "max_tokens": max_tokens, **fields}
 
 
 class FloodingEngine(ScriptedEngine):
@@ -92,18 +97,22 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-async def read_healthy(port: int, enough: asyncio.Event) -> None:
-    """One reader that reads, and misses nothing, until some time after `enough`."""
-    reader, writer = await post_h1(port, CHAT, chat_body(10**6, stream=True), window=MIB)
-    await read_events(reader, 1)
-    num_seen, num_left = 0, 50
-    while num_left:
-        num_left -= enough.is_set()
-        (event,) = await read_events(reader, 1)
-        for number in re.findall(r"<(\d+)>", event["choices"][0]["delta"]["content"]):
-            num_seen += 1
-            assert int(number) == num_seen
-    writer.close()
+class Healthy:
+    """One reader that reads, and misses nothing, until some time after `enough` is set."""
+
+    def __init__(self) -> None:
+        self.num_seen = 0
+
+    async def run(self, port: int, enough: asyncio.Event) -> None:
+        reader, writer = await post_h1(port, TEXT, body(10**6, stream=True))
+        num_left = 50
+        while num_left:
+            num_left -= enough.is_set()
+            (event,) = await read_events(reader, 1)
+            for number in re.findall(r"<(\d+)>", event["choices"][0]["text"]):
+                self.num_seen += 1
+                assert int(number) == self.num_seen
+        writer.close()
 
 
 async def assert_cut(engine: FloodingEngine, port: int) -> None:
@@ -111,20 +120,21 @@ async def assert_cut(engine: FloodingEngine, port: int) -> None:
     await until(lambda: len(engine.floods) == 1)
     stalled = engine.requests[0].id
     enough = asyncio.Event()
-    healthy = [asyncio.create_task(read_healthy(port, enough)) for _ in range(8)]
-    await until(lambda: len(engine.floods) == 9)
+    healthy = [Healthy() for _ in range(8)]
+    reading = [asyncio.create_task(reader.run(port, enough)) for reader in healthy]
+    await until(lambda: all(reader.num_seen > 50 for reader in healthy))  # their own buffers have their size by now
     before = rss_bytes()
     await until(lambda: stalled in engine.aborted, within_s=30)
     assert engine.aborted == [stalled]
     assert rss_bytes() - before < 20 * MIB
     enough.set()
-    await asyncio.gather(*healthy)
+    await asyncio.gather(*reading)
     await until(lambda: not engine.floods)
 
 
 async def test_a_stalled_http1_reader_is_cut(engine: FloodingEngine) -> None:
     async with server(engine) as port:
-        reader, writer = await post_h1(port, CHAT, chat_body(10**6, stream=True), window=4096)
+        reader, writer = await post_h1(port, TEXT, body(10**6, stream=True), window=4096)
         await assert_cut(engine, port)
         received = b""
         with suppress(ConnectionError):
@@ -137,7 +147,7 @@ async def test_a_stalled_http1_reader_is_cut(engine: FloodingEngine) -> None:
 
 async def test_a_stalled_plain_json_reader_is_cut(engine: FloodingEngine) -> None:
     async with server(engine) as port:
-        _, writer = await post_h1(port, CHAT, chat_body(1500), window=4096)  # an answer of 12 MB
+        _, writer = await post_h1(port, TEXT, body(1500), window=4096)  # an answer of 12 MB
         await until(lambda: any(flood.num_sent == flood.num_left for flood in engine.floods.values()))
         assert num_open_connections(port) == 1
         await until(lambda: num_open_connections(port) == 0)
@@ -153,9 +163,9 @@ def num_open_connections(port: int) -> int:
 
 async def test_a_stalled_http2_stream_is_cut_and_others_on_its_connection_flow(engine: FloodingEngine) -> None:
     async with server(engine) as port, h2_client(port) as client:
-        stalled = client.post(CHAT, chat_body(10**6, stream=True), reads=False)
+        stalled = client.post(TEXT, body(10**6, stream=True), reads=False)
         await until(lambda: len(client.received[stalled]) > 60_000)
-        neighbour = client.post(CHAT, chat_body(10**6, stream=True))
+        neighbour = client.post(TEXT, body(10**6, stream=True))
         before = rss_bytes()
         await until(lambda: stalled in client.reset, within_s=20)
         assert engine.aborted == [engine.requests[0].id]
@@ -168,21 +178,21 @@ async def test_a_stalled_http2_stream_is_cut_and_others_on_its_connection_flow(e
 
 async def test_an_http2_reader_that_reads_misses_nothing(engine: FloodingEngine) -> None:
     async with server(engine) as port, h2_client(port) as client:
-        streams = [client.post(CHAT, chat_body(100, stream=True)) for _ in range(4)]
+        streams = [client.post(TEXT, body(100, stream=True)) for _ in range(4)]
         await until(lambda: client.ended == set(streams), within_s=30)
         for stream in streams:
             events = [line[6:] for line in bytes(client.received[stream]).split(b"\n") if line.startswith(b"data: {")]
-            texts = "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
+            texts = "".join(json.loads(event)["choices"][0]["text"] for event in events)
             assert [int(part.split(">")[0]) for part in texts.split("<")[1:]] == list(range(1, 101))
 
 
 async def test_a_plain_answer_beyond_the_http2_window_waits_for_it(engine: FloodingEngine) -> None:
     async with server(engine) as port, h2_client(port) as client:
-        stream = client.post(CHAT, chat_body(30), reads=False)
+        stream = client.post(TEXT, body(30), reads=False)
         await until(lambda: len(client.received[stream]) > 60_000)
         open_window(client, stream)
         await until(lambda: stream in client.ended)
-        assert json.loads(client.received[stream])["choices"][0]["message"]["content"].count("<") == 30
+        assert json.loads(client.received[stream])["choices"][0]["text"].count("<") == 30
 
 
 def open_window(client: H2Client, stream: int) -> None:
@@ -194,7 +204,7 @@ def open_window(client: H2Client, stream: int) -> None:
 async def test_a_stalled_websocket_is_cut(engine: FloodingEngine) -> None:
     async with server(engine) as port:
         socket = await connect(f"ws://127.0.0.1:{port}/v1/ws", max_queue=2, compression=None, close_timeout=0.5)
-        await socket.send(json.dumps({"type": "chat.create", "id": "a", "request": chat_body(10**6)}))
+        await socket.send(json.dumps({"type": "completion.create", "id": "a", "request": body(10**6)}))
         await assert_cut(engine, port)
         await until(lambda: num_open_connections(port) == 0)
         await socket.close()
