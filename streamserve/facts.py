@@ -6,13 +6,14 @@ command line loads it only where a model is read.
 
 import torch
 
+from streamserve.calibrate import PACKED, race
 from streamserve.config import Config
 from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
 from streamserve.kernels.devices.cpu import CPU
 from streamserve.kernels.registry import Choice, parse_overrides
 from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from streamserve.models.network import choose_kernels
-from streamserve.resolve import DeviceFacts, ModelFacts, Reason, Resolved, resolve
+from streamserve.resolve import DeviceFacts, Fastest, ModelFacts, Reason, Resolved, resolve
 
 
 def open_model(config: Config, progress: Progress | None = None) -> Checkpoint:
@@ -57,8 +58,9 @@ def device_facts(cpu: CPU) -> DeviceFacts:
 def decide(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, dict[str, Choice]]:
     """All that was left open: the numbers, then the kernel of every op. Raises ConfigError.
 
-    Whether packed weights have a kernel here decides how large the weights are, so the network is chosen first."""
-    overrides = parse_overrides(config.device.op)
+    Whether packed weights have a kernel here, and whether it is the fastest way, decides how large the weights are: the
+    network is chosen first. With dtype auto a short race decides, whose result is kept (calibrate.py)."""
+    overrides = dict(parse_overrides(config.device.op))
 
     def choose(kv_dtype: str) -> dict[str, Choice]:
         return choose_kernels(
@@ -71,8 +73,16 @@ def decide(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, 
 
     choices = choose("float32")
     facts = model_facts(config, checkpoint), device_facts(cpu)
-    resolved = resolve(config, *facts, has_packed_kernel=choices["network"].name != "torch")
-    return resolved, choices if resolved.kv_dtype == "float32" else choose(resolved.kv_dtype)
+    fastest = None
+    if config.model.dtype == "auto" and "network" not in overrides:
+        threads = config.device.threads or cpu.num_cores
+        timed = race(checkpoint, choices, cpu, threads)
+        fastest = Fastest(timed.fastest, timed.why)
+        if fastest.name != PACKED:
+            overrides["network"] = "torch"
+    has_packed_kernel = choices["network"].name == PACKED and overrides.get("network") != "torch"
+    resolved = resolve(config, *facts, has_packed_kernel=has_packed_kernel, fastest=fastest)
+    return resolved, choose(resolved.kv_dtype)
 
 
 def kernel_reasons(choices: dict[str, Choice]) -> tuple[Reason, ...]:

@@ -56,6 +56,14 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Fastest:
+    """The winner of a race on this machine: a type of weights, or "packed"; and the times, in words."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """One decision. `origin` is "flag" when the user asked for the value, else "auto"."""
 
@@ -92,15 +100,25 @@ class Resolved:
         return self.num_pages * self.page_size
 
 
-def resolve(config: Config, model: ModelFacts, device: DeviceFacts, *, has_packed_kernel: bool = True) -> Resolved:
+def resolve(
+    config: Config,
+    model: ModelFacts,
+    device: DeviceFacts,
+    *,
+    has_packed_kernel: bool = True,
+    fastest: Fastest | None = None,
+) -> Resolved:
     """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict.
 
-    `has_packed_kernel`: whether quantised weights can be computed as they are stored; else they are expanded."""
+    `has_packed_kernel`: whether quantised weights are computed as they are stored; else they are expanded. `fastest`: what
+    a race on this machine found to be the fastest type for weights that are not packed."""
     check(config)
     stays_packed = model.is_quantised and config.model.dtype == "auto" and has_packed_kernel
-    dtype = _dtype(config, model, device, stays_packed)
+    dtype = _dtype(config, model, device, stays_packed, fastest)
+    # Packed kernels read KV memory as fast as it comes: half the bytes, and float16 is far finer than their activations.
+    kv_dtype = "float16" if stays_packed else dtype.value
     weight_bytes = model.weight_bytes if stays_packed else model.num_parameters * ITEM_BYTES[dtype.value]
-    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype.value]
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[kv_dtype]
     wanted_context = _wanted_context(config, model)
     pages = _pages(config, device, weight_bytes, token_bytes, wanted_context)
     context = _context(config, model, int(pages.value), token_bytes, device)
@@ -112,7 +130,7 @@ def resolve(config: Config, model: ModelFacts, device: DeviceFacts, *, has_packe
         served_model_name=config.model.served_model_name or model.name,
         context_len=int(context.value),
         dtype=dtype.value,
-        kv_dtype=dtype.value,
+        kv_dtype=kv_dtype,
         page_size=config.cache.page_size,
         num_pages=int(pages.value),
         max_running_requests=int(rows.value),
@@ -180,14 +198,17 @@ def _parts(config: Config) -> tuple[Any, ...]:
 # ---- one function per decision ------------------------------------------------------------------------------------
 
 
-def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed: bool) -> Reason:
+def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed: bool, fastest: Fastest | None) -> Reason:
     asked = config.model.dtype
     if asked != "auto":
         return Reason("dtype", asked, "asked for; weights are held in it", "--dtype", "flag")
     if stays_packed:
         kinds = ", ".join(sorted(model.weight_kinds - _FLOATS))
-        return Reason("dtype", "float32", f"weights stay packed ({kinds}); the rest is float32", "--dtype")
+        why = f"weights stay packed ({kinds}), KV is float16, the rest float32"
+        return Reason("dtype", "float32", why if fastest is None else f"{why}; {fastest.why}", "--dtype")
     expanded = "; packed weights are expanded: no kernel for them here" if model.is_quantised else ""
+    if fastest is not None and fastest.name in ITEM_BYTES:
+        return Reason("dtype", fastest.name, f"{fastest.why}{expanded}", "--dtype")
     if device.kind != "cpu":
         return Reason("dtype", "bfloat16", f"the usual type on a GPU{expanded}", "--dtype")
     if device.features & {"avx512_bf16", "amx_bf16"}:

@@ -21,7 +21,7 @@ MODEL = ModelFacts(
     weight_kinds=frozenset({"Q4_1", "Q8_0", "F32"}),
 )
 CPU = DeviceFacts("cpu", "a processor", cores=2, free_bytes=20 * GIB, total_bytes=24 * GIB, features=frozenset({"avx2"}))
-TOKEN_BYTES = 2 * 30 * 3 * 64 * 4
+TOKEN_BYTES = 2 * 30 * 3 * 64 * 2  # packed weights keep KV in float16
 
 
 def test_defaults_on_a_cpu_hold_eight_full_contexts() -> None:
@@ -30,7 +30,8 @@ def test_defaults_on_a_cpu_hold_eight_full_contexts() -> None:
     assert resolved.kv_bytes_per_token == TOKEN_BYTES
     assert resolved.kv_tokens >= 8 * 8192
     assert resolved.kv_bytes == resolved.kv_tokens * TOKEN_BYTES
-    assert (resolved.dtype, resolved.threads, resolved.chunked_prefill_size) == ("float32", 2, 256)
+    assert (resolved.dtype, resolved.kv_dtype) == ("float32", "float16")
+    assert (resolved.threads, resolved.chunked_prefill_size) == (2, 256)
     assert resolved.weight_bytes == MODEL.weight_bytes
     assert resolved.served_model_name == MODEL.name
 
