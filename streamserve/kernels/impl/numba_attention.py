@@ -32,7 +32,7 @@ from streamserve.kernels.impl.numba_ir import (
     vec,
     vector_code,
 )
-from streamserve.kernels.impl.numba_rows import MASKED, scale_to, softmax_chunk
+from streamserve.kernels.impl.numba_rows import MASKED, clear, scale_to, softmax_chunk
 
 CHUNK = 128  # keys that share one maximum; a multiple of every page size we accept
 COLUMNS = 16  # of a tile
@@ -186,8 +186,7 @@ def attend_run(
     merge = state + num_rows * 8
     for t in range(num_tokens):
         scale_to(q + t * token_bytes, queries + t * group * row_bytes, group * dim // LANES, np.float32(1.0 / np.sqrt(dim)))
-    for i in range(num_rows * dim):
-        store_f32(out, i, np.float32(0.0))
+    clear(out, num_rows * dim // LANES)
     for r in range(num_rows):
         store_f32(state, 2 * r, np.float32(MASKED))
         store_f32(state, 2 * r + 1, np.float32(0.0))

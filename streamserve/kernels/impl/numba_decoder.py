@@ -31,7 +31,6 @@ from streamserve.kernels.impl import numba_step as step
 from streamserve.kernels.impl.numba_attention import CHUNK, COLUMNS, RUN_TOKENS, scratch_floats
 from streamserve.kernels.impl.numba_pack import (
     BITS,
-    BLOCK,
     GROUP,
     Arena,
     Matrix,
@@ -42,7 +41,7 @@ from streamserve.kernels.impl.numba_pack import (
     quantise_q8_0,
 )
 from streamserve.kernels.impl.numba_threads import COUNTER_WORDS, GATE_WORDS, SEMAPHORE_BYTES, STOP, init_semaphores, post
-from streamserve.kernels.impl.numba_tiles import Q4_ROW_BYTES, Q8_ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, Q4_ROW_BYTES, Q8_ROW_BYTES
 from streamserve.kernels.ops import Batch, KVPages, Network, NetworkParts, NetworkShape, Weights
 from streamserve.kernels.registry import Facts, implements
 
@@ -112,7 +111,8 @@ class PackedDecoder:
         for helper in range(1, threads):
             args = (self._net, self._work, helper, threads)
             Thread(target=_help, args=(self._member, args, self._kept), name=f"packed-{helper}", daemon=True).start()
-        weakref.finalize(self, _stop, self._gate, self._semaphores)
+        # Not at exit: a helper that came back to an interpreter in its last moments would bring the process down.
+        weakref.finalize(self, _stop, self._gate, self._semaphores).atexit = False
 
     # --- weights
 
@@ -222,10 +222,8 @@ class PackedDecoder:
             qkv=self._zeros((count, width), np.float32).ctypes.data,
             cos=self._zeros((count, shape.head_dim // 2), np.float32).ctypes.data,
             sin=self._zeros((count, shape.head_dim // 2), np.float32).ctypes.data,
-            rows=self._zeros((count, row_bytes), np.uint8).ctypes.data,
-            rows_bytes=row_bytes,
-            inner_rows=self._zeros((count, inner_bytes), np.uint8).ctypes.data,
-            inner_rows_bytes=inner_bytes,
+            rows=step.Rows(self._zeros((count, row_bytes), np.uint8).ctypes.data, row_bytes),
+            inner_rows=step.Rows(self._zeros((count, inner_bytes), np.uint8).ctypes.data, inner_bytes),
             scratch=self._zeros((self._threads, scratch_bytes), np.uint8).ctypes.data,
             scratch_bytes=scratch_bytes,
             counters=self._counters.ctypes.data,

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.ir import values
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -75,6 +76,11 @@ class Emit:
         kind = ir.FunctionType(result, [arg.type for arg in args])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), args)
 
+    def prefetch(self, address: Value, offset: int) -> None:
+        """Ask for the cache line at an address, which need not exist."""
+        hint = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, keep in every level, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), self._pointer(I8, address, offset), *hint)
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         return self.call("llvm.fma.v8f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32", a.type, a, b, c)
 
@@ -130,7 +136,10 @@ class Emit:
     def loop(
         self, count: "Value | int", body: Callable[[Value, list[Value]], list[Value]], start: Sequence[Value] = ()
     ) -> list[Value]:
-        """body(i, carried) -> carried, for i in 0 .. count - 1; returns what was carried last."""
+        """body(i, carried) -> carried, for i in 0 .. count - 1; returns what was carried last.
+
+        LLVM is told not to unroll: it would reorder a tile's loads before its products and run out of registers.
+        """
         b, count = self.builder, self.i64(count)
         before = b.block
         head, inside, after = (b.append_basic_block(name) for name in ("head", "inside", "after"))
@@ -145,9 +154,17 @@ class Emit:
         for phi, first, last in zip([i, *carried], [self.i64(0), *start], [following, *end], strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(last, b.block)
-        b.branch(head)
+        b.branch(head).set_metadata("llvm.loop", self._rolled())
         b.position_at_end(after)
         return list(carried)
+
+    def _rolled(self) -> Value:
+        """The mark of a loop that stays a loop: a node whose first operand is itself, as LLVM wants it."""
+        module = self.builder.module
+        disable = module.add_metadata(["llvm.loop.unroll.disable"])
+        node = values.MDValue(module, [disable], name=str(len(module.metadata)))
+        node.operands = (node, disable)
+        return node
 
 
 def vector_code(*signature: Any, returns: Any = types.void) -> Callable[[Callable[..., Value]], Any]:

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 
 from streamserve.kernels.impl.numba_ir import F16, F32, I8, I16, I32, LANES, Emit, Value, native, vec, vector_code
-from streamserve.kernels.impl.numba_tiles import Q4_ROW_BYTES, Q8_BYTES, Q8_ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, Q4_ROW_BYTES, Q8_BYTES, Q8_ROW_BYTES
 
 _GROUP_VECTORS = 32 // LANES
 MASKED = -1e30  # score of a key that a query may not see
@@ -197,15 +197,21 @@ def softmax_chunk(e: Emit, scores: Value, visible: Value, vectors: Value, state:
     b = e.builder
     lane = ir.Constant(vec(I32), list(range(LANES)))
     limit = e.splat(b.trunc(visible, I32))
+    whole = b.sdiv(visible, e.i64(LANES))  # vectors without a masked key
+
+    def largest(i: Value, carried: list[Value]) -> list[Value]:
+        return [e.maximum(carried[0], e.load(vec(F32), e.add(scores, e.mul(i, 32))))]
 
     def mask(i: Value, carried: list[Value]) -> list[Value]:
+        i = e.add(whole, i)
         at = e.add(scores, e.mul(i, 32))
         index = b.add(e.splat(b.trunc(e.mul(i, LANES), I32)), lane)
         score = b.select(b.icmp_signed("<", index, limit), e.load(vec(F32), at), e.all(F32, MASKED))
         e.store(score, at)
         return [e.maximum(carried[0], score)]
 
-    (peaks,) = e.loop(vectors, mask, [e.all(F32, MASKED)])
+    (peaks,) = e.loop(whole, largest, [e.all(F32, MASKED)])
+    (peaks,) = e.loop(b.sub(vectors, whole), mask, [peaks])
     peak = e.max(peaks)
     many = e.splat(peak)
 
@@ -218,23 +224,36 @@ def softmax_chunk(e: Emit, scores: Value, visible: Value, vectors: Value, state:
     (sums,) = e.loop(vectors, exponential, [e.all(F32, 0.0)])
     before, total = e.load(F32, state), e.load(F32, state, 4)
     after = e.maximum(before, peak)
-    pair = [e.splat(b.fsub(value, after)) for value in (before, peak)]
-    old, new = (b.extract_element(e.exp(value), ir.Constant(I32, 0)) for value in pair)
+    pair = b.insert_element(e.splat(b.fsub(before, after)), b.fsub(peak, after), ir.Constant(I32, 1))
+    factors = e.exp(pair)
+    old, new = (b.extract_element(factors, ir.Constant(I32, i)) for i in range(2))
     e.store(after, state)
     e.store(e.fma(e.sum(sums), new, b.fmul(total, old)), state, 4)
     e.store(old, weights)
     e.store(new, weights, 4)
 
 
+@vector_code(types.int64, types.int64)
+def clear(e: Emit, x: Value, vectors: Value) -> None:
+    """x = 0."""
+
+    def zero(i: Value, _: list[Value]) -> list[Value]:
+        e.store(e.all(F32, 0.0), e.add(x, e.mul(i, 32)))
+        return []
+
+    e.loop(vectors, zero)
+
+
 @vector_code(types.int64, types.int64, types.int64, types.int64)
 def embed_row(e: Emit, table: Value, groups: Value, token: Value, out: Value) -> None:
     """One channel of an 8-bit matrix as float32."""
     b = e.builder
-    block = e.add(table, e.mul(e.mul(b.sdiv(token, e.i64(LANES)), groups), Q8_BYTES))
+    block = e.add(table, e.mul(e.mul(b.sdiv(token, e.i64(BLOCK)), groups), 2 * Q8_BYTES))
+    half = e.mul(b.sdiv(b.srem(token, e.i64(BLOCK)), e.i64(LANES)), Q8_BYTES)
     channel = b.srem(token, e.i64(LANES))
 
     def group(g: Value, _: list[Value]) -> list[Value]:
-        at, target = e.add(block, e.mul(g, Q8_BYTES)), e.add(out, e.mul(g, 128))
+        at, target = e.add(e.add(block, half), e.mul(g, 2 * Q8_BYTES)), e.add(out, e.mul(g, 128))
         scale = e.splat(b.fpext(e.load(F16, e.add(at, e.mul(channel, 2)), 256), F32), 2)
         for j in range(16):
             pair = e.load(vec(I8, 2), e.add(at, e.mul(channel, 2)), 16 * j)

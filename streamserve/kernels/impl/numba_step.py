@@ -38,16 +38,10 @@ from streamserve.kernels.impl.numba_rows import (
     store_head,
 )
 from streamserve.kernels.impl.numba_threads import SEMAPHORE_BYTES, close_gate, enter, leave, open_gate, put, take, wait
-from streamserve.kernels.impl.numba_tiles import (
-    Q4_BYTES,
-    Q4_ROW_BYTES,
-    Q8_BYTES,
-    Q8_ROW_BYTES,
-    block_product,
-)
+from streamserve.kernels.impl.numba_tiles import BLOCK, block_bytes, block_product, row_group_bytes
 
 GROUP = 32
-ITEM_BLOCKS = 4  # blocks of 8 channels in an item
+ITEM_BLOCKS = 2  # blocks of 16 channels in an item
 NORM_TOKENS = 4
 _REPLACE, _ADD, _EIGHT, _FIRST_PHASE = (constant(value) for value in (0, 1, 8, 0))
 GATED_ROWS = 4
@@ -60,6 +54,22 @@ NOW_WORDS = 16
 # columns of Net.layers: address and bits of each matrix
 QKV, ATTENTION_OUT, GATE_UP, DOWN = 0, 2, 4, 6
 LAYER_WORDS = 8
+
+
+class Matrix(NamedTuple):
+    """A packed matrix (layout: numba_tiles.py)."""
+
+    address: int
+    bits: int
+    groups: int  # of inputs
+    channels: int
+
+
+class Rows(NamedTuple):
+    """Rows of a buffer."""
+
+    address: int
+    stride: int  # bytes from row to row
 
 
 class Net(NamedTuple):
@@ -98,10 +108,8 @@ class Work(NamedTuple):
     qkv: int  # float32 [., (heads + 2 * kv_heads) * dim]
     cos: int  # float32 [., dim / 2]
     sin: int
-    rows: int  # what goes into a product: quantised rows of up to max(hidden, heads * dim) numbers
-    rows_bytes: int  # from token to token
-    inner_rows: int  # the same, of `inner` numbers
-    inner_rows_bytes: int
+    rows: Rows  # what goes into a product: quantised rows of up to max(hidden, heads * dim) numbers
+    inner_rows: Rows  # the same, of `inner` numbers
     scratch: int  # [threads, scratch_bytes]
     scratch_bytes: int
     counters: int  # int64 [phases, COUNTER_WORDS]
@@ -136,7 +144,9 @@ def _norm(net: Net, work: Work, phase: int, weight: int, bits: int) -> None:
     item = take(work.counters, phase, items)
     while item >= 0:
         for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
-            norm_row(bits, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows + t * work.rows_bytes)
+            norm_row(
+                bits, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows.address + t * work.rows.stride
+            )
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -149,69 +159,46 @@ def _last_norm(net: Net, work: Work, phase: int) -> None:
     item = take(work.counters, phase, items)
     while item >= 0:
         x = work.x + load_i64(work.logit_tokens, item) * net.hidden * 4
-        norm_row(_EIGHT, x, net.last_norm, net.hidden // GROUP, net.eps, work.rows + item * work.rows_bytes)
+        norm_row(_EIGHT, x, net.last_norm, net.hidden // GROUP, net.eps, work.rows.address + item * work.rows.stride)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
 
 
 @native
-def _product(
-    work: Work,
-    phase: int,
-    matrix: int,
-    bits: int,
-    num_inputs: int,
-    channels: int,
-    rows: int,
-    rows_bytes: int,
-    num_rows: int,
-    out: int,
-    out_bytes: int,
-    adds: int,
-) -> None:
-    groups, blocks = num_inputs // GROUP, channels // LANES
-    block_bytes = groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
+def _product(work: Work, phase: int, matrix: Matrix, rows: Rows, num_rows: int, out: Rows, adds: int) -> None:
+    """out = rows times matrix, or out += it."""
+    blocks = matrix.channels // BLOCK
     items = (blocks + ITEM_BLOCKS - 1) // ITEM_BLOCKS
     item = take(work.counters, phase, items)
     while item >= 0:
         for n in range(item * ITEM_BLOCKS, min(blocks, (item + 1) * ITEM_BLOCKS)):
-            block_product(
-                bits, matrix + n * block_bytes, groups, rows, rows_bytes, num_rows, out + n * LANES * 4, out_bytes, adds
-            )
+            weights = matrix.address + n * block_bytes(matrix.bits, matrix.groups)
+            to = out.address + n * BLOCK * 4
+            block_product(matrix.bits, weights, matrix.groups, rows.address, rows.stride, num_rows, to, out.stride, adds)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
 
 
 @native
-def _gated_product(net: Net, work: Work, thread: int, phase: int, matrix: int, bits: int, out_bits: int) -> None:
+def _gated_product(work: Work, thread: int, phase: int, matrix: Matrix, num_rows: int, out_bits: int) -> None:
     """32 gates and their 32 ups for a few rows at a time, then the gate: what leaves is one quantised group per row."""
-    num_tokens, groups = load_i64(work.now, TOKENS), net.hidden // GROUP
-    block_bytes = groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
-    out_bytes = Q4_ROW_BYTES if out_bits == 4 else Q8_ROW_BYTES
+    out_bytes = row_group_bytes(out_bits)
     both = work.scratch + thread * work.scratch_bytes  # float32 [GATED_ROWS, 64]
-    items = net.inner // GROUP
+    both_bytes = 2 * GROUP * 4
+    items = matrix.channels // (2 * GROUP)
     item = take(work.counters, phase, items)
     while item >= 0:
-        first = matrix + item * 2 * ITEM_BLOCKS * block_bytes
-        for t in range(0, num_tokens, GATED_ROWS):
-            count, rows = min(GATED_ROWS, num_tokens - t), work.rows + t * work.rows_bytes
+        for t in range(0, num_rows, GATED_ROWS):
+            count, rows = min(GATED_ROWS, num_rows - t), work.rows.address + t * work.rows.stride
             for n in range(2 * ITEM_BLOCKS):
-                block_product(
-                    bits,
-                    first + n * block_bytes,
-                    groups,
-                    rows,
-                    work.rows_bytes,
-                    count,
-                    both + n * LANES * 4,
-                    2 * GROUP * 4,
-                    _REPLACE,
-                )
+                weights = matrix.address + (item * 2 * ITEM_BLOCKS + n) * block_bytes(matrix.bits, matrix.groups)
+                to = both + n * BLOCK * 4
+                block_product(matrix.bits, weights, matrix.groups, rows, work.rows.stride, count, to, both_bytes, _REPLACE)
             for r in range(count):
-                at = work.inner_rows + (t + r) * work.inner_rows_bytes + item * out_bytes
-                gate_group(out_bits, both + r * 2 * GROUP * 4, at)
+                at = work.inner_rows.address + (t + r) * work.inner_rows.stride + item * out_bytes
+                gate_group(out_bits, both + r * both_bytes, at)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -268,7 +255,7 @@ def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_bits:
     now, dim, group = work.now, net.dim, net.heads // net.kv_heads
     is_half, page_size = load_i64(now, IS_HALF) != 0, load_i64(now, PAGE_SIZE)
     width = (net.heads + 2 * net.kv_heads) * dim * 4
-    head_bytes = dim // GROUP * (Q4_ROW_BYTES if out_bits == 4 else Q8_ROW_BYTES)
+    head_bytes = dim // GROUP * row_group_bytes(out_bits)
     scratch = work.scratch + thread * work.scratch_bytes
     items = load_i64(now, RUNS) * net.kv_heads
     item = take(work.counters, phase, items)
@@ -294,71 +281,37 @@ def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_bits:
             scratch,
         )
         for r in range(count * group):
-            at = work.rows + (first + r // group) * work.rows_bytes + (kv_head * group + r % group) * head_bytes
+            at = work.rows.address + (first + r // group) * work.rows.stride + (kv_head * group + r % group) * head_bytes
             quantise_row(out_bits, result + r * dim * 4, dim // GROUP, at)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
 
 
+@native
+def _matrix(net: Net, layer: int, column: int, inputs: int, channels: int) -> Matrix:
+    at = net.layers + layer * LAYER_WORDS * 8
+    return Matrix(load_i64(at, column), load_i64(at, column + 1), inputs // GROUP, channels)
+
+
 @njit(inline="always")
 def _layer(net: Net, work: Work, thread: int, layer: int) -> None:
-    matrices, phase = net.layers + layer * LAYER_WORDS * 8, 1 + layer * PHASES_PER_LAYER
-    num_tokens = load_i64(work.now, TOKENS)
-    bits_in, bits_out = load_i64(matrices, QKV + 1), load_i64(matrices, ATTENTION_OUT + 1)
-    x_bytes, heads_width = net.hidden * 4, (net.heads + 2 * net.kv_heads) * net.dim
-    _norm(net, work, phase, net.attention_norm + layer * x_bytes, bits_in)
-    matrix = load_i64(matrices, QKV)
-    _product(
-        work,
-        phase + 1,
-        matrix,
-        bits_in,
-        net.hidden,
-        heads_width,
-        work.rows,
-        work.rows_bytes,
-        num_tokens,
-        work.qkv,
-        heads_width * 4,
-        _REPLACE,
-    )
+    num_tokens, phase = load_i64(work.now, TOKENS), 1 + layer * PHASES_PER_LAYER
+    heads_width = (net.heads + 2 * net.kv_heads) * net.dim
+    x = Rows(work.x, net.hidden * 4)
+    qkv = _matrix(net, layer, QKV, net.hidden, heads_width)
+    attention_out = _matrix(net, layer, ATTENTION_OUT, net.heads * net.dim, net.hidden)
+    gate_up = _matrix(net, layer, GATE_UP, net.hidden, 2 * net.inner)
+    down = _matrix(net, layer, DOWN, net.inner, net.hidden)
+    _norm(net, work, phase, net.attention_norm + layer * net.hidden * 4, qkv.bits)
+    _product(work, phase + 1, qkv, work.rows, num_tokens, Rows(work.qkv, heads_width * 4), _REPLACE)
     if not load_i64(work.now, IS_DECODE):
         _keys(net, work, phase + 2, layer)
-    _attend(net, work, thread, phase + 3, layer, bits_out)
-    matrix = load_i64(matrices, ATTENTION_OUT)
-    _product(
-        work,
-        phase + 4,
-        matrix,
-        bits_out,
-        net.heads * net.dim,
-        net.hidden,
-        work.rows,
-        work.rows_bytes,
-        num_tokens,
-        work.x,
-        x_bytes,
-        _ADD,
-    )
-    bits_in, bits_out = load_i64(matrices, GATE_UP + 1), load_i64(matrices, DOWN + 1)
-    _norm(net, work, phase + 5, net.mlp_norm + layer * x_bytes, bits_in)
-    _gated_product(net, work, thread, phase + 6, load_i64(matrices, GATE_UP), bits_in, bits_out)
-    matrix = load_i64(matrices, DOWN)
-    _product(
-        work,
-        phase + 7,
-        matrix,
-        bits_out,
-        net.inner,
-        net.hidden,
-        work.inner_rows,
-        work.inner_rows_bytes,
-        num_tokens,
-        work.x,
-        x_bytes,
-        _ADD,
-    )
+    _attend(net, work, thread, phase + 3, layer, attention_out.bits)
+    _product(work, phase + 4, attention_out, work.rows, num_tokens, x, _ADD)
+    _norm(net, work, phase + 5, net.mlp_norm + layer * net.hidden * 4, gate_up.bits)
+    _gated_product(work, thread, phase + 6, gate_up, num_tokens, down.bits)
+    _product(work, phase + 7, down, work.inner_rows, num_tokens, x, _ADD)
 
 
 @njit(inline="always")
@@ -369,21 +322,8 @@ def _step(net: Net, work: Work, thread: int) -> None:
     num_logits, phase = load_i64(work.now, LOGITS), 1 + net.num_layers * PHASES_PER_LAYER
     if num_logits:
         _last_norm(net, work, phase)
-        out, out_bytes = load_i64(work.now, OUT), net.vocab * 4
-        _product(
-            work,
-            phase + 1,
-            net.head,
-            _EIGHT,
-            net.hidden,
-            net.vocab,
-            work.rows,
-            work.rows_bytes,
-            num_logits,
-            out,
-            out_bytes,
-            _REPLACE,
-        )
+        head = Matrix(net.head, _EIGHT, net.hidden // GROUP, net.vocab)
+        _product(work, phase + 1, head, work.rows, num_logits, Rows(load_i64(work.now, OUT), net.vocab * 4), _REPLACE)
 
 
 def compile_member(sources: str) -> Any:
