@@ -40,10 +40,14 @@ class Prompts:
         return await self._encode(encode, [text], param, is_long=is_long or len(text) > INLINE_CHARS)
 
     async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
-        """Token ids of a conversation; control tokens come from the template only."""
+        """Token ids of a conversation; control tokens come from the template only, answers keep their tokens."""
         texts = [message["content"] for message in messages]
         is_long = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE > INLINE_CHARS
-        return await self._encode(lambda: self._text.encode_chat(messages, **options), texts, "messages", is_long=is_long)
+
+        def encode() -> list[int]:
+            return self._text.encode_chat(messages, **options, answers=self.answers)
+
+        return await self._encode(encode, texts, "messages", is_long=is_long)
 
     async def _encode(self, encode: Callable[[], list[int]], texts: list[str], param: str, *, is_long: bool) -> tuple[int, ...]:
         if not is_long:

@@ -1,6 +1,7 @@
 """What each field of a chat body becomes at the seam, and what comes back."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ from streamserve.api.app import create_app
 from streamserve.config import ServerConfig
 from streamserve.errors import QueueFull
 from streamserve.messages import Delta, FinishReason
-from streamserve.text.byte_tokenizer import END_OF_TURN, START_OF_TURN, byte_text_model
+from streamserve.text.byte_tokenizer import END_OF_TURN, START_OF_TURN, ByteTokenizer, byte_text_model
 from tests.api.conftest import client_of
 from tests.api.scripted import CONTEXT_LEN, ScriptedEngine, says
 
@@ -191,6 +192,28 @@ async def test_three_ways_to_the_same_prompt_agree(http: httpx.AsyncClient, engi
     plain = (await http.post("/v1/completions", json={"prompt": rendered})).json()
     assert chat["usage"]["prompt_tokens"] == counted["count"] == plain["usage"]["prompt_tokens"]
     assert engine.requests[0].token_ids == engine.requests[1].token_ids == tuple(counted["tokens"])
+
+
+class MergingTokenizer(ByteTokenizer):
+    """Has a token 300 for "He", which its own encoder never uses: as a model may spell a word in its own way."""
+
+    vocab_size = 400
+
+    def token_bytes(self, id: int) -> bytes:
+        return b"He" if id == 300 else super().token_bytes(id)
+
+
+@pytest.mark.parametrize("length", [1, 3000])
+async def test_an_answer_comes_back_with_the_tokens_it_was_generated_with(engine: ScriptedEngine, length: int) -> None:
+    engine.state = replace(engine.state, vocab_size=400, context_len=9000)
+    engine.script = lambda request: [Delta((300, *b"y", END_OF_TURN), finish_reason=FinishReason.STOP, matched_stop=END_OF_TURN)]
+    text = replace(byte_text_model(), tokenizer=MergingTokenizer())
+    app = create_app(engine, text, ServerConfig(), model_name="tiny")
+    async with client_of(app) as http:
+        answer = (await ask(http))["choices"][0]["message"]
+        await ask(http, messages=[*HI, answer, {"role": "user", "content": "x" * length}])
+    first, second = engine.requests
+    assert second.token_ids[: len(first.token_ids) + 3] == (*first.token_ids, 300, *b"y", END_OF_TURN)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
