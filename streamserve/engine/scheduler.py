@@ -112,6 +112,8 @@ class Scheduler:
         assert request.lease is not None
         while not self.cache.grow(request.lease, request.planned + 1):
             victim = self._running[-1]
+            if victim is request and request.planned > request.computed:
+                return False  # let the running step land first: preempted now, its token would be lost, and so every time
             self._preempt(victim)
             if victim is request:
                 return False

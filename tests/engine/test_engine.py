@@ -1,6 +1,7 @@
 """The engine on the fake device: exactness under chunks, sharing, preemption, aborts and failures, in virtual time."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -22,6 +23,7 @@ from tests.engine.memory import MemoryRunner, expected_tokens
 
 pytestmark = pytest.mark.anyio
 VOCAB = 1000
+EXAMPLES = int(os.environ.get("STREAMSERVE_EXAMPLES", "60"))
 EOS = 999
 
 
@@ -251,7 +253,7 @@ async def test_requests_in_company_keep_their_numbers_of_tokens_in_a_step() -> N
         assert len({row.slot for row in plan.rows}) == len(plan.rows)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
     num_pages=st.integers(12, 60),
