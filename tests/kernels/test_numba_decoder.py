@@ -22,6 +22,7 @@ pytest.importorskip("numba")
 
 from streamserve.kernels.impl.numba_decoder import MAX_TOKENS, PackedDecoder, refusal
 from streamserve.kernels.impl.numba_pack import quantise_q8_0
+from streamserve.kernels.impl.numba_team import Pace
 
 _SPEC = small_spec()
 _REASON = refusal(Facts("cpu", "auto", _SPEC, 16, "float32", frozenset(("Q4_1",))))
@@ -161,10 +162,25 @@ def test_helper_threads_sleep_between_steps_and_end_with_their_decoder() -> None
     assert time.process_time() - started < 0.1  # a thread that spins would have used 0.3 s
     del decoder
     gc.collect()
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("tokens", [1, 100])
+def test_a_step_runs_on_one_thread_where_that_is_faster_and_the_other_way_is_tried_again(tokens: int) -> None:
+    pace, seconds = Pace(4), {1: 1.0, 4: 2.0}
+
+    def steps(count: int) -> list[int]:
+        chosen = []
+        for _ in range(count):
+            chosen.append(pace.choose(tokens))
+            pace.took(tokens, chosen[-1], seconds[chosen[-1]])
+        return chosen
+
+    assert steps(1) == [4]
+    assert steps(300).count(1) >= 200
+    seconds[1] = 3.0  # now it is better together
+    assert steps(400)[-50:].count(4) >= 49
+    assert {Pace(1).choose(tokens) for _ in range(300)} == {1}
 
 
 def test_refusals_name_what_does_not_fit() -> None:

@@ -11,12 +11,12 @@ weights; everything else is float32.
 # mypy: disable-error-code="import-untyped,attr-defined"
 
 import platform
-import weakref
 from collections.abc import Iterator
+from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ from streamserve.kernels.impl.numba_pack import (
     pack_rows,
     quantise_q8_0,
 )
-from streamserve.kernels.impl.numba_threads import COUNTER_WORDS, GATE_WORDS, SEMAPHORE_BYTES, STOP, init_semaphores, post
+from streamserve.kernels.impl.numba_team import Helpers, Pace
+from streamserve.kernels.impl.numba_threads import COUNTER_WORDS
 from streamserve.kernels.impl.numba_tiles import BLOCK, Q4_ROW_BYTES, Q8_ROW_BYTES
 from streamserve.kernels.ops import Batch, KVPages, Network, NetworkParts, NetworkShape, Weights
 from streamserve.kernels.registry import Facts, implements
@@ -100,19 +101,15 @@ class PackedDecoder:
 
     def __init__(self, shape: NetworkShape, weights: Weights, *, threads: int = 1) -> None:
         self._shape = shape
+        self._pace, self._helpers = Pace(threads), Helpers(threads)
         self._threads = threads
         self._kept: list[Any] = []  # memory that addresses point to
         self._vocab = -(-shape.vocab_size // BLOCK) * BLOCK
         self._net = self._load(weights)
         self._make_work_memory()
         self._member = step.compile_member(_digest())
-        self._now[:] = 0
-        self._member(self._net, self._work, 0, 1)  # compiles, or loads what was compiled before
-        for helper in range(1, threads):
-            args = (self._net, self._work, helper, threads)
-            Thread(target=_help, args=(self._member, args, self._kept), name=f"packed-{helper}", daemon=True).start()
-        # Not at exit: a helper that came back to an interpreter in its last moments would bring the process down.
-        weakref.finalize(self, _stop, self._gate, self._semaphores).atexit = False
+        self._member(self._net, self._work, 0, 1)  # an empty step: compiles, or loads what was compiled before
+        self._helpers.start(partial(_serve, self._member, self._net, self._work), self._kept)
 
     # --- weights
 
@@ -209,9 +206,6 @@ class PackedDecoder:
         self._logit_tokens = self._zeros((count,), np.int64)
         self._runs = self._zeros((count, 3), np.int64)
         self._counters = self._zeros((phases, COUNTER_WORDS), np.int64)
-        self._gate = self._zeros((GATE_WORDS,), np.int64)
-        self._semaphores = self._zeros((max(1, self._threads - 1), SEMAPHORE_BYTES), np.uint8)
-        init_semaphores(self._semaphores.ctypes.data, self._threads - 1)
         self._work = step.Work(
             now=self._now.ctypes.data,
             token_ids=self._token_ids.ctypes.data,
@@ -227,8 +221,8 @@ class PackedDecoder:
             scratch=self._zeros((self._threads, scratch_bytes), np.uint8).ctypes.data,
             scratch_bytes=scratch_bytes,
             counters=self._counters.ctypes.data,
-            gate=self._gate.ctypes.data,
-            semaphores=self._semaphores.ctypes.data,
+            gate=self._helpers.gate,
+            semaphores=self._helpers.semaphores,
         )
 
     def _zeros(self, shape: tuple[int, ...], dtype: Any) -> "NDArray[Any]":
@@ -267,7 +261,9 @@ class PackedDecoder:
             self._counters[:] = 0
             self._now[[step.TOKENS, step.RUNS, step.LOGITS, step.IS_DECODE]] = count, len(runs), until - done, count == len(runs)
             self._now[step.OUT] = logits_RV.data_ptr() + done * self._vocab * 4
-            self._member(self._net, self._work, 0, self._threads)
+            threads, started = self._pace.choose(count), perf_counter()
+            self._member(self._net, self._work, 0, threads)
+            self._pace.took(count, threads, perf_counter() - started)
             done = until
         return logits_RV
 
@@ -328,12 +324,6 @@ def _digest() -> str:
     return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def _help(member: Any, args: tuple[Any, ...], kept: list[Any]) -> None:
-    """A helper thread. `kept` keeps the memory alive as long as the thread reads it."""
-    member(*args)
-
-
-def _stop(gate: "NDArray[np.int64]", semaphores: "NDArray[np.uint8]") -> None:
-    gate[STOP] = 1
-    for semaphore in semaphores:
-        post(semaphore.ctypes.data)
+def _serve(member: Any, net: step.Net, work: step.Work, helper: int) -> None:
+    """What a helper thread runs until it is told to stop."""
+    member(net, work, helper, 0)
