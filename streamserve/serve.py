@@ -5,12 +5,14 @@ open the doors. Order of a stop: refuse new requests, let running ones finish wi
 close the sockets. A second signal stops at once.
 """
 
+import asyncio
 import signal
 import socket
 import sys
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -61,6 +63,7 @@ class Server:
     async def run(self) -> int:
         """See module."""
         server = self._config.server
+        asyncio.get_running_loop().set_exception_handler(_quiet_about_cancelled)
         listener = bind(server)
         port: int = listener.getsockname()[1]
         install_flow_control(server.write_timeout_s)
@@ -142,6 +145,12 @@ class Server:
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()
+
+
+def _quiet_about_cancelled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Python 3.11 reports a connection's task that was cancelled, as at every shutdown, as an error in its own callback."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
 
 
 def bind(server: ServerConfig) -> socket.socket:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from streamserve.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 1_000_000  # remembered at most; some 10 MB
-MAX_ANSWER = 16_384
+MAX_ANSWER = 8192  # tokens; encoding that many to compare takes some 10 ms of the loop
 
 
 class Answers:
