@@ -27,7 +27,9 @@ from streamserve.kernels.impl.numba_ir import (
     Value,
     constant,
     load_f32,
+    load_i32,
     native,
+    prefetch_bytes,
     store_f32,
     vec,
     vector_code,
@@ -196,6 +198,11 @@ def attend_run(
         num_pages = (num_keys + page_size - 1) // page_size
         chunk_pages = pages + first // page_size * 4
         for p in range(num_pages):
+            # Decode reads every page once, from memory: keys two pages ahead, values while their scores are made.
+            ahead = first // page_size + p + 2
+            if ahead * page_size < end:
+                prefetch_bytes(k + load_i32(pages, ahead) * page_bytes, page_size * dim * element)
+            prefetch_bytes(v + load_i32(chunk_pages, p) * page_bytes, page_size * dim * element)
             for column in range(0, page_size, COLUMNS):
                 at = scores + (p * page_size + column) * 4
                 page, keys = chunk_pages + p * 4, k + column * element

@@ -4,8 +4,9 @@ Needs no compiler: numba compiles the step (numba_step.py) at the first start an
 weights, the memory of a step and the helper threads. A row's logits do not depend, bit for bit, on the rows beside it, on how
 its prompt was cut, or on the number of threads. Knows no file format beyond ggml's groups (numba_pack.py).
 
-Accuracy: activations are rounded to int8 per group of 32 before a product with 4-bit weights, to int16 before one with 8-bit
-weights; everything else is float32.
+Accuracy: activations are rounded per group of 32: to int16 before a product with 8-bit weights; before one with 4-bit
+weights to 15 bits where that matters most (qkv, down), to int8 elsewhere. Everything else is float32. With int8 everywhere the
+default model's mean KL divergence from float32 is 0.0043 instead of 0.0017, and it may miss the capital of France.
 """
 
 # mypy: disable-error-code="import-untyped,attr-defined"
@@ -42,11 +43,12 @@ from streamserve.kernels.impl.numba_pack import (
 )
 from streamserve.kernels.impl.numba_team import Helpers, Pace
 from streamserve.kernels.impl.numba_threads import COUNTER_WORDS
-from streamserve.kernels.impl.numba_tiles import BLOCK, Q4_ROW_BYTES, Q8_ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, FINE, Q4_ROW_BYTES, Q8_ROW_BYTES
 from streamserve.kernels.ops import Batch, KVPages, Network, NetworkParts, NetworkShape, Weights
 from streamserve.kernels.registry import Facts, implements
 
 MAX_TOKENS = 256  # of a native step; a longer batch is cut, which changes no bit of the result
+_FINE_COLUMNS = frozenset((step.QKV, step.DOWN))
 _FEATURES = ("avx2", "fma", "f16c")
 _QUANTISED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
 
@@ -73,10 +75,11 @@ def refusal(facts: Facts) -> str | None:
         return f"page size is {facts.page_size}; supported are 16, 32, 64 and 128"
     if facts.kv_dtype not in ("float32", "float16"):
         return f"KV is held as {facts.kv_dtype}; supported are float32 and float16"
-    return _processor_refusal()
+    return processor_refusal()
 
 
-def _processor_refusal() -> str | None:
+def processor_refusal() -> str | None:
+    """Why no packed network can run on this machine; None when it can."""
     if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
         return f"needs Linux on x86-64; this is {platform.system()} on {platform.machine()}"
     if numba_config.DISABLE_JIT or numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None:
@@ -131,7 +134,8 @@ class PackedDecoder:
                 (step.DOWN, [_packed(weights, f"{at}mlp.down_proj.weight")]),
             ):
                 matrix = self._place(arena, parts)
-                table[i, column : column + 2] = matrix.address, matrix.bits
+                form = FINE if matrix.bits == 4 and column in _FINE_COLUMNS else matrix.bits
+                table[i, column : column + 2] = matrix.address, form
         self._kept += [arena.memory, table]
         freq, factor = shape.inv_freq()
         return step.Net(

@@ -207,3 +207,14 @@ def load_f32(e: Emit, array: Value, index: Value) -> Value:
 @vector_code(types.int64, types.int64, types.float32)
 def store_f32(e: Emit, array: Value, index: Value, value: Value) -> None:
     e.store(value, e.add(array, e.mul(index, 4)), align=4)
+
+
+@vector_code(types.int64, types.int64)
+def prefetch_bytes(e: Emit, address: Value, count: Value) -> None:
+    """Ask for all cache lines of a stretch of memory."""
+
+    def line(i: Value, _: list[Value]) -> list[Value]:
+        e.prefetch(e.add(address, e.mul(i, 64)), 0)
+        return []
+
+    e.loop(e.builder.sdiv(count, e.i64(64)), line)
