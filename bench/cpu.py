@@ -79,8 +79,9 @@ class Ours:
 
         async def one(prompt: list[int]) -> tuple[float, float]:
             self.count += 1
+            request = GenerateRequest(f"bench{self.count}", tuple(prompt), params)
             async with gate:
-                box = await self.built.engine.submit(GenerateRequest(f"bench{self.count}", tuple(prompt), params))
+                box = await self.built.engine.submit(request)
                 delta = await box.get()
                 first, got = time.perf_counter(), len(delta.token_ids)
                 while delta.finish_reason is None:
@@ -96,6 +97,7 @@ class Ours:
     def close(self) -> None:
         self.loop_task.cancel()
         self.runner.close()
+        self.built.close()
 
 
 class Transformers:
