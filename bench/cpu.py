@@ -22,6 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -35,14 +36,26 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(1000, 48000) for _ in range(length)] for _ in range(count)]
 
 
-def rates(started: float, first: list[float], last: float, batch: int) -> Figures:
-    """`first` holds the time of each stream's first token."""
-    all_first = max(first)
-    return {
-        f"total@{batch}": batch * NEW_TOKENS / (last - started),
-        f"decode@{batch}": batch * (NEW_TOKENS - 1) / (last - all_first) if batch == 1 else float("nan"),
-        f"ttft@{batch}": statistics.median(t - started for t in first),
-    }
+@dataclass
+class Timing:
+    """When a batch was started, and when tokens came: per stream (time, number of tokens)."""
+
+    started: float
+    arrivals: list[list[tuple[float, int]]]
+
+    @property
+    def last(self) -> float:
+        return max(stream[-1][0] for stream in self.arrivals)
+
+    def figures(self) -> Figures:
+        batch = len(self.arrivals)
+        all_first = max(stream[0][0] for stream in self.arrivals)
+        late = sum(count for stream in self.arrivals for at, count in stream if at > all_first)
+        return {
+            f"total@{batch}": sum(count for stream in self.arrivals for _, count in stream) / (self.last - self.started),
+            f"decode@{batch}": late / (self.last - all_first),
+            f"ttft@{batch}": statistics.median(stream[0][0] - self.started for stream in self.arrivals),
+        }
 
 
 class Ours:
@@ -68,31 +81,31 @@ class Ours:
     async def _start(self) -> "asyncio.Task[None]":
         return asyncio.create_task(self.built.engine.run())
 
-    def generate(self, batch: list[list[int]], num_new: int, at_once: int | None = None) -> tuple[float, list[float], float]:
+    def generate(self, batch: list[list[int]], num_new: int, at_once: int | None = None) -> Timing:
         return self.runner.run(self._generate(batch, num_new, at_once or len(batch)))
 
-    async def _generate(self, batch: list[list[int]], num_new: int, at_once: int) -> tuple[float, list[float], float]:
+    async def _generate(self, batch: list[list[int]], num_new: int, at_once: int) -> Timing:
         from streamserve.messages import GenerateRequest, SamplingParams
 
         gate = asyncio.Semaphore(at_once)
         params = SamplingParams(max_new_tokens=num_new, temperature=0.0, ignore_eos=True)
 
-        async def one(prompt: list[int]) -> tuple[float, float]:
+        async def one(prompt: list[int]) -> list[tuple[float, int]]:
             self.count += 1
             request = GenerateRequest(f"bench{self.count}", tuple(prompt), params)
             async with gate:
                 box = await self.built.engine.submit(request)
-                delta = await box.get()
-                first, got = time.perf_counter(), len(delta.token_ids)
-                while delta.finish_reason is None:
+                arrivals = []
+                finish = None
+                while finish is None:
                     delta = await box.get()
-                    got += len(delta.token_ids)
-                assert got == num_new, (got, delta)
-                return first, time.perf_counter()
+                    finish = delta.finish_reason
+                    arrivals.append((time.perf_counter(), len(delta.token_ids)))
+                assert sum(count for _, count in arrivals) == num_new, (arrivals, delta)
+                return arrivals
 
         started = time.perf_counter()
-        times = await asyncio.gather(*(one(p) for p in batch))
-        return started, [first for first, _ in times], max(last for _, last in times)
+        return Timing(started, await asyncio.gather(*(one(p) for p in batch)))
 
     def close(self) -> None:
         self.loop_task.cancel()
@@ -115,31 +128,21 @@ class Transformers:
         self.model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
         self.model.train(False)
 
-    def generate(self, batch: list[list[int]], num_new: int) -> tuple[float, list[float], float]:
-        torch = self.torch
-        first: list[float] = []
+    def generate(self, batch: list[list[int]], num_new: int) -> Timing:
+        """generate() tells nobody when a token of a batch comes: a run of one token says when the first would have come."""
+        first_s, whole_s = self._seconds(batch, 1), self._seconds(batch, num_new)
+        started = time.perf_counter() - whole_s
+        return Timing(started, [[(started + first_s, 1), (started + whole_s, num_new - 1)] for _ in batch])
 
-        class Watch:
-            def put(self, value: object) -> None:  # called with the prompt, then once per step
-                first.append(time.perf_counter())
-
-            def end(self) -> None:
-                pass
-
-        ids = torch.tensor(batch)
+    def _seconds(self, batch: list[list[int]], num_new: int) -> float:
+        ids = self.torch.tensor(batch)
+        mask = self.torch.ones_like(ids)
         started = time.perf_counter()
-        with torch.inference_mode():
+        with self.torch.inference_mode():
             self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=num_new,
-                min_new_tokens=num_new,
-                do_sample=False,
-                streamer=Watch() if len(batch) == 1 else None,
-                pad_token_id=0,
+                ids, attention_mask=mask, max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False, pad_token_id=0
             )
-        last = time.perf_counter()
-        return started, [first[1]] if len(first) > 1 else [last], last
+        return time.perf_counter() - started
 
     def close(self) -> None:
         pass
@@ -182,17 +185,20 @@ class LlamaCpp:
                 best.append(int(self.np.argmax(self.np.ctypeslib.as_array(logits, shape=(self.vocab,)))))
         return best
 
-    def generate(self, batch: list[list[int]], num_new: int) -> tuple[float, list[float], float]:
+    def generate(self, batch: list[list[int]], num_new: int) -> Timing:
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
         started = time.perf_counter()
-        tokens, first = [0] * len(batch), []
+        tokens = [0] * len(batch)
+        arrivals: list[list[tuple[float, int]]] = []
         for sequence, prompt in enumerate(batch):
             rows = [(t, i, sequence, i == len(prompt) - 1) for i, t in enumerate(prompt)]
             tokens[sequence] = self._decode(rows)[0]
-            first.append(time.perf_counter())
+            arrivals.append([(time.perf_counter(), 1)])
         for step in range(num_new - 1):
             tokens = self._decode([(t, len(batch[s]) + step, s, True) for s, t in enumerate(tokens)])
-        return started, first, time.perf_counter()
+            for stream in arrivals:
+                stream.append((time.perf_counter(), 1))
+        return Timing(started, arrivals)
 
     def close(self) -> None:
         self.c.llama_batch_free(self.batch)
@@ -203,10 +209,9 @@ class LlamaCpp:
 def measure(engine: "Ours | Transformers | LlamaCpp", seed: int) -> Figures:
     figures: Figures = {}
     for batch in BATCHES:
-        started, first, last = engine.generate(prompts(batch, PROMPT_LEN, seed * 100 + batch), NEW_TOKENS)
-        figures |= rates(started, first, last, batch)
-    started, first, _ = engine.generate(prompts(1, LONG_PROMPT, seed * 100 + 99), 2)
-    figures["prefill_s"] = first[0] - started
+        figures |= engine.generate(prompts(batch, PROMPT_LEN, seed * 100 + batch), NEW_TOKENS).figures()
+    timing = engine.generate(prompts(1, LONG_PROMPT, seed * 100 + 99), 2)
+    figures["prefill_s"] = timing.arrivals[0][0][0] - timing.started
     return figures
 
 
@@ -214,8 +219,8 @@ def shared_prefix(engine: Ours, seed: int) -> float:
     """Requests per second of 32 requests with 1,024 common and 16 own tokens, 8 at once, 16 new tokens each."""
     common = prompts(1, LONG_PROMPT, seed)[0]
     batch = [common + own for own in prompts(32, 16, seed + 1)]
-    started, _, last = engine.generate(batch, 16, at_once=8)
-    return 32 / (last - started)
+    timing = engine.generate(batch, 16, at_once=8)
+    return 32 / (timing.last - timing.started)
 
 
 def processor() -> str:
@@ -274,7 +279,7 @@ def main() -> None:
 
 
 def _line(figures: Figures) -> str:
-    return "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if value == value)
+    return "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
 
 
 def report(rounds: dict[str, list[Figures]], shared: dict[str, list[float]]) -> None:

@@ -115,8 +115,8 @@ def main() -> None:
         batch = prompts(args.streams, PROMPT_LEN, 500 + number)
         tokens = args.streams * NEW_TOKENS
         over_http = tokens / asyncio.run(served.generate(batch, NEW_TOKENS))
-        started, _, last = offline.generate(batch, NEW_TOKENS)
-        alone = tokens / (last - started)
+        timing = offline.generate(batch, NEW_TOKENS)
+        alone = tokens / (timing.last - timing.started)
         ratios.append(over_http / alone)
         rates.append((over_http, alone))
     shown = ", ".join(f"{a:.0f} of {b:.0f}" for a, b in rates)

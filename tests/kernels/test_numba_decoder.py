@@ -215,8 +215,8 @@ def test_default_model_stays_near_float32_on_text(default_checkpoint: Checkpoint
     packed = new_driver(PackedDecoder(spec, default_checkpoint, threads=2), spec)
     plain = new_reference(spec, default_checkpoint)
     logits, expected = (driver.step((driver.request(len(tokens)), tokens)) for driver in (packed, plain))
-    assert mean_kl(expected, logits) < 0.01
-    assert float((expected.argmax(-1) == logits.argmax(-1)).float().mean()) > 0.9
+    assert mean_kl(expected, logits) < 1e-4
+    assert float((expected.argmax(-1) == logits.argmax(-1)).float().mean()) > 0.99
 
 
 def _tokens_of(checkpoint: Checkpoint, text: str) -> list[int]:

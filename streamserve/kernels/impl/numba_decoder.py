@@ -43,12 +43,11 @@ from streamserve.kernels.impl.numba_pack import (
 )
 from streamserve.kernels.impl.numba_team import Helpers, Pace
 from streamserve.kernels.impl.numba_threads import COUNTER_WORDS
-from streamserve.kernels.impl.numba_tiles import BLOCK, FINE, Q4_ROW_BYTES, Q8_ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, ROW_BYTES
 from streamserve.kernels.ops import Batch, KVPages, Network, NetworkParts, NetworkShape, Weights
 from streamserve.kernels.registry import Facts, implements
 
 MAX_TOKENS = 256  # of a native step; a longer batch is cut, which changes no bit of the result
-_FINE_COLUMNS = frozenset((step.QKV, step.ATTENTION_OUT, step.GATE_UP, step.DOWN))
 _FEATURES = ("avx2", "fma", "f16c")
 _QUANTISED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
 
@@ -134,8 +133,7 @@ class PackedDecoder:
                 (step.DOWN, [_packed(weights, f"{at}mlp.down_proj.weight")]),
             ):
                 matrix = self._place(arena, parts)
-                form = FINE if matrix.bits == 4 and column in _FINE_COLUMNS else matrix.bits
-                table[i, column : column + 2] = matrix.address, form
+                table[i, column : column + 2] = matrix.address, matrix.bits
         self._kept += [arena.memory, table]
         freq, factor = shape.inv_freq()
         return step.Net(
@@ -301,8 +299,8 @@ def _pieces(row_start: list[int]) -> Iterator[tuple[int, int, list[tuple[int, in
 
 
 def _row_bytes(count: int) -> int:
-    """Of one quantised row in its wider form, whole cache lines."""
-    return -(-(count // GROUP * max(Q4_ROW_BYTES, Q8_ROW_BYTES)) // 64) * 64
+    """Of one quantised row, whole cache lines."""
+    return -(-(count // GROUP * ROW_BYTES) // 64) * 64
 
 
 def _packed(weights: Weights, name: str, kind: str | None = None) -> "tuple[int, NDArray[np.uint16], int]":

@@ -1,7 +1,7 @@
 """Row-wise vector code: norms, activation quantisation, gated activation, RoPE, softmax over one chunk of keys.
 
-A quantised row is a run of groups of 32 (layout and forms: numba_tiles.py). The rounding of fine and 16-bit rows (2^-15 and
-2^-16 of the group's largest value) is far below the error that the weights' own rounding has left. Every routine works on one row
+A quantised row is a run of groups of 32 (layout: numba_tiles.py). Its rounding, to 15 bits for 4-bit weights and to 16
+for 8-bit ones, is far below the error that the weights' own rounding has left. Every routine works on one row
 by itself, so that a row's bits do not depend on its neighbours. Knows no threads and no network.
 """
 
@@ -13,19 +13,19 @@ from llvmlite import ir
 from numba import types
 
 from streamserve.kernels.impl.numba_ir import F16, F32, I8, I16, I32, LANES, Emit, Value, native, vec, vector_code
-from streamserve.kernels.impl.numba_tiles import BLOCK, COARSE, EIGHT, FINE, FINE_PART, Q4_ROW_BYTES, Q8_BYTES, Q8_ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, LOW_BITS, Q8_BYTES, ROW_BYTES, ROW_SCALE_AT
 
 _GROUP_VECTORS = 32 // LANES
 MASKED = -1e30  # score of a key that a query may not see
 
 
-_LARGEST = {COARSE: 127.0, FINE: 127.0 * (1 << FINE_PART) + (1 << FINE_PART) // 2 - 1, EIGHT: 32767.0}
+_LARGEST = {4: 127.0 * (1 << LOW_BITS) + (1 << LOW_BITS) // 2 - 1, 8: 32767.0}
 
 
-def _store_group(e: Emit, values: list[Value], out: Value, form: int) -> None:
-    """Quantise 32 values to the record that products of that form read."""
+def _store_group(e: Emit, values: list[Value], out: Value, bits: int) -> None:
+    """Quantise 32 values to the record that `bits`-bit weights multiply with."""
     b = e.builder
-    most = _LARGEST[form]
+    most = _LARGEST[bits]
     largest = e.abs(values[0])
     for value in values[1:]:
         largest = e.maximum(largest, e.abs(value))
@@ -34,18 +34,17 @@ def _store_group(e: Emit, values: list[Value], out: Value, form: int) -> None:
     is_zero = b.fcmp_unordered("==", peak, e.f32(0.0))
     inverse = e.splat(b.select(is_zero, e.f32(0.0), b.fdiv(e.f32(most), peak)))
     whole = [e.call("llvm.x86.avx.cvt.ps2dq.256", vec(I32), b.fmul(value, inverse)) for value in values]  # to nearest even
-    if form == FINE:  # whole = 128 * high + low, low in -64..63
-        high = [b.ashr(b.add(value, e.all(I32, 1 << (FINE_PART - 1))), e.all(I32, FINE_PART)) for value in whole]
-        low = [b.sub(value, b.shl(part, e.all(I32, FINE_PART))) for value, part in zip(whole, high, strict=True)]
+    if bits == 4:  # whole = 128 * high + low, low in -64..63
+        high = [b.ashr(b.add(value, e.all(I32, 1 << (LOW_BITS - 1))), e.all(I32, LOW_BITS)) for value in whole]
+        low = [b.sub(value, b.shl(part, e.all(I32, LOW_BITS))) for value, part in zip(whole, high, strict=True)]
         e.store(b.trunc(e.concat(high), vec(I8, 32)), out)
         e.store(b.trunc(e.concat(low), vec(I8, 32)), e.add(out, 32))
     else:
-        e.store(b.trunc(e.concat(whole), vec(I8 if form == COARSE else I16, 32)), out)
-    s_at = 32 if form == COARSE else 64
-    e.store(scale, out, s_at, align=4)
-    if form != EIGHT:
+        e.store(b.trunc(e.concat(whole), vec(I16, 32)), out)
+    e.store(scale, out, ROW_SCALE_AT, align=4)
+    if bits == 4:
         total = e.sum(b.add(b.add(whole[0], whole[1]), b.add(whole[2], whole[3])))
-        e.store(b.fmul(scale, b.sitofp(total, F32)), out, s_at + 4, align=4)
+        e.store(b.fmul(scale, b.sitofp(total, F32)), out, ROW_SCALE_AT + 4, align=4)
 
 
 def _load_group(e: Emit, address: Value) -> list[Value]:
@@ -65,7 +64,7 @@ def _inverse_rms(e: Emit, x: Value, vectors: Value, eps: Value) -> Value:
     return b.fdiv(e.f32(1.0), e.call("llvm.sqrt.f32", F32, b.fadd(b.fdiv(e.sum(squares), count), eps)))
 
 
-def _make_norm(form: int) -> Any:
+def _make_norm(bits: int) -> Any:
     @vector_code(types.int64, types.int64, types.int64, types.float32, types.int64)
     def norm(e: Emit, x: Value, weight: Value, groups: Value, eps: Value, out: Value) -> None:
         b = e.builder
@@ -75,7 +74,7 @@ def _make_norm(form: int) -> Any:
             at = e.mul(g, 128)
             pairs = zip(_load_group(e, e.add(x, at)), _load_group(e, e.add(weight, at)), strict=True)
             values = [b.fmul(b.fmul(value, inverse), factor) for value, factor in pairs]
-            _store_group(e, values, e.add(out, e.mul(g, Q4_ROW_BYTES if form == COARSE else Q8_ROW_BYTES)), form)
+            _store_group(e, values, e.add(out, e.mul(g, ROW_BYTES)), bits)
             return []
 
         e.loop(groups, store)
@@ -83,12 +82,12 @@ def _make_norm(form: int) -> Any:
     return norm
 
 
-def _make_quantise(form: int) -> Any:
+def _make_quantise(bits: int) -> Any:
     @vector_code(types.int64, types.int64, types.int64)
     def quantise(e: Emit, x: Value, groups: Value, out: Value) -> None:
         def store(g: Value, _: list[Value]) -> list[Value]:
-            at = e.add(out, e.mul(g, Q4_ROW_BYTES if form == COARSE else Q8_ROW_BYTES))
-            _store_group(e, _load_group(e, e.add(x, e.mul(g, 128))), at, form)
+            at = e.add(out, e.mul(g, ROW_BYTES))
+            _store_group(e, _load_group(e, e.add(x, e.mul(g, 128))), at, bits)
             return []
 
         e.loop(groups, store)
@@ -96,7 +95,7 @@ def _make_quantise(form: int) -> Any:
     return quantise
 
 
-def _make_gate(form: int) -> Any:
+def _make_gate(bits: int) -> Any:
     @vector_code(types.int64, types.int64)
     def gate(e: Emit, gate_up: Value, out: Value) -> None:
         b = e.builder
@@ -104,44 +103,38 @@ def _make_gate(form: int) -> Any:
         for gate, up in zip(_load_group(e, gate_up), _load_group(e, e.add(gate_up, 128)), strict=True):
             below = b.fadd(e.exp(b.fneg(gate)), e.all(F32, 1.0))
             values.append(b.fmul(b.fdiv(gate, below), up))
-        _store_group(e, values, out, form)
+        _store_group(e, values, out, bits)
 
     return gate
 
 
-_norm4, _norm_fine, _norm8 = (_make_norm(form) for form in (COARSE, FINE, EIGHT))
-_quantise4, _quantise_fine, _quantise8 = (_make_quantise(form) for form in (COARSE, FINE, EIGHT))
-_gate4, _gate_fine, _gate8 = (_make_gate(form) for form in (COARSE, FINE, EIGHT))
+_norm4, _norm8 = _make_norm(4), _make_norm(8)
+_quantise4, _quantise8 = _make_quantise(4), _make_quantise(8)
+_gate4, _gate8 = _make_gate(4), _make_gate(8)
 
 
 @native
-def norm_row(form: int, x: int, weight: int, groups: int, eps: float, out: int) -> None:
-    """RMS norm of a row, quantised for products of that form."""
-    if form == COARSE:
+def norm_row(bits: int, x: int, weight: int, groups: int, eps: float, out: int) -> None:
+    """RMS norm of a row, quantised for weights of `bits` bits."""
+    if bits == 4:
         _norm4(x, weight, groups, eps, out)
-    elif form == FINE:
-        _norm_fine(x, weight, groups, eps, out)
     else:
         _norm8(x, weight, groups, eps, out)
 
 
 @native
-def quantise_row(form: int, x: int, groups: int, out: int) -> None:
-    if form == COARSE:
+def quantise_row(bits: int, x: int, groups: int, out: int) -> None:
+    if bits == 4:
         _quantise4(x, groups, out)
-    elif form == FINE:
-        _quantise_fine(x, groups, out)
     else:
         _quantise8(x, groups, out)
 
 
 @native
-def gate_group(form: int, gate_up: int, out: int) -> None:
+def gate_group(bits: int, gate_up: int, out: int) -> None:
     """silu(gate) * up for 32 gates followed by their 32 ups, quantised."""
-    if form == COARSE:
+    if bits == 4:
         _gate4(gate_up, out)
-    elif form == FINE:
-        _gate_fine(gate_up, out)
     else:
         _gate8(gate_up, out)
 

@@ -38,7 +38,7 @@ from streamserve.kernels.impl.numba_rows import (
     store_head,
 )
 from streamserve.kernels.impl.numba_threads import SEMAPHORE_BYTES, close_gate, enter, leave, open_gate, put, take, wait
-from streamserve.kernels.impl.numba_tiles import BLOCK, block_bytes, block_product, row_group_bytes
+from streamserve.kernels.impl.numba_tiles import BLOCK, ROW_BYTES, block_bytes, block_product
 
 GROUP = 32
 ITEM_BLOCKS = 2  # blocks of 16 channels in an item
@@ -51,7 +51,7 @@ PHASES_PER_LAYER, PHASES_BESIDE = 8, 3
 TOKENS, RUNS, LOGITS, IS_DECODE, PAGE_SIZE, IS_HALF, KEYS, VALUES, LAYER_BYTES, PAGE_BYTES, TABLE, TABLE_BYTES, OUT = range(13)
 NOW_WORDS = 16
 
-# columns of Net.layers: address of each matrix and the form of its product (numba_tiles.py)
+# columns of Net.layers: address and bits of each matrix
 QKV, ATTENTION_OUT, GATE_UP, DOWN = 0, 2, 4, 6
 LAYER_WORDS = 8
 
@@ -60,7 +60,7 @@ class Matrix(NamedTuple):
     """A packed matrix (layout: numba_tiles.py)."""
 
     address: int
-    form: int
+    bits: int
     groups: int  # of inputs
     channels: int
 
@@ -138,14 +138,14 @@ def _embed(net: Net, work: Work, phase: int) -> None:
 
 
 @native
-def _norm(net: Net, work: Work, phase: int, weight: int, form: int) -> None:
+def _norm(net: Net, work: Work, phase: int, weight: int, bits: int) -> None:
     num_tokens = load_i64(work.now, TOKENS)
     items = (num_tokens + NORM_TOKENS - 1) // NORM_TOKENS
     item = take(work.counters, phase, items)
     while item >= 0:
         for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
             norm_row(
-                form, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows.address + t * work.rows.stride
+                bits, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows.address + t * work.rows.stride
             )
         put(work.counters, phase)
         item = take(work.counters, phase, items)
@@ -173,18 +173,17 @@ def _product(work: Work, phase: int, matrix: Matrix, rows: Rows, num_rows: int, 
     item = take(work.counters, phase, items)
     while item >= 0:
         for n in range(item * ITEM_BLOCKS, min(blocks, (item + 1) * ITEM_BLOCKS)):
-            weights = matrix.address + n * block_bytes(matrix.form, matrix.groups)
+            weights = matrix.address + n * block_bytes(matrix.bits, matrix.groups)
             to = out.address + n * BLOCK * 4
-            block_product(matrix.form, weights, matrix.groups, rows.address, rows.stride, num_rows, to, out.stride, adds)
+            block_product(matrix.bits, weights, matrix.groups, rows.address, rows.stride, num_rows, to, out.stride, adds)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
 
 
 @native
-def _gated_product(work: Work, thread: int, phase: int, matrix: Matrix, num_rows: int, out_form: int) -> None:
+def _gated_product(work: Work, thread: int, phase: int, matrix: Matrix, num_rows: int, out_bits: int) -> None:
     """32 gates and their 32 ups for a few rows at a time, then the gate: what leaves is one quantised group per row."""
-    out_bytes = row_group_bytes(out_form)
     both = work.scratch + thread * work.scratch_bytes  # float32 [GATED_ROWS, 64]
     both_bytes = 2 * GROUP * 4
     items = matrix.channels // (2 * GROUP)
@@ -193,12 +192,12 @@ def _gated_product(work: Work, thread: int, phase: int, matrix: Matrix, num_rows
         for t in range(0, num_rows, GATED_ROWS):
             count, rows = min(GATED_ROWS, num_rows - t), work.rows.address + t * work.rows.stride
             for n in range(2 * ITEM_BLOCKS):
-                weights = matrix.address + (item * 2 * ITEM_BLOCKS + n) * block_bytes(matrix.form, matrix.groups)
+                weights = matrix.address + (item * 2 * ITEM_BLOCKS + n) * block_bytes(matrix.bits, matrix.groups)
                 to = both + n * BLOCK * 4
-                block_product(matrix.form, weights, matrix.groups, rows, work.rows.stride, count, to, both_bytes, _REPLACE)
+                block_product(matrix.bits, weights, matrix.groups, rows, work.rows.stride, count, to, both_bytes, _REPLACE)
             for r in range(count):
-                at = work.inner_rows.address + (t + r) * work.inner_rows.stride + item * out_bytes
-                gate_group(out_form, both + r * both_bytes, at)
+                at = work.inner_rows.address + (t + r) * work.inner_rows.stride + item * ROW_BYTES
+                gate_group(out_bits, both + r * both_bytes, at)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -251,11 +250,11 @@ def _keys(net: Net, work: Work, phase: int, layer: int) -> None:
 
 
 @native
-def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_form: int) -> None:
+def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_bits: int) -> None:
     now, dim, group = work.now, net.dim, net.heads // net.kv_heads
     is_half, page_size = load_i64(now, IS_HALF) != 0, load_i64(now, PAGE_SIZE)
     width = (net.heads + 2 * net.kv_heads) * dim * 4
-    head_bytes = dim // GROUP * row_group_bytes(out_form)
+    head_bytes = dim // GROUP * ROW_BYTES
     scratch = work.scratch + thread * work.scratch_bytes
     items = load_i64(now, RUNS) * net.kv_heads
     item = take(work.counters, phase, items)
@@ -282,7 +281,7 @@ def _attend(net: Net, work: Work, thread: int, phase: int, layer: int, out_form:
         )
         for r in range(count * group):
             at = work.rows.address + (first + r // group) * work.rows.stride + (kv_head * group + r % group) * head_bytes
-            quantise_row(out_form, result + r * dim * 4, dim // GROUP, at)
+            quantise_row(out_bits, result + r * dim * 4, dim // GROUP, at)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -303,14 +302,14 @@ def _layer(net: Net, work: Work, thread: int, layer: int) -> None:
     attention_out = _matrix(net, layer, ATTENTION_OUT, net.heads * net.dim, net.hidden)
     gate_up = _matrix(net, layer, GATE_UP, net.hidden, 2 * net.inner)
     down = _matrix(net, layer, DOWN, net.inner, net.hidden)
-    _norm(net, work, phase, net.attention_norm + layer * net.hidden * 4, qkv.form)
+    _norm(net, work, phase, net.attention_norm + layer * net.hidden * 4, qkv.bits)
     _product(work, phase + 1, qkv, work.rows, num_tokens, Rows(work.qkv, heads_width * 4), _REPLACE)
     if not load_i64(work.now, IS_DECODE):
         _keys(net, work, phase + 2, layer)
-    _attend(net, work, thread, phase + 3, layer, attention_out.form)
+    _attend(net, work, thread, phase + 3, layer, attention_out.bits)
     _product(work, phase + 4, attention_out, work.rows, num_tokens, x, _ADD)
-    _norm(net, work, phase + 5, net.mlp_norm + layer * net.hidden * 4, gate_up.form)
-    _gated_product(work, thread, phase + 6, gate_up, num_tokens, down.form)
+    _norm(net, work, phase + 5, net.mlp_norm + layer * net.hidden * 4, gate_up.bits)
+    _gated_product(work, thread, phase + 6, gate_up, num_tokens, down.bits)
     _product(work, phase + 7, down, work.inner_rows, num_tokens, x, _ADD)
 
 

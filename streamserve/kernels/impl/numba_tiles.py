@@ -6,13 +6,13 @@ tile reads one stream:
     4 bit, 160 bytes per half and group   4 x 32 bytes: channel c, inputs 4j..4j+3 in the low nibbles and 16 inputs later in
                                           the high ones, at byte 32j + 4c; then 8 x f16 scale d, 8 x f16 offset m: d * q + m
     8 bit, 272 bytes per half and group   16 x 16 bytes: channel c, inputs 2j and 2j+1 at byte 16j + 2c; then 8 x f16 scale d
-    rows, by what they multiply with      4 bit, coarse: 32 x int8; 4 bit, fine: 32 x int8 high and 32 x int8 low parts of
-                                          128 * high + low; 8 bit: 32 x int16. Then f32 scale s and f32 s * sum of the integers
+    rows, 72 bytes per group              for 4-bit weights 32 x int8 high and 32 x int8 low parts of 128 * high + low, for 8-bit
+                                          ones 32 x int16; then f32 scale s and, for 4 bit, f32 s * sum of the integers
 
 Numerics: products within a group are exact integers; groups are added in float32, in order, by fused multiply-adds. A row
 therefore gets the same bits in every tile, whatever rows stand beside it. 4 bit: |sum of 8 products| <= 8 * 15 * 127 fits the
-int16 that pmaddubsw leaves, for each part of a fine row too. 8 bit: 32 * 128 * 32767 fits int32. A fine product costs two
-coarse ones and rounds its activations to 15 bits instead of 8. Knows no threads and no network.
+int16 that pmaddubsw leaves, for the high parts as for the low ones. 8 bit: 32 * 128 * 32767 fits int32. Two parts cost twice
+the instructions of int8 activations; one row, whose weights come from memory, does not notice. Knows no threads and no network.
 """
 
 # mypy: disable-error-code="import-untyped,untyped-decorator"
@@ -24,15 +24,14 @@ from numba import types
 from streamserve.kernels.impl.numba_ir import F16, F32, I8, I16, I32, Emit, Value, native, vec, vector_code
 
 BLOCK = 16  # channels
-COARSE, FINE, EIGHT = 4, 5, 8  # forms of a product: 4-bit weights by 8-bit or by 15-bit activations, 8-bit by 16-bit ones
-FINE_PART = 7  # bits of a fine activation's low part
+LOW_BITS = 7  # of the low part of an activation
 Q4_BYTES, Q8_BYTES = 160, 272  # of weights: half a block, one group
 AHEAD_BYTES = 1280  # one row, weights from memory: 5.1 ms for 66 MB, 6.1 ms without (EPYC of the Zen 3 kind, one thread)
-Q4_ROW_BYTES, Q8_ROW_BYTES = 40, 72  # of activations: one row, one group
+ROW_BYTES, ROW_SCALE_AT = 72, 64  # of activations: one row, one group
 
 
-def _q4_dots(e: Emit, weights: list[Value], rows: list[Value]) -> list[list[Value]]:
-    """Integer dot products of one group, int32 per channel: [half][row]."""
+def _part_dots(e: Emit, weights: list[Value], rows: list[Value]) -> list[list[Value]]:
+    """Integer dot products of one group of 4-bit weights and int8 parts, int32 per channel: [half][part]."""
     b = e.builder
 
     def add_products(sums: list[Value], unpacked: list[Value], at: Value, later: int) -> None:
@@ -71,27 +70,22 @@ def _q8_dots(e: Emit, weights: list[Value], rows: list[Value]) -> list[list[Valu
     return [sums[n * len(rows) : (n + 1) * len(rows)] for n in range(len(weights))]
 
 
-def _q4_fine_dots(e: Emit, weights: list[Value], rows: list[Value]) -> list[list[Value]]:
-    """The high and the low parts of each row as rows of their own, then put together."""
+def _q4_dots(e: Emit, weights: list[Value], rows: list[Value]) -> list[list[Value]]:
+    """Integer dot products of one group, int32 per channel: [half][row]. High and low parts apart, then put together."""
     parts = [part for row in rows for part in (row, e.add(row, 32))]
     return [
-        [e.builder.add(e.builder.shl(high, e.all(I32, FINE_PART)), low) for high, low in zip(half[::2], half[1::2], strict=True)]
-        for half in _q4_dots(e, weights, parts)
+        [e.builder.add(e.builder.shl(high, e.all(I32, LOW_BITS)), low) for high, low in zip(half[::2], half[1::2], strict=True)]
+        for half in _part_dots(e, weights, parts)
     ]
 
 
-def _make_tile(form: int, num_rows: int) -> Any:
+def _make_tile(bits: int, num_rows: int) -> Any:
     """An intrinsic for one block of weights and `num_rows` rows:
     tile(weights, groups, rows, bytes from row to row, out, bytes from row to row of out, adds). `adds` 1 adds to `out`.
 
-    Two halves by four rows: 10 multiply-adds for every load, and what lies between them stays in 16 registers.
+    Two halves by four rows of 8 bits, or by the four parts of two rows: what lies between loads and sums stays in 16 registers.
     """
-    dots, half_bytes, row_bytes, s_at = {
-        COARSE: (_q4_dots, Q4_BYTES, Q4_ROW_BYTES, 32),
-        FINE: (_q4_fine_dots, Q4_BYTES, Q8_ROW_BYTES, 64),
-        EIGHT: (_q8_dots, Q8_BYTES, Q8_ROW_BYTES, 64),
-    }[form]
-    scale_at = 256 if form == EIGHT else 128
+    dots, half_bytes, scale_at = (_q4_dots, Q4_BYTES, 128) if bits == 4 else (_q8_dots, Q8_BYTES, 256)
 
     @vector_code(*[types.int64] * 7)
     def tile(
@@ -105,16 +99,16 @@ def _make_tile(form: int, num_rows: int) -> Any:
             w_at = [first, e.add(first, half_bytes)]
             for line in range(0, 2 * half_bytes, 64):
                 e.prefetch(first, AHEAD_BYTES + line)
-            x_at = [e.add(at, e.mul(g, row_bytes)) for at in rows_at]
+            x_at = [e.add(at, e.mul(g, ROW_BYTES)) for at in rows_at]
             result = []
             for n, (w, sums) in enumerate(zip(w_at, dots(e, w_at, x_at), strict=True)):
                 scale = b.fpext(e.load(vec(F16), w, scale_at, align=16), vec(F32))
-                offset = b.fpext(e.load(vec(F16), w, scale_at + 16, align=16), vec(F32)) if form != EIGHT else None
+                offset = b.fpext(e.load(vec(F16), w, scale_at + 16, align=16), vec(F32)) if bits == 4 else None
                 for x, dot, before in zip(x_at, sums, total[n * num_rows : (n + 1) * num_rows], strict=True):
-                    scales = b.fmul(scale, e.splat(e.load(F32, x, s_at, align=4)))
+                    scales = b.fmul(scale, e.splat(e.load(F32, x, ROW_SCALE_AT, align=4)))
                     after = e.fma(scales, b.sitofp(dot, vec(F32)), before)
                     if offset is not None:
-                        after = e.fma(offset, e.splat(e.load(F32, x, s_at + 4, align=4)), after)
+                        after = e.fma(offset, e.splat(e.load(F32, x, ROW_SCALE_AT + 4, align=4)), after)
                     result.append(after)
             return result
 
@@ -128,40 +122,24 @@ def _make_tile(form: int, num_rows: int) -> Any:
     return tile
 
 
-_q4x1, _q4x2, _q4x4 = (_make_tile(COARSE, num_rows) for num_rows in (1, 2, 4))
-_fine1, _fine2 = (_make_tile(FINE, num_rows) for num_rows in (1, 2))  # two parts a row: four rows would not fit 16 registers
-_q8x1, _q8x2, _q8x4 = (_make_tile(EIGHT, num_rows) for num_rows in (1, 2, 4))
+_q4x1, _q4x2 = (_make_tile(4, num_rows) for num_rows in (1, 2))  # two parts a row: four rows would not fit 16 registers
+_q8x1, _q8x2, _q8x4 = (_make_tile(8, num_rows) for num_rows in (1, 2, 4))
 
 
 @native
-def block_bytes(form: int, groups: int) -> int:
+def block_bytes(bits: int, groups: int) -> int:
     """Of one block of weights."""
-    return 2 * groups * (Q8_BYTES if form == EIGHT else Q4_BYTES)
-
-
-@native
-def row_group_bytes(form: int) -> int:
-    """Of one group of a row for products of that form."""
-    return Q4_ROW_BYTES if form == COARSE else Q8_ROW_BYTES
+    return 2 * groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
 
 
 @native
 def block_product(
-    form: int, weights: int, groups: int, rows: int, row_bytes: int, num_rows: int, out: int, out_bytes: int, adds: int
+    bits: int, weights: int, groups: int, rows: int, row_bytes: int, num_rows: int, out: int, out_bytes: int, adds: int
 ) -> None:
     """All rows times one block of 16 channels. Addresses and strides are in bytes."""
     r = 0
-    if form == FINE:
+    if bits == 4:
         while r + 2 <= num_rows:
-            _fine2(weights, groups, rows + r * row_bytes, row_bytes, out + r * out_bytes, out_bytes, adds)
-            r += 2
-        if r < num_rows:
-            _fine1(weights, groups, rows + r * row_bytes, row_bytes, out + r * out_bytes, out_bytes, adds)
-    elif form == COARSE:
-        while r + 4 <= num_rows:
-            _q4x4(weights, groups, rows + r * row_bytes, row_bytes, out + r * out_bytes, out_bytes, adds)
-            r += 4
-        if r + 2 <= num_rows:
             _q4x2(weights, groups, rows + r * row_bytes, row_bytes, out + r * out_bytes, out_bytes, adds)
             r += 2
         if r < num_rows:
