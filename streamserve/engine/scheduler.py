@@ -11,6 +11,7 @@ budget is empty: a long prompt costs running streams one chunk per step. Chunked
 from collections import deque
 from dataclasses import dataclass, field
 
+from streamserve.cache.keys import common_len, pack
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.plan import Admission, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
@@ -210,11 +211,13 @@ class Scheduler:
                 return True
             request.waits_for = None
         longest = len(request.tokens) - 1
+        mine = None
         matched = -1
         for other in self._running:
             if other.computed >= other.num_prompt or other.given.salt != request.given.salt:
                 continue
-            shared = min(_common_prefix_len(request.tokens, other.tokens), longest)
+            mine = mine or pack(request.tokens)
+            shared = min(common_len(mine, other.tokens, 0, len(other.tokens)), longest)
             if shared <= other.computed:
                 continue
             if matched < 0:
@@ -309,17 +312,3 @@ class Scheduler:
         self._running.remove(request)
         self._free_slots.append(request.slot)
         request.slot = -1
-
-
-def _common_prefix_len(a: list[int], b: list[int]) -> int:
-    """Bisection over slice comparisons, which run in C: 2,000 tokens take microseconds."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low + 1 < high:  # a[:low] == b[:low], a[:high] != b[:high]
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
