@@ -72,7 +72,7 @@ def race(checkpoint: Checkpoint, choices: Mapping[str, Choice], cpu: CPU, thread
     """The measured times, from the cache file if this processor has run the race before. Blocks for about a second then."""
     kind = _kind(checkpoint) if choices["network"].name == PACKED else None
     spec = replace(checkpoint.spec, num_layers=1, vocab_size=_VOCAB)
-    facts = {"cpu": cpu.model, "features": cpu.features, "threads": threads, "torch": torch.__version__, "kind": kind}
+    facts = {"cpu": cpu.model, "features": sorted(cpu.features), "threads": threads, "torch": torch.__version__, "kind": kind}
     file = Calibration({**facts, "layer": {name: value for name, value in _numbers(spec).items()}, "race": 1})
     if (known := file.load()) is not None:
         return Race(known["prompt_ms"], known["decode_ms"])

@@ -27,7 +27,7 @@ class Calibration:
     a change of any of them is another file."""
 
     def __init__(self, facts: Mapping[str, Any], folder: Path | None = None) -> None:
-        self._facts = json.loads(json.dumps(dict(facts), sort_keys=True, default=str))
+        self._facts = json.loads(json.dumps(dict(facts), sort_keys=True))  # a set, whose order changes, is refused
         digest = sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or cache_folder()) / f"calibration-{digest}.json"
 

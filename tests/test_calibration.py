@@ -39,3 +39,9 @@ def test_the_doctor_sees_all_files_and_survives_broken_ones(tmp_path: Path) -> N
     (tmp_path / "calibration-0000.json").write_text("{")
     contents = [content for _, content in stored(tmp_path)]
     assert sorted(contents, key=len) == [{}, {"facts": FACTS, "measured": {"a": 1}}]
+
+
+def test_facts_whose_order_changes_from_process_to_process_are_refused() -> None:
+    """A set of strings is written in another order in every process: under such a key nothing would be found again."""
+    with pytest.raises(TypeError):
+        Calibration({"features": frozenset({"avx2", "fma"})})
