@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from streamserve.calibration import Calibration, stored
 
 FACTS = {"cpu": "a processor", "threads": 2, "torch": "2.13"}
