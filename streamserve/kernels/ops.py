@@ -83,6 +83,10 @@ class Weights(Protocol):
         """The weight still quantised, or None when the checkpoint does not hold it so."""
         ...
 
+    def load(self, name: str, out: Tensor) -> None:
+        """Fill `out` (any float type, any device, may be a slice of a joined weight) with the weight. Raises CheckpointError."""
+        ...
+
 
 class KVPages(Protocol):
     """KV memory as ops see it; cache.pool.KVPool has it. A layout is known to its pool and its own kernels only."""
@@ -128,6 +132,50 @@ class Batch:
     pool: KVPages
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """Where the tokens of one prompt row lie in a step, as the host knows it: tokens first .. first + num_tokens - 1, the
+    first of them at position `start` of its request."""
+
+    slot: int
+    first: int
+    num_tokens: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step as a network on a GPU sees it: tensors in device memory, filled in stream order before the forward pass.
+
+    Tokens 0 .. num_decode - 1 are rows of one token each; behind them lie the tokens of the prompt rows, row after row. A
+    captured graph has a fixed `num_decode`: surplus rows have slot -1, token 0 and position 0, read no page, write no page,
+    and what comes out of them is never looked at. `prompts` is empty in a graph.
+    """
+
+    num_decode: int
+    prompts: tuple[PromptRow, ...]
+    tokens_T: Tensor  # int32
+    positions_T: Tensor  # int32: place of the token in its request; KV holds exactly the tokens before it
+    slots_T: Tensor  # int32: line of page_table_SP; -1: surplus
+    prompt_starts: Tensor  # int32 [len(prompts) + 1]: index in T of each prompt row's first token, then T
+    page_table_SP: Tensor  # int32
+    logit_rows_R: Tensor  # int32: which of the T tokens yield logits
+    k: Tensor  # [L, pages, K, S, D]
+    v: Tensor  # [L, pages, K, S, D]
+
+
+class DeviceNetwork(Protocol):
+    """A forward pass on a GPU. Every call only launches: nothing waits for the device, so that it can be captured."""
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Write K/V of the step's tokens; return the stream [T, E] before the last norm."""
+        ...
+
+    def logits(self, hidden_TE: Tensor, rows_R: Tensor) -> Tensor:
+        """Last norm and head for `rows_R` (int32): logits [R, V], float32."""
+        ...
+
+
 class Network(Protocol):
     """A forward pass bound to its weights."""
 
@@ -147,6 +195,8 @@ class NetworkParts:
     device: torch.device
     threads: int
     ops: Mapping[str, Any]
+    max_len: int = 0  # most tokens a request may hold: the length of RoPE tables; 0 where none are kept
+    deterministic: bool = False  # a row's result must not depend, bit for bit, on the rows beside it
 
 
 class PagedAttention(Protocol):
