@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 from streamserve.errors import ConfigError
 
 _MARK = "__streamserve_implements__"
+# Packages whose kernels run on one device only: on another, importing them would cost every start time and find nothing.
+# Packages that are not named here run anywhere. "cuda" is torch's name for ROCm too.
+_RUNS_ON = {"numba": "cpu", "triton": "cuda"}
 _T = TypeVar("_T")
 
 
@@ -124,13 +127,16 @@ def _forced(op: str, wanted: str, candidates: list[Implementation], refusals: Ma
     raise ConfigError(f"--op {op}={wanted}: no such implementation; known are {', '.join(impl.name for impl in candidates)}")
 
 
-def load(*modules: ModuleType) -> Kernels:
-    """Import kernels/impl/ as far as its packages are installed; `modules` bring implementations of their own."""
+def load(*modules: ModuleType, device: str = "cpu") -> Kernels:
+    """Import what kernels/impl/ has for `device` ("cpu", "cuda"), as far as its packages are installed; `modules` bring
+    implementations of their own."""
     folder = importlib.import_module("streamserve.kernels.impl")
     found = [importlib.import_module("streamserve.kernels.ops"), *modules]
     unavailable = []
     for entry in pkgutil.iter_modules(folder.__path__):
         package = entry.name.split("_", 1)[0]
+        if _RUNS_ON.get(package, device) != device:
+            continue
         if find_spec(package) is None:
             unavailable.append((entry.name, f"package {package} is not installed"))
             continue

@@ -44,7 +44,7 @@ def choose_kernels(
         kv_dtype=str(kv_dtype).removeprefix("torch."),
         weight_kinds=checkpoint.weight_kinds,
     )
-    return registry.load(sys.modules[__name__]).choose(facts, overrides)
+    return registry.load(sys.modules[__name__], device=device).choose(facts, overrides)
 
 
 def build_network(

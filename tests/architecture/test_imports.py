@@ -48,6 +48,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "doctor",
     ),
     "numba": ("kernels",),
+    "triton": ("kernels",),
     "transformers": (),  # the reference in tests; nothing here needs it
     "starlette": ("api",),
     "hypercorn": ("serve", "api.h2"),

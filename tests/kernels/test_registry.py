@@ -86,6 +86,17 @@ def test_a_file_whose_package_is_missing_is_reported(monkeypatch: pytest.MonkeyP
     assert registry.load().unavailable == (("abacus_sum", "package abacus is not installed"),)
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ["abacus_sum", "numba_sum"]), ("cuda", ["abacus_sum", "triton_sum"])])
+def test_files_for_another_device_are_neither_loaded_nor_missed(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: list[str]
+) -> None:
+    names = ("abacus_sum", "numba_sum", "triton_sum")
+    found = [registry.pkgutil.ModuleInfo(None, name, False) for name in names]  # type: ignore[attr-defined]
+    monkeypatch.setattr(registry.pkgutil, "iter_modules", lambda path: found)  # type: ignore[attr-defined]
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    assert [name for name, _ in registry.load(device=device).unavailable] == expected
+
+
 def test_overrides_are_parsed_or_refused() -> None:
     assert registry.parse_overrides(["a.b=c", "network=torch"]) == {"a.b": "c", "network": "torch"}
     for bad in ("a", "=c", "a="):
