@@ -14,7 +14,7 @@ _NOTED = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx_v
 
 @dataclass(frozen=True, slots=True)
 class CPU:
-    """This machine's processor, as far as the process may use it. Implements the Device protocol."""
+    """This machine's processor, as far as the process may use it."""
 
     model: str
     num_cores: int
