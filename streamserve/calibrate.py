@@ -41,6 +41,9 @@ class Sample:
         shape = self._shapes[name]
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(name))) * 0.02
 
+    def load(self, name: str, out: torch.Tensor) -> None:
+        out.copy_(self.tensor(name))
+
     def packed(self, name: str) -> Packed | None:
         if self._kind is None or len(self._shapes[name]) != 2:
             return None

@@ -34,7 +34,10 @@ class Source(Protocol):
     def sizes(self) -> Mapping[str, int]: ...  # bytes of every tensor held
     @property
     def kinds(self) -> frozenset[str]: ...  # how matrices are held: Q4_1, F32, ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
     def read(self, name: str) -> Tensor: ...
+    def load(self, name: str, out: Tensor) -> None: ...  # the same, into memory that is there; any float type and device
+    def finish(self) -> None: ...  # give back what load() keeps between calls
     def packed(self, name: str) -> Packed | None: ...
 
 
@@ -87,11 +90,21 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A weight as a float tensor (float32, bfloat16 or float16), dequantised if need be."""
+        self._check_shape(name)
         tensor = self._source.read(name)
-        if tuple(tensor.shape) != self._shapes[name]:
-            raise CheckpointError(f"{name} in {self.path} has shape {tuple(tensor.shape)}; config asks for {self._shapes[name]}")
         self._count(name)
         return tensor
+
+    def load(self, name: str, out: Tensor) -> None:
+        """Fill `out` with a weight. On a GPU the last bytes may be under way, in stream order. Call `finish` in the end."""
+        self._check_shape(name)
+        assert tuple(out.shape) == self._shapes[name], f"{name}: {tuple(out.shape)} is not {self._shapes[name]}"
+        self._source.load(name, out)
+        self._count(name)
+
+    def finish(self) -> None:
+        """All weights are loaded: give back the memory and threads that loading took. May be called twice."""
+        self._source.finish()
 
     def packed(self, name: str) -> Packed | None:
         """A matrix still quantised, or None when it is not held so."""
@@ -107,6 +120,11 @@ class Checkpoint:
         self._bytes_read += self._sizes[name]
         if self._progress is not None:
             self._progress(self._bytes_read, self.num_bytes)
+
+    def _check_shape(self, name: str) -> None:
+        held, wanted = self._source.shape(name), self._shapes[name]
+        if held != wanted:
+            raise CheckpointError(f"{name} in {self.path} has shape {held}; config asks for {wanted}")
 
     def _check_names(self) -> None:
         held = set(self._source.sizes)

@@ -34,13 +34,24 @@ class RandomSource:
     def kinds(self) -> frozenset[str]:
         return frozenset({"F32"})
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
     def read(self, name: str) -> Tensor:
-        """Norms are 1, biases 0, matrices normal with deviation 1 / sqrt(inputs): activations and logits stay near 1."""
-        shape = self._shapes[name]
-        if len(shape) == 1:
-            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
-        generator = torch.Generator().manual_seed(crc32(name.encode()))
-        return torch.randn(shape, generator=generator).mul_(shape[1] ** -0.5)
+        tensor = torch.empty(self._shapes[name])
+        self.load(name, tensor)
+        return tensor
+
+    def load(self, name: str, out: Tensor) -> None:
+        """Norms are 1, biases 0, matrices normal with deviation 1 / sqrt(inputs): activations and logits stay near 1. Drawn
+        where `out` lies and in its type, so that nothing is copied; every kind of device has its own numbers."""
+        if out.ndim == 1:
+            out.fill_(0.0 if name.endswith(".bias") else 1.0)
+            return
+        generator = torch.Generator(out.device).manual_seed(crc32(name.encode()))
+        out.normal_(0.0, out.shape[1] ** -0.5, generator=generator)
+
+    def finish(self) -> None: ...
 
     def packed(self, name: str) -> Packed | None:
         return None

@@ -185,6 +185,9 @@ class GGUFSource:
         """ggml types of the matrices."""
         return frozenset(tensor.kind for tensor in self._tensors.values() if len(tensor.shape) == 2)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
     def read(self, name: str) -> Tensor:
         tensor = self._tensors[name]
         if tensor.kind not in SUPPORTED_KINDS:
@@ -194,6 +197,11 @@ class GGUFSource:
         kind = GGMLQuantizationType[tensor.kind]
         values = dequantize(self._unpermuted(name, tensor.data), kind).reshape(tensor.shape)
         return torch.from_numpy(np.array(values, dtype=np.float32, order="C", copy=None if values.flags.writeable else True))
+
+    def load(self, name: str, out: Tensor) -> None:
+        out.copy_(self.read(name))
+
+    def finish(self) -> None: ...
 
     def packed(self, name: str) -> Packed | None:
         tensor = self._tensors[name]
