@@ -1,128 +1,343 @@
-"""What HTTP costs, how long a start takes, what an idle server burns: `streamserve serve` beside the same engine offline.
+"""Speed over HTTP: `streamserve serve` with the defaults a user gets, under the workloads that its peers were measured with.
 
-  python bench/serve.py [MODEL] [--threads 2] [--streams 16] [--rounds 3]
+    python bench/serve.py MODEL [--load-format dummy] [--workloads a,c64,c256,d,f] [--rounds 3] [--json OUT] [-- FLAGS]
 
-start     from exec to the first token of a streamed completion, the weights in the page cache
-idle      processor time of the server over ten quiet seconds, in per cent of one core
-served    tokens per second of 16 SSE streams, prompts of 128 tokens, 128 new ones; the offline engine in turn with it
+a      one request at a time, 128 tokens in, 512 out
+c64    256 requests, 512 in, 256 out, 64 at once; c256 all at once
+d      shared prefixes: 32 groups of 16 requests, 2,048 common and 128 own tokens in, 64 out, 64 at once; doff the same on
+       a second server without the prefix cache
+f      one prompt of 32,768 tokens
+start  from exec to the first streamed token: with every cache on disk empty, then again with what that start left there
+idle   processor time of the server over ten quiet seconds
+trace  replay of a trace of requests (--trace) for --minutes, one client in ten hanging up at some time; afterwards no request
+       may have failed, the tree and free pages must be all pages, and memory must be flat, or the exit code is 1
+
+Prompts are random tokens, new ones in every round, so that nothing is in the prefix cache but what a workload puts there.
+Rounds take turns over the workloads. MODEL `fake` runs the server's made-up tokens: for work on the bench itself. FLAGS
+after `--` go to the server and are printed with the figures; the table of record has none.
 """
 
 import argparse
-import asyncio
 import json
 import os
-import statistics
-import subprocess
+import shlex
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.cpu import NEW_TOKENS, PROMPT_LEN, Ours, processor, prompts
+from bench.load import Ask, Figures, ask, completion, drive, failures, figures, random_tokens
+from bench.machine import machine, shown, used_mib
+from bench.report import Result, table
+from bench.server import Server, random_range, split_arguments
+
+LONG_PROMPT = 32_768
+TRACE_BLOCK = 512  # tokens that one hash id of the trace stands for
 
 
-class Served:
-    """A server process and raw SSE clients on keep-alive connections."""
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A closed-loop workload: `count` requests, `at_once` at a time. `groups` prefixes of `common` tokens are shared."""
 
-    def __init__(self, model: str, threads: int) -> None:
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "streamserve", "serve", model, "--port", "0", "--threads", str(threads)]
-        self.process = subprocess.Popen([*command, "--log-format", "json"], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["event"] == "streamserve_ready":
+    count: int
+    at_once: int
+    prompt: int
+    output: int
+    groups: int = 0
+    common: int = 0
+
+    def asks(self, model: str, tokens: range, seed: int) -> list[Ask]:
+        """Its requests, in an order in which groups are mixed."""
+        rng = Random(seed)
+        prefixes = [random_tokens(rng, self.common, tokens) for _ in range(self.groups)] or [[]]
+        asks = [
+            ask(completion(model, prefixes[i % len(prefixes)] + random_tokens(rng, self.prompt, tokens), self.output))
+            for i in range(self.count)
+        ]
+        rng.shuffle(asks)
+        return asks
+
+
+SHARED = Load(512, 64, 128, 64, groups=32, common=2048)
+LOADS = {
+    "a": Load(4, 1, 128, 512),
+    "c64": Load(256, 64, 512, 256),
+    "c256": Load(256, 256, 512, 256),
+    "d": SHARED,
+    "doff": SHARED,
+    "f": Load(3, 1, LONG_PROMPT, 4),
+}
+WARM_UP = Load(8, 8, 64, 16)
+NO_REUSE = "--disable-radix-cache"
+
+
+class Bench:
+    """One model's servers and what they have shown."""
+
+    def __init__(self, model: str, flags: Sequence[str], result: Result) -> None:
+        self.model, self.flags, self.result = model, flags, result
+        self.tokens = random_range(model)
+        self._seed = 1000
+
+    def next_seed(self) -> int:
+        """One that no round had."""
+        self._seed += 1
+        return self._seed
+
+    def server(self, *more: str) -> Server:
+        """A server that has answered a few requests."""
+        server = Server(self.model, [*self.flags, *more])
+        print(f"ready after {server.ready_s:.1f} s: {shlex.join(server.command[1:])}", flush=True)
+        figures(drive(server.port, WARM_UP.asks(server.model, self.tokens, self.next_seed()), at_once=WARM_UP.at_once))
+        return server
+
+    def run(self, workload: str, server: Server) -> None:
+        """One round of a closed-loop workload."""
+        load = LOADS[workload]
+        found = figures(drive(server.port, load.asks(server.model, self.tokens, self.next_seed()), at_once=load.at_once))
+        self.add(workload, found)
+
+    def add(self, workload: str, found: Figures) -> None:
+        """Keep a round's figures and show them."""
+        self.result.add(workload, found)
+        print(f"  {workload:5} " + "  ".join(f"{name} {value:.5g}" for name, value in found.items()), flush=True)
+
+    def take_turns(self, workloads: Sequence[str], rounds: int, *more: str) -> None:
+        """Every workload on one server, in turn, `rounds` times."""
+        if not workloads:
+            return
+        server = self.server(*more)
+        try:
+            longest = server.context_len()
+            for name in [name for name in workloads if LOADS[name].common + LOADS[name].prompt + LOADS[name].output > longest]:
+                print(f"  {name}: left out, the server's context holds {longest} tokens")
+                workloads = [other for other in workloads if other != name]
+            for _ in range(rounds):
+                for workload in workloads:
+                    self.run(workload, server)
+            self.result.notes["problems"] = [*self.result.notes.get("problems", []), *server.problems()]
+        finally:
+            server.close()
+
+    # ---- starts ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """A first start ever, and the one after it."""
+        with tempfile.TemporaryDirectory() as empty:
+            caches = {"TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda", "XDG_CACHE_HOME": "cache"}
+            environment = {name: os.path.join(empty, place) for name, place in caches.items()}
+            found: Figures = {}
+            for kind in ("cold", "warm"):
+                server = Server(self.model, self.flags, environment=environment)
+                try:
+                    one = ask(completion(server.model, random_tokens(Random(self.next_seed()), 16, self.tokens), 4))
+                    (answer,) = drive(server.port, [one], at_once=1)
+                    if answer.error is not None:
+                        raise SystemExit(answer.error)
+                    # drive() takes a moment of its own to start a client: count what the server took, not that
+                    found[f"{kind}_s"] = server.ready_s + answer.events_s[0] - answer.sent_s
+                    found[f"{kind}_ready_s"] = server.ready_s
+                    self._show_phases(kind, server)
+                finally:
+                    server.close()
+        self.add("start", found)
+
+    def _show_phases(self, kind: str, server: Server) -> None:
+        phases = [event for event in server.events if "seconds" in event]
+        self.result.notes.setdefault("phases", []).append({kind: phases})
+        for event in phases:
+            rest = " ".join(
+                f"{name} {value}" for name, value in event.items() if name not in ("event", "seconds", "after_s", "url")
+            )
+            print(f"    {kind} {event['event']:<22} {event['seconds']:8.2f} s  (at {event['after_s']:.2f} s) {rest}"[:150])
+
+    def idle(self) -> None:
+        """What a server burns that nobody asks anything."""
+        server = self.server()
+        try:
+            time.sleep(1)
+            before_s = server.cpu_s()
+            time.sleep(10)
+            self.add("idle", {"cpu_percent": (server.cpu_s() - before_s) * 10})
+        finally:
+            server.close()
+
+    # ---- a trace ---------------------------------------------------------------------------------------------------
+
+    def trace(self, path: Path, minutes: float, lengths: float, speed: float) -> bool:
+        """Replay, then look for what stayed behind. False when something did."""
+        server = self.server()
+        try:
+            asks = trace_asks(
+                [json.loads(line) for line in path.read_text().splitlines()],
+                server.model,
+                self.tokens,
+                context_len=server.context_len(),
+                seconds=minutes * 60,
+                lengths=lengths,
+                speed=speed,
+                rng=Random(self.next_seed()),
+            )
+            leaving = sum(one.leaves_after_s is not None for one in asks)
+            print(f"  trace: {len(asks)} requests in {minutes:g} minutes, {leaving} clients may hang up", flush=True)
+            memory = Memory(server)
+            with memory:
+                answers = drive(server.port, asks, at_once=1000, processes=4, limit_s=600)
+            is_idle = server.wait_idle()
+            memory.look()
+            self.result.notes["memory"] = memory.seen
+            tree = server.get("/cache")
+            failed, problems = failures(answers), [line for line in server.problems() if '"level": "warning"' not in line]
+            checks = {
+                f"no request failed ({len(failed)} did: {failed[:1]})": not failed,
+                f"no error was logged ({len(problems)}: {problems[:1]})": not problems,
+                "idle within a minute of the last request": is_idle,
+                f"tree {tree['evictable_tokens']} + free {tree['free_tokens']} = total {tree['total_tokens']} tokens": (
+                    tree["evictable_tokens"] + tree["free_tokens"] == tree["total_tokens"]
+                ),
+                memory.shown(): memory.is_flat(),
+            }
+            for words, holds in checks.items():
+                print(f"  {'ok  ' if holds else 'FAIL'} {words}", flush=True)
+            self.result.notes["checks"] = checks
+            if not failed:
+                found = figures(answers)
+                self.add("trace", {**found, "left": float(sum(answer.has_left for answer in answers))})
+            return all(checks.values())
+        finally:
+            server.close()
+
+
+def trace_asks(
+    lines: Sequence[dict[str, object]],
+    model: str,
+    tokens: range,
+    *,
+    context_len: int,
+    seconds: float,
+    lengths: float,
+    speed: float,
+    rng: Random,
+    leaving: float = 0.1,
+) -> list[Ask]:
+    """Requests of a trace in Mooncake's form (github.com/kvcache-ai/Mooncake): `timestamp` in ms, `input_length`,
+    `output_length`, and one hash id for every 512 tokens of the prompt; equal ids stand for equal tokens.
+
+    `lengths` scales prompts, so that blocks are shared as before; `speed` is seconds of the trace per second. A prompt that
+    does not fit the context loses its end. One client in ten, or as `leaving` says, hangs up within five seconds.
+    """
+    block = max(1, round(TRACE_BLOCK * lengths))
+    blocks: dict[object, list[int]] = {}
+    asks = []
+    for line in lines:
+        at_s = float(line["timestamp"]) / 1e3 / speed  # type: ignore[arg-type]
+        if at_s >= seconds:
+            break
+        num_output = min(int(line["output_length"]), context_len // 2)  # type: ignore[call-overload]
+        num_prompt = min(max(1, round(int(line["input_length"]) * lengths)), context_len - num_output)  # type: ignore[call-overload]
+        prompt: list[int] = []
+        for number in line["hash_ids"]:  # type: ignore[attr-defined]
+            if len(prompt) >= num_prompt:
                 break
-        else:
-            raise SystemExit("the server did not start")
-        self.port, self.model = event["port"], event["model"]
-        self.ready_s = time.perf_counter() - started
-        asyncio.run(self.generate(prompts(1, 16, 7), 1))
-        self.first_token_s = time.perf_counter() - started
+            if number not in blocks:
+                blocks[number] = random_tokens(rng, block, tokens)
+            prompt += blocks[number]
+        prompt += random_tokens(rng, num_prompt - len(prompt), tokens)
+        leaves_after_s = rng.uniform(0.0, 5.0) if rng.random() < leaving else None
+        asks.append(ask(completion(model, prompt[:num_prompt], num_output), at_s=at_s, leaves_after_s=leaves_after_s))
+    return asks
 
-    async def stream(self, prompt: list[int], num_new: int) -> int:
-        """One completion; the number of tokens that came."""
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": num_new,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        data = json.dumps(body).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = ("POST /v1/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(data)}")
-        writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + data)
-        whole = b""
-        while b"data: [DONE]" not in whole[-40:]:
-            part = await reader.read(65536)
-            assert part, whole[-500:]
-            whole += part
-        writer.close()
-        usage = next(line for line in reversed(whole.split(b"\n")) if b'"usage":{' in line)
-        return int(json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"])
 
-    async def generate(self, batch: list[list[int]], num_new: int) -> float:
-        """Seconds for all streams at once."""
-        started = time.perf_counter()
-        counts = await asyncio.gather(*(self.stream(prompt, num_new) for prompt in batch))
-        assert counts == [num_new] * len(batch), counts
-        return time.perf_counter() - started
+class Memory:
+    """The server's resident memory and the card's, looked at every few seconds while used as a context."""
 
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    EVERY_S = 5.0
 
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+    def __init__(self, server: Server) -> None:
+        self.seen: list[tuple[float, float | None]] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def look(self) -> None:
+        """Once."""
+        self.seen.append((self._server.resident_mib(), used_mib()))
+
+    def _watch(self) -> None:
+        self.look()
+        while not self._stop.wait(self.EVERY_S):
+            self.look()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _spans(self) -> list[tuple[float, float]]:
+        """Host and card: the most in the first quarter, which fills caches that are meant to fill, and at the end."""
+        early = self.seen[: max(1, len(self.seen) // 4)]
+        spans = [(max(host for host, _ in early), self.seen[-1][0])]
+        if self.seen[-1][1] is not None:
+            spans.append((max(card or 0.0 for _, card in early), self.seen[-1][1]))
+        return spans
+
+    def is_flat(self) -> bool:
+        """Grown by no more than 5 % and 64 MiB since the first quarter."""
+        return all(late <= early * 1.05 + 64 for early, late in self._spans())
+
+    def shown(self) -> str:
+        """In words."""
+        names = ("resident", "card")
+        return "memory is flat: " + ", ".join(
+            f"{name} {early:,.0f} then {late:,.0f} MiB" for name, (early, late) in zip(names, self._spans(), strict=False)
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("model", help="GGUF file or folder; fake: the server's made-up tokens")
+    parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
+    parser.add_argument("--workloads", default="a,c64,c256,d,f")
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    if args.model is None:
-        from streamserve.default_model import find_default_model
+    parser.add_argument("--json", help="where to write all figures")
+    parser.add_argument("--trace", type=Path, default=Path(__file__).parents[2] / "shared/data/mooncake_synthetic_trace.jsonl")
+    parser.add_argument("--minutes", type=float, default=8.0, help="length of the replay")
+    parser.add_argument("--trace-lengths", type=float, default=0.5, help="prompt lengths, as a share of the trace's")
+    parser.add_argument("--trace-speed", type=float, default=1.0, help="seconds of the trace per second")
+    own, flags = split_arguments(sys.argv[1:])
+    args = parser.parse_args(own)
+    names = [name for name in args.workloads.split(",") if name]
+    if unknown := set(names) - {*LOADS, "start", "idle", "trace"}:
+        parser.error(f"unknown workload {', '.join(sorted(unknown))}")
 
-        args.model = str(find_default_model())
-    print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, load {os.getloadavg()[0]:.2f}")
-    starts = []
-    for _ in range(args.rounds):
-        served = Served(args.model, args.threads)
-        starts.append((served.ready_s, served.first_token_s))
-        served.close()
-    print(
-        "start: ready after "
-        + ", ".join(f"{a:.2f}" for a, _ in starts)
-        + " s; first token "
-        + ", ".join(f"{b:.2f}" for _, b in starts)
-    )
-    served = Served(args.model, args.threads)
-    before = served.cpu_s()
-    time.sleep(10)
-    print(f"idle: {(served.cpu_s() - before) * 10:.2f} % of a core")
-    offline = Ours(args.model, args.threads)
-    offline.generate(prompts(2, 32, 0), 4)
-    ratios, rates = [], []
-    for number in range(args.rounds):
-        batch = prompts(args.streams, PROMPT_LEN, 500 + number)
-        tokens = args.streams * NEW_TOKENS
-        over_http = tokens / asyncio.run(served.generate(batch, NEW_TOKENS))
-        timing = offline.generate(batch, NEW_TOKENS)
-        alone = tokens / (timing.last - timing.started)
-        ratios.append(over_http / alone)
-        rates.append((over_http, alone))
-    shown = ", ".join(f"{a:.0f} of {b:.0f}" for a, b in rates)
-    print(f"served: {shown} tokens/s offline; ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    offline.close()
-    served.close()
+    found = machine()
+    print(shown(found))
+    flags += ["--load-format", args.load_format] if args.load_format != "auto" else []
+    result = Result(Path(args.model).name, found, notes={"flags": flags, "command": sys.argv})
+    bench = Bench(args.model, flags, result)
+    is_clean = True
+    try:
+        if "start" in names:
+            for _ in range(args.rounds):
+                bench.start()
+        if "idle" in names:
+            bench.idle()
+        bench.take_turns([name for name in names if name in LOADS and name != "doff"], args.rounds)
+        bench.take_turns([name for name in names if name == "doff"], args.rounds, NO_REUSE)
+        if "trace" in names:
+            is_clean = bench.trace(args.trace, args.minutes, args.trace_lengths, args.trace_speed)
+    finally:
+        result.save(args.json)
+    print(f"\n{table(result)}")
+    raise SystemExit(0 if is_clean else 1)
 
 
 if __name__ == "__main__":

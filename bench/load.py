@@ -1,0 +1,308 @@
+"""Load on an OpenAI-compatible server: streamed completions over raw HTTP/1.1, and when each event came back.
+
+Owns the client processes, their connections, and what an answer's bytes mean. Knows no workload and no server process.
+
+A client must not be what is measured. Requests are made into bytes beforehand and spread over a few processes; while the
+clock runs, a connection only notes when a read came and what it held. Everything is parsed afterwards. An event's time is
+that of the read which brought the last byte of its `data: `.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from random import Random
+from typing import Any
+
+Figures = dict[str, float]
+Reads = Sequence[tuple[float, bytes]]  # when a read came, and what it held
+
+PROCESSES = 4
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+MARK = b"data: "
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: its bytes, when it is due (seconds after the start; later when no connection is free), and after how
+    many seconds its client hangs up, if it does."""
+
+    request: bytes
+    at_s: float = 0.0
+    leaves_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request. Times are of the machine's monotonic clock, alike in all processes."""
+
+    sent_s: float
+    events_s: tuple[float, ...] = ()
+    num_prompt: int = 0
+    num_output: int = 0
+    num_cached: int = 0
+    has_left: bool = False
+    error: str | None = None
+
+
+def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after_s: float | None = None) -> Ask:
+    """A streamed /v1/completions request that ends with its usage."""
+    data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+    )
+    return Ask("\r\n".join(head).encode() + b"\r\n\r\n" + data, at_s, leaves_after_s)
+
+
+def random_tokens(rng: Random, count: int, tokens: range) -> list[int]:
+    """`count` token ids."""
+    return [rng.randrange(tokens.start, tokens.stop) for _ in range(count)]
+
+
+def completion(model: str, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    """The body of a greedy completion of exactly `max_tokens` tokens."""
+    return {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+
+
+def drive(port: int, asks: Sequence[Ask], *, at_once: int, processes: int = PROCESSES, limit_s: float = 300.0) -> list[Answer]:
+    """Send everything, at most `at_once` at a time, each process its share; the answers, in no particular order."""
+    processes = max(1, min(processes, at_once, len(asks)))
+    context = multiprocessing.get_context("fork")  # the requests are there already, nothing is copied
+    starts_s = time.perf_counter() + 0.3
+    ends, workers = [], []
+    for number in range(processes):
+        share = at_once // processes + (number < at_once % processes)
+        here, there = context.Pipe(duplex=False)
+        arguments = (port, asks[number::processes], share, starts_s, limit_s, there)
+        worker = context.Process(target=_client, args=arguments)
+        worker.start()
+        there.close()
+        ends.append(here)
+        workers.append(worker)
+    answers = [answer for end in ends for answer in end.recv()]
+    for worker in workers:
+        worker.join()
+    return answers
+
+
+def _client(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float, out: Connection) -> None:
+    """One client process."""
+    try:
+        import uvloop
+    except ImportError:
+        run: Any = asyncio.run
+    else:
+        run = uvloop.run
+    out.send([_parsed(*sent) for sent in run(_send_all(port, asks, at_once, starts_s, limit_s))])
+    out.close()
+
+
+Sent = tuple[float, Reads, bool, str | None]  # when, what came, whether the client left, what went wrong
+
+
+async def _send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float) -> list[Sent]:
+    due, sent = deque(sorted(asks, key=lambda one: one.at_s)), []
+
+    async def lane() -> None:
+        """Request after request, on one connection as long as it holds."""
+        line: _Line | None = None
+        while due:
+            one = due.popleft()
+            await asyncio.sleep(max(0.0, starts_s + one.at_s - time.perf_counter()))
+            try:
+                if line is None or line.is_lost:
+                    line = (await asyncio.get_running_loop().create_connection(_Line, "127.0.0.1", port))[1]
+                sent.append(await line.send(one, limit_s))
+            except OSError as error:
+                sent.append((time.perf_counter(), [], False, f"cannot connect: {error}"))
+
+    await asyncio.gather(*(lane() for _ in range(min(at_once, len(asks)))))
+    return sent
+
+
+class _Line(asyncio.Protocol):
+    """A keep-alive connection that carries one request at a time."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self._transport: asyncio.Transport | None = None
+        self._reads: list[tuple[float, bytes]] = []
+        self._tail = b""
+        self._is_chunked = False
+        self._ended: asyncio.Future[str | None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self._reads.append((time.perf_counter(), data))
+        if self._is_chunked:
+            self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
+            if self._tail == LAST_CHUNK:
+                self._end(None)
+        else:
+            self._look_at_head()
+
+    def _look_at_head(self) -> None:
+        """Streams come in chunks; an error is a plain body of a known length."""
+        whole = b"".join(data for _, data in self._reads)
+        head, blank, body = whole.partition(b"\r\n\r\n")
+        if not blank:
+            return
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        self._is_chunked = fields.get(b"transfer-encoding") == b"chunked"
+        self._tail = whole[-len(LAST_CHUNK) :]
+        if self._tail == LAST_CHUNK if self._is_chunked else len(body) >= int(fields.get(b"content-length", 0)):
+            self._end(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_lost = True
+        self._end(f"connection lost: {error}")
+
+    def _end(self, why: str | None) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(why)
+
+    async def send(self, one: Ask, limit_s: float) -> Sent:
+        """Send a request and wait for the end of its answer, or until its client leaves."""
+        assert self._transport is not None
+        self._reads, self._tail, self._is_chunked = [], b"", False
+        self._ended = asyncio.get_running_loop().create_future()
+        patience_s = limit_s if one.leaves_after_s is None else min(limit_s, one.leaves_after_s)
+        sent_s = time.perf_counter()
+        self._transport.write(one.request)
+        try:
+            return sent_s, self._reads, False, await asyncio.wait_for(self._ended, patience_s)
+        except TimeoutError:
+            self.is_lost = True
+            self._transport.abort()
+            has_left = one.leaves_after_s is not None and one.leaves_after_s <= limit_s
+            return sent_s, self._reads, has_left, None if has_left else f"no end after {limit_s:g} s"
+
+
+# ---- what came back -------------------------------------------------------------------------------------------------
+
+
+def _parsed(sent_s: float, reads: Reads, has_left: bool, error: str | None) -> Answer:
+    if has_left:
+        return Answer(sent_s, has_left=True)
+    if error is not None or not reads:
+        return Answer(sent_s, error=error or "no answer")
+    status, _, rest = b"".join(data for _, data in reads).partition(b"\r\n")
+    if b" 200" not in status:
+        body = rest.partition(b"\r\n\r\n")[2]
+        return Answer(sent_s, error=f"{status.decode('latin1')}: {body[:300].decode('utf-8', 'replace')}")
+    times, usage, is_done = [], None, False
+    for at, text in timed_events(reads):
+        if text == b"[DONE]":
+            is_done = True
+        elif text.startswith(b'{"error"'):
+            return Answer(sent_s, error=text[:300].decode("utf-8", "replace"))
+        elif is_output(text):
+            times.append(at)
+        else:
+            usage = json.loads(text)["usage"] or usage
+    if not is_done or usage is None or not times:
+        return Answer(sent_s, tuple(times), error="the stream ended without usage, tokens or [DONE]")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Answer(sent_s, tuple(times), usage["prompt_tokens"], usage["completion_tokens"], cached)
+
+
+def is_output(text: bytes) -> bool:
+    """Whether an event speaks of a choice; the one with the usage does not."""
+    return b'"choices":[]' not in text and b'"choices": []' not in text
+
+
+def timed_events(reads: Reads) -> Iterator[tuple[float, bytes]]:
+    """Each event's time and text, from the reads of one chunked answer. What is cut off at the end is left out."""
+    raw = b"".join(data for _, data in reads)
+    read_starts = []
+    num_bytes = 0
+    for _, data in reads:
+        read_starts.append(num_bytes)
+        num_bytes += len(data)
+    chunks = list(_chunks(raw))
+    body = b"".join(raw[start : start + size] for start, size in chunks)
+    chunk_starts = []  # in the body
+    num_bytes = 0
+    for _, size in chunks:
+        chunk_starts.append(num_bytes)
+        num_bytes += size
+    at = 0
+    while (end := body.find(b"\n\n", at)) >= 0:
+        if body.startswith(MARK, at):  # else a comment
+            marked = at + len(MARK) - 1
+            chunk = bisect_right(chunk_starts, marked) - 1
+            place = chunks[chunk][0] + marked - chunk_starts[chunk]
+            yield reads[bisect_right(read_starts, place) - 1][0], body[at + len(MARK) : end]
+        at = end + 2
+
+
+def _chunks(raw: bytes) -> Iterator[tuple[int, int]]:
+    """Where the data of each chunk begins in `raw`, and how long it is."""
+    at = raw.find(b"\r\n\r\n") + 4
+    while (line_end := raw.find(b"\r\n", at)) >= 0:
+        size = int(raw[at:line_end].split(b";")[0], 16)
+        if size == 0 or line_end + 2 + size > len(raw):
+            return
+        yield line_end + 2, size
+        at = line_end + 2 + size + 2
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The value that `percent` of the others do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[round(percent / 100 * (len(ordered) - 1))]
+
+
+def failures(answers: Iterable[Answer]) -> list[str]:
+    """What went wrong, one entry per failed request."""
+    return [answer.error for answer in answers if answer.error is not None]
+
+
+def figures(answers: Sequence[Answer]) -> Figures:
+    """Rates over the time from the first request to the last event; times to the first token, and between events, in ms.
+
+    Only whole answers count. Raises SystemExit when any request failed: its figures would not be worth reading."""
+    if failed := failures(answers):
+        raise SystemExit(f"{len(failed)} of {len(answers)} requests failed; the first: {failed[0]}")
+    whole = [answer for answer in answers if not answer.has_left]
+    if not whole:
+        raise SystemExit("no request was answered to its end")
+    seconds = max(answer.events_s[-1] for answer in whole) - min(answer.sent_s for answer in whole)
+    num_output, num_prompt = sum(answer.num_output for answer in whole), sum(answer.num_prompt for answer in whole)
+    first_ms = [(answer.events_s[0] - answer.sent_s) * 1e3 for answer in whole]
+    gaps_ms = [
+        (later - before) * 1e3 for answer in whole for before, later in zip(answer.events_s, answer.events_s[1:], strict=False)
+    ]
+    per_token_ms = [
+        (answer.events_s[-1] - answer.events_s[0]) / (answer.num_output - 1) * 1e3 for answer in whole if answer.num_output > 1
+    ]
+    found = {
+        "requests": float(len(whole)),
+        "seconds": seconds,
+        "out_tok_s": num_output / seconds,
+        "in_tok_s": num_prompt / seconds,
+        "req_s": len(whole) / seconds,
+        "ttft_p50_ms": percentile(first_ms, 50),
+        "ttft_p99_ms": percentile(first_ms, 99),
+        "cached_rate": sum(answer.num_cached for answer in whole) / num_prompt,
+        "events_per_token": sum(len(answer.events_s) for answer in whole) / num_output,
+    }
+    if gaps_ms:
+        found |= {f"itl_p{percent}_ms": percentile(gaps_ms, percent) for percent in (50, 99)}
+        found |= {"itl_max_ms": max(gaps_ms), "itl_mean_ms": sum(gaps_ms) / len(gaps_ms)}
+    if per_token_ms:
+        found["tpot_p50_ms"] = percentile(per_token_ms, 50)
+    return found
