@@ -1,0 +1,392 @@
+"""Products of a few rows with a weight matrix, as fast as the weights can be read, with the small operations around them.
+
+Owns the tile shapes. Knows no layer and no batch. Up to MAX_ROWS rows; more are the library's business.
+
+A step of one to eight rows reads every weight once and computes little: what counts is how many bytes are on their way. Each
+program takes a block of weight rows, 16 bytes per thread and load. The first tiles are asked for before anything else, even
+before the kernels in front have finished (programmatic dependent launch), and later ones before the tile in hand is used.
+Products are summed in float32 registers, one sum per row, weight row and column of a tile, and added up once, at the end. From
+about five rows on, multiplying takes longer than reading: then tensor cores do it, with the weights as their left operand.
+
+RMSNorm is one factor per row, so it need not be known before the end: squares are summed beside the products. The normalised
+row is never rounded, which makes results a little more exact than those of separate operations.
+
+Shape letters: T rows, R rows chosen from them, E (K in kernels) columns, N weight rows, F gated outputs, V vocabulary;
+W weight rows of a tile.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_ROWS = 8
+_DOT_ROWS = 16  # rows of a product on tensor cores: the missing ones are zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a product is cut: weight rows per tile (half of them gate rows where outputs are gated), columns per tile, and tiles
+    asked for ahead of use: 1 or 2, held in registers; with `dot`, on tensor cores, as many as shared memory has room for."""
+
+    block_w: int
+    block_k: int
+    num_warps: int
+    ahead: int = 1
+    dot: bool = False
+
+
+@triton.jit
+def _load_weights(tile, tile_k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    if K % BLOCK_K == 0:
+        return tl.load(tile + i * BLOCK_K, eviction_policy="evict_first")
+    else:
+        return tl.load(tile + i * BLOCK_K, mask=i * BLOCK_K + tile_k < K, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _add_tile(sums, squares, weights, x, norm, is_row, k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """One tile's products: sums [ROWS, W, BLOCK_K], squares [ROWS, 1, BLOCK_K]."""
+    is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + k < K)
+    values = tl.load(x + i * BLOCK_K, mask=is_in, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if norm is not None:
+        squares += values * values
+        if K % BLOCK_K == 0:
+            factors = tl.load(norm + i * BLOCK_K + k, eviction_policy="evict_last")
+        else:
+            factors = tl.load(norm + i * BLOCK_K + k, mask=i * BLOCK_K + k < K, other=0.0, eviction_policy="evict_last")
+        values *= factors.to(tl.float32)
+    sums += weights.to(tl.float32)[None, :, :] * values
+    return sums, squares
+
+
+@triton.jit
+def _row_indices(rows, num_rows, ROWS: tl.constexpr):
+    """Which rows of x are meant: the first, or those that `rows` names. Surplus ones are row 0."""
+    r = tl.arange(0, ROWS)
+    if rows is None:
+        return tl.where(r < num_rows, r, 0)
+    else:
+        return tl.load(rows + r, mask=r < num_rows, other=0)
+
+
+@triton.jit
+def _products(
+    x,
+    rows,
+    num_rows,
+    norm,
+    w,
+    weight_W,
+    eps: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    DOT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Products of rows of x, normalised if `norm` is given, with the rows `weight_W` of w: float32 [ROWS, BLOCK_W]."""
+    if DOT:
+        return _products_by_dot(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, PDL)
+    else:
+        return _products_by_sum(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, PDL)
+
+
+@triton.jit
+def _products_by_sum(
+    x,
+    rows,
+    num_rows,
+    norm,
+    w,
+    weight_W,
+    eps: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    NUM_TILES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    tile_k = tl.arange(0, BLOCK_K)[None, :]
+    tile = w + weight_W.to(tl.int64)[:, None] * K + tile_k
+    first = _load_weights(tile, tile_k, 0, K, BLOCK_K)
+    if AHEAD == 2:
+        second = _load_weights(tile, tile_k, 1, K, BLOCK_K)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # nothing of x, or of what x is added to, may be read above this line
+    k = tl.arange(0, BLOCK_K)[None, None, :]
+    is_row = (tl.arange(0, ROWS) < num_rows)[:, None, None]
+    row = x + _row_indices(rows, num_rows, ROWS).to(tl.int64)[:, None, None] * K + k
+    sums = tl.zeros([ROWS, BLOCK_W, BLOCK_K], tl.float32)
+    squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
+    for i in range(NUM_TILES - AHEAD):
+        weights = first
+        if AHEAD == 2:
+            first = second
+            second = _load_weights(tile, tile_k, i + 2, K, BLOCK_K)
+        else:
+            first = _load_weights(tile, tile_k, i + 1, K, BLOCK_K)
+        sums, squares = _add_tile(sums, squares, weights, row, norm, is_row, k, i, K, BLOCK_K)
+    sums, squares = _add_tile(sums, squares, first, row, norm, is_row, k, NUM_TILES - AHEAD, K, BLOCK_K)
+    if AHEAD == 2:
+        sums, squares = _add_tile(sums, squares, second, row, norm, is_row, k, NUM_TILES - 1, K, BLOCK_K)
+    products = tl.sum(sums, axis=2)
+    if norm is not None:
+        products *= tl.rsqrt(tl.sum(squares, axis=2) / K + eps)
+    return products
+
+
+@triton.jit
+def _products_by_dot(
+    x,
+    rows,
+    num_rows,
+    norm,
+    w,
+    weight_W,
+    eps: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """_products on tensor cores. x times norm is rounded to the model's type, as it is in separate operations."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        # Ahead of the loop, not in it: the compiler moves a pipelined loop's first loads, but not above the loop itself.
+        tl.extra.cuda.gdc_wait()
+    tile_k = tl.arange(0, BLOCK_K)[None, :]
+    tile = w + weight_W.to(tl.int64)[:, None] * K + tile_k
+    is_row = (tl.arange(0, ROWS) < num_rows)[:, None]
+    row = x + _row_indices(rows, num_rows, ROWS).to(tl.int64)[:, None] * K + tile_k
+    sums = tl.zeros([BLOCK_W, ROWS], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    for i in tl.range((K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
+        weights = _load_weights(tile, tile_k, i, K, BLOCK_K)
+        is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + tile_k < K)
+        values = tl.load(row + i * BLOCK_K, mask=is_in, other=0.0)
+        if norm is not None:
+            exact = values.to(tl.float32)
+            squares += exact * exact
+            factors = tl.load(norm + i * BLOCK_K + tile_k, mask=i * BLOCK_K + tile_k < K, other=0.0)
+            values = (exact * factors.to(tl.float32)).to(weights.dtype)
+        sums = tl.dot(weights, tl.trans(values), sums, input_precision="ieee")
+    products = tl.trans(sums)
+    if norm is not None:
+        products *= tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+    return products
+
+
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["rows"])
+def norm_linear_kernel(
+    x,
+    norm,
+    w,
+    bias,
+    out,
+    rows,
+    num_rows,
+    eps: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    DOT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    weight_W = tl.minimum(n, N - 1)  # the last program may compute its last rows more than once
+    if bias is not None:
+        added = tl.load(bias + weight_W).to(tl.float32)
+    products = _products(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    if bias is not None:
+        products += added[None, :]
+    r = tl.arange(0, ROWS)
+    place = out + r.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(place, products.to(out.dtype.element_ty), mask=(r < num_rows)[:, None] & (n < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def linear_add_kernel(
+    x,
+    w,
+    residual,
+    num_rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    DOT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    weight_W = tl.minimum(n, N - 1)
+    products = _products(x, None, num_rows, None, w, weight_W, 0.0, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    r = tl.arange(0, ROWS)
+    place = residual + r.to(tl.int64)[:, None] * N + n[None, :]
+    is_in = (r < num_rows)[:, None] & (n < N)[None, :]
+    total = tl.load(place, mask=is_in, other=0.0).to(tl.float32) + products
+    tl.store(place, total.to(residual.dtype.element_ty), mask=is_in)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def norm_gate_up_kernel(
+    x,
+    norm,
+    w,
+    out,
+    num_rows,
+    eps: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    DOT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    # Gate and up rows alternate in a tile, so that those of one output end in one place.
+    BLOCK_N: tl.constexpr = BLOCK_W // 2
+    i = tl.arange(0, BLOCK_W)
+    weight_W = tl.minimum(tl.program_id(0) * BLOCK_N + i // 2, N - 1) + (i % 2) * N
+    products = _products(x, None, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    gate, up = tl.split(tl.reshape(products, [ROWS, BLOCK_N, 2]))
+    inner = gate * tl.sigmoid(gate) * up
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    r = tl.arange(0, ROWS)
+    place = out + r.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(place, inner.to(out.dtype.element_ty), mask=(r < num_rows)[:, None] & (n < N)[None, :])
+
+
+# Best of bench/kernels.py's sweep on an H200, by (weight rows, columns, rows). Other shapes: _default_tile.
+_TILES = MappingProxyType[tuple[int, int, int], Tile]({})
+
+
+def tile_for(w: Tensor, rows: int) -> Tile:
+    """The tile shape for a weight and a number of rows that is 1, 2, 4 or 8."""
+    num_rows, num_columns = w.shape
+    known = _TILES.get((num_rows, num_columns, rows)) if w.dtype is torch.bfloat16 and torch.version.hip is None else None
+    return known or _default_tile(num_rows, num_columns, rows, w.dtype)
+
+
+def _default_tile(num_rows: int, num_columns: int, rows: int, dtype: torch.dtype) -> Tile:
+    """Tiles as wide as their threads read in one load of 16 bytes, in enough programs to fill a GPU, and sums that fit in
+    registers."""
+    # A row times norm, before it is divided by its length, may be too much for float16.
+    if rows == MAX_ROWS and dtype is torch.bfloat16:
+        return Tile(16 if num_rows < 16384 else 32, 256, 2, ahead=3, dot=True)
+    num_warps = 4 if num_columns > 512 else 2
+    block_w = 8 if num_rows >= 16384 else 4 if num_rows >= 6144 else 2 if num_rows >= 2048 else 1
+    return Tile(max(1, block_w // rows), 256 * num_warps, num_warps)
+
+
+def norm_linear(
+    x_TE: Tensor,
+    norm_E: Tensor,
+    w_NE: Tensor,
+    bias_N: Tensor | None,
+    eps: float,
+    *,
+    pdl: bool = False,
+    tile: Tile | None = None,
+) -> Tensor:
+    """rmsnorm(x) @ w.T + bias: [T, N] in x's type."""
+    out_TN = x_TE.new_empty((len(x_TE), len(w_NE)))
+    _norm_linear(x_TE, norm_E, w_NE, bias_N, eps, out_TN, None, pdl, tile)
+    return out_TN
+
+
+def norm_logits(
+    x_TE: Tensor,
+    norm_E: Tensor,
+    w_VE: Tensor,
+    eps: float,
+    rows_R: Tensor | None = None,
+    *,
+    pdl: bool = False,
+    tile: Tile | None = None,
+) -> Tensor:
+    """rmsnorm(x) @ w.T for the rows of x that `rows_R` (int32) names, or all: float32 [R, V]."""
+    num_rows = len(x_TE if rows_R is None else rows_R)
+    out_RV = x_TE.new_empty((num_rows, len(w_VE)), dtype=torch.float32)
+    _norm_linear(x_TE, norm_E, w_VE, None, eps, out_RV, rows_R, pdl, tile)
+    return out_RV
+
+
+def linear_add(x_TE: Tensor, w_NE: Tensor, residual_TN: Tensor, *, pdl: bool = False, tile: Tile | None = None) -> None:
+    """residual += x @ w.T, in place, rounded once."""
+    assert residual_TN.is_contiguous() and residual_TN.shape == (len(x_TE), len(w_NE))
+    tile, options = _plan(x_TE, w_NE, len(x_TE), pdl, tile)
+    kernel: Any = linear_add_kernel
+    kernel[(triton.cdiv(len(w_NE), tile.block_w),)](x_TE, w_NE, residual_TN, len(x_TE), N=len(w_NE), **options)
+
+
+def norm_gate_up(
+    x_TE: Tensor, norm_E: Tensor, w_2FE: Tensor, eps: float, *, pdl: bool = False, tile: Tile | None = None
+) -> Tensor:
+    """silu(gate) * up, where gate and up are the halves of rmsnorm(x) @ w.T: [T, F] in x's type."""
+    num_outputs = len(w_2FE) // 2
+    out_TF = x_TE.new_empty((len(x_TE), num_outputs))
+    tile, options = _plan(x_TE, w_2FE, len(x_TE), pdl, tile)
+    options["BLOCK_W"] = max(2, tile.block_w)
+    grid = (triton.cdiv(num_outputs, options["BLOCK_W"] // 2),)
+    kernel: Any = norm_gate_up_kernel
+    kernel[grid](x_TE, norm_E, w_2FE, out_TF, len(x_TE), eps=eps, N=num_outputs, **options)
+    return out_TF
+
+
+def _norm_linear(
+    x_TE: Tensor,
+    norm_E: Tensor,
+    w_NE: Tensor,
+    bias_N: Tensor | None,
+    eps: float,
+    out_RN: Tensor,
+    rows_R: Tensor | None,
+    pdl: bool,
+    tile: Tile | None,
+) -> None:
+    num_rows, num_outputs = out_RN.shape
+    tile, options = _plan(x_TE, w_NE, num_rows, pdl, tile)
+    kernel: Any = norm_linear_kernel
+    kernel[(triton.cdiv(num_outputs, tile.block_w),)](
+        x_TE, norm_E, w_NE, bias_N, out_RN, rows_R, num_rows, eps=eps, N=num_outputs, **options
+    )
+
+
+def _plan(x_TE: Tensor, w_NE: Tensor, num_rows: int, pdl: bool, tile: Tile | None) -> tuple[Tile, dict[str, Any]]:
+    """The tile and what a kernel is told of it."""
+    assert x_TE.is_contiguous() and w_NE.is_contiguous() and x_TE.shape[1] == w_NE.shape[1] and x_TE.dtype is w_NE.dtype
+    assert 1 <= num_rows <= MAX_ROWS, f"{num_rows} rows"
+    rows = triton.next_power_of_2(num_rows)
+    tile = tile or tile_for(w_NE, rows)
+    num_columns = w_NE.shape[1]
+    options: dict[str, Any] = {
+        "K": num_columns,
+        "ROWS": _DOT_ROWS if tile.dot else rows,
+        "BLOCK_W": tile.block_w,
+        "BLOCK_K": tile.block_k,
+        "AHEAD": tile.ahead if tile.dot else min(tile.ahead, triton.cdiv(num_columns, tile.block_k)),
+        "DOT": tile.dot,
+        "PDL": pdl,
+        "num_warps": tile.num_warps,
+    }
+    if pdl:  # an option that only NVIDIA's compiler knows
+        options["launch_pdl"] = True
+    return tile, options
