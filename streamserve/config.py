@@ -50,6 +50,10 @@ class SchedulerConfig:
     max_running_requests: int | None = _flag(None, "most requests in one step", common=True)
     max_queued_requests: int = _flag(1024, "requests that may wait; beyond it the answer is 429")
     chunked_prefill_size: int | None = _flag(None, "most tokens in one step, prompts and decode rows together", common=True)
+    max_decode_pause_ms: float | None = _flag(
+        None,
+        "longest time that running answers may wait while a burst of long prompts is computed; 0: prompts never stop them",
+    )
     schedule_policy: str = _flag(
         "fcfs", "order of the waiting queue: fcfs, or lpm (longest cached prefix first)", choices=("fcfs", "lpm")
     )
@@ -62,6 +66,8 @@ class DeviceConfig:
 
     device: str = _flag("auto", "auto, cuda or cpu", choices=("auto", "cuda", "cpu"), common=True)
     threads: int | None = _flag(None, "CPU threads of the engine", common=True)
+    deterministic: bool = _flag(False, "same bits for a request whatever else runs, at a cost of speed")
+    disable_cuda_graph: bool = _flag(False, "launch every kernel of a step by itself: slower, for finding errors")
     op: tuple[str, ...] = _flag((), "force an implementation: OP=NAME, for example attention.paged=reference; repeatable")
 
 

@@ -50,6 +50,7 @@ _DECIDED = frozenset(
         "max_total_tokens",
         "max_running_requests",
         "chunked_prefill_size",
+        "max_decode_pause_ms",
         "threads",
         "served_model_name",
         "model_path",
@@ -59,9 +60,9 @@ _DECIDED = frozenset(
 
 def _decide(config: Config) -> tuple[Resolved, tuple[Reason, ...]]:
     from streamserve import facts  # brings torch
-    from streamserve.kernels.devices.cpu import CPU
 
-    resolved, choices = facts.decide(config, facts.open_model(config), CPU.here())
+    device = facts.find_device(config)
+    resolved, choices = facts.decide(config, facts.open_model(config), device)
     return resolved, facts.kernel_reasons(choices)
 
 

@@ -1,19 +1,26 @@
-"""Model and device as resolve() sees them, and the decisions that follow: plain numbers and the kernels.
+"""Model and device as resolve() sees them, and the decisions that follow: the device, plain numbers and the kernels.
 
 Owns the translation between the layers' own types and resolve's, and the order of the decisions. Imports torch, so the
 command line loads it only where a model is read.
 """
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from streamserve.calibrate import PACKED, race
 from streamserve.config import Config
 from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
+from streamserve.errors import ConfigError
 from streamserve.kernels.devices.cpu import CPU
+from streamserve.kernels.devices.cuda import CUDA, why_absent
 from streamserve.kernels.registry import Choice, parse_overrides
 from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from streamserve.models.network import choose_kernels
 from streamserve.resolve import DeviceFacts, Fastest, ModelFacts, Reason, Resolved, resolve
+
+Machine = CPU | CUDA
 
 
 def open_model(config: Config, progress: Progress | None = None) -> Checkpoint:
@@ -30,6 +37,9 @@ def model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
         name=model_name(config),
         model_type=spec.model_type,
         num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         vocab_size=spec.vocab_size,
@@ -49,29 +59,49 @@ def model_name(config: Config) -> str:
     return config.model.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
-def device_facts(cpu: CPU) -> DeviceFacts:
-    """The CPU as a device."""
-    free, total = cpu.memory()
-    return DeviceFacts("cpu", cpu.model, cpu.num_cores, free, total, cpu.features)
+def find_device(config: Config) -> Machine:
+    """Where to compute: as asked; with "auto" a GPU if torch can use one, else the CPU. Raises ConfigError."""
+    asked = config.device.device
+    gpu = None if asked == "cpu" else CUDA.find()
+    if gpu is not None:
+        return gpu
+    if asked == "cuda":
+        what, fix = why_absent()
+        raise ConfigError(f"--device cuda: {what}; {fix}; or serve with --device cpu")
+    return CPU.here()
 
 
-def decide(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, dict[str, Choice]]:
-    """All that was left open: the numbers, then the kernel of every op. Raises ConfigError.
+def device_facts(device: Machine) -> DeviceFacts:
+    """The numbers of a device, as they are now."""
+    free, total = device.memory()
+    cores = device.num_cores if isinstance(device, CPU) else CPU.here().num_cores
+    return DeviceFacts(device.name, device.model, cores, free, total, device.features)
 
-    Whether packed weights have a kernel here, and whether it is the fastest way, decides how large the weights are: the
+
+def decide(config: Config, checkpoint: Checkpoint, device: Machine) -> tuple[Resolved, dict[str, Choice]]:
+    """All that was left open: the numbers, then the kernel of every op. Raises ConfigError."""
+    if isinstance(device, CPU):
+        return _decide_for_cpu(config, checkpoint, device)
+    resolved = resolve(config, model_facts(config, checkpoint), device_facts(device))
+    overrides = parse_overrides(config.device.op)
+    try:
+        return resolved, _choose(config, checkpoint, device, resolved.dtype, resolved.kv_dtype, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; --device cpu may serve it") from error
+
+
+def measured(config: Config, checkpoint: Checkpoint, device: CUDA, before: Resolved, work_bytes: int) -> Resolved:
+    """The numbers anew, with the memory that work was measured to take beside the weights, out of what was free `before`
+    anything was loaded. Raises ConfigError when the model turns out not to fit."""
+    then = replace(device_facts(device), free_bytes=before.free_bytes)
+    return resolve(config, model_facts(config, checkpoint), then, work_bytes=work_bytes)
+
+
+def _decide_for_cpu(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, dict[str, Choice]]:
+    """Whether packed weights have a kernel here, and whether it is the fastest way, decides how large the weights are: the
     network is chosen first. With dtype auto a short race decides, whose result is kept (calibrate.py)."""
-    overrides = dict(parse_overrides(config.device.op))
-
-    def choose(kv_dtype: str) -> dict[str, Choice]:
-        return choose_kernels(
-            checkpoint,
-            dtype=config.model.dtype,
-            page_size=config.cache.page_size,
-            kv_dtype=getattr(torch, kv_dtype),
-            overrides=overrides,
-        )
-
-    choices = choose("float32")
+    overrides = parse_overrides(config.device.op)
+    choices = _choose(config, checkpoint, cpu, config.model.dtype, "float32", overrides)
     facts = model_facts(config, checkpoint), device_facts(cpu)
     fastest = None
     if config.model.dtype == "auto" and "network" not in overrides:
@@ -82,7 +112,20 @@ def decide(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, 
             overrides["network"] = "torch"
     has_packed_kernel = choices["network"].name == PACKED and overrides.get("network") != "torch"
     resolved = resolve(config, *facts, has_packed_kernel=has_packed_kernel, fastest=fastest)
-    return resolved, choose(resolved.kv_dtype)
+    return resolved, _choose(config, checkpoint, cpu, config.model.dtype, resolved.kv_dtype, overrides)
+
+
+def _choose(
+    config: Config, checkpoint: Checkpoint, device: Machine, dtype: str, kv_dtype: str, overrides: Mapping[str, str]
+) -> dict[str, Choice]:
+    return choose_kernels(
+        checkpoint,
+        dtype=dtype,
+        device=device.name,
+        page_size=config.cache.page_size,
+        kv_dtype=getattr(torch, kv_dtype),
+        overrides=overrides,
+    )
 
 
 def kernel_reasons(choices: dict[str, Choice]) -> tuple[Reason, ...]:

@@ -16,8 +16,11 @@ CPU_CHUNK = 256  # tokens per step: a longer step would hold running streams up,
 CPU_ROWS = 64
 CPU_FULL_CONTEXTS = 8  # KV memory on a CPU: so many requests of full length,
 CPU_KV_SHARE = 0.4  # but at most this share of the memory left beside the weights
-GPU_STATIC_SHARE = 0.88  # weights and KV; the rest is for activations and the driver
-RESERVE_BYTES = {"cpu": 512 * MIB, "cuda": GIB}  # interpreter, activations, staging
+CPU_WORK_BYTES = 512 * MIB  # interpreter, activations, staging
+GPU_FREE_SHARE = 0.92  # of what is free at start: the rest is for other programs and for what fragments
+GPU_FIXED_WORK_BYTES = 512 * MIB  # kernels, workspaces of libraries, graphs: until they are measured
+GPU_ROWS = 256
+GPU_DECODE_PAUSE_MS = 500.0
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
@@ -29,6 +32,9 @@ class ModelFacts:
     name: str
     model_type: str
     num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
@@ -45,7 +51,8 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What resolve() needs to know of the device. `features` are instruction sets by Linux's names."""
+    """What resolve() needs to know of the device. `features` are instruction sets by Linux's names; on a GPU the
+    architecture (sm_90), bf16, pdl."""
 
     kind: str  # cpu, cuda
     name: str
@@ -76,7 +83,8 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Every number that was open, decided. `weight_bytes` and `kv_bytes` are what memory will hold."""
+    """Every number that was open, decided. `weight_bytes` and `kv_bytes` are what memory will hold, `reserve_bytes` what
+    work takes beside them, `free_bytes` what was free before."""
 
     served_model_name: str
     context_len: int
@@ -86,6 +94,7 @@ class Resolved:
     num_pages: int
     max_running_requests: int
     chunked_prefill_size: int
+    max_decode_pause_ms: float
     threads: int
     weight_bytes: int
     kv_bytes_per_token: int
@@ -107,23 +116,27 @@ def resolve(
     *,
     has_packed_kernel: bool = True,
     fastest: Fastest | None = None,
+    work_bytes: int | None = None,
 ) -> Resolved:
     """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict.
 
     `has_packed_kernel`: whether quantised weights are computed as they are stored; else they are expanded. `fastest`: what
-    a race on this machine found to be the fastest type for weights that are not packed."""
+    a race on this machine found to be the fastest type for weights that are not packed. `work_bytes`: memory that the
+    largest step, libraries and graphs were measured to take beside weights and KV; None: not measured yet, it is estimated."""
     check(config)
-    stays_packed = model.is_quantised and config.model.dtype == "auto" and has_packed_kernel
+    stays_packed = model.is_quantised and config.model.dtype == "auto" and has_packed_kernel and device.kind == "cpu"
     dtype = _dtype(config, model, device, stays_packed, fastest)
     # Packed kernels read KV memory as fast as it comes: half the bytes for a mean KL of 2e-6 (6e-7 with float32 KV).
     kv_dtype = "float16" if stays_packed else dtype.value
     weight_bytes = model.weight_bytes if stays_packed else model.num_parameters * ITEM_BYTES[dtype.value]
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[kv_dtype]
     wanted_context = _wanted_context(config, model)
-    pages = _pages(config, device, weight_bytes, token_bytes, wanted_context)
-    context = _context(config, model, int(pages.value), token_bytes, device)
     rows = _rows(config, device)
     chunk = _chunk(config, device)
+    work = _work(model, device, int(rows.value), int(chunk.value), ITEM_BYTES[dtype.value], work_bytes)
+    pages = _pages(config, device, weight_bytes, work, token_bytes, wanted_context)
+    context = _context(config, model, int(pages.value), token_bytes, device)
+    pause = _decode_pause(config, device)
     threads = _threads(config, device)
     num_tokens = int(pages.value) * config.cache.page_size
     return Resolved(
@@ -135,21 +148,32 @@ def resolve(
         num_pages=int(pages.value),
         max_running_requests=int(rows.value),
         chunked_prefill_size=int(chunk.value),
+        max_decode_pause_ms=float(pause.value),
         threads=int(threads.value),
         weight_bytes=weight_bytes,
         kv_bytes_per_token=token_bytes,
         kv_bytes=num_tokens * token_bytes,
-        reserve_bytes=RESERVE_BYTES.get(device.kind, GIB),
+        reserve_bytes=work.num_bytes,
         free_bytes=device.free_bytes,
         reasons=(
+            *_device(config, device),
             context,
             dtype,
             Reason("kv tokens", str(num_tokens), pages.why, pages.flag, pages.origin),
             rows,
             chunk,
+            pause,
             threads,
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Memory for everything but weights and KV."""
+
+    num_bytes: int
+    is_measured: bool
 
 
 # ---- ranges, independent of model and machine ---------------------------------------------------------------------
@@ -162,6 +186,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_running_requests", 1, 65_536),
     ("max_queued_requests", 0, 10_000_000),
     ("chunked_prefill_size", 1, 10_000_000),
+    ("max_decode_pause_ms", 0, 600_000),
     ("threads", 1, 4096),
     ("port", 0, 65_535),
     ("max_body_mb", 1, 4096),
@@ -200,6 +225,8 @@ def _parts(config: Config) -> tuple[Any, ...]:
 
 def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed: bool, fastest: Fastest | None) -> Reason:
     asked = config.model.dtype
+    if asked == "bfloat16" and device.kind == "cuda" and "bf16" not in device.features:
+        raise ConfigError(f"--dtype bfloat16: {device.name} does not compute in it; use --dtype float16")
     if asked != "auto":
         return Reason("dtype", asked, "asked for; weights are held in it", "--dtype", "flag")
     if stays_packed:
@@ -210,7 +237,11 @@ def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed:
     if fastest is not None and fastest.name in ITEM_BYTES:
         return Reason("dtype", fastest.name, f"{fastest.why}{expanded}", "--dtype")
     if device.kind != "cpu":
-        return Reason("dtype", "bfloat16", f"the usual type on a GPU{expanded}", "--dtype")
+        if "bf16" not in device.features:
+            return Reason("dtype", "float16", f"this GPU has no bf16 arithmetic{expanded}", "--dtype")
+        own = "BF16" in model.weight_kinds
+        why = "the type of the weights in the file" if own else "the usual type on a GPU"
+        return Reason("dtype", "bfloat16", f"{why}{expanded}", "--dtype")
     if device.features & {"avx512_bf16", "amx_bf16"}:
         return Reason("dtype", "bfloat16", f"this processor has bf16 instructions{expanded}", "--dtype")
     return Reason("dtype", "float32", f"this processor has no bf16 instructions{expanded}", "--dtype")
@@ -223,9 +254,29 @@ def _wanted_context(config: Config, model: ModelFacts) -> int:
     return asked or limit
 
 
-def _pages(config: Config, device: DeviceFacts, weight_bytes: int, token_bytes: int, wanted_context: int) -> Reason:
+def _device(config: Config, device: DeviceFacts) -> tuple[Reason, ...]:
+    """A GPU is named, with its memory; the processor stands in the first line already."""
+    if device.kind == "cpu":
+        return ()
+    why = f"{device.name}, {_gb(device.free_bytes)} of {_gb(device.total_bytes)} free"
+    return (Reason("device", device.kind, why, "--device", "flag" if config.device.device == device.kind else "auto"),)
+
+
+def _work(model: ModelFacts, device: DeviceFacts, rows: int, chunk: int, item_bytes: int, measured: int | None) -> _Work:
+    if measured is not None:
+        return _Work(measured, True)
+    if device.kind == "cpu":
+        return _Work(CPU_WORK_BYTES, False)
+    # Of one layer at a time: the stream and what norms and products leave of it, q, k, v and what attention makes of them,
+    # gate, up and their product. Then logits in float32, and as much again twice for sampling.
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    activations = chunk * (4 * model.hidden_size + heads + 3 * model.intermediate_size) * item_bytes
+    return _Work(activations + 3 * rows * model.vocab_size * 4 + GPU_FIXED_WORK_BYTES, False)
+
+
+def _pages(config: Config, device: DeviceFacts, weight_bytes: int, work: _Work, token_bytes: int, wanted_context: int) -> Reason:
     """How many KV pages; the reason's value is their number."""
-    cache, reserve = config.cache, RESERVE_BYTES.get(device.kind, GIB)
+    cache, reserve = config.cache, work.num_bytes
     room = device.free_bytes - weight_bytes - reserve
     page_bytes = token_bytes * cache.page_size
     if room < 2 * page_bytes:
@@ -249,8 +300,10 @@ def _pages(config: Config, device: DeviceFacts, weight_bytes: int, token_bytes: 
         why = f"{cache.mem_fraction_static:g} of {_gb(device.total_bytes)} less weights"
         return Reason("kv pages", str(budget // page_bytes), why, "--mem-fraction-static", "flag")
     if device.kind != "cpu":
-        budget = min(room, int(device.total_bytes * GPU_STATIC_SHARE) - weight_bytes)
-        return Reason("kv pages", str(max(2, budget // page_bytes)), "what weights and work leave", "--mem-fraction-static")
+        num_pages = max(2, (int(device.free_bytes * GPU_FREE_SHARE) - weight_bytes - reserve) // page_bytes)
+        taken = f"weights and {_gb(reserve)} for work ({'measured' if work.is_measured else 'estimated'})"
+        why = f"what {taken} leave of {GPU_FREE_SHARE:.0%} of the {_gb(device.free_bytes)} free"
+        return Reason("kv pages", str(num_pages), why, "--mem-fraction-static")
     wanted_pages = CPU_FULL_CONTEXTS * (-(-wanted_context // cache.page_size) + 1)
     share_pages = int(room * CPU_KV_SHARE) // page_bytes
     if wanted_pages <= share_pages:
@@ -292,7 +345,7 @@ def _rows(config: Config, device: DeviceFacts) -> Reason:
         return Reason("running requests", str(asked), "asked for", "--max-running-requests", "flag")
     if device.kind == "cpu":
         return Reason("running requests", str(CPU_ROWS), "more rows in a step gain little on a CPU", "--max-running-requests")
-    return Reason("running requests", "256", "the default on a GPU", "--max-running-requests")
+    return Reason("running requests", str(GPU_ROWS), "weights are read once for all of them", "--max-running-requests")
 
 
 def _chunk(config: Config, device: DeviceFacts) -> Reason:
@@ -311,6 +364,15 @@ _GPU_CHUNKS: tuple[tuple[float, int], ...] = (  # SGLang's bands
     (160 * GIB, 8192),
     (float("inf"), 16384),
 )
+
+
+def _decode_pause(config: Config, device: DeviceFacts) -> Reason:
+    asked, flag = config.scheduler.max_decode_pause_ms, "--max-decode-pause-ms"
+    if asked is not None:
+        return Reason("decode pause", f"{asked:g}", "ms, asked for", flag, "flag")
+    if device.kind == "cpu":
+        return Reason("decode pause", "0", "ms: prompts never stop running answers", flag)
+    return Reason("decode pause", f"{GPU_DECODE_PAUSE_MS:g}", "ms at most, while a burst of prompts is computed", flag)
 
 
 def _threads(config: Config, device: DeviceFacts) -> Reason:

@@ -6,12 +6,15 @@ import pytest
 
 from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig, ServerConfig
 from streamserve.errors import ConfigError
-from streamserve.resolve import GIB, RESERVE_BYTES, DeviceFacts, ModelFacts, check, resolve
+from streamserve.resolve import CPU_WORK_BYTES, GIB, DeviceFacts, ModelFacts, Resolved, check, resolve
 
 MODEL = ModelFacts(
     name="SmolLM2-135M-Instruct",
     model_type="llama",
     num_layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_heads=9,
     num_kv_heads=3,
     head_dim=64,
     vocab_size=49_152,
@@ -46,7 +49,7 @@ def test_what_the_user_asked_for_is_kept_and_marked() -> None:
     config = Config(
         model=ModelConfig(context_length=4096, dtype="bfloat16", served_model_name="tiny"),
         cache=CacheConfig(max_total_tokens=10_000),
-        scheduler=SchedulerConfig(max_running_requests=3, chunked_prefill_size=16),
+        scheduler=SchedulerConfig(max_running_requests=3, chunked_prefill_size=16, max_decode_pause_ms=20),
         device=DeviceConfig(threads=1),
     )
     resolved = resolve(config, MODEL, CPU)
@@ -57,7 +60,7 @@ def test_what_the_user_asked_for_is_kept_and_marked() -> None:
 
 
 def test_scarce_memory_lowers_the_context_and_says_so() -> None:
-    scarce = replace(CPU, free_bytes=RESERVE_BYTES["cpu"] + MODEL.weight_bytes + 1000 * TOKEN_BYTES)
+    scarce = replace(CPU, free_bytes=CPU_WORK_BYTES + MODEL.weight_bytes + 1000 * TOKEN_BYTES)
     resolved = resolve(Config(), MODEL, scarce)
     assert 0 < resolved.context_len < 1000
     assert resolved.kv_bytes <= 1000 * TOKEN_BYTES
@@ -130,3 +133,98 @@ def test_a_small_share_of_memory_names_the_share_that_would_do() -> None:
 def test_a_setting_out_of_range_names_its_flag(config: Config, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(config)
+
+
+# ---- a GPU --------------------------------------------------------------------------------------------------------
+
+LLAMA_8B = ModelFacts(
+    name="Llama-8B",
+    model_type="llama",
+    num_layers=32,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128_256,
+    max_position_embeddings=131_072,
+    num_parameters=8_030_261_248,
+    weight_bytes=16_060_522_496,
+    weight_kinds=frozenset({"BF16"}),
+)
+GPU = DeviceFacts(
+    "cuda", "a card", cores=16, free_bytes=139 * GIB, total_bytes=140 * GIB, features=frozenset({"sm_90", "bf16", "pdl"})
+)
+
+
+def _why(resolved: Resolved, name: str) -> str:
+    return next(reason.why for reason in resolved.reasons if reason.name == name)
+
+
+def test_defaults_on_a_gpu() -> None:
+    resolved = resolve(Config(), LLAMA_8B, GPU)
+    assert (resolved.dtype, resolved.kv_dtype, resolved.context_len) == ("bfloat16", "bfloat16", 131_072)
+    assert (resolved.max_running_requests, resolved.chunked_prefill_size, resolved.max_decode_pause_ms) == (256, 8192, 500)
+    assert resolved.weight_bytes == 2 * LLAMA_8B.num_parameters
+    assert resolved.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
+    assert "a card" in _why(resolved, "device")
+
+
+def test_kv_memory_on_a_gpu_is_what_weights_and_work_leave_of_what_is_free() -> None:
+    busy = replace(GPU, free_bytes=60 * GIB)
+    for work in (GIB, 5 * GIB):
+        resolved = resolve(Config(), LLAMA_8B, busy, work_bytes=work)
+        assert resolved.reserve_bytes == work
+        used = resolved.weight_bytes + resolved.kv_bytes + work
+        assert 0.92 * 60 * GIB - 16 * resolved.kv_bytes_per_token <= used <= 0.92 * 60 * GIB
+        assert "measured" in _why(resolved, "kv tokens")
+
+
+def test_work_is_estimated_until_it_is_measured_and_grows_with_the_step() -> None:
+    small, large = (
+        resolve(Config(scheduler=SchedulerConfig(chunked_prefill_size=size)), LLAMA_8B, GPU).reserve_bytes for size in (512, 8192)
+    )
+    assert GIB / 2 < small < large < 4 * GIB
+    assert "estimated" in _why(resolve(Config(), LLAMA_8B, GPU), "kv tokens")
+
+
+def test_a_card_that_is_too_small_names_weights_and_work() -> None:
+    with pytest.raises(ConfigError, match=r"does not fit.*16\.06 GB for weights and \d\.\d\d GB for work"):
+        resolve(Config(), LLAMA_8B, replace(GPU, free_bytes=15 * GIB))
+    with pytest.raises(ConfigError, match=r"17\.18 GB of 150\.32 GB are free"):
+        resolve(Config(), LLAMA_8B, replace(GPU, free_bytes=16 * GIB))
+
+
+def test_a_long_context_is_lowered_to_what_the_card_holds() -> None:
+    resolved = resolve(Config(), LLAMA_8B, replace(GPU, free_bytes=24 * GIB, total_bytes=24 * GIB))
+    assert 1000 < resolved.context_len < 131_072
+    assert resolved.context_len == resolved.kv_tokens - resolved.page_size
+    assert "lowered" in _why(resolved, "context")
+
+
+def test_quantised_weights_are_expanded_on_a_gpu() -> None:
+    resolved = resolve(Config(), MODEL, GPU)
+    assert (resolved.dtype, resolved.weight_bytes) == ("bfloat16", 2 * MODEL.num_parameters)
+    assert "expanded" in _why(resolved, "dtype")
+
+
+def test_a_card_without_bf16_takes_float16() -> None:
+    old = replace(GPU, features=frozenset({"sm_75"}))
+    assert resolve(Config(), LLAMA_8B, old).dtype == "float16"
+    with pytest.raises(ConfigError, match="a card does not compute in it; use --dtype float16"):
+        resolve(Config(model=ModelConfig(dtype="bfloat16")), LLAMA_8B, old)
+
+
+@pytest.mark.parametrize("total, chunk", [(16, 2048), (24, 4096), (80, 8192), (140, 8192), (180, 16_384)])
+def test_the_prompt_chunk_grows_with_the_card(total: int, chunk: int) -> None:
+    model = replace(LLAMA_8B, num_parameters=10**9)
+    resolved = resolve(Config(), model, replace(GPU, free_bytes=total * GIB, total_bytes=total * GIB))
+    assert resolved.chunked_prefill_size == chunk
+
+
+def test_prompts_never_stop_answers_on_a_cpu_unless_asked_to() -> None:
+    assert resolve(Config(), MODEL, CPU).max_decode_pause_ms == 0
+    asked = Config(scheduler=SchedulerConfig(max_decode_pause_ms=12.5))
+    assert resolve(asked, MODEL, CPU).max_decode_pause_ms == 12.5
+    with pytest.raises(ConfigError, match="--max-decode-pause-ms is -1"):
+        check(Config(scheduler=SchedulerConfig(max_decode_pause_ms=-1)))
