@@ -1,0 +1,149 @@
+"""Rotary embedding of a prompt on a GPU, with the norm of q and k before it and the way into the pages behind it.
+
+Owns one kernel and the table of angles. Decode rows do the same inside their attention (triton_decode_attention.py).
+T tokens of the step, H query heads, K key/value heads, D head size, J = (H + 2K) * D, S tokens per page.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from streamserve.kernels.impl.triton_norm import pdl_options
+from streamserve.kernels.ops import NetworkShape, StepInputs
+
+# Heads of one token per program: two loads of 16 bytes a thread at D = 128, and three programs per token of an 8B model.
+_BLOCK_HEADS = 16
+
+
+@triton.jit(
+    do_not_specialize=["num_decode", "layer", "num_pages", "table_width"],
+    do_not_specialize_on_alignment=["positions", "slots"],
+)
+def _write_prompt(
+    qkv,
+    positions,
+    slots,
+    page_table,
+    k_pages,
+    v_pages,
+    cos_sin,
+    q_norm,
+    k_norm,
+    eps,
+    num_decode,
+    layer,
+    num_pages,
+    table_width,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    HALF: tl.constexpr = D // 2
+    token = num_decode + tl.program_id(0)
+    first_head = tl.program_id(1) * BLOCK_HEADS
+    head = first_head + tl.arange(0, BLOCK_HEADS)[:, None]
+    dim = tl.arange(0, BLOCK_HALF)[None, :]
+    position = tl.load(positions + token)
+    mask = (head < H + 2 * K) & (dim < HALF)
+    at = qkv + token.to(tl.int64) * ((H + 2 * K) * D) + head * D + dim
+    low = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
+    is_v = head >= H + K
+    if q_norm is not None:
+        inverse = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / D + eps)[:, None]
+        # Values have no norm: a weight of 1 and no scaling.
+        q_low = tl.load(q_norm + dim, mask=dim < HALF, other=0.0).to(tl.float32)
+        q_high = tl.load(q_norm + HALF + dim, mask=dim < HALF, other=0.0).to(tl.float32)
+        k_low = tl.load(k_norm + dim, mask=dim < HALF, other=0.0).to(tl.float32)
+        k_high = tl.load(k_norm + HALF + dim, mask=dim < HALF, other=0.0).to(tl.float32)
+        is_q = head < H
+        low = tl.where(is_v, low, low * inverse * tl.where(is_q, q_low, k_low))
+        high = tl.where(is_v, high, high * inverse * tl.where(is_q, q_high, k_high))
+    angle = cos_sin + position.to(tl.int64) * D + dim
+    cos = tl.load(angle, mask=dim < HALF, other=0.0)
+    sin = tl.load(angle + HALF, mask=dim < HALF, other=0.0)
+    dtype = qkv.dtype.element_ty
+    new_low = tl.where(is_v, low, low * cos - high * sin).to(dtype)
+    new_high = tl.where(is_v, high, high * cos + low * sin).to(dtype)
+    tl.store(at, new_low, mask=mask & (head < H + K))
+    tl.store(at + HALF, new_high, mask=mask & (head < H + K))
+    if first_head + BLOCK_HEADS > H:
+        slot = tl.load(slots + token)
+        is_live = slot >= 0
+        page = tl.load(page_table + slot.to(tl.int64) * table_width + position // S, mask=is_live, other=0)
+        kv_head = tl.where(is_v, head - H - K, head - H)
+        line = ((layer * num_pages.to(tl.int64) + page) * K + kv_head) * S + position % S
+        is_k = (head >= H) & (head < H + K)
+        cell = line * D + dim
+        page_dtype = k_pages.dtype.element_ty
+        tl.store(k_pages + cell, new_low.to(page_dtype), mask=mask & is_k & is_live)
+        tl.store(k_pages + cell + HALF, new_high.to(page_dtype), mask=mask & is_k & is_live)
+        tl.store(v_pages + cell, new_low.to(page_dtype), mask=mask & is_v & is_live)
+        tl.store(v_pages + cell + HALF, new_high.to(page_dtype), mask=mask & is_v & is_live)
+
+
+def rope_table(inv_freq: Sequence[float], factor: float, max_len: int, device: torch.device | str) -> Tensor:
+    """cos, then sin, of every position's angles, times `factor`: [max_len, D] float32, computed in float32 as
+    transformers does."""
+    freq_d = torch.tensor(inv_freq, dtype=torch.float32, device=device)
+    positions_N = torch.arange(max_len, dtype=torch.float32, device=device)
+    angles_Nd = positions_N.unsqueeze(1) * freq_d
+    return torch.cat((angles_Nd.cos(), angles_Nd.sin()), dim=1).mul_(factor)
+
+
+def write_prompt(
+    qkv_TJ: Tensor,
+    inputs: StepInputs,
+    layer: int,
+    cos_sin: Tensor,
+    q_norm_D: Tensor | None,
+    k_norm_D: Tensor | None,
+    eps: float,
+    shape: NetworkShape,
+    *,
+    pdl: bool = False,
+) -> None:
+    """For the tokens after the decode rows: norm (if there are weights) and rotation of q and k in place, then k and v into
+    their pages. `cos_sin` is a rope_table(). In float32, rounded once."""
+    assert qkv_TJ.is_contiguous() and (q_norm_D is None) == (k_norm_D is None)
+    num_layers, num_pages, num_kv_heads, page_size, head_dim = inputs.k.shape
+    assert layer < num_layers and inputs.k.is_contiguous() and inputs.v.is_contiguous() and cos_sin.shape[1] == head_dim
+    num_heads = shape.num_heads + 2 * num_kv_heads
+    assert qkv_TJ.shape[1] == num_heads * head_dim
+    num_prompt = len(qkv_TJ) - inputs.num_decode
+    if num_prompt == 0:
+        return
+    _write_prompt[(num_prompt, triton.cdiv(num_heads, _BLOCK_HEADS))](
+        qkv_TJ,
+        inputs.positions_T,
+        inputs.slots_T,
+        inputs.page_table_SP,
+        inputs.k,
+        inputs.v,
+        cos_sin,
+        q_norm_D,
+        k_norm_D,
+        eps,
+        inputs.num_decode,
+        layer,
+        num_pages,
+        inputs.page_table_SP.shape[1],
+        H=shape.num_heads,
+        K=num_kv_heads,
+        D=head_dim,
+        S=page_size,
+        BLOCK_HEADS=_BLOCK_HEADS,
+        BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+        num_warps=4,
+        **pdl_options(pdl),
+    )
