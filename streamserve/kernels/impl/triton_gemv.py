@@ -41,37 +41,65 @@ class Tile:
 
 
 @triton.jit
-def _load_weights(tile, tile_k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def _load_tile(tile, norm, k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Weights [W, BLOCK_K] of tile i and norm's factors [1, BLOCK_K] for its columns k (the weights again without a norm)."""
     if K % BLOCK_K == 0:
-        return tl.load(tile + i * BLOCK_K, eviction_policy="evict_first")
+        weights = tl.load(tile + i * BLOCK_K, eviction_policy="evict_first")
+        factors = weights if norm is None else tl.load(norm + i * BLOCK_K + k)
     else:
-        return tl.load(tile + i * BLOCK_K, mask=i * BLOCK_K + tile_k < K, other=0.0, eviction_policy="evict_first")
+        is_in = i * BLOCK_K + k < K
+        weights = tl.load(tile + i * BLOCK_K, mask=is_in, other=0.0, eviction_policy="evict_first")
+        factors = weights if norm is None else tl.load(norm + i * BLOCK_K + k, mask=is_in, other=0.0)
+    return weights, factors
 
 
 @triton.jit
-def _add_tile(sums, squares, weights, x, norm, is_row, k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One tile's products: sums [ROWS, W, BLOCK_K], squares [ROWS, 1, BLOCK_K]."""
-    is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + k < K)
-    values = tl.load(x + i * BLOCK_K, mask=is_in, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    if norm is not None:
-        squares += values * values
-        if K % BLOCK_K == 0:
-            factors = tl.load(norm + i * BLOCK_K + k, eviction_policy="evict_last")
+def _begin(w, weight_W, norm, K: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr):
+    """Ask for the first tiles. They depend on no other kernel: whatever does must come after _wait."""
+    k = tl.arange(0, BLOCK_K)[None, :]
+    tile = w + weight_W.to(tl.int64)[:, None] * K + k
+    if DOT:  # the compiler moves tiles ahead by itself
+        return tile, 0, 0, 0, 0
+    else:
+        first, first_factors = _load_tile(tile, norm, k, 0, K, BLOCK_K)
+        if AHEAD == 2:
+            second, second_factors = _load_tile(tile, norm, k, 1, K, BLOCK_K)
         else:
-            factors = tl.load(norm + i * BLOCK_K + k, mask=i * BLOCK_K + k < K, other=0.0, eviction_policy="evict_last")
-        values *= factors.to(tl.float32)
-    sums += weights.to(tl.float32)[None, :, :] * values
-    return sums, squares
+            second, second_factors = first, first_factors
+        return tile, first, first_factors, second, second_factors
+
+
+@triton.jit
+def _wait(PDL: tl.constexpr):
+    """Until all kernels before this one have finished. The one behind it may begin to ask for its weights."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def _row_indices(rows, num_rows, ROWS: tl.constexpr):
-    """Which rows of x are meant: the first, or those that `rows` names. Surplus ones are row 0."""
+    """Which rows of x are meant: the first, or those that `rows` names. For surplus ones row 0 is computed again."""
     r = tl.arange(0, ROWS)
     if rows is None:
-        return tl.where(r < num_rows, r, 0)
+        return tl.where(r < num_rows, r, 0).to(tl.int64)
     else:
-        return tl.load(rows + r, mask=r < num_rows, other=0)
+        return tl.load(rows + r, mask=r < num_rows, other=0).to(tl.int64)
+
+
+@triton.jit
+def _add_tile(sums, squares, weights, factors, x, norm, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """One tile more: sums [ROWS, W, BLOCK_K], squares [ROWS, 1, BLOCK_K]."""
+    if K % BLOCK_K == 0:
+        values = tl.load(x + i * BLOCK_K, eviction_policy="evict_last").to(tl.float32)
+    else:
+        is_in = i * BLOCK_K + tl.arange(0, BLOCK_K)[None, None, :] < K
+        values = tl.load(x + i * BLOCK_K, mask=is_in, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if norm is not None:
+        squares += values * values
+        values *= factors.to(tl.float32)[None, :, :]
+    sums += weights.to(tl.float32)[None, :, :] * values
+    return sums, squares
 
 
 @triton.jit
@@ -80,8 +108,7 @@ def _products(
     rows,
     num_rows,
     norm,
-    w,
-    weight_W,
+    begun,
     eps: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -89,13 +116,12 @@ def _products(
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    """Products of rows of x, normalised if `norm` is given, with the rows `weight_W` of w: float32 [ROWS, BLOCK_W]."""
+    """Products of the rows of x, normalised if `norm` is given, with the weight rows of _begin: float32 [ROWS, BLOCK_W]."""
     if DOT:
-        return _products_by_dot(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, PDL)
+        return _products_by_dot(x, rows, num_rows, norm, begun[0], eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD)
     else:
-        return _products_by_sum(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, PDL)
+        return _products_by_sum(x, rows, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD)
 
 
 @triton.jit
@@ -104,41 +130,31 @@ def _products_by_sum(
     rows,
     num_rows,
     norm,
-    w,
-    weight_W,
+    begun,
     eps: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     NUM_TILES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    tile_k = tl.arange(0, BLOCK_K)[None, :]
-    tile = w + weight_W.to(tl.int64)[:, None] * K + tile_k
-    first = _load_weights(tile, tile_k, 0, K, BLOCK_K)
-    if AHEAD == 2:
-        second = _load_weights(tile, tile_k, 1, K, BLOCK_K)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # nothing of x, or of what x is added to, may be read above this line
-    k = tl.arange(0, BLOCK_K)[None, None, :]
-    is_row = (tl.arange(0, ROWS) < num_rows)[:, None, None]
-    row = x + _row_indices(rows, num_rows, ROWS).to(tl.int64)[:, None, None] * K + k
+    tile, first, first_factors, second, second_factors = begun
+    k = tl.arange(0, BLOCK_K)[None, :]
+    x_row = x + _row_indices(rows, num_rows, ROWS)[:, None, None] * K + k[None, :, :]
     sums = tl.zeros([ROWS, BLOCK_W, BLOCK_K], tl.float32)
     squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
     for i in range(NUM_TILES - AHEAD):
-        weights = first
+        weights, factors = first, first_factors
         if AHEAD == 2:
-            first = second
-            second = _load_weights(tile, tile_k, i + 2, K, BLOCK_K)
+            first, first_factors = second, second_factors
+            second, second_factors = _load_tile(tile, norm, k, i + 2, K, BLOCK_K)
         else:
-            first = _load_weights(tile, tile_k, i + 1, K, BLOCK_K)
-        sums, squares = _add_tile(sums, squares, weights, row, norm, is_row, k, i, K, BLOCK_K)
-    sums, squares = _add_tile(sums, squares, first, row, norm, is_row, k, NUM_TILES - AHEAD, K, BLOCK_K)
+            first, first_factors = _load_tile(tile, norm, k, i + 1, K, BLOCK_K)
+        sums, squares = _add_tile(sums, squares, weights, factors, x_row, norm, i, K, BLOCK_K)
+    sums, squares = _add_tile(sums, squares, first, first_factors, x_row, norm, NUM_TILES - AHEAD, K, BLOCK_K)
     if AHEAD == 2:
-        sums, squares = _add_tile(sums, squares, second, row, norm, is_row, k, NUM_TILES - 1, K, BLOCK_K)
+        sums, squares = _add_tile(sums, squares, second, second_factors, x_row, norm, NUM_TILES - 1, K, BLOCK_K)
     products = tl.sum(sums, axis=2)
     if norm is not None:
         products *= tl.rsqrt(tl.sum(squares, axis=2) / K + eps)
@@ -151,35 +167,27 @@ def _products_by_dot(
     rows,
     num_rows,
     norm,
-    w,
-    weight_W,
+    tile,
     eps: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    """_products on tensor cores. x times norm is rounded to the model's type, as it is in separate operations."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        # Ahead of the loop, not in it: the compiler moves a pipelined loop's first loads, but not above the loop itself.
-        tl.extra.cuda.gdc_wait()
-    tile_k = tl.arange(0, BLOCK_K)[None, :]
-    tile = w + weight_W.to(tl.int64)[:, None] * K + tile_k
-    is_row = (tl.arange(0, ROWS) < num_rows)[:, None]
-    row = x + _row_indices(rows, num_rows, ROWS).to(tl.int64)[:, None] * K + tile_k
+    """On tensor cores. x times norm is rounded to the model's type, as separate operations do."""
+    k = tl.arange(0, BLOCK_K)[None, :]
+    x_row = x + _row_indices(rows, num_rows, ROWS)[:, None] * K + k
+    is_row = (tl.arange(0, ROWS) < num_rows)[:, None]  # what is not read costs no time
     sums = tl.zeros([BLOCK_W, ROWS], tl.float32)
     squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
     for i in tl.range((K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
-        weights = _load_weights(tile, tile_k, i, K, BLOCK_K)
-        is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + tile_k < K)
-        values = tl.load(row + i * BLOCK_K, mask=is_in, other=0.0)
+        weights, factors = _load_tile(tile, norm, k, i, K, BLOCK_K)
+        is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + k < K)
+        values = tl.load(x_row + i * BLOCK_K, mask=is_in, other=0.0)
         if norm is not None:
             exact = values.to(tl.float32)
             squares += exact * exact
-            factors = tl.load(norm + i * BLOCK_K + tile_k, mask=i * BLOCK_K + tile_k < K, other=0.0)
             values = (exact * factors.to(tl.float32)).to(weights.dtype)
         sums = tl.dot(weights, tl.trans(values), sums, input_precision="ieee")
     products = tl.trans(sums)
@@ -208,10 +216,12 @@ def norm_linear_kernel(
     PDL: tl.constexpr,
 ):
     n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    weight_W = tl.minimum(n, N - 1)  # the last program may compute its last rows more than once
+    weight_W = tl.minimum(n, N - 1)  # the last program may compute row N - 1 again and again
+    begun = _begin(w, weight_W, norm, K, BLOCK_K, AHEAD, DOT)
     if bias is not None:
         added = tl.load(bias + weight_W).to(tl.float32)
-    products = _products(x, rows, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    _wait(PDL)
+    products = _products(x, rows, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
     if bias is not None:
         products += added[None, :]
     r = tl.arange(0, ROWS)
@@ -235,13 +245,14 @@ def linear_add_kernel(
     PDL: tl.constexpr,
 ):
     n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    weight_W = tl.minimum(n, N - 1)
-    products = _products(x, None, num_rows, None, w, weight_W, 0.0, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    begun = _begin(w, tl.minimum(n, N - 1), None, K, BLOCK_K, AHEAD, DOT)
     r = tl.arange(0, ROWS)
     place = residual + r.to(tl.int64)[:, None] * N + n[None, :]
     is_in = (r < num_rows)[:, None] & (n < N)[None, :]
-    total = tl.load(place, mask=is_in, other=0.0).to(tl.float32) + products
-    tl.store(place, total.to(residual.dtype.element_ty), mask=is_in)
+    _wait(PDL)
+    before = tl.load(place, mask=is_in, other=0.0)
+    products = _products(x, None, num_rows, None, begun, 0.0, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
+    tl.store(place, (before.to(tl.float32) + products).to(residual.dtype.element_ty), mask=is_in)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -261,11 +272,13 @@ def norm_gate_up_kernel(
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Gate and up rows alternate in a tile, so that those of one output end in one place.
+    # Gate and up rows alternate in a tile, so that the two products of one output end up side by side.
     BLOCK_N: tl.constexpr = BLOCK_W // 2
     i = tl.arange(0, BLOCK_W)
     weight_W = tl.minimum(tl.program_id(0) * BLOCK_N + i // 2, N - 1) + (i % 2) * N
-    products = _products(x, None, num_rows, norm, w, weight_W, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT, PDL)
+    begun = _begin(w, weight_W, norm, K, BLOCK_K, AHEAD, DOT)
+    _wait(PDL)
+    products = _products(x, None, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
     gate, up = tl.split(tl.reshape(products, [ROWS, BLOCK_N, 2]))
     inner = gate * tl.sigmoid(gate) * up
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
