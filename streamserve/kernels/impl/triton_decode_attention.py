@@ -1,0 +1,319 @@
+"""Attention of rows with one new token each: q/k norm, RoPE, the new token's K and V into its page, softmax over all pages.
+
+One launch does all of it. A program owns one key/value head of one row, or one part (split) of that row's tokens, so that few
+long rows still fill the card; all query heads of the head are the rows of one product. The parts of a row are merged by
+whichever of its programs arrives last, in fixed order: the same input gives the same bits. How far a row reaches is read from
+device memory, so that one captured graph serves every length. Splitting over KV and the merge are those of Flash-Decoding (Dao
+et al., 2023), the online softmax is FlashAttention's. Knows nothing of prompts; triton_prompt_attention.py does those.
+
+Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D.
+"""
+
+from math import log2
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from streamserve.kernels.ops import NetworkShape, StepInputs
+
+_LOG2_E = log2(2.718281828459045)
+_MAX_SPLITS = 64
+_FIXED_SPLITS = 8  # with deterministic: parts of a row, whatever the number of rows
+_FIXED_SPLIT_LEN = 256  # and their least length in tokens
+
+
+@triton.jit
+def _load_turned(heads, row_M, is_row_M, weight_D, cos_sin, D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):
+    """Heads [M, D] after norm and RoPE, in their own dtype. `cos_sin`: the table's line for the position.
+
+    Every element also loads its partner, half a head away: cheaper than joining halves, which goes through shared memory."""
+    HALF: tl.constexpr = D // 2
+    d = tl.arange(0, D)
+    partner = (d + HALF) % D
+    raw = tl.load(heads + row_M[:, None] * D + d[None, :], mask=is_row_M[:, None], other=0.0)
+    x = raw.to(tl.float32)
+    y = tl.load(heads + row_M[:, None] * D + partner[None, :], mask=is_row_M[:, None], other=0.0).to(tl.float32)
+    if NORM:  # rounded where transformers rounds: before and after the weight
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
+        x = (x * scale).to(raw.dtype).to(tl.float32) * tl.load(weight_D + d).to(tl.float32)[None, :]
+        y = (y * scale).to(raw.dtype).to(tl.float32) * tl.load(weight_D + partner).to(tl.float32)[None, :]
+        x = x.to(raw.dtype).to(tl.float32)
+        y = y.to(raw.dtype).to(tl.float32)
+    cos = tl.load(cos_sin + d % HALF)
+    sin = tl.load(cos_sin + HALF + d % HALF)
+    sin = tl.where(d < HALF, -sin, sin)
+    return (x * cos[None, :] + y * sin[None, :]).to(raw.dtype)
+
+
+@triton.jit(
+    do_not_specialize=["layer", "num_pages", "table_width"],
+    do_not_specialize_on_alignment=["positions_T", "slots_T", "page_table"],
+)
+def _decode_attention(
+    qkv,  # [T, J]
+    out,  # [T, X]
+    k_pages,  # [L, pages, K, S, D]
+    v_pages,
+    positions_T,
+    slots_T,
+    page_table,  # [slots, table_width]
+    cos_sin,  # [positions, D] float32: D / 2 cosines, then D / 2 sines
+    q_norm_D,
+    k_norm_D,
+    part_acc,  # [T, K, splits, G, D] float32
+    part_sum,  # [T, K, splits, 2, G] float32: maximum, sum
+    arrivals,  # [T, K] int32, all 0 before and after
+    layer,
+    num_pages,
+    table_width,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    G: tl.constexpr,
+    G_DOT: tl.constexpr,  # G padded to what a product takes
+    G_MERGE: tl.constexpr,  # G padded to a power of two
+    SCALE: tl.constexpr,
+    EPS: tl.constexpr,
+    NORM: tl.constexpr,
+    WINDOW: tl.constexpr,  # 0: none
+    MIN_TILES: tl.constexpr,  # of a split
+    MAX_SPLITS: tl.constexpr,  # of any launch, a power of two
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    split = tl.program_id(2)
+    if PDL:  # also before an early return: the next kernel relies on this one having waited
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    slot = tl.load(slots_T + row)
+    position = tl.load(positions_T + row)
+    if slot < 0:
+        return
+
+    # Tokens start .. position - 1 are in pages, in tiles first_tile .. end_tile - 1. The new one is not, and needs none.
+    start = 0
+    if WINDOW > 0:
+        start = tl.maximum(position - (WINDOW - 1), 0)
+    first_tile = start // BLOCK_N
+    end_tile = tl.where(start < position, tl.cdiv(position, BLOCK_N), first_tile)
+    num_tiles = end_tile - first_tile
+    split_tiles = tl.maximum(tl.cdiv(num_tiles, tl.num_programs(2)), MIN_TILES)
+    num_splits = tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
+    if split >= num_splits:
+        return
+    tile = first_tile + split * split_tiles
+    end_tile = tl.minimum(tile + split_tiles, end_tile)
+
+    # Page numbers are loaded one tile ahead: what a tile's loads wait for is then already there when they are issued.
+    n = tl.arange(0, BLOCK_N)
+    pages = page_table + slot.to(tl.int64) * table_width
+    first_N = tile * BLOCK_N + n
+    page_N = tl.load(pages + first_N // S, mask=first_N < position, other=0)
+
+    d = tl.arange(0, D)
+    g = tl.arange(0, G_DOT)
+    line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
+    angles = cos_sin + position.to(tl.int64) * D
+    q = _load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, D, NORM, EPS)
+    layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
+    k_head = k_pages + layer_at
+    v_head = v_pages + layer_at
+
+    m = tl.full([G_DOT], float("-inf"), tl.float32)
+    total = tl.zeros([G_DOT], tl.float32)
+    acc = tl.zeros([G_DOT, D], tl.float32)
+    if split == num_splits - 1:  # the new token: into its page, and into the sums without going through it
+        one = tl.arange(0, 1)
+        k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, D, NORM, EPS)
+        v_new = tl.load(line + (H + K + head) * D + d)
+        page = tl.load(pages + position // S).to(tl.int64)
+        at = page * (K * S * D) + (position % S) * D
+        tl.store(k_head + at + one[:, None] * D + d[None, :], k_new)
+        tl.store(v_head + at + d, v_new)
+        m = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * SCALE
+        total += 1.0
+        acc += v_new.to(tl.float32)[None, :]
+
+    # Every tile is masked: it costs arithmetic, of which there is plenty, and keeps the last, partial tile in the pipeline.
+    for at in range(tile, end_tile):
+        at_N = at * BLOCK_N + n
+        next_N = at_N + BLOCK_N
+        next_page_N = tl.load(pages + next_N // S, mask=next_N < position, other=0)
+        is_seen_N = (at_N >= start) & (at_N < position)
+        in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
+        k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_seen_N[None, :], other=0.0)
+        v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_seen_N[:, None], other=0.0)
+        scores = tl.where(is_seen_N[None, :], tl.dot(q, k_DN, input_precision="ieee"), float("-inf"))
+        new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
+        weights = tl.exp2(scores * SCALE - new_m[:, None])
+        shrink = tl.exp2(m - new_m)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v_ND.dtype), v_ND, acc * shrink[:, None], input_precision="ieee")
+        m = new_m
+        page_N = next_page_N
+
+    out_row = out + row.to(tl.int64) * (H * D) + head * (G * D)
+    if num_splits == 1:
+        tl.store(out_row + g[:, None] * D + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=(g < G)[:, None])
+    else:
+        task = row * K + head
+        part = task * tl.num_programs(2) + split
+        tl.store(part_acc + part * (G * D) + g[:, None] * D + d[None, :], acc, mask=(g < G)[:, None])
+        tl.store(part_sum + part * (2 * G) + g, m, mask=g < G)
+        tl.store(part_sum + part * (2 * G) + G + g, total, mask=g < G)
+        # All threads' stores come before the one thread's release, and its acquire before all threads' loads.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals + task, 1, sem="acq_rel", scope="gpu")
+        tl.debug_barrier()
+        if arrived == num_splits - 1:
+            tl.store(arrivals + task, 0)
+            _merge(part_acc, part_sum, out_row, task * tl.num_programs(2), num_splits, G, G_MERGE, D, MAX_SPLITS)
+
+
+@triton.jit
+def _merge(
+    part_acc,
+    part_sum,
+    out_row,
+    first,
+    num_splits,
+    G: tl.constexpr,
+    G_MERGE: tl.constexpr,
+    D: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Parts first .. first + num_splits - 1 into `out_row`, in this order. `.cg` reads past the SM's own cache."""
+    FEW: tl.constexpr = 4  # parts loaded at once
+    d = tl.arange(0, D)
+    g = tl.arange(0, G_MERGE)
+    is_head = g < G
+    s = tl.arange(0, MAX_SPLITS)
+    is_part_SG = (s < num_splits)[:, None] & is_head[None, :]
+    sums = part_sum + (first + s)[:, None] * (2 * G) + g[None, :]
+    m_SG = tl.load(sums, mask=is_part_SG, other=float("-inf"), cache_modifier=".cg")
+    total_SG = tl.load(sums + G, mask=is_part_SG, other=0.0, cache_modifier=".cg")
+    m = tl.max(tl.where(is_head[None, :], m_SG, 0.0), 0)
+    total = tl.sum(tl.where(is_part_SG, tl.exp2(m_SG - m[None, :]), 0.0) * total_SG, 0)
+    acc = tl.zeros([G_MERGE, D], tl.float32)
+    for at in range(0, num_splits, FEW):
+        f = at + tl.arange(0, FEW)
+        is_here_FG = (f < num_splits)[:, None] & is_head[None, :]
+        m_FG = tl.load(
+            part_sum + (first + f)[:, None] * (2 * G) + g[None, :],
+            mask=is_here_FG,
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )
+        acc_FGD = tl.load(
+            part_acc + (first + f)[:, None, None] * (G * D) + g[None, :, None] * D + d[None, None, :],
+            mask=is_here_FG[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        acc += tl.sum(acc_FGD * tl.exp2(m_FG - m[None, :])[:, :, None], 0)
+    total = tl.where(is_head, total, 1.0)
+    tl.store(out_row + g[:, None] * D + d[None, :], (acc / total[:, None]).to(out_row.dtype.element_ty), mask=is_head[:, None])
+
+
+class DecodeAttention:
+    """Decode rows of one network. Owns what the programs of a launch hand to each other: launches must follow one another.
+
+    `max_rows`: most decode rows of a step. `deterministic`: how a row is split depends on its own length alone, so that its
+    result does not depend, bit for bit, on the rows beside it. The last arguments are for measuring."""
+
+    def __init__(
+        self,
+        shape: NetworkShape,
+        *,
+        max_rows: int,
+        num_sms: int,
+        device: torch.device | str,
+        deterministic: bool = False,
+        block_n: int = 64,
+        num_warps: int = 4,
+        num_stages: int | None = None,
+    ) -> None:
+        self._heads, self._kv_heads, self._dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        assert self._heads % self._kv_heads == 0 and self._dim & (self._dim - 1) == 0 and self._dim >= 16
+        self._window = shape.sliding_window or 0
+        self._max_rows = max_rows
+        self._num_sms = num_sms
+        self._is_deterministic = deterministic
+        self._min_tiles = max(_FIXED_SPLIT_LEN // block_n, 1) if deterministic else 1
+        self._block_n = block_n
+        self._num_warps = num_warps
+        self._num_stages = num_stages or (2 if torch.version.hip or self._dim > 128 else 3)
+        tasks = [rows * self._kv_heads * splits for rows in range(1, max_rows + 1) if (splits := self.max_splits(rows)) > 1]
+        parts, group = max(tasks, default=1), self._heads // self._kv_heads
+        self._part_acc = torch.empty(parts * group * self._dim, dtype=torch.float32, device=device)
+        self._part_sum = torch.empty(parts * group * 2, dtype=torch.float32, device=device)
+        self._arrivals = torch.zeros(max_rows * self._kv_heads, dtype=torch.int32, device=device)
+
+    def max_splits(self, rows: int) -> int:
+        """Programs that share a key/value head of a row, if the row is long: two per SM over all of them."""
+        if self._is_deterministic:
+            return _FIXED_SPLITS
+        return min(max(triton.cdiv(2 * self._num_sms, rows * self._kv_heads), 1), _MAX_SPLITS)
+
+    def attend(
+        self,
+        qkv_TJ: Tensor,
+        inputs: StepInputs,
+        layer: int,
+        cos_sin: Tensor,
+        q_norm_D: Tensor | None,
+        k_norm_D: Tensor | None,
+        eps: float,
+        out_TX: Tensor,
+        *,
+        pdl: bool = False,
+    ) -> None:
+        """Attend for tokens 0 .. num_decode - 1: into their lines of `out_TX`; K and V of each into its page. `qkv_TJ` as the
+        product left it: no norm, no RoPE. Rows with slot -1 read and write nothing."""
+        rows = inputs.num_decode
+        assert 0 < rows <= self._max_rows and qkv_TJ.is_contiguous() and out_TX.is_contiguous()
+        assert (q_norm_D is None) == (k_norm_D is None)
+        group, splits = self._heads // self._kv_heads, self.max_splits(rows)
+        kernel: Any = _decode_attention
+        kernel[(self._kv_heads, rows, splits)](
+            qkv_TJ,
+            out_TX,
+            inputs.k,
+            inputs.v,
+            inputs.positions_T,
+            inputs.slots_T,
+            inputs.page_table_SP,
+            cos_sin,
+            q_norm_D,
+            k_norm_D,
+            self._part_acc,
+            self._part_sum,
+            self._arrivals,
+            layer,
+            inputs.k.shape[1],
+            inputs.page_table_SP.shape[1],
+            H=self._heads,
+            K=self._kv_heads,
+            D=self._dim,
+            S=inputs.k.shape[3],
+            G=group,
+            G_DOT=max(triton.next_power_of_2(group), 16),
+            G_MERGE=triton.next_power_of_2(group),
+            SCALE=self._dim**-0.5 * _LOG2_E,
+            EPS=eps,
+            NORM=q_norm_D is not None,
+            WINDOW=self._window,
+            MIN_TILES=self._min_tiles,
+            MAX_SPLITS=_MAX_SPLITS,
+            BLOCK_N=self._block_n,
+            PDL=pdl,
+            num_warps=self._num_warps,
+            num_stages=self._num_stages,
+            **({"launch_pdl": True} if pdl else {}),
+        )

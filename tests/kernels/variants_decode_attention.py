@@ -1,0 +1,52 @@
+"""Shapes of Llama 8B, Qwen3 0.6B, SmolLM2 and others for the decode attention; see compile_targets.py."""
+
+from typing import Any
+
+from streamserve.kernels.impl.triton_decode_attention import _decode_attention
+
+
+def _variant(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    """`changes`: constants, and dtype, pdl, num_stages, only."""
+    dtype, pdl = changes.pop("dtype", "bf16"), changes.pop("pdl", False)
+    norm = changes.pop("NORM", False)
+    group = heads // kv_heads
+    signature = {name: f"*{dtype}" for name in ("qkv", "out", "k_pages", "v_pages", *(("q_norm_D", "k_norm_D") if norm else ()))}
+    signature |= {name: "*fp32" for name in ("cos_sin", "part_acc", "part_sum")}
+    signature |= {name: "*i32" for name in ("positions_T", "slots_T", "page_table", "arrivals")}
+    signature |= {name: "i32" for name in ("layer", "num_pages", "table_width")}
+    options = {"num_warps": 4, "num_stages": changes.pop("num_stages", 3), "only": changes.pop("only", "")}
+    constants = {
+        **({} if norm else {"q_norm_D": None, "k_norm_D": None}),
+        "H": heads,
+        "K": kv_heads,
+        "D": dim,
+        "S": 16,
+        "G": group,
+        "G_DOT": max(1 << (group - 1).bit_length(), 16),
+        "G_MERGE": 1 << (group - 1).bit_length(),
+        "SCALE": dim**-0.5 * 1.4426950408889634,
+        "EPS": 1e-6,
+        "NORM": norm,
+        "WINDOW": 0,
+        "MIN_TILES": 1,
+        "MAX_SPLITS": 64,
+        "BLOCK_N": 64,
+        "PDL": pdl,
+        **changes,
+    }
+    return _decode_attention, signature, constants, options | ({"launch_pdl": True} if pdl else {})
+
+
+VARIANTS = [
+    _variant(32, 8, 128, only="cuda"),
+    _variant(32, 8, 128, only="hip", num_stages=2),
+    _variant(32, 8, 128, only="cuda90", pdl=True),
+    _variant(16, 8, 128, only="cuda", NORM=True),
+    _variant(16, 8, 128, only="hip", NORM=True, num_stages=2),
+    _variant(16, 8, 128, only="cuda90", NORM=True, pdl=True),
+    _variant(9, 3, 64, only="cuda"),
+    _variant(9, 3, 64, only="hip", num_stages=2),
+    _variant(32, 8, 128, only="cuda90", WINDOW=4096, MIN_TILES=4),
+    _variant(8, 4, 256, num_stages=2),
+    _variant(4, 4, 32, only="cuda90", dtype="fp32"),
+]
