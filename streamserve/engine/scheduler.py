@@ -6,13 +6,19 @@ writes Request objects, so nothing needs a lock.
 A plan takes every decode row first, then prompt chunks of running requests, then newly admitted ones, until the token
 budget is empty: a long prompt costs running streams one chunk per step. Chunked prefill after Sarathi-Serve
 (arXiv 2403.02310); a running step is planned over as in SGLang's overlap schedule: its tokens are still on the device.
+
+On a fast device a burst of prompts is computed without the decode rows, chunk after chunk: one pause instead of many slow
+steps, and the requests that came together go on together. The pause has a limit (`max_decode_pause_s`): then one step takes
+both, and the next pause may begin. Small chunks always ride along with the decode rows.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 from streamserve.cache.keys import common_len, pack
-from streamserve.cache.kv_cache import KVCache
+from streamserve.cache.kv_cache import KVCache, Lease
 from streamserve.engine.plan import Admission, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
@@ -21,11 +27,14 @@ from streamserve.messages import Delta, FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may hold. `max_step_tokens` counts prompt and decode tokens together."""
+    """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. `max_decode_pause_s` is how long
+    decode rows may wait for a burst of prompts (0: never); `burst_tokens` prompt tokens in a step make a burst."""
 
     max_running: int
     max_step_tokens: int
     eos_token_ids: frozenset[int]
+    max_decode_pause_s: float = 0.0
+    burst_tokens: int = 1024
 
 
 @dataclass(slots=True)
@@ -49,10 +58,12 @@ class Flight:
 class Scheduler:
     """Queues and slots of one engine."""
 
-    def __init__(self, cache: KVCache, limits: Limits, policy: Policy) -> None:
+    def __init__(self, cache: KVCache, limits: Limits, policy: Policy, *, now: Callable[[], float] = monotonic) -> None:
         self.cache = cache
         self.limits = limits
         self._policy = policy
+        self._now = now
+        self._paused_since: float | None = None  # since when decode rows have been left out
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
         self._live: dict[str, Request] = {}
@@ -88,30 +99,67 @@ class Scheduler:
     def next_plan(self) -> Flight | None:
         """The next step, or None when nothing can run now. Planned rows count as under way from here on."""
         draft = Draft()
-        preemptions = self.num_preemptions
-        self._draw_decode_rows(draft)
-        budget = max(self.limits.max_step_tokens - len(draft.rows), self.cache.page_size)
-        budget = self._draw_prompt_chunks(draft, budget)
-        if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
-            self._admit(draft, budget)
+        if self._may_pause() and self._has_burst():
+            self._draw_burst(draft)
+        else:
+            preemptions = self.num_preemptions
+            self._draw_decode_rows(draft)
+            budget = max(self.limits.max_step_tokens - len(draft.rows), self.cache.page_size)
+            budget = self._draw_prompt_chunks(draft, budget)
+            if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
+                self._admit(draft, budget)
+            self._paused_since = None
         if not draft.rows:
             return None
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows))
         return Flight(plan, tuple(draft.owners))
 
+    def _may_pause(self) -> bool:
+        """Whether decode rows may be left out of this step."""
+        limit = self.limits.max_decode_pause_s
+        return limit > 0 and (self._paused_since is None or self._now() - self._paused_since < limit)
+
+    def _has_burst(self) -> bool:
+        """Whether prompts that could run now bring many tokens that are not in the cache."""
+        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_prefilling and not r.can_decode)
+        if tokens < self.limits.burst_tokens and self._free_slots:
+            for request in self._waiting:
+                cached = self.cache.match_len(request.given.salt, request.tokens, len(request.tokens) - 1)
+                tokens += len(request.tokens) - cached
+                if tokens >= self.limits.burst_tokens:
+                    break
+        return tokens >= self.limits.burst_tokens
+
+    def _draw_burst(self, draft: Draft) -> None:
+        """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
+        decoding = [request for request in self._running if request.can_decode]  # before new ones join them
+        budget = self._draw_prompt_chunks(draft, self.limits.max_step_tokens)
+        self._admit(draft, budget)
+        if sum(row.num_tokens for row in draft.rows) >= self.limits.burst_tokens:
+            if self._paused_since is None and decoding:
+                self._paused_since = self._now()
+            return
+        self._paused_since = None
+        if not draft.rows:
+            self._draw_decode_rows(draft)
+            return
+        for request in decoding:  # nobody is preempted: the victim might be in this very draft
+            if self.cache.grow(self._lease(request), request.planned + 1):
+                self._draw_decode_row(draft, request)
+
     def _draw_decode_rows(self, draft: Draft) -> None:
         index = 0
         while index < len(self._running):  # preemption shortens the list from its end
             request = self._running[index]
             if request.can_decode and self._have_pages(request):
-                self._draw(draft, request, 1, token_ids=None)
+                self._draw_decode_row(draft, request)
             index += 1
 
     def _have_pages(self, request: Request) -> bool:
         """Make room for one more token of a running request, preempting the youngest ones if need be."""
-        assert request.lease is not None
-        while not self.cache.grow(request.lease, request.planned + 1):
+        lease = self._lease(request)
+        while not self.cache.grow(lease, request.planned + 1):
             victim = self._running[-1]
             if victim is request and request.planned > request.computed:
                 return False  # let the running step land first: preempted now, its token would be lost, and so every time
@@ -120,13 +168,22 @@ class Scheduler:
                 return False
         return True
 
+    @staticmethod
+    def _lease(request: Request) -> Lease:
+        assert request.lease is not None
+        return request.lease
+
     def _draw_prompt_chunks(self, draft: Draft, budget: int) -> int:
         for request in self._running:
             if budget <= 0:
                 break
-            if request.is_prefilling:
+            if request.is_prefilling and not request.can_decode:
                 budget -= self._draw_chunk(draft, request, budget)
         return budget
+
+    def _draw_decode_row(self, draft: Draft, request: Request) -> None:
+        known = request.tokens[request.planned : request.planned + 1]  # none while its step is under way
+        self._draw(draft, request, 1, tuple(known) or None)
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
         num_tokens = min(budget, len(request.tokens) - request.planned)

@@ -42,11 +42,13 @@ class Bench:
         clock: VirtualClock | None = None,
         step_s: float = 0.0,
         reuse: bool = True,
+        max_decode_pause_s: float = 0.0,
+        burst_tokens: int = 1024,
     ) -> None:
         self.cache = KVCache(num_pages, page_size, reuse=reuse)
         self.runner = MemoryRunner(vocab_size=VOCAB, page_size=page_size, clock=clock, step_s=step_s, eos_token_id=EOS)
         self.runner.plans = []
-        limits = Limits(max_running, max_step_tokens, frozenset({EOS}))
+        limits = Limits(max_running, max_step_tokens, frozenset({EOS}), max_decode_pause_s, burst_tokens)
         self.scheduler = Scheduler(self.cache, limits, POLICIES[policy])
         context_len = min(4096, (num_pages - 1) * page_size)
         options = EngineOptions(context_len, VOCAB, frozenset({EOS}), max_queued=max_queued, seed=0)
@@ -261,15 +263,22 @@ async def test_requests_in_company_keep_their_numbers_of_tokens_in_a_step() -> N
     max_running=st.integers(1, 6),
     max_step_tokens=st.integers(1, 40),
     policy=st.sampled_from(["fcfs", "lpm"]),
+    burst_tokens=st.sampled_from([1, 8, 1024]),
 )
 def test_any_mix_of_requests_and_aborts_stays_exact(
-    seed: int, num_pages: int, page_size: int, max_running: int, max_step_tokens: int, policy: str
+    seed: int, num_pages: int, page_size: int, max_running: int, max_step_tokens: int, policy: str, burst_tokens: int
 ) -> None:
     """Shared prefixes, odd lengths, scarce pages, aborts at any time: the memory runner checks every position read."""
 
     async def run() -> None:
         bench = Bench(
-            num_pages=num_pages, page_size=page_size, max_running=max_running, max_step_tokens=max_step_tokens, policy=policy
+            num_pages=num_pages,
+            page_size=page_size,
+            max_running=max_running,
+            max_step_tokens=max_step_tokens,
+            policy=policy,
+            max_decode_pause_s=0.01 if burst_tokens < 1024 else 0.0,
+            burst_tokens=burst_tokens,
         )
         rng = Random(seed)
         context_len = bench.engine.facts().context_len

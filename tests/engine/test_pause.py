@@ -1,0 +1,102 @@
+"""Bursts of prompts on a fast device: decode rows wait for them, but never longer than the limit."""
+
+from streamserve.cache.kv_cache import KVCache
+from streamserve.engine.fake import FakeRunner, VirtualClock
+from streamserve.engine.plan import Plan
+from streamserve.engine.policy import first_come_first_served
+from streamserve.engine.request import Request
+from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.messages import GenerateRequest, SamplingParams
+
+CHUNK, BURST, PAUSE_S, STEP_S = 64, 32, 1.0, 0.25
+
+
+class Steps:
+    """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
+
+    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S) -> None:
+        self.clock = VirtualClock()
+        limits = Limits(16, CHUNK, frozenset(), pause_s, BURST)
+        self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
+        self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
+        self.count = 0
+
+    def add(self, num_prompt: int, num_new: int = 100) -> None:
+        self.count += 1
+        prompt = tuple((self.count * 31 + i * 7) % 1000 for i in range(num_prompt))
+        given = GenerateRequest(str(self.count), prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True))
+        self.scheduler.add(Request(given, seed=0, context_len=1000, submitted_s=0.0))
+
+    def step(self) -> tuple[int, int]:
+        """Decode rows and prompt tokens of the next step."""
+        flight = self.scheduler.next_plan()
+        assert flight is not None
+        step = self.runner.forward(flight.plan)
+        self.clock.advance(STEP_S)
+        self.scheduler.commit(flight, step._result)
+        return counts(flight.plan)
+
+
+def counts(plan: Plan) -> tuple[int, int]:
+    admitted = {admission.slot for admission in plan.admissions}
+    decode = sum(row.num_tokens == 1 and row.slot not in admitted for row in plan.rows)
+    return decode, plan.num_tokens - decode
+
+
+def test_a_burst_is_computed_alone_and_everybody_goes_on_together() -> None:
+    steps = Steps()
+    for _ in range(4):
+        steps.add(CHUNK)
+    assert [steps.step() for _ in range(5)] == [(0, CHUNK)] * 4 + [(4, 0)]
+
+
+def test_a_pause_ends_at_its_limit_with_one_step_of_both() -> None:
+    steps = Steps()
+    steps.add(CHUNK)
+    assert steps.step() == (0, CHUNK)
+    for _ in range(8):
+        steps.add(CHUNK)
+    seen = [steps.step() for _ in range(9)]
+    # Four steps of a quarter of a second fill the limit. The decode rows of the next one take their share of the budget; what
+    # is left of the last prompt is no burst any more.
+    assert [decode > 0 for decode, _ in seen] == [False] * 4 + [True] + [False] * 3 + [True]
+    assert seen[4] == (5, CHUNK - 5)
+    assert seen[8][1] == 5
+
+
+def test_small_prompts_ride_along() -> None:
+    steps = Steps()
+    steps.add(10)
+    steps.step()
+    steps.add(BURST - 1)
+    assert steps.step() == (1, BURST - 1)
+
+
+def test_without_a_limit_prompts_never_stop_decode_rows() -> None:
+    steps = Steps(pause_s=0.0)
+    steps.add(CHUNK)
+    steps.step()
+    steps.add(CHUNK)
+    assert steps.step() == (1, CHUNK - 1)
+
+
+def test_cached_prompts_are_no_burst() -> None:
+    steps = Steps()
+    steps.add(60, num_new=1)
+    steps.step()
+    steps.add(10)
+    steps.step()
+    for _ in range(2):  # a repeat of the first prompt: one token each is left to compute
+        steps.count = 0
+        steps.add(60, num_new=50)
+        decode, prompt = steps.step()
+        assert decode >= 1 and prompt == 1
+        steps.scheduler.abort("1")
+
+
+def test_a_burst_that_has_no_pages_does_not_hold_decode_rows_up() -> None:
+    steps = Steps(num_pages=24)
+    steps.add(40)
+    steps.step()
+    steps.add(90, num_new=1)  # does not fit beside the first
+    assert steps.step() == (1, 0)
