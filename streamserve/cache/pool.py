@@ -82,6 +82,29 @@ class KVPool:
         return self.k.numpy(), self.v.numpy()
 
 
+class DevicePool:
+    """Keys and values in a GPU's memory: k, v [L, pages, K, S, D]. What one head keeps of a page is contiguous: 4 KiB at
+    S = 16, D = 128, 16 bits."""
+
+    __slots__ = ("k", "num_pages", "page_size", "v")
+
+    def __init__(
+        self, shape: KVShape, *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        size = (shape.num_layers, num_pages, shape.num_kv_heads, page_size, shape.head_dim)
+        self.num_pages = num_pages
+        self.page_size = page_size
+        # Zeroed once: a masked position must never hold NaN, because 0 * NaN would reach the output.
+        self.k = torch.zeros(size, dtype=dtype, device=device)
+        self.v = torch.zeros(size, dtype=dtype, device=device)
+
+    def copy_pages(self, src_N: Tensor, dst_N: Tensor) -> None:
+        """Copy pages src to pages dst in every layer, all at once: no page may be in both. int32 on the device."""
+        src, dst = src_N.long(), dst_N.long()
+        for pages in (self.k, self.v):
+            pages.index_copy_(1, dst, pages.index_select(1, src))
+
+
 class PageReader:
     """Copies the pages of a table out of one layer at a time. What it returns is overwritten by its next read.
 

@@ -171,8 +171,8 @@ class DeviceNetwork(Protocol):
         """Write K/V of the step's tokens; return the stream [T, E] before the last norm."""
         ...
 
-    def logits(self, hidden_TE: Tensor, rows_R: Tensor) -> Tensor:
-        """Last norm and head for `rows_R` (int32): logits [R, V], float32."""
+    def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
+        """Last norm and head for `rows_R` (int32), into `out_RV` (float32)."""
         ...
 
 
@@ -195,7 +195,8 @@ class NetworkParts:
     device: torch.device
     threads: int
     ops: Mapping[str, Any]
-    max_len: int = 0  # most tokens a request may hold: the length of RoPE tables; 0 where none are kept
+    max_len: int = 0  # most tokens a request may hold: the length of RoPE tables; on GPUs
+    max_rows: int = 0  # most decode rows of a step: the size of scratch memory; on GPUs
     deterministic: bool = False  # a row's result must not depend, bit for bit, on the rows beside it
 
 

@@ -1,0 +1,169 @@
+"""Executes plans on a GPU. Every call only launches work; a step is awaited through its event.
+
+Owns the captured graphs, the logits buffer and the buffers in which tokens come back. Launches run on the event loop: they
+take microseconds and never wait. One helper thread blocks on the event of the running step, with the GIL released.
+
+Steps of decode rows alone replay a graph captured at start (a few sizes; surplus rows do nothing). Steps with prompts are
+launched kernel by kernel: there the arithmetic outlasts the launches.
+"""
+
+from asyncio import get_running_loop
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from streamserve.cache.pool import DevicePool
+from streamserve.engine.device_sampler import DeviceSampler, Pending
+from streamserve.engine.device_state import TURNS, DeviceState, Loaded
+from streamserve.engine.plan import Plan, RowResult, StepResult
+from streamserve.kernels.devices.device import Device, Event, Replay
+from streamserve.kernels.ops import DeviceNetwork, StepInputs
+
+_SLICE = 256  # tokens of a prompt whose logits are looked at in one go
+
+
+def graph_sizes(max_rows: int) -> tuple[int, ...]:
+    """Numbers of rows that get a graph of their own: dense where a surplus row costs most."""
+    sizes = [1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)]
+    return tuple(sorted({size for size in sizes if size < max_rows} | {max_rows}))
+
+
+class DeviceStep:
+    """A step that was launched."""
+
+    def __init__(
+        self, event: Event, tokens: Tensor, loaded: Loaded, plan: Plan, wait: ThreadPoolExecutor, pending: Pending | None
+    ) -> None:
+        self._event = event
+        self._tokens = tokens
+        self._loaded = loaded
+        self._plan = plan
+        self._wait = wait
+        self._pending = pending
+        self.prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
+
+    async def done(self) -> StepResult:
+        """See Step."""
+        if not self._event.query():
+            await get_running_loop().run_in_executor(self._wait, self._event.synchronize)
+        return self.result()
+
+    def result(self) -> StepResult:
+        """What the step brought. Its event must have come."""
+        rows = [_NOTHING] * len(self._plan.rows)
+        for i, parts in self.prompt_logprobs.items():
+            entries = [entry for part, following in parts for row in part.read(following) for entry in row]
+            rows[i] = RowResult(prompt_logprobs=tuple(entries))
+        sampling = self._loaded.sampling
+        tokens: list[int] = self._tokens[: len(sampling)].tolist()
+        if self._pending is None and not self.prompt_logprobs:
+            for i, token in zip(sampling, tokens, strict=True):
+                rows[i] = RowResult((token,))
+            return StepResult(rows)
+        logprobs = [()] * len(sampling) if self._pending is None else self._pending.read(tokens)
+        for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
+            rows[i] = RowResult((token,), tuple(entry), rows[i].prompt_logprobs)
+        return StepResult(rows)
+
+
+_NOTHING = RowResult()
+
+
+class DeviceRunner:
+    """Runner over a network on a GPU."""
+
+    def __init__(
+        self,
+        device: Device,
+        network: DeviceNetwork,
+        pool: DevicePool,
+        make_sampler: Callable[[DeviceState], DeviceSampler],
+        *,
+        vocab_size: int,
+        num_slots: int,
+        max_len: int,
+        max_step_tokens: int,
+        use_graphs: bool = True,
+    ) -> None:
+        self._device = device
+        self._network = network
+        self._sizes = graph_sizes(num_slots) if use_graphs else ()
+        self._state = DeviceState(
+            device, pool, num_slots=num_slots, max_len=max_len, max_step_tokens=max_step_tokens, graph_sizes=self._sizes
+        )
+        self._sampler = make_sampler(self._state)
+        where = device.torch_device
+        self._logits_RV = torch.zeros((num_slots, vocab_size), dtype=torch.float32, device=where)
+        self._tokens_R = torch.zeros(num_slots, dtype=torch.int32, device=where)
+        self._back = [(device.pinned((num_slots,), torch.int32), device.event()) for _ in range(TURNS)]
+        self._turn = 0
+        self._graphs: dict[int, Replay] = {}
+        self._histories: dict[int, tuple[int, ...]] = {}  # of slots whose prompt's log-probabilities are wanted
+        self._wait = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-wait")
+
+    @torch.inference_mode()
+    def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Capture the graph of every size, the largest first: the smaller ones reuse its memory."""
+        for i, size in enumerate(reversed(self._sizes)):
+            inputs, _ = self._state.graph_inputs(size)
+            self._graphs[size] = self._device.capture(lambda inputs=inputs: self._compute(inputs))  # type: ignore[misc]
+            progress(i + 1, len(self._sizes))
+
+    def _compute(self, inputs: StepInputs) -> None:
+        rows_R = inputs.logit_rows_R
+        self._network.logits(self._network.forward(inputs), rows_R, self._logits_RV[: len(rows_R)])
+
+    @torch.inference_mode()
+    def forward(self, plan: Plan) -> DeviceStep:
+        """See Runner."""
+        params = [(admission.slot, self._sampler.admit(admission)) for admission in plan.admissions]
+        for admission in plan.admissions:
+            if admission.sampling.prompt_logprobs is not None:
+                self._histories[admission.slot] = admission.history
+        loaded = self._state.load(plan, params)
+        prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
+        if loaded.graph_size:
+            self._graphs[loaded.graph_size].replay()
+        else:
+            hidden_TE = self._network.forward(loaded.inputs)
+            for i, first in loaded.logit_tokens.items():
+                prompt_logprobs[i] = self._prompt_logprobs(plan, i, hidden_TE, first)
+            if loaded.sampling:
+                self._network.logits(hidden_TE, loaded.inputs.logit_rows_R, self._logits_RV[: len(loaded.sampling)])
+        pending = None
+        num_rows = len(loaded.slots_R)
+        back, event = self._back[self._turn]
+        self._turn = (self._turn + 1) % TURNS
+        if loaded.sampling:
+            tokens_R = self._tokens_R[:num_rows]
+            pending = self._sampler.sample(self._logits_RV[:num_rows], loaded.slots_R, loaded.slots, tokens_R)
+            back[:num_rows].copy_(tokens_R, non_blocking=True)
+        event.record()
+        step = DeviceStep(event, back, loaded, plan, self._wait, pending)
+        step.prompt_logprobs = prompt_logprobs
+        return step
+
+    def _prompt_logprobs(self, plan: Plan, i: int, hidden_TE: Tensor, first: int) -> list[tuple[Pending, list[int]]]:
+        """Log-probabilities of the tokens that follow each token of a row, a slice of the vocabulary products at a time."""
+        row = plan.rows[i]
+        following = self._following(plan, i)
+        parts = []
+        for at in range(0, len(following), _SLICE):
+            tokens = following[at : at + _SLICE]
+            rows = torch.arange(first + at, first + at + len(tokens), dtype=torch.int32, device=self._device.torch_device)
+            logits = torch.empty((len(tokens), self._logits_RV.shape[1]), dtype=torch.float32, device=rows.device)
+            self._network.logits(hidden_TE, rows, logits)
+            parts.append((self._sampler.prompt_logprobs(logits, row.slot, tokens), list(tokens)))
+        return parts
+
+    def _following(self, plan: Plan, i: int) -> Sequence[int]:
+        """The known tokens one place behind those of a row; the last one of a whole prompt has none."""
+        row = plan.rows[i]
+        return self._histories[row.slot][row.start + 1 : row.start + row.num_tokens + 1]
+
+    def close(self) -> None:
+        """End the helper thread."""
+        self._device.synchronize()
+        self._wait.shutdown(wait=True)

@@ -1,0 +1,183 @@
+"""The GPU decoder: a Llama-like network over paged KV memory, in Triton kernels and the library's matrix products.
+
+Owns the weights on the device and the choice of path: steps of a few decode rows run five kernels per layer, each reading its
+weights once at memory speed (triton_gemv.py); more rows, and prompts, use the library's products with the small operations
+between them fused. Nothing here waits for the device, so a step can be captured in a graph. Knows no file format and no
+scheduling. Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamserve.kernels.devices.cuda import CUDA
+from streamserve.kernels.impl import triton_gemv as gemv
+from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
+from streamserve.kernels.impl.triton_linear import linear as invariant_linear
+from streamserve.kernels.impl.triton_mlp import silu_mul
+from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
+from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
+from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
+from streamserve.kernels.ops import DeviceNetwork, NetworkParts, NetworkShape, StepInputs, Weights
+from streamserve.kernels.registry import Facts, implements
+
+_HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+def refusal(facts: Facts) -> str | None:
+    """Why this decoder cannot run a model; None when it can."""
+    shape: NetworkShape = facts.shape
+    if shape.head_dim not in _HEAD_DIMS:
+        return f"head size {shape.head_dim} is not supported; supported are {', '.join(map(str, _HEAD_DIMS))}"
+    if facts.page_size & (facts.page_size - 1):
+        return f"page size {facts.page_size} is not a power of two"
+    return None
+
+
+@implements("network", name="triton", device="cuda", priority=10, when=lambda facts: refusal(facts) or True)
+def triton_network(parts: NetworkParts) -> DeviceNetwork:
+    """See TritonDecoder."""
+    return TritonDecoder(parts)
+
+
+class Layer:
+    """Weights of one layer; matrices that read the same input are joined."""
+
+    __slots__ = ("attention_norm", "down", "down_bias", "gate_up", "gate_up_bias", "k_norm", "mlp_norm", "o", "o_bias", "q_norm", "qkv", "qkv_bias")  # fmt: skip
+
+    def __init__(self, load: "_Loader", prefix: str, shape: NetworkShape) -> None:
+        q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        hidden, inner = shape.hidden_size, shape.intermediate_size
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = [(f"{attention}{name}_proj", rows) for name, rows in (("q", q), ("k", kv), ("v", kv))]
+        gate_up = [(f"{mlp}gate_proj", inner), (f"{mlp}up_proj", inner)]
+        self.attention_norm = load.vector(f"{prefix}input_layernorm.weight", hidden)
+        self.qkv = load.joined(qkv, hidden)
+        self.qkv_bias = load.joined_bias(qkv) if shape.qkv_bias else None
+        self.q_norm = load.vector(f"{attention}q_norm.weight", shape.head_dim) if shape.qk_norm else None
+        self.k_norm = load.vector(f"{attention}k_norm.weight", shape.head_dim) if shape.qk_norm else None
+        self.o = load.joined([(f"{attention}o_proj", hidden)], q)
+        self.o_bias = load.joined_bias([(f"{attention}o_proj", hidden)]) if shape.o_bias else None
+        self.mlp_norm = load.vector(f"{prefix}post_attention_layernorm.weight", hidden)
+        self.gate_up = load.joined(gate_up, hidden)
+        self.gate_up_bias = load.joined_bias(gate_up) if shape.mlp_bias else None
+        self.down = load.joined([(f"{mlp}down_proj", hidden)], inner)
+        self.down_bias = load.joined_bias([(f"{mlp}down_proj", hidden)]) if shape.mlp_bias else None
+
+
+class _Loader:
+    """Weights from the checkpoint straight into their place on the device."""
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+        self._weights = weights
+        self._options = {"dtype": dtype, "device": device}
+
+    def vector(self, name: str, size: int) -> Tensor:
+        out = torch.empty(size, **self._options)  # type: ignore[call-overload]
+        self._weights.load(name, out)
+        return out
+
+    def joined(self, parts: list[tuple[str, int]], columns: int) -> Tensor:
+        """Matrices (name, rows) one below the other."""
+        out = torch.empty((sum(rows for _, rows in parts), columns), **self._options)  # type: ignore[call-overload]
+        at = 0
+        for name, rows in parts:
+            self._weights.load(f"{name}.weight", out[at : at + rows])
+            at += rows
+        return out
+
+    def joined_bias(self, parts: list[tuple[str, int]]) -> Tensor:
+        out = torch.empty(sum(rows for _, rows in parts), **self._options)  # type: ignore[call-overload]
+        at = 0
+        for name, rows in parts:
+            self._weights.load(f"{name}.bias", out[at : at + rows])
+            at += rows
+        return out
+
+
+class TritonDecoder:
+    """Implements kernels.ops.DeviceNetwork. `max_rows`: most decode rows of a step."""
+
+    def __init__(self, parts: NetworkParts) -> None:
+        shape = parts.shape
+        gpu = CUDA.find() if parts.device.type == "cuda" else None
+        self._shape = shape
+        self._eps = shape.rms_norm_eps
+        self._is_deterministic = parts.deterministic
+        self._pdl = gpu is not None and gpu.supports_pdl
+        load = _Loader(parts.weights, parts.dtype, parts.device)
+        self._embedding_VE = load.joined([("model.embed_tokens", shape.vocab_size)], shape.hidden_size)
+        self._layers = [Layer(load, f"model.layers.{i}.", shape) for i in range(shape.num_layers)]
+        self._norm_E = load.vector("model.norm.weight", shape.hidden_size)
+        head = None if shape.tie_embeddings else load.joined([("lm_head", shape.vocab_size)], shape.hidden_size)
+        self._head_VE = self._embedding_VE if head is None else head
+        inv_freq, factor = shape.inv_freq()
+        self._cos_sin = rope_table(inv_freq, factor, parts.max_len, parts.device)
+        self._decode = DecodeAttention(
+            shape,
+            max_rows=parts.max_rows,
+            num_sms=gpu.num_sms if gpu is not None else 1,
+            device=parts.device,
+            deterministic=parts.deterministic,
+        )
+        self._prompt = PromptAttention(shape, device=parts.device, deterministic=parts.deterministic)
+        has_bias = shape.o_bias or shape.mlp_bias
+        self._max_few = 0 if parts.deterministic or has_bias else gemv.MAX_ROWS
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """See DeviceNetwork."""
+        x_TE = embed(inputs.tokens_T, self._embedding_VE)
+        if not inputs.prompts and len(x_TE) <= self._max_few:
+            return self._forward_few(x_TE, inputs)
+        return self._forward_many(x_TE, inputs)
+
+    def _forward_few(self, x_TE: Tensor, inputs: StepInputs) -> Tensor:
+        """Decode rows, up to gemv.MAX_ROWS: five kernels per layer."""
+        eps, pdl = self._eps, self._pdl
+        out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
+        for i, layer in enumerate(self._layers):
+            qkv_TJ = gemv.norm_linear(x_TE, layer.attention_norm, layer.qkv, layer.qkv_bias, eps, pdl=pdl)
+            self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
+            gemv.linear_add(out_TX, layer.o, x_TE, pdl=pdl)
+            inner_TF = gemv.norm_gate_up(x_TE, layer.mlp_norm, layer.gate_up, eps, pdl=pdl)
+            gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
+        return x_TE
+
+    def _forward_many(self, x_TE: Tensor, inputs: StepInputs) -> Tensor:
+        eps, num_decode, has_prompts = self._eps, inputs.num_decode, bool(inputs.prompts)
+        out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
+        h_TE = rms_norm(x_TE, self._layers[0].attention_norm, eps)
+        for i, layer in enumerate(self._layers):
+            qkv_TJ = self._linear(h_TE, layer.qkv, layer.qkv_bias)
+            if has_prompts:
+                write_prompt(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
+                self._prompt.attend(qkv_TJ, inputs, i, out_TX)
+            if num_decode:
+                self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
+            h_TE = add_rms_norm(x_TE, self._linear(out_TX, layer.o, layer.o_bias), layer.mlp_norm, eps)
+            inner_TF = silu_mul(self._linear(h_TE, layer.gate_up, layer.gate_up_bias))
+            delta_TE = self._linear(inner_TF, layer.down, layer.down_bias)
+            if i + 1 < len(self._layers):
+                h_TE = add_rms_norm(x_TE, delta_TE, self._layers[i + 1].attention_norm, eps)
+            else:
+                x_TE += delta_TE
+        return x_TE
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
+
+    def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
+        """See DeviceNetwork."""
+        if len(rows_R) <= self._max_few:
+            gemv.norm_logits(hidden_TE, self._norm_E, self._head_VE, self._eps, rows_R, out_RV, pdl=self._pdl)
+            return
+        x_RE = rms_norm(hidden_TE, self._norm_E, self._eps, rows_R)
+        if self._is_deterministic:
+            out_RV.copy_(invariant_linear(x_RE, self._head_VE, None, torch.float32))
+        elif x_RE.is_cuda and x_RE.dtype != torch.float32:
+            mm: Any = torch.ops.aten.mm.dtype_out  # 16-bit operands, float32 result: logits are never rounded
+            mm(x_RE, self._head_VE.t(), torch.float32, out=out_RV)
+        else:
+            out_RV.copy_(F.linear(x_RE, self._head_VE))
