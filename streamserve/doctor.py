@@ -6,12 +6,14 @@ Owns the list of checks. Each looks and reports; none changes anything. Reads a 
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 from streamserve import __version__, calibration
@@ -116,13 +118,49 @@ def _torch() -> Iterator[Check]:
         yield Check("torch import", "fail", f"{type(error).__name__}: {error}", "pip install --force-reinstall torch")
         return
     yield Check("torch import", "ok", f"CPU capability {torch.backends.cpu.get_cpu_capability()}")
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        yield Check("gpu", "warn", f"{names}; this version computes on the CPU", "nothing to do: GPU support is coming")
+
+
+def _gpu() -> Iterator[Check]:
+    cuda = import_module("streamserve.kernels.devices.cuda")
+    gpu = cuda.CUDA.find()
+    if gpu is None:
+        what, fix = cuda.why_absent()
+        if cuda.driver_version() is not None or shutil.which("nvidia-smi") or shutil.which("rocm-smi"):
+            yield Check("gpu", "warn", f"{what}; this version computes on the processor", fix)
+        else:
+            yield Check("gpu", "ok", f"none: the processor computes ({what})")
+        return
+    free, total = gpu.memory()
+    bf16 = "bf16" if gpu.supports_bfloat16 else "no bf16"
+    launch = "kernels may overlap (PDL)" if gpu.supports_pdl else "kernels run one by one (no PDL)"
+    driver = cuda.driver_version() or "driver of unknown version"
+    found = f"{gpu.model}, {gpu.architecture}, {gpu.num_sms} multiprocessors, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    has_room = free > LOW_MEMORY_BYTES
+    fix = "" if has_room else "end the programs that hold its memory (nvidia-smi or rocm-smi lists them)"
+    yield Check("gpu", "ok" if has_room else "warn", f"{found}, {bf16}, {launch}", fix)
+    yield Check("gpu driver", "ok", f"{driver}; torch is built for {cuda.runtime_version()}")
+    try:
+        yield Check("triton", "ok", version("triton"))
+    except PackageNotFoundError:
+        yield Check("triton", "fail", "not installed: no kernel for the GPU", "pip install --force-reinstall torch")
+    yield _kernel_cache()
+
+
+def _kernel_cache() -> Check:
+    """Where Triton keeps what it compiled: as its documentation has it, without loading it."""
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
+    num_kernels = sum(1 for kind in ("cubin", "hsaco") for _ in folder.glob(f"*/*.{kind}"))
+    found = f"{num_kernels} compiled kernels in {folder}" if num_kernels else f"empty; the first start compiles into {folder}"
+    beside = next(path for path in (folder, *folder.parents) if path.exists())
+    is_writable = os.access(beside, os.W_OK)
+    fix = "" if is_writable else "every start compiles anew: set TRITON_CACHE_DIR to a folder that can be written"
+    return Check("kernel cache", "ok" if is_writable else "warn", found, fix)
 
 
 def _kernels() -> Iterator[Check]:
-    kernels = import_module("streamserve.kernels.registry").load()
+    has_gpu = import_module("streamserve.kernels.devices.cuda").CUDA.find() is not None
+    kernels = import_module("streamserve.kernels.registry").load(device="cuda" if has_gpu else "cpu")
     for name, reason in kernels.unavailable:
         yield Check(f"kernel {name}", "warn", reason, f"pip install {name.split('_', 1)[0]}")
     by_op: dict[str, list[str]] = {}
@@ -164,4 +202,4 @@ def _port() -> Iterator[Check]:
             yield Check("port", "ok", f"{server.port} is free")
 
 
-CHECKS = (_python, _packages, _processor, _torch, _kernels, _default_model, _calibration, _port)
+CHECKS = (_python, _packages, _processor, _torch, _gpu, _kernels, _default_model, _calibration, _port)

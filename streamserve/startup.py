@@ -20,17 +20,21 @@ from streamserve.log import is_json, wants_colour
 from streamserve.resolve import Reason, Resolved
 
 log = structlog.get_logger(__name__)
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # done, in all; of weights: bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class StartUp:
-    """The start-up display. Methods are called in the order below, each at most once; any thread."""
+    """The start-up display. Methods are called in the order below, each at most once (`phase`: any time, from one thread at
+    a time); any thread."""
 
     def __init__(self, config: Config, out: TextIO | None = None) -> None:
         self._config = config
         self._out = sys.stdout if out is None else out
         self._json = is_json(config.server.log_format, self._out)
+        self._phases: dict[str, float] = {}  # seconds, in order of their first beginning
+        self._open: list[str] = []  # phases that are under way, the innermost last
+        self._since = 0.0  # when the innermost went on
 
     def hello(self, model: str, device: str) -> None:
         """The first line: who starts what on which device. Print it before anything slow."""
@@ -57,7 +61,7 @@ class StartUp:
         """One bar over all weight bytes; the callable takes bytes done and bytes in all. The bar appears with the first call,
         so that lines printed before it stand above it."""
         started, num_bytes = time.monotonic(), 0
-        bar = None if self._json else _Bar(self._out)
+        bar = None if self._json else _Bar(self._out, "weights")
 
         def show(done: int, total: int) -> None:
             nonlocal num_bytes
@@ -72,14 +76,39 @@ class StartUp:
                 bar.close()
         self._event("weights_loaded", bytes=num_bytes, seconds=round(time.monotonic() - started, 3))
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Progress]:
+        """A part of the start whose time is shown in the end; several of one name count together, and one inside another is
+        taken out of it. A bar appears with the first call of the callable, which takes how many are done, and of how many."""
+        self._switch()
+        self._phases.setdefault(name, 0.0)
+        self._open.append(name)
+        bar = None if self._json else _Bar(self._out, name)
+        try:
+            yield (lambda done, total: None) if bar is None else bar.show
+        finally:
+            if bar is not None:
+                bar.close()
+            self._switch()
+            self._open.pop()
+
+    def _switch(self) -> None:
+        """Book the time until now on the innermost phase."""
+        now = time.monotonic()
+        if self._open:
+            self._phases[self._open[-1]] += now - self._since
+        self._since = now
+
     def ready(self, port: int, model_name: str, seconds: float) -> None:
         """The last block: where the server is and how to try it."""
         server = self._config.server
         url = base_url(server, port)
         if server.host not in LOOPBACK and server.api_key is None:
             log.warning("server_open_to_network", host=server.host, hint="anyone who reaches it may use it; set --api-key")
-        self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2))
-        self._line(f"  ready in {seconds:.1f} s\n")
+        phases = {name: round(took, 2) for name, took in self._phases.items()}
+        self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2), phases=phases)
+        times = ", ".join(f"{name} {took:.1f}" for name, took in phases.items())
+        self._line(f"  ready in {seconds:.1f} s{': ' if times else ''}{times}\n")
         if not server.disable_playground:
             self._line(f"  Playground  {url}/")
         self._line(f'  OpenAI API  {url}/v1   model "{model_name}"   key: {_key_state(server)}')
@@ -134,16 +163,17 @@ def _key_state(server: ServerConfig) -> str:
 class _Bar:
     """A progress bar that starts when it is first told something."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, name: str) -> None:
         self._out = out
+        self._name = name
         self._progress: Any = None
         self._task: Any = None
 
     def show(self, done: int, total: int) -> None:
         if self._progress is None:
-            self._progress = _rich_progress(self._out)
+            self._progress = _rich_progress(self._out, self._name)
             self._progress.start()
-            self._task = self._progress.add_task("weights", total=total)
+            self._task = self._progress.add_task(self._name, total=total)
         self._progress.update(self._task, completed=done)
 
     def close(self) -> None:
@@ -151,13 +181,21 @@ class _Bar:
             self._progress.stop()
 
 
-def _rich_progress(out: TextIO) -> Any:
+def _rich_progress(out: TextIO, name: str) -> Any:
     from rich.console import Console  # only a terminal pays for it
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     console = Console(file=out, no_color=not wants_colour(out))
-    columns = (TextColumn("  weights         "), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    counts = (DownloadColumn(), TransferSpeedColumn()) if name == "weights" else (MofNCompleteColumn(),)
+    return Progress(TextColumn(f"  {name:<16}"), BarColumn(), *counts, TimeRemainingColumn(), console=console)
 
 
 def _grouped(value: str) -> str:

@@ -58,7 +58,7 @@ def test_auto_takes_the_gpu_and_cpu_is_obeyed(card: Card) -> None:
 
 def test_without_a_gpu_auto_takes_the_cpu_and_cuda_is_refused_with_the_way_out(no_card: None) -> None:
     assert isinstance(facts.find_device(Config()), CPU)
-    with pytest.raises(ConfigError, match="--device cuda: torch is a build for CPUs; install another; or .*--device cpu"):
+    with pytest.raises(ConfigError, match=r"--device cuda: torch is a build for CPUs; install another; or .*--device cpu"):
         facts.find_device(_asking("cuda"))
 
 

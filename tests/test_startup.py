@@ -42,6 +42,7 @@ def test_a_program_gets_json_lines_that_end_with_the_url() -> None:
         "model": "SmolLM2",
         "port": 31000,
         "seconds": 1.5,
+        "phases": {},
     }
 
 
@@ -86,3 +87,37 @@ def test_a_failed_start_is_one_sentence_and_an_event(capsys: pytest.CaptureFixtu
     StartUp(Config(), out).failed(ConfigError("it does not fit; try less"))
     assert json.loads(out.getvalue()) == {"event": "streamserve_failed", "error": "it does not fit; try less"}
     assert capsys.readouterr().err == "streamserve: it does not fit; try less\n"
+
+
+def test_phases_share_the_time_and_are_named_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("streamserve.startup.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("TERM", "dumb")
+    for out in (io.StringIO(), Terminal()):
+        display = StartUp(Config(), out)
+        with display.phase("weights"):
+            now[0] += 2
+            with display.phase("kernels") as progress:  # inside: its time is not the weights'
+                now[0] += 0.5
+                progress(1, 3)
+                progress(3, 3)
+            now[0] += 1
+        now[0] += 10  # between phases
+        with display.phase("kernels"):
+            now[0] += 0.25
+        display.ready(31000, "SmolLM2", 14.0)
+        if out.isatty():
+            assert "  ready in 14.0 s: weights 3.0, kernels 0.8\n" in out.getvalue()
+            assert "3/3" in out.getvalue()
+        else:
+            assert json.loads(out.getvalue().splitlines()[-1])["phases"] == {"weights": 3.0, "kernels": 0.75}
+
+
+def test_a_phase_that_fails_is_closed() -> None:
+    display = StartUp(Config(), out := io.StringIO())
+    with pytest.raises(ConfigError), display.phase("memory"):
+        raise ConfigError("no")
+    with display.phase("graphs"):
+        pass
+    display.ready(1, "m", 0.0)
+    assert set(json.loads(out.getvalue())["phases"]) == {"memory", "graphs"}
