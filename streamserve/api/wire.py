@@ -23,6 +23,8 @@ JSON = b"application/json"
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
 
 Headers = Sequence[tuple[bytes, bytes]]
+PutPart = Callable[[bytes], bool]  # see h2.PartWriter
+PUT_PART = "streamserve.put_part"  # where it stands in scope["extensions"], for transports that have one
 
 
 class ClientLeft(Exception):
@@ -72,7 +74,7 @@ def _rest(steps: Generator[Any, Any, Any], waits_for: Any) -> Generator[Any, Any
 class Exchange:
     """A request and its answer. `headers` go on every answer, errors included."""
 
-    __slots__ = ("_has_whole_body", "has_ended", "has_started", "headers", "receive", "scope", "send")
+    __slots__ = ("_has_whole_body", "_put_part", "has_ended", "has_started", "headers", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: BoundedSend, headers: Headers) -> None:
         self.scope = scope
@@ -82,6 +84,7 @@ class Exchange:
         self.has_started = False
         self.has_ended = False
         self._has_whole_body = scope["method"] in ("GET", "HEAD")
+        self._put_part: PutPart = _put_nothing
 
     def header(self, name: bytes) -> bytes | None:
         """The first request header of that (lower-case) name."""
@@ -112,10 +115,12 @@ class Exchange:
         """Send status and headers."""
         self.has_started = True
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
+        self._put_part = self.scope.get("extensions", {}).get(PUT_PART, _put_nothing)
 
     async def write(self, body: bytes) -> None:
         """Send a part of the answer's body."""
-        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        if not self._put_part(body):
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self, body: bytes = b"") -> None:
         """Send the last part of the answer's body."""
@@ -157,6 +162,11 @@ class Exchange:
         if isinstance(error, QueueFull):
             headers = [*headers, (b"retry-after", str(ceil(error.retry_after_s)).encode())]
         await self.answer_json(error_body(error), error.status, headers)
+
+
+def _put_nothing(part: bytes) -> bool:
+    """For transports without a shortcut."""
+    return False
 
 
 def _too_large(size: int, max_bytes: int) -> RequestTooLarge:
