@@ -331,13 +331,15 @@ def norm_logits(
     w_VE: Tensor,
     eps: float,
     rows_R: Tensor | None = None,
+    out_RV: Tensor | None = None,
     *,
     pdl: bool = False,
     tile: Tile | None = None,
 ) -> Tensor:
-    """rmsnorm(x) @ w.T for the rows of x that `rows_R` (int32) names, or all: float32 [R, V]."""
+    """rmsnorm(x) @ w.T for the rows of x that `rows_R` (int32) names, or all: float32 [R, V], into `out_RV` if it is given."""
     num_rows = len(x_TE if rows_R is None else rows_R)
-    out_RV = x_TE.new_empty((num_rows, len(w_VE)), dtype=torch.float32)
+    if out_RV is None:
+        out_RV = x_TE.new_empty((num_rows, len(w_VE)), dtype=torch.float32)
     _norm_linear(x_TE, norm_E, w_VE, None, eps, out_RV, rows_R, pdl, tile)
     return out_RV
 
