@@ -32,6 +32,7 @@ class StartUp:
         self._config = config
         self._out = sys.stdout if out is None else out
         self._json = is_json(config.server.log_format, self._out)
+        self._bar: _Bar | None = None  # the one that is shown: a new one ends it
         self._phases: dict[str, float] = {}  # seconds, in order of their first beginning
         self._open: list[str] = []  # phases that are under way, the innermost last
         self._since = 0.0  # when the innermost went on
@@ -61,19 +62,14 @@ class StartUp:
         """One bar over all weight bytes; the callable takes bytes done and bytes in all. The bar appears with the first call,
         so that lines printed before it stand above it."""
         started, num_bytes = time.monotonic(), 0
-        bar = None if self._json else _Bar(self._out, "weights")
+        with self._showing("weights") as show:
 
-        def show(done: int, total: int) -> None:
-            nonlocal num_bytes
-            num_bytes = done
-            if bar is not None:
-                bar.show(done, total)
+            def count(done: int, total: int) -> None:
+                nonlocal num_bytes
+                num_bytes = done
+                show(done, total)
 
-        try:
-            yield show
-        finally:
-            if bar is not None:
-                bar.close()
+            yield count
         self._event("weights_loaded", bytes=num_bytes, seconds=round(time.monotonic() - started, 3))
 
     @contextmanager
@@ -83,14 +79,32 @@ class StartUp:
         self._switch()
         self._phases.setdefault(name, 0.0)
         self._open.append(name)
-        bar = None if self._json else _Bar(self._out, name)
         try:
-            yield (lambda done, total: None) if bar is None else bar.show
+            with self._showing(name) as show:
+                yield show
         finally:
-            if bar is not None:
-                bar.close()
             self._switch()
             self._open.pop()
+
+    @contextmanager
+    def _showing(self, name: str) -> Iterator[Progress]:
+        """A bar, if people are looking."""
+        if self._json:
+            yield lambda done, total: None
+            return
+        bar = _Bar(self._out, name)
+
+        def show(done: int, total: int) -> None:
+            if self._bar is not bar:
+                if self._bar is not None:
+                    self._bar.close()
+                self._bar = bar
+            bar.show(done, total)
+
+        try:
+            yield show
+        finally:
+            bar.close()
 
     def _switch(self) -> None:
         """Book the time until now on the innermost phase."""
@@ -123,6 +137,8 @@ class StartUp:
 
     def _line(self, text: str) -> None:
         if not self._json:
+            if self._bar is not None:
+                self._bar.close()  # it would be drawn over the line
             print(text, file=self._out, flush=True)
 
     def _event(self, event: str, **fields: Any) -> None:
@@ -161,15 +177,18 @@ def _key_state(server: ServerConfig) -> str:
 
 
 class _Bar:
-    """A progress bar that starts when it is first told something."""
+    """A progress bar that starts when it is first told something, and stays as it is once closed."""
 
     def __init__(self, out: TextIO, name: str) -> None:
         self._out = out
         self._name = name
         self._progress: Any = None
         self._task: Any = None
+        self._is_closed = False
 
     def show(self, done: int, total: int) -> None:
+        if self._is_closed:
+            return
         if self._progress is None:
             self._progress = _rich_progress(self._out, self._name)
             self._progress.start()
@@ -177,8 +196,9 @@ class _Bar:
         self._progress.update(self._task, completed=done)
 
     def close(self) -> None:
-        if self._progress is not None:
+        if self._progress is not None and not self._is_closed:
             self._progress.stop()
+        self._is_closed = True
 
 
 def _rich_progress(out: TextIO, name: str) -> Any:

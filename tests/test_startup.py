@@ -121,3 +121,22 @@ def test_a_phase_that_fails_is_closed() -> None:
         pass
     display.ready(1, "m", 0.0)
     assert set(json.loads(out.getvalue())["phases"]) == {"memory", "graphs"}
+
+
+def test_one_bar_is_shown_at_a_time_and_lines_stand_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU starts: decisions come after the weights, and bars of phases inside the loading."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("NO_COLOR", "1")
+    config = Config()
+    display = StartUp(config, out := Terminal())
+    with display.loading() as weights:
+        weights(50, 100)
+        weights(100, 100)
+        display.decided(resolve(config, MODEL, CPU))
+        with display.phase("graphs") as graphs:
+            graphs(7, 7)
+        weights(100, 100)  # late news change nothing
+    lines = [line.split()[0] for line in out.getvalue().splitlines() if line.strip()]
+    assert lines[0] == "weights" and lines[-1] == "graphs"
+    assert lines.count("weights") == lines.count("graphs") == 1
+    assert "memory" in lines
