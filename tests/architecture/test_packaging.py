@@ -8,7 +8,15 @@ from typing import Any
 
 from tests.architecture.source import ROOT, imports, modules
 
-BROUGHT_BY = {"h2": "hypercorn", "hyperframe": "hypercorn", "h11": "hypercorn", "wsproto": "hypercorn", "llvmlite": "numba"}
+# triton: by torch's CUDA and ROCm builds only, and it is imported only where they are (kernels/registry.py).
+BROUGHT_BY = {
+    "h2": "hypercorn",
+    "hyperframe": "hypercorn",
+    "h11": "hypercorn",
+    "wsproto": "hypercorn",
+    "llvmlite": "numba",
+    "triton": "torch",
+}
 
 
 def _project() -> dict[str, Any]:

@@ -17,8 +17,9 @@ def _variants() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any
         found.append((triton_norm._rms_norm, x, {**consts, "rows": None}, options))
         found.append((triton_norm._rms_norm, {**x, "rows": "*i32"}, consts, options))
         found.append((triton_norm._add_rms_norm, {**x, "delta_ptr": _BF16}, consts, options))
-        embed = {"tokens": "*i32", "table": _BF16, "out": _BF16}
-        found.append((triton_norm._embed, embed, {**consts, "BLOCK": 1024}, {**options, "num_warps": 4}))
+        if size == 4096:
+            embed = {"tokens": "*i32", "table": _BF16, "out": _BF16}
+            found.append((triton_norm._embed, embed, {**consts, "BLOCK": 1024}, {**options, "num_warps": 4}))
     return found
 
 
