@@ -287,26 +287,26 @@ def norm_gate_up_kernel(
     tl.store(place, inner.to(out.dtype.element_ty), mask=(r < num_rows)[:, None] & (n < N)[None, :])
 
 
-# Best of bench/kernels.py's sweep on an H200, by (weight rows, columns, rows). Other shapes: _default_tile.
+# The best that bench/gemv_sweep.py found on an H200, by (weight rows, columns, rows). Other shapes: _default_tile.
 _TILES = MappingProxyType[tuple[int, int, int], Tile]({})
 
 
 def tile_for(w: Tensor, rows: int) -> Tile:
-    """The tile shape for a weight and a number of rows that is 1, 2, 4 or 8."""
+    """The tile for a weight and a number of rows that is 1, 2, 4 or 8."""
     num_rows, num_columns = w.shape
     known = _TILES.get((num_rows, num_columns, rows)) if w.dtype is torch.bfloat16 and torch.version.hip is None else None
     return known or _default_tile(num_rows, num_columns, rows, w.dtype)
 
 
 def _default_tile(num_rows: int, num_columns: int, rows: int, dtype: torch.dtype) -> Tile:
-    """Tiles as wide as their threads read in one load of 16 bytes, in enough programs to fill a GPU, and sums that fit in
-    registers."""
-    # A row times norm, before it is divided by its length, may be too much for float16.
-    if rows == MAX_ROWS and dtype is torch.bfloat16:
+    """Columns as many as the threads read in one load each, so that nothing passes through shared memory; programs enough to
+    fill a GPU; sums that fit in registers."""
+    # A row times norm that is not yet divided by its length may be too much for float16.
+    if rows >= 4 and dtype is torch.bfloat16:
         return Tile(16 if num_rows < 16384 else 32, 256, 2, ahead=3, dot=True)
     num_warps = 4 if num_columns > 512 else 2
-    block_w = 8 if num_rows >= 16384 else 4 if num_rows >= 6144 else 2 if num_rows >= 2048 else 1
-    return Tile(max(1, block_w // rows), 256 * num_warps, num_warps)
+    block_w = 4 if num_rows >= 4096 else 2 if num_rows >= 2048 else 1
+    return Tile(block_w if rows <= 2 else 1, 256 * num_warps, num_warps)
 
 
 def norm_linear(
