@@ -25,16 +25,18 @@ Reads = Sequence[tuple[float, bytes]]  # when a read came, and what it held
 PROCESSES = 4
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 MARK = b"data: "
+LEFT = "the client left"
+AT_ONCE_S = 0.02  # a client that leaves before anything came stays this long: the request must get there
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request: its bytes, when it is due (seconds after the start; later when no connection is free), and after how
-    many seconds its client hangs up, if it does."""
+    many reads of its answer the client hangs up, if it does; 0 is before anything came."""
 
     request: bytes
     at_s: float = 0.0
-    leaves_after_s: float | None = None
+    leaves_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Answer:
     error: str | None = None
 
 
-def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after_s: float | None = None) -> Ask:
+def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after: int | None = None) -> Ask:
     """A streamed /v1/completions request that ends with its usage."""
     data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = (
@@ -59,7 +61,7 @@ def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after_s: float | None
         "Content-Type: application/json",
         f"Content-Length: {len(data)}",
     )
-    return Ask("\r\n".join(head).encode() + b"\r\n\r\n" + data, at_s, leaves_after_s)
+    return Ask("\r\n".join(head).encode() + b"\r\n\r\n" + data, at_s, leaves_after)
 
 
 def random_tokens(rng: Random, count: int, tokens: range) -> list[int]:
@@ -101,11 +103,11 @@ def _client(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit
         run: Any = asyncio.run
     else:
         run = uvloop.run
-    out.send([_parsed(*sent) for sent in run(_send_all(port, asks, at_once, starts_s, limit_s))])
+    out.send([parsed(*sent) for sent in run(_send_all(port, asks, at_once, starts_s, limit_s))])
     out.close()
 
 
-Sent = tuple[float, Reads, bool, str | None]  # when, what came, whether the client left, what went wrong
+Sent = tuple[float, Reads, str | None]  # when, what came, why it did not come to its end
 
 
 async def _send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float) -> list[Sent]:
@@ -122,7 +124,7 @@ async def _send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: floa
                     line = (await asyncio.get_running_loop().create_connection(_Line, "127.0.0.1", port))[1]
                 sent.append(await line.send(one, limit_s))
             except OSError as error:
-                sent.append((time.perf_counter(), [], False, f"cannot connect: {error}"))
+                sent.append((time.perf_counter(), [], f"cannot connect: {error}"))
 
     await asyncio.gather(*(lane() for _ in range(min(at_once, len(asks)))))
     return sent
@@ -137,6 +139,7 @@ class _Line(asyncio.Protocol):
         self._reads: list[tuple[float, bytes]] = []
         self._tail = b""
         self._is_chunked = False
+        self._leaves_after: int | None = None
         self._ended: asyncio.Future[str | None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -144,7 +147,9 @@ class _Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reads.append((time.perf_counter(), data))
-        if self._is_chunked:
+        if len(self._reads) == self._leaves_after:
+            self._end(LEFT)
+        elif self._is_chunked:
             self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
             if self._tail == LAST_CHUNK:
                 self._end(None)
@@ -174,25 +179,26 @@ class _Line(asyncio.Protocol):
     async def send(self, one: Ask, limit_s: float) -> Sent:
         """Send a request and wait for the end of its answer, or until its client leaves."""
         assert self._transport is not None
-        self._reads, self._tail, self._is_chunked = [], b"", False
+        self._reads, self._tail, self._is_chunked, self._leaves_after = [], b"", False, one.leaves_after
         self._ended = asyncio.get_running_loop().create_future()
-        patience_s = limit_s if one.leaves_after_s is None else min(limit_s, one.leaves_after_s)
         sent_s = time.perf_counter()
         self._transport.write(one.request)
         try:
-            return sent_s, self._reads, False, await asyncio.wait_for(self._ended, patience_s)
+            why = await asyncio.wait_for(self._ended, AT_ONCE_S if one.leaves_after == 0 else limit_s)
         except TimeoutError:
+            why = LEFT if one.leaves_after == 0 else f"no end after {limit_s:g} s"
+        if why is not None:
             self.is_lost = True
             self._transport.abort()
-            has_left = one.leaves_after_s is not None and one.leaves_after_s <= limit_s
-            return sent_s, self._reads, has_left, None if has_left else f"no end after {limit_s:g} s"
+        return sent_s, self._reads, why
 
 
 # ---- what came back -------------------------------------------------------------------------------------------------
 
 
-def _parsed(sent_s: float, reads: Reads, has_left: bool, error: str | None) -> Answer:
-    if has_left:
+def parsed(sent_s: float, reads: Reads, error: str | None) -> Answer:
+    """What the bytes of an answer say."""
+    if error == LEFT:
         return Answer(sent_s, has_left=True)
     if error is not None or not reads:
         return Answer(sent_s, error=error or "no answer")

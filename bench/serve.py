@@ -184,7 +184,7 @@ class Bench:
                 speed=speed,
                 rng=Random(self.next_seed()),
             )
-            leaving = sum(one.leaves_after_s is not None for one in asks)
+            leaving = sum(one.leaves_after is not None for one in asks)
             print(f"  trace: {len(asks)} requests in {minutes:g} minutes, {leaving} clients may hang up", flush=True)
             memory = Memory(server)
             with memory:
@@ -230,7 +230,7 @@ def trace_asks(
     `output_length`, and one hash id for every 512 tokens of the prompt; equal ids stand for equal tokens.
 
     `lengths` scales prompts, so that blocks are shared as before; `speed` is seconds of the trace per second. A prompt that
-    does not fit the context loses its end. One client in ten, or as `leaving` says, hangs up within five seconds.
+    does not fit the context loses its end. One client in ten, or as `leaving` says, hangs up somewhere in its answer.
     """
     block = max(1, round(TRACE_BLOCK * lengths))
     blocks: dict[object, list[int]] = {}
@@ -249,8 +249,8 @@ def trace_asks(
                 blocks[number] = random_tokens(rng, block, tokens)
             prompt += blocks[number]
         prompt += random_tokens(rng, num_prompt - len(prompt), tokens)
-        leaves_after_s = rng.uniform(0.0, 5.0) if rng.random() < leaving else None
-        asks.append(ask(completion(model, prompt[:num_prompt], num_output), at_s=at_s, leaves_after_s=leaves_after_s))
+        leaves_after = rng.randrange(num_output) if rng.random() < leaving else None
+        asks.append(ask(completion(model, prompt[:num_prompt], num_output), at_s=at_s, leaves_after=leaves_after))
     return asks
 
 
