@@ -268,7 +268,8 @@ def survey(logits, slots_R, params_SP, stats, V: tl.constexpr, BLOCKS: tl.conste
             is_finite = tl.abs(x) < _INF
             best = tl.max(tl.where(is_finite, x, -_INF), 0)
             number = tl.where(is_finite, x, 0.0)
-            weights = tl.where(is_finite, tl.exp((number - tl.where(best > -_INF, best, 0.0)) / _float(words, _TEMPERATURE)), 0.0)
+            below = tl.where(is_finite, x - tl.where(best > -_INF, best, 0.0), 0.0)
+            weights = tl.where(is_finite, tl.exp(below / _float(words, _TEMPERATURE)), 0.0)
             out = stats + row * (6 * BLOCKS) + block
             tl.store(out, best)
             tl.store(out + BLOCKS, tl.min(tl.where(is_finite, x, _INF), 0))
@@ -340,6 +341,56 @@ def gather(
                 tl.store(floors_R + row, floor)
 
 
+@triton.jit
+def _threshold(
+    logits,
+    row,
+    words,
+    best,
+    stats,
+    floors_R,
+    counts,
+    listed,
+    V: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCKS_UP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    scale = 1.0 / _float(words, _TEMPERATURE)
+    top_k = tl.load(words + _TOP_K)
+    top_p = _float(words, _TOP_P)
+    limit = _min_p_limit(words, best)
+    # Does the list hold all that can be left?
+    b = tl.arange(0, BLOCKS_UP)
+    found = tl.load(counts + row * BLOCKS + b, mask=b < BLOCKS, other=0)
+    num_found = tl.sum(found, 0)
+    low = tl.load(floors_R + row)
+    source = listed + (row * BLOCKS).to(tl.int64) * LISTED
+    length = BLOCKS * LISTED
+    mass = 0.0
+    is_enough = (low <= limit) | ((top_k > 0) & (num_found >= top_k))
+    if (top_k == 0) & (is_enough == 0):
+        bests = _stat(stats, row, 0, -_INF, BLOCKS, BLOCKS_UP)
+        mass = tl.sum(_stat(stats, row, 5, 0.0, BLOCKS, BLOCKS_UP) * tl.exp((bests - best) * scale), 0)
+        is_enough = _mass(source, length, low, best, scale, BLOCK) >= top_p * mass
+    if (is_enough == 0) | (tl.max(found, 0) > LISTED):
+        low = tl.min(_stat(stats, row, 1, _INF, BLOCKS, BLOCKS_UP), 0)
+        source = logits + row.to(tl.int64) * V
+        length = V
+        num_found = V
+    high = _up(best)
+    threshold = limit
+    if (top_k > 0) & (top_k <= num_found):
+        threshold = tl.maximum(_search(source, length, low, high, top_k.to(tl.float32), best, scale, True, BLOCK), limit)
+    if top_p < 1.0:
+        low = tl.maximum(low, threshold)
+        if mass == 0.0:
+            mass = _mass(source, length, low, best, scale, BLOCK)
+        threshold = _search(source, length, low, high, top_p * mass, best, scale, False, BLOCK)
+    return tl.minimum(threshold, best)
+
+
 @triton.jit(do_not_specialize_on_alignment=["slots_R"])
 def find_thresholds(
     logits,
@@ -362,40 +413,12 @@ def find_thresholds(
     if slot >= 0:
         words = params_SP + slot * _WORDS
         threshold = -_INF
-        best = tl.max(_stat(stats, row, 0, -_INF, BLOCKS, BLOCKS_UP), 0)
-        if (tl.load(words + _LINE_AND_FILTER) % 2 == 1) & (best > -_INF):
-            scale = 1.0 / _float(words, _TEMPERATURE)
-            top_k = tl.load(words + _TOP_K)
-            top_p = _float(words, _TOP_P)
-            limit = _min_p_limit(words, best)
-            masses = _stat(stats, row, 5, 0.0, BLOCKS, BLOCKS_UP)
-            mass = tl.sum(masses * tl.exp((_stat(stats, row, 0, -_INF, BLOCKS, BLOCKS_UP) - best) * scale), 0)
-            # Does the list hold all that can be left?
-            b = tl.arange(0, BLOCKS_UP)
-            found = tl.load(counts + row * BLOCKS + b, mask=b < BLOCKS, other=0)
-            num_found = tl.sum(found, 0)
-            low = tl.load(floors_R + row)
-            source = listed + (row * BLOCKS).to(tl.int64) * LISTED
-            length = BLOCKS * LISTED
-            is_enough = (low <= limit) | ((top_k > 0) & (num_found >= top_k))
-            if is_enough == 0:
-                if top_k == 0:
-                    is_enough = _mass(source, length, low, best, scale, BLOCK) >= top_p * mass
-            if (is_enough == 0) | (tl.max(found, 0) > LISTED):
-                low = tl.min(_stat(stats, row, 1, _INF, BLOCKS, BLOCKS_UP), 0)
-                source = logits + row.to(tl.int64) * V
-                length = V
-                num_found = V
-            high = _up(best)
-            if (top_k > 0) & (top_k <= num_found):
-                threshold = _search(source, length, low, high, top_k.to(tl.float32), best, scale, True, BLOCK)
-            threshold = tl.maximum(threshold, limit)
-            if top_p < 1.0:
-                low = tl.maximum(low, threshold)
-                if threshold > -_INF:
-                    mass = _mass(source, length, low, best, scale, BLOCK)
-                threshold = _search(source, length, low, high, top_p * mass, best, scale, False, BLOCK)
-            threshold = tl.minimum(threshold, best)
+        if tl.load(words + _LINE_AND_FILTER) % 2 == 1:
+            best = tl.max(_stat(stats, row, 0, -_INF, BLOCKS, BLOCKS_UP), 0)
+            if best > -_INF:
+                threshold = _threshold(
+                    logits, row, words, best, stats, floors_R, counts, listed, V, BLOCKS, BLOCKS_UP, BLOCK, LISTED
+                )
         tl.store(thresholds_R + row, threshold)
 
 
