@@ -18,13 +18,17 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.machine import processor
 
 PROMPT_LEN, NEW_TOKENS, LONG_PROMPT = 128, 128, 1024
 BATCHES = (1, 8, 16)
@@ -69,7 +73,7 @@ class Ours:
 
         config = Config(
             model=ModelConfig(model_path=model),
-            device=DeviceConfig(threads=threads),
+            device=DeviceConfig(device="cpu", threads=threads),
             cache=CacheConfig(disable_radix_cache=not reuse),
             scheduler=SchedulerConfig(max_running_requests=32),
         )
@@ -221,13 +225,6 @@ def shared_prefix(engine: Ours, seed: int) -> float:
     batch = [common + own for own in prompts(32, 16, seed + 1)]
     timing = engine.generate(batch, 16, at_once=8)
     return 32 / (timing.last - timing.started)
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main() -> None:

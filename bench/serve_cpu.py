@@ -8,77 +8,30 @@ served    tokens per second of 16 SSE streams, prompts of 128 tokens, 128 new on
 """
 
 import argparse
-import asyncio
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.cpu import NEW_TOKENS, PROMPT_LEN, Ours, processor, prompts
+from bench.cpu import NEW_TOKENS, PROMPT_LEN, Ours, prompts
+from bench.load import Ask, ask, completion, drive, figures
+from bench.machine import processor
+from bench.server import Server
 
 
-class Served:
-    """A server process and raw SSE clients on keep-alive connections."""
+def first_token_s(server: Server) -> float:
+    """From exec to the first streamed token of a short completion."""
+    (answer,) = drive(server.port, asks(server, prompts(1, 16, 7), 4), at_once=1)
+    assert answer.error is None, answer.error
+    return server.ready_s + answer.events_s[0] - answer.sent_s
 
-    def __init__(self, model: str, threads: int) -> None:
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "streamserve", "serve", model, "--port", "0", "--threads", str(threads)]
-        self.process = subprocess.Popen([*command, "--log-format", "json"], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["event"] == "streamserve_ready":
-                break
-        else:
-            raise SystemExit("the server did not start")
-        self.port, self.model = event["port"], event["model"]
-        self.ready_s = time.perf_counter() - started
-        asyncio.run(self.generate(prompts(1, 16, 7), 1))
-        self.first_token_s = time.perf_counter() - started
 
-    async def stream(self, prompt: list[int], num_new: int) -> int:
-        """One completion; the number of tokens that came."""
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": num_new,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        data = json.dumps(body).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = ("POST /v1/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(data)}")
-        writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + data)
-        whole = b""
-        while b"data: [DONE]" not in whole[-40:]:
-            part = await reader.read(65536)
-            assert part, whole[-500:]
-            whole += part
-        writer.close()
-        usage = next(line for line in reversed(whole.split(b"\n")) if b'"usage":{' in line)
-        return int(json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"])
-
-    async def generate(self, batch: list[list[int]], num_new: int) -> float:
-        """Seconds for all streams at once."""
-        started = time.perf_counter()
-        counts = await asyncio.gather(*(self.stream(prompt, num_new) for prompt in batch))
-        assert counts == [num_new] * len(batch), counts
-        return time.perf_counter() - started
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+def asks(server: Server, batch: list[list[int]], num_new: int) -> list[Ask]:
+    """Their requests."""
+    return [ask(completion(server.model, prompt, num_new)) for prompt in batch]
 
 
 def main() -> None:
@@ -93,10 +46,11 @@ def main() -> None:
 
         args.model = str(find_default_model())
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, load {os.getloadavg()[0]:.2f}")
+    flags = ["--device", "cpu", "--threads", str(args.threads)]
     starts = []
     for _ in range(args.rounds):
-        served = Served(args.model, args.threads)
-        starts.append((served.ready_s, served.first_token_s))
+        served = Server(args.model, flags)
+        starts.append((served.ready_s, first_token_s(served)))
         served.close()
     print(
         "start: ready after "
@@ -104,7 +58,8 @@ def main() -> None:
         + " s; first token "
         + ", ".join(f"{b:.2f}" for _, b in starts)
     )
-    served = Served(args.model, args.threads)
+    served = Server(args.model, flags)
+    first_token_s(served)
     before = served.cpu_s()
     time.sleep(10)
     print(f"idle: {(served.cpu_s() - before) * 10:.2f} % of a core")
@@ -114,7 +69,7 @@ def main() -> None:
     for number in range(args.rounds):
         batch = prompts(args.streams, PROMPT_LEN, 500 + number)
         tokens = args.streams * NEW_TOKENS
-        over_http = tokens / asyncio.run(served.generate(batch, NEW_TOKENS))
+        over_http = figures(drive(served.port, asks(served, batch, NEW_TOKENS), at_once=args.streams, processes=1))["out_tok_s"]
         timing = offline.generate(batch, NEW_TOKENS)
         alone = tokens / (timing.last - timing.started)
         ratios.append(over_http / alone)
