@@ -22,4 +22,6 @@ def supported_types() -> list[str]:
     return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name not in _NOT_FAMILIES)
 
 
-_NOT_FAMILIES = frozenset({"checkpoint", "decoder", "dummy", "gguf_file", "hf_folder", "hub", "layers", "network", "spec"})
+_NOT_FAMILIES = frozenset(
+    {"checkpoint", "decoder", "dummy", "gguf_file", "hf_folder", "hub", "layers", "network", "spec", "staging"}
+)
