@@ -114,7 +114,7 @@ def test_thresholds_are_exact_with_lists_that_are_full_too_short_or_enough(devic
     assert int(chooser.kernels._counts[2].max()) > 128
     for row, params, threshold in zip(logits, asked, found, strict=True):
         num, min_p_slack, mass_slack = kept(row, params)
-        assert min(min_p_slack, mass_slack) > 1e-6
+        assert min(min_p_slack, mass_slack) > 1e-5
         assert int((row >= threshold).sum()) == num, params
 
 
@@ -155,7 +155,8 @@ def test_greedy_takes_the_first_of_the_best(device: str, dtype: torch.dtype) -> 
         device, [(SamplingParams(temperature=0.0), 0), (SamplingParams(temperature=2.0, top_k=1), 0)] * 2, vocab_size
     )
     chosen = Chooser(device, vocab_size, 4).choose(logits, params_SP)
-    assert chosen == [int(logits[0].argmax()), 2047, 0, int(logits[3].nan_to_num(-99.0).argmax())]
+    first, last = (row == row.nan_to_num(-99.0).max() for row in (logits[0], logits[3]))
+    assert chosen == [int(first.nonzero()[0]), 2047, 0, int(last.nonzero()[0])]
 
 
 def test_surplus_rows_change_nothing(device: str) -> None:
