@@ -259,7 +259,7 @@ class DecodeAttention:
         """Programs that share a key/value head of a row, if the row is long: two per SM over all of them."""
         if self._is_deterministic:
             return _FIXED_SPLITS
-        return min(max(triton.cdiv(2 * self._num_sms, rows * self._kv_heads), 1), _MAX_SPLITS)
+        return min(max(-(-2 * self._num_sms // (rows * self._kv_heads)), 1), _MAX_SPLITS)
 
     def attend(
         self,

@@ -1,0 +1,184 @@
+"""Prompt attention against float64: chunks of several rows, cached prefixes, and long chunks given to a library."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve.kernels.impl import triton_prompt_attention
+from streamserve.kernels.impl.triton_prompt_attention import PromptAttention, merge
+from streamserve.kernels.ops import StepInputs
+from tests.kernels.paged import Paged, Shape, tolerance
+
+LAYER = 1
+DECODE_ROWS = 2  # of the step, before its prompt rows
+
+
+class Case:
+    """Chunks (start, num_tokens), one per slot, after decode rows that are no business of this kernel."""
+
+    def __init__(self, shape: Shape, chunks: list[tuple[int, int]], device: str, dtype: torch.dtype) -> None:
+        torch.manual_seed(sum(start + 3 * num for start, num in chunks))
+        self.shape, self.chunks, self.device, self.dtype = shape, chunks, device, dtype
+        self.paged = Paged(shape, [start for start, _ in chunks], room=max(num for _, num in chunks), device=device, dtype=dtype)
+        self.num_tokens = DECODE_ROWS + sum(num for _, num in chunks)
+        self.qkv = torch.randn(self.num_tokens, shape.qkv_size, device=device).to(dtype)
+        self.inputs = self.step(chunks)
+        _, k_TKD, v_TKD = shape.split(self.qkv)
+        for row in self.inputs.prompts:
+            tokens = slice(row.first, row.first + row.num_tokens)
+            self.paged.write(LAYER, row.slot, row.start, k_TKD[tokens], v_TKD[tokens])
+
+    def step(self, chunks: list[tuple[int, int]]) -> StepInputs:
+        return self.paged.inputs([(0, 0)] * DECODE_ROWS, [(slot, *chunk) for slot, chunk in enumerate(chunks)])
+
+    def nan(self, num_tokens: int) -> Tensor:
+        return torch.full((num_tokens, self.shape.num_heads * self.shape.head_dim), float("nan")).to(self.device, self.dtype)
+
+    def run(self, attention: PromptAttention) -> Tensor:
+        out = self.nan(self.num_tokens)
+        attention.attend(self.qkv, self.inputs, LAYER, out)
+        return out
+
+    def check(self, out: Tensor, every: int = 1) -> None:
+        assert out[:DECODE_ROWS].isnan().all()
+        q_THD, _, _ = self.shape.split(self.qkv)
+        for row in self.inputs.prompts:
+            for i in [*range(0, row.num_tokens - 1, every), row.num_tokens - 1]:
+                token = row.first + i
+                expected = self.paged.attention(LAYER, row.slot, row.start + i, q_THD[token])
+                torch.testing.assert_close(out[token].double(), expected, **tolerance(self.dtype))
+
+
+@pytest.mark.parametrize("block_m", [16, 64])
+@pytest.mark.parametrize("shape", [Shape(num_heads=3, num_kv_heads=1), Shape(num_heads=2, num_kv_heads=2, head_dim=64)])
+def test_chunks_with_and_without_a_prefix(shape: Shape, block_m: int, device: str, dtype: torch.dtype) -> None:
+    chunks = [(0, 1), (0, 33), (63, 2), (64, 40), (37, 20), (16, 1), (0, 16)]
+    case = Case(shape, chunks, device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, block_m=block_m)))
+
+
+def test_one_row(device: str, dtype: torch.dtype) -> None:
+    case = Case(Shape(num_heads=1, num_kv_heads=1), [(70, 131)], device, dtype)
+    case.check(case.run(PromptAttention(case.shape, device=device, block_m=64)))
+
+
+@pytest.mark.parametrize("window", [1, 5, 64, 100])
+def test_sliding_window(window: int, device: str, dtype: torch.dtype) -> None:
+    shape = Shape(num_heads=2, num_kv_heads=1, sliding_window=window)
+    case = Case(shape, [(0, 90), (130, 70), (63, 1)], device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, block_m=64)))
+
+
+@pytest.mark.parametrize("cuts", [[1, 2, 63, 64], [50, 128], [129]])
+def test_a_prompt_gives_the_same_bits_however_it_is_cut(
+    cuts: list[int], device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "cpu":  # the interpreter's own products depend, in the last bit, on where in its tile a row lies
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: np.einsum("mk,kn->mn", a, b, dtype=dtype))
+    shape = Shape(num_heads=2, num_kv_heads=1)
+    case = Case(shape, [(0, 140)], device, dtype)
+    attention = PromptAttention(shape, device=device, deterministic=True)
+    whole = case.run(attention)[DECODE_ROWS:]
+    for start, end in zip([0, *cuts], [*cuts, 140], strict=True):
+        num = end - start
+        qkv = torch.cat((case.qkv[:DECODE_ROWS], case.qkv[DECODE_ROWS + start : DECODE_ROWS + end]))
+        out = case.nan(DECODE_ROWS + num)
+        attention.attend(qkv, case.step([(start, num)]), LAYER, out)
+        assert torch.equal(out[DECODE_ROWS:], whole[start:end])
+
+
+def plain_library(q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """What torch's libraries compute, with the log-sum-exp laid out as cuDNN does at times."""
+    group = q_1HND.shape[1] // k_1KND.shape[1]
+    k_HND, v_HND = (x[0].double().repeat_interleave(group, dim=0) for x in (k_1KND, v_1KND))
+    scores_HNN = q_1HND[0].double() @ k_HND.transpose(1, 2) * q_1HND.shape[-1] ** -0.5
+    if is_causal:
+        scores_HNN = scores_HNN.masked_fill(torch.ones_like(scores_HNN[0], dtype=torch.bool).triu(1), float("-inf"))
+    out_HND = (scores_HNN.softmax(-1) @ v_HND).to(q_1HND.dtype)
+    return out_HND.transpose(0, 1), scores_HNN.logsumexp(-1).float().t().contiguous().t()
+
+
+def test_long_chunks_go_to_the_library_and_the_rest_does_not(device: str, dtype: torch.dtype) -> None:
+    calls = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append((q.shape[2], k.shape[2], is_causal))
+        return plain_library(q, k, v, is_causal)
+
+    shape = Shape(num_heads=4, num_kv_heads=2)
+    # Long: with no, one, and three blocks before it. Not long: one token short, or at an odd place.
+    case = Case(shape, [(0, 32), (0, 31), (32, 32), (96, 32), (16, 32), (32, 5)], device, dtype)
+    out = case.run(PromptAttention(shape, device=device, long_prompts=library, long_len=32, block_m=16))
+    own, before = (32, 32, True), (32, 32, False)
+    assert calls == [own, own, before, own, before, before, before]
+    case.check(out)
+
+
+def test_only_long_chunks(device: str, dtype: torch.dtype) -> None:
+    shape = Shape(num_heads=2, num_kv_heads=2)
+    case = Case(shape, [(64, 32)], device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, long_prompts=plain_library, long_len=32)))
+
+
+@pytest.mark.parametrize("limits", [{"deterministic": True}, {}])
+def test_no_library_where_bits_must_not_depend_on_chunks_or_with_a_window(
+    limits: dict[str, bool], device: str, dtype: torch.dtype
+) -> None:
+    def never(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        raise AssertionError
+
+    shape = Shape(num_heads=2, num_kv_heads=2, sliding_window=None if limits else 8)
+    case = Case(shape, [(32, 32)], device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, long_prompts=never, long_len=32, block_m=16, **limits)))
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0, -200.0])
+def test_merge_is_attention_over_both_sets_of_keys(shift: float, device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    q, k, v = torch.randn(3, 19, 32), torch.randn(3, 40, 32), torch.randn(3, 40, 32)
+    scores = q.double() @ k.double().transpose(1, 2)
+    scores[..., 15:] += shift  # one side may outweigh the other by far
+    expected = (scores.softmax(-1) @ v.double()).transpose(0, 1)
+    sides = []
+    for keys in (slice(0, 15), slice(15, 40)):
+        out_NHD = (scores[..., keys].softmax(-1) @ v[:, keys].double()).transpose(0, 1)
+        sides += [out_NHD.to(device, dtype), scores[..., keys].logsumexp(-1).float().to(device)]
+    out = torch.full((19, 3, 32), float("nan"), device=device)
+    lse = torch.full((3, 19), float("nan"), device=device)
+    merge(*sides, out, lse)
+    torch.testing.assert_close(out.cpu().double(), expected, **tolerance(dtype))
+    torch.testing.assert_close(lse.cpu().double(), scores.logsumexp(-1), atol=1e-4, rtol=1e-5)
+    merge(out, lse, sides[2], sides[3], out, lse)  # in place, one side counted twice
+    doubled = torch.cat((scores, scores[..., 15:]), -1)
+    expected = (doubled.softmax(-1) @ torch.cat((v, v[:, 15:]), 1).double()).transpose(0, 1)
+    torch.testing.assert_close(out.cpu().double(), expected, **tolerance(dtype))
+
+
+def test_a_library_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = triton_prompt_attention._tried
+    arguments = ("cudnn", 4, 2, 64, 16, torch.float32, torch.device("cpu"))
+    library, reason = tried(*arguments)  # this build of torch has no such operation for CPUs
+    assert library is None and "NotImplementedError" in reason
+
+    monkeypatch.setattr(triton_prompt_attention, "_library", lambda *_: plain_library)
+    assert tried(*arguments) == (plain_library, "")
+
+    def without_causal(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        return plain_library(q, k, v, False)
+
+    monkeypatch.setattr(triton_prompt_attention, "_library", lambda *_: without_causal)
+    library, reason = tried(*arguments)
+    assert library is None and "wrong by" in reason
+
+    def only_repeated(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        if k.shape[1] != q.shape[1]:
+            raise RuntimeError("heads")
+        return plain_library(q, k, v, is_causal)
+
+    def repeating(name: str, repeat: int, scale: float) -> triton_prompt_attention.Library:
+        return lambda q, k, v, causal: only_repeated(q, *(x.repeat_interleave(repeat, 1) for x in (k, v)), causal)
+
+    monkeypatch.setattr(triton_prompt_attention, "_library", repeating)
+    library, reason = tried(*arguments)
+    assert library is not None and reason == ""
