@@ -155,7 +155,7 @@ class Bench:
             rest = " ".join(
                 f"{name} {value}" for name, value in event.items() if name not in ("event", "seconds", "after_s", "url")
             )
-            print(f"    {kind} {event['event']:<22} {event['seconds']:8.2f} s  (at {event['after_s']:.2f} s) {rest}"[:150])
+            print(f"    {kind} {event['event']:<22} {event['seconds']:8.2f} s  (at {event['after_s']:.2f} s) {rest}"[:400])
 
     def idle(self) -> None:
         """What a server burns that nobody asks anything."""

@@ -14,6 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from streamserve.config import Config
+from streamserve.flags import Parser, add_flags, read_config
+
 ROOT = Path(__file__).parents[1]
 FAKE = "fake"  # as a model: the server's own made-up tokens
 START_LIMIT_S = 600.0
@@ -23,8 +28,7 @@ class Server:
     """A running server. `ready_s` is the time from exec to the line that says it is ready."""
 
     def __init__(self, model: str | None, flags: Sequence[str] = (), *, environment: Mapping[str, str] | None = None) -> None:
-        what = ["--fake"] if model == FAKE else [model] if model else []
-        self.command = [sys.executable, "-m", "streamserve", "serve", *what, "--port", "0", *flags]
+        self.command = [sys.executable, "-m", "streamserve", "serve", *_model_flags(model), "--port", "0", *flags]
         self.port, self.model, self.ready_s = 0, "", 0.0
         self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []
@@ -123,6 +127,18 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     own = list(arguments)
     at = own.index("--") if "--" in own else len(own)
     return own[:at], own[at + 1 :]
+
+
+def config_of(model: str | None, flags: Sequence[str]) -> Config:
+    """The settings that the same words give on the command line."""
+    parser = Parser("bench")
+    add_flags(parser, show_all=True)
+    namespace = parser.parse([*_model_flags(model), *flags])
+    return read_config(namespace)[0]
+
+
+def _model_flags(model: str | None) -> list[str]:
+    return ["--fake"] if model == FAKE else ["--model-path", model] if model else []
 
 
 def random_range(model: str | None) -> range:
