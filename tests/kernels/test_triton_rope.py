@@ -65,8 +65,9 @@ def expected(x_TKD: Tensor, norm_D: Tensor | None, table: Tensor, positions_T: T
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
+    """Within three roundings of bfloat16, of elements up to about 10 that may cancel out."""
     is_short = found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), wanted, rtol=5e-3 if is_short else 1e-5, atol=2e-3 if is_short else 1e-5)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2 if is_short else 1e-5, atol=6e-2 if is_short else 1e-5)
 
 
 @pytest.mark.parametrize("has_norm", [False, True])

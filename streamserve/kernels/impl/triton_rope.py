@@ -59,20 +59,21 @@ def _write_prompt(
     low = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
     is_v = head >= H + K
-    if q_norm is not None:
+    dtype = qkv.dtype.element_ty
+    if q_norm is not None:  # rounded where transformers rounds: before and after the weight
         inverse = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / D + eps)[:, None]
-        # Values have no norm: a weight of 1 and no scaling.
         q_low = tl.load(q_norm + dim, mask=dim < HALF, other=0.0).to(tl.float32)
         q_high = tl.load(q_norm + HALF + dim, mask=dim < HALF, other=0.0).to(tl.float32)
         k_low = tl.load(k_norm + dim, mask=dim < HALF, other=0.0).to(tl.float32)
         k_high = tl.load(k_norm + HALF + dim, mask=dim < HALF, other=0.0).to(tl.float32)
         is_q = head < H
-        low = tl.where(is_v, low, low * inverse * tl.where(is_q, q_low, k_low))
-        high = tl.where(is_v, high, high * inverse * tl.where(is_q, q_high, k_high))
+        normed_low = (low * inverse).to(dtype).to(tl.float32) * tl.where(is_q, q_low, k_low)
+        normed_high = (high * inverse).to(dtype).to(tl.float32) * tl.where(is_q, q_high, k_high)
+        low = tl.where(is_v, low, normed_low.to(dtype).to(tl.float32))
+        high = tl.where(is_v, high, normed_high.to(dtype).to(tl.float32))
     angle = cos_sin + position.to(tl.int64) * D + dim
     cos = tl.load(angle, mask=dim < HALF, other=0.0)
     sin = tl.load(angle + HALF, mask=dim < HALF, other=0.0)
-    dtype = qkv.dtype.element_ty
     new_low = tl.where(is_v, low, low * cos - high * sin).to(dtype)
     new_high = tl.where(is_v, high, high * cos + low * sin).to(dtype)
     tl.store(at, new_low, mask=mask & (head < H + K))
@@ -114,7 +115,7 @@ def write_prompt(
     pdl: bool = False,
 ) -> None:
     """For the tokens after the decode rows: norm (if there are weights) and rotation of q and k in place, then k and v into
-    their pages. `cos_sin` is a rope_table(). In float32, rounded once."""
+    their pages. `cos_sin` is a rope_table()."""
     assert qkv_TJ.is_contiguous() and (q_norm_D is None) == (k_norm_D is None)
     num_layers, num_pages, num_kv_heads, page_size, head_dim = inputs.k.shape
     assert layer < num_layers and inputs.k.is_contiguous() and inputs.v.is_contiguous() and cos_sin.shape[1] == head_dim
