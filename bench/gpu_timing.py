@@ -65,3 +65,22 @@ def launch_us(launches: Sequence[Callable[[], object]], rounds: int = 7) -> floa
 def cold_copies(num_bytes: int) -> int:
     """How many copies of what a launch reads keep all of them out of the cache."""
     return max(1, min(64, -(-COLD_BYTES // num_bytes)))
+
+
+def call_us(run: Callable[[], object], rounds: int = 5, target_us: float = 20_000.0) -> float:
+    """Median time of a call launched from Python, as steps with prompts are: the host's time counts if it is the longer."""
+    times: list[float] = []
+    count = 2
+    for i in range(rounds + 2):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
+        for _ in range(count):
+            run()
+        after.record()
+        after.synchronize()
+        time_us = before.elapsed_time(after) * 1e3 / count
+        if i == 1:
+            count = max(2, min(100, round(target_us / time_us)))
+        elif i > 1:
+            times.append(time_us)
+    return statistics.median(times)

@@ -79,12 +79,12 @@ def _wait(PDL: tl.constexpr):
 
 @triton.jit
 def _row_indices(rows, num_rows, ROWS: tl.constexpr):
-    """Which rows of x are meant: the first, or those that `rows` names. For surplus ones row 0 is computed again."""
+    """Which rows of x are meant: the first, or those that `rows` names. Row 0 stands in for surplus ones."""
     r = tl.arange(0, ROWS)
     if rows is None:
         return tl.where(r < num_rows, r, 0).to(tl.int64)
     else:
-        return tl.load(rows + r, mask=r < num_rows, other=0).to(tl.int64)
+        return tl.maximum(tl.load(rows + r, mask=r < num_rows, other=0), 0).to(tl.int64)
 
 
 @triton.jit
@@ -336,7 +336,8 @@ def norm_logits(
     pdl: bool = False,
     tile: Tile | None = None,
 ) -> Tensor:
-    """rmsnorm(x) @ w.T for the rows of x that `rows_R` (int32) names, or all: float32 [R, V], into `out_RV` if it is given."""
+    """rmsnorm(x) @ w.T for the rows of x that `rows_R` (int32) names, or all: float32 [R, V], in `out_RV` if that is given. A
+    row below 0 counts as 0."""
     num_rows = len(x_TE if rows_R is None else rows_R)
     if out_RV is None:
         out_RV = x_TE.new_empty((num_rows, len(w_VE)), dtype=torch.float32)
@@ -378,6 +379,7 @@ def _norm_linear(
     tile: Tile | None,
 ) -> None:
     num_rows, num_outputs = out_RN.shape
+    assert out_RN.is_contiguous() and num_outputs == len(w_NE)
     tile, options = _plan(x_TE, w_NE, num_rows, pdl, tile)
     kernel: Any = norm_linear_kernel
     kernel[(triton.cdiv(num_outputs, tile.block_w),)](
