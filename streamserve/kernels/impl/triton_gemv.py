@@ -6,7 +6,7 @@ A step of one to eight rows reads every weight once and computes little: what co
 program takes a block of weight rows, 16 bytes per thread and load. The first tiles are asked for before anything else, even
 before the kernels in front have finished (programmatic dependent launch), and later ones before the tile in hand is used.
 Products are summed in float32 registers, one sum per row, weight row and column of a tile, and added up once, at the end. From
-about five rows on, multiplying takes longer than reading: then tensor cores do it, with the weights as their left operand.
+about four rows on, multiplying takes longer than reading: then tensor cores do it, with the weights as their left operand.
 
 RMSNorm is one factor per row, so it need not be known before the end: squares are summed beside the products. The normalised
 row is never rounded, which makes results a little more exact than those of separate operations.
