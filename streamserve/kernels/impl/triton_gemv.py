@@ -9,7 +9,7 @@ Products are summed in float32 registers, one sum per row, weight row and column
 about four rows on, multiplying takes longer than reading: then tensor cores do it, with the weights as their left operand.
 
 RMSNorm is one factor per row, so it need not be known before the end: squares are summed beside the products. The normalised
-row is never rounded, which makes results a little more exact than those of separate operations.
+row is not rounded (once, for tensor cores), which makes results a little more exact than those of separate operations.
 
 Shape letters: T rows, R rows chosen from them, E (K in kernels) columns, N weight rows, F gated outputs, V vocabulary;
 W weight rows of a tile.
