@@ -115,6 +115,23 @@ def test_long_chunks_go_to_the_library_and_the_rest_does_not(device: str, dtype:
     case.check(out)
 
 
+@pytest.mark.parametrize(("max_len", "prefixes"), [(31, []), (70, [0, 32]), (1000, [0, 32, 64, 96])])
+def test_warming_asks_the_library_for_all_it_may_be_asked_for(
+    max_len: int, prefixes: list[int], device: str, dtype: torch.dtype
+) -> None:
+    calls = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append(is_causal)
+        return plain_library(q, k, v, is_causal)
+
+    shape = Shape(num_heads=4, num_kv_heads=2, head_dim=16)
+    case = Case(shape, [(0, 1)], device, dtype)
+    attention = PromptAttention(shape, device=device, long_prompts=library, long_len=32, block_m=16)
+    attention.warm(case.paged.k.nan_to_num(0.0), case.paged.v.nan_to_num(0.0), dtype, max_len)
+    assert calls == [causal for start in prefixes for causal in (True, *[False] * (start // 32))]
+
+
 def test_only_long_chunks(device: str, dtype: torch.dtype) -> None:
     shape = Shape(num_heads=2, num_kv_heads=2)
     case = Case(shape, [(64, 32)], device, dtype)

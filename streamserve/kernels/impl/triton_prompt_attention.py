@@ -292,6 +292,32 @@ class PromptAttention:
         if num_long < len(inputs.prompts):
             self._attend_paged(qkv_TJ, inputs, layer, out_TX, self._long_len if num_long else 0)
 
+    def warm(self, k: Tensor, v: Tensor, dtype: torch.dtype, max_len: int) -> None:
+        """Compile every kernel and build every plan that prompts of up to `max_len` tokens may ask for, on zeros; page 0 of
+        the pool is read, nothing is written. Waits for the device."""
+        chunks = [(0, 1), (0, 128 * -(-2 * self._num_sms // self._heads))]
+        if self._library is not None:  # none, one, two and three blocks before it: all there is to merge
+            last = min(max_len - self._long_len, 3 * self._long_len)
+            chunks += [(start, self._long_len) for start in range(0, last + 1, self._long_len)]
+        options: Any = {"dtype": torch.int32, "device": self._device}
+        for start, num in chunks:
+            inputs = StepInputs(
+                num_decode=0,
+                prompts=(PromptRow(slot=0, first=0, num_tokens=num, start=start),),
+                tokens_T=torch.zeros(num, **options),
+                positions_T=torch.arange(start, start + num, **options),
+                slots_T=torch.zeros(num, **options),
+                prompt_starts=torch.tensor([0, num], **options),
+                page_table_SP=torch.zeros((1, -(-(start + num) // k.shape[3])), **options),
+                logit_rows_R=torch.zeros(0, **options),
+                k=k,
+                v=v,
+            )
+            qkv_TJ = torch.zeros((num, (self._heads + 2 * self._kv_heads) * self._dim), dtype=dtype, device=self._device)
+            self.attend(qkv_TJ, inputs, 0, qkv_TJ.new_empty((num, self._heads * self._dim)))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def _attend_paged(self, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor, long_len: int) -> None:
         """All rows but those that `_prompt_attention` leaves to others."""
         rows = inputs.prompts
