@@ -103,14 +103,15 @@ def _client(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit
         run: Any = asyncio.run
     else:
         run = uvloop.run
-    out.send([parsed(*sent) for sent in run(_send_all(port, asks, at_once, starts_s, limit_s))])
+    out.send([parsed(*sent) for sent in run(send_all(port, asks, at_once, starts_s, limit_s))])
     out.close()
 
 
 Sent = tuple[float, Reads, str | None]  # when, what came, why it did not come to its end
 
 
-async def _send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float) -> list[Sent]:
+async def send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float) -> list[Sent]:
+    """Send what is due, at most `at_once` at a time; what came of it, in the order in which it ended."""
     due, sent = deque(sorted(asks, key=lambda one: one.at_s)), []
 
     async def lane() -> None:
@@ -125,6 +126,8 @@ async def _send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: floa
                 sent.append(await line.send(one, limit_s))
             except OSError as error:
                 sent.append((time.perf_counter(), [], f"cannot connect: {error}"))
+        if line is not None:
+            line.close()
 
     await asyncio.gather(*(lane() for _ in range(min(at_once, len(asks)))))
     return sent
@@ -175,6 +178,11 @@ class _Line(asyncio.Protocol):
     def _end(self, why: str | None) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(why)
+
+    def close(self) -> None:
+        """Hang up."""
+        assert self._transport is not None
+        self._transport.close()
 
     async def send(self, one: Ask, limit_s: float) -> Sent:
         """Send a request and wait for the end of its answer, or until its client leaves."""

@@ -27,8 +27,15 @@ START_LIMIT_S = 600.0
 class Server:
     """A running server. `ready_s` is the time from exec to the line that says it is ready."""
 
-    def __init__(self, model: str | None, flags: Sequence[str] = (), *, environment: Mapping[str, str] | None = None) -> None:
-        self.command = [sys.executable, "-m", "streamserve", "serve", *_model_flags(model), "--port", "0", *flags]
+    def __init__(
+        self,
+        model: str | None,
+        flags: Sequence[str] = (),
+        *,
+        program: Sequence[str] = ("-m", "streamserve", "serve"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.command = [sys.executable, *program, *_model_flags(model), "--port", "0", *flags]
         self.port, self.model, self.ready_s = 0, "", 0.0
         self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []

@@ -3,11 +3,12 @@
 Owns nothing; composes. Blocks while weights load: call `build` in a worker thread where a loop must go on.
 """
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config
@@ -21,6 +22,11 @@ from streamserve.messages import SamplingParams
 from streamserve.resolve import Reason, Resolved
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.model import TextModel, load_text_model
+
+if TYPE_CHECKING:  # what serves without torch must not load it
+    from streamserve.kernels.devices.cpu import CPU
+    from streamserve.kernels.devices.cuda import CUDA
+    from streamserve.models.checkpoint import Checkpoint
 
 FAKE_MODEL_NAME = "fake"
 FAKE_CONTEXT_LEN = 8192
@@ -38,6 +44,7 @@ class Display(Protocol):
     def hello(self, model: str, device: str) -> None: ...
     def decided(self, resolved: Resolved, more: tuple[Reason, ...] = ()) -> None: ...
     def loading(self) -> AbstractContextManager[Callable[[int, int], None]]: ...
+    def phase(self, name: str) -> AbstractContextManager[Callable[[int, int], None]]: ...
 
 
 class Quiet:
@@ -46,6 +53,9 @@ class Quiet:
     def hello(self, model: str, device: str) -> None: ...
     def decided(self, resolved: Resolved, more: tuple[Reason, ...] = ()) -> None: ...
     def loading(self) -> AbstractContextManager[Callable[[int, int], None]]:
+        return nullcontext(lambda done, total: None)
+
+    def phase(self, name: str) -> AbstractContextManager[Callable[[int, int], None]]:
         return nullcontext(lambda done, total: None)
 
 
@@ -69,7 +79,35 @@ def build(config: Config, observer: StepObserver | None = None, display: Display
 
 
 def _build_model(config: Config, observer: StepObserver | None, display: Display) -> Built:
-    # The only imports inside a function: --fake must start without torch.
+    # Imports inside functions, here and below: --fake must start without torch, and a CPU without triton.
+    with display.phase("imports"):
+        from streamserve import facts
+        from streamserve.kernels.devices.cpu import CPU
+
+        device = facts.find_device(config)
+    display.hello(facts.model_name(config), device.model)
+    with display.loading() as progress:
+        checkpoint = facts.open_model(config, progress)
+        build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
+        cache, limits, runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+    eos = limits.eos_token_ids
+    options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
+    engine = _engine(config, cache, limits, runner, options, observer)
+    gc.collect()
+    gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
+    return Built(engine, text, resolved.served_model_name, cache, runner.close)
+
+
+class ClosableRunner(Runner, Protocol):
+    """A runner that holds threads."""
+
+    def close(self) -> None: ...
+
+
+Parts = tuple[KVCache, Limits, ClosableRunner, TextModel, Resolved]
+
+
+def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display: Display) -> Parts:
     import torch
 
     from streamserve import facts
@@ -77,39 +115,114 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     from streamserve.engine.runner import ModelRunner
     from streamserve.engine.sampler import Sampler
     from streamserve.engine.stages import default_stages
-    from streamserve.kernels.devices.cpu import CPU
     from streamserve.models.network import build_network
 
-    cpu = CPU.here()
-    display.hello(facts.model_name(config), cpu.model)
-    with display.loading() as progress:
-        checkpoint = facts.open_model(config, progress)
-        resolved, choices = facts.decide(config, checkpoint, cpu)
-        display.decided(resolved, facts.kernel_reasons(choices))
-        text = _load_text(config, checkpoint.path)
-        kv_dtype = getattr(torch, resolved.kv_dtype)
-        pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
-        network = build_network(
-            checkpoint,
-            pool=pool,
-            dtype="auto" if config.model.dtype == "auto" and choices["network"].name != "torch" else resolved.dtype,
-            threads=resolved.threads,
-            choices=choices,
-        )
-    eos = text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
-    options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
+    resolved, choices = facts.decide(config, checkpoint, cpu)
+    display.decided(resolved, facts.kernel_reasons(choices))
+    text = _load_text(config, checkpoint.path)
+    kv_dtype = getattr(torch, resolved.kv_dtype)
+    pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
+    network = build_network(
+        checkpoint,
+        pool=pool,
+        dtype="auto" if config.model.dtype == "auto" and choices["network"].name != "torch" else resolved.dtype,
+        threads=resolved.threads,
+        choices=choices,
+    )
+    cache, limits = _cache_and_limits(config, resolved, text, checkpoint)
     runner = ModelRunner(
         network,
         pool,
-        Sampler(checkpoint.spec.vocab_size, default_stages(eos)),
+        Sampler(checkpoint.spec.vocab_size, default_stages(limits.eos_token_ids)),
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
     )
     runner.execute(_warm_up_plan())
+    return cache, limits, runner, text, resolved
+
+
+def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
+    """Weights first, then the largest step on a small KV memory: what it takes decides how much is left for the real one."""
+    import torch
+
+    from streamserve import facts
+    from streamserve.cache.pool import DevicePool
+    from streamserve.engine.device_runner import DeviceRunner
+    from streamserve.engine.device_sampler import DeviceSampler
+    from streamserve.engine.device_state import DeviceState
+    from streamserve.models.network import build_device_network
+
+    spec = checkpoint.spec
+    planned, choices = facts.decide(config, checkpoint, gpu)
+    with display.phase("tokenizer"):
+        text = _load_text(config, checkpoint.path)
+    dtype = getattr(torch, planned.dtype)
+    with display.phase("weights"):
+        network = build_device_network(
+            checkpoint,
+            dtype=dtype,
+            device=gpu.torch_device,
+            choices=choices,
+            max_len=planned.context_len,
+            max_rows=planned.max_running_requests,
+            deterministic=config.device.deterministic,
+        )
+        checkpoint.finish()
+        gpu.synchronize()
+
+    def runner_on(num_pages: int, max_len: int) -> DeviceRunner:
+        pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
+        _, limits = _cache_and_limits(config, planned, text, checkpoint)
+
+        def sampler(state: DeviceState) -> DeviceSampler:
+            return DeviceSampler(
+                gpu,
+                vocab_size=spec.vocab_size,
+                eos_token_ids=limits.eos_token_ids,
+                max_rows=planned.max_running_requests,
+                params_SP=state.params_SP,
+                last_token_S=state.last_token_S,
+            )
+
+        return DeviceRunner(
+            gpu,
+            network,
+            pool,
+            sampler,
+            vocab_size=spec.vocab_size,
+            num_slots=planned.max_running_requests,
+            max_len=max_len,
+            max_step_tokens=planned.chunked_prefill_size,
+            use_graphs=not config.device.disable_cuda_graph,
+        )
+
+    with display.phase("kernels and memory"):
+        chunk = min(planned.chunked_prefill_size, planned.context_len)
+        num_pages = -(-chunk // planned.page_size) + 1
+        trial = runner_on(num_pages, chunk)
+        trial.warm_up(chunk)
+        gpu.synchronize()
+        page_bytes = planned.kv_bytes_per_token * planned.page_size
+        taken = planned.free_bytes - gpu.memory()[0] - planned.weight_bytes - num_pages * page_bytes
+        trial.close()
+        del trial
+        resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken) + GRAPH_BYTES)
+        display.decided(resolved, facts.kernel_reasons(choices))
+        cache, limits = _cache_and_limits(config, resolved, text, checkpoint)
+        runner = runner_on(resolved.num_pages, resolved.context_len)
+    with display.phase("graphs") as progress:
+        runner.capture(progress)
+    return cache, limits, runner, text, resolved
+
+
+GRAPH_BYTES = 512 << 20  # what captured graphs take beside the work of the largest step
+
+
+def _cache_and_limits(config: Config, resolved: Resolved, text: TextModel, checkpoint: "Checkpoint") -> tuple[KVCache, Limits]:
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
-    limits = Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos)
-    engine = _engine(config, cache, limits, runner, options, observer)
-    return Built(engine, text, resolved.served_model_name, cache, runner.close)
+    eos = text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
+    pause_s = resolved.max_decode_pause_ms / 1000
+    return cache, Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos, pause_s)
 
 
 def _warm_up_plan() -> Plan:

@@ -84,7 +84,7 @@ def race(checkpoint: Checkpoint, choices: Mapping[str, Choice], cpu: CPU, thread
     pool = KVPool(spec, num_pages=-(-(PROMPT + 1) // 16), page_size=16)
 
     def parts(dtype: torch.dtype, kind: str | None) -> NetworkParts:
-        return NetworkParts(spec, Sample(shapes, kind), pool, dtype, torch.device("cpu"), threads, ops)
+        return NetworkParts(spec, Sample(shapes, kind), dtype, torch.device("cpu"), ops, threads)
 
     ways: dict[str, Callable[[], Network]] = {
         name: lambda name=name: find(spec.model_type)(parts(getattr(torch, name), None))  # type: ignore[misc]

@@ -13,7 +13,7 @@ from anyio import Event
 
 from streamserve.api.auth import Door
 from streamserve.api.prompts import Prompts
-from streamserve.api.stream import Call, Run, Watch
+from streamserve.api.stream import Call, Pace, Run, Watch
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
 from streamserve.errors import ModelNotFound, StreamServeError
@@ -74,6 +74,7 @@ class Service:
         self.meter = meter
         self.door = Door(config)
         self.prompts = Prompts(text, client.facts)
+        self._pace = Pace(config.send_interval_ms)
         self.max_body_bytes = config.max_body_mb * MIB
         self.max_frame_bytes = config.max_frame_mb * MIB
         self.closing = Event()
@@ -86,7 +87,7 @@ class Service:
 
     def run(self, call: Call) -> Run:
         """A run of `call` that is not started yet."""
-        return Run(self.client, self.text.tokenizer, call, self.meter, self.prompts.answers)
+        return Run(self.client, self.text.tokenizer, call, self.meter, self.prompts.answers, self._pace)
 
     @contextmanager
     def live(self, run: Run) -> Iterator[None]:

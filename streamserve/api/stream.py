@@ -6,7 +6,7 @@ only here: the engine sees single sequences of token ids. Knows nothing of HTTP,
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Protocol
 from uuid import uuid4
 
@@ -113,18 +113,18 @@ class Choice:
 
     def take(self, delta: Delta) -> Piece:
         """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
-        if delta.finish_reason is FinishReason.ERROR:
-            self.is_finished = True
-            raise StepFailed(delta.error or "the engine failed this request")
-        self.num_cached = delta.num_cached_tokens
         piece = Piece(self.index)
+        if delta.finish_reason is not None:
+            if delta.finish_reason is FinishReason.ERROR:
+                self.is_finished = True
+                raise StepFailed(delta.error or "the engine failed this request")
+            piece.finish_reason = delta.finish_reason.value
+            piece.matched_stop = delta.matched_stop
+        self.num_cached = delta.num_cached_tokens
         if self._is_first:
             self._is_first = False
             piece.prompt = self.prompt
             piece.prompt_logprobs = delta.prompt_logprobs
-        if delta.finish_reason is not None:
-            piece.finish_reason = delta.finish_reason.value
-            piece.matched_stop = delta.matched_stop
         if self._call.drops_output:
             self._drop(piece)
         elif self._stops is None:
@@ -197,15 +197,76 @@ class Watch(Protocol):
 Emit = Callable[[Piece], Awaitable[None]]
 
 
+class Pace:
+    """How often streams may send: at every step, or less often while sending keeps the event loop too busy.
+
+    A send costs the loop as much for one token as for ten, and a loop that only sends launches no steps. One object for
+    all streams of a server. `interval_ms` None: measured, from 0 up to MAX_INTERVAL_S; each stream has its own phase, so
+    that their sends spread over the interval.
+    """
+
+    MAX_INTERVAL_S = 0.016  # a frame of a screen
+    MIN_INTERVAL_S = 0.004
+    LOOK_S = 0.1  # how long the loop's use is measured
+    HIGH, LOW = 0.7, 0.4  # shares of a core; above, the interval doubles, below, it is halved
+
+    __slots__ = ("_cpu_s", "_interval_s", "_is_measured", "_look_s", "_now", "_num_streams", "_used_cpu_s")
+
+    def __init__(
+        self,
+        interval_ms: float | None = None,
+        *,
+        now: Callable[[], float] = monotonic,
+        used_cpu_s: Callable[[], float] = thread_time,
+    ) -> None:
+        self._is_measured = interval_ms is None
+        self._interval_s = (interval_ms or 0.0) / 1000
+        self._now = now
+        self._used_cpu_s = used_cpu_s
+        self._look_s = now()
+        self._cpu_s = used_cpu_s()
+        self._num_streams = 0
+
+    def new_phase(self) -> float:
+        """A stream's place in the interval, 0 to 1; far from those of the streams before (steps of the golden ratio)."""
+        self._num_streams += 1
+        return self._num_streams * 0.6180339887 % 1.0
+
+    def pause_s(self, now_s: float, phase: float) -> float:
+        """How long a stream that has just sent should let its tokens merge; 0 most of the time."""
+        if self._is_measured and now_s - self._look_s >= self.LOOK_S:
+            self._look(now_s)
+        interval_s = self._interval_s
+        if not interval_s:
+            return 0.0
+        return interval_s - (now_s - phase * interval_s) % interval_s
+
+    def _look(self, now_s: float) -> None:
+        cpu_s = self._used_cpu_s()
+        use = (cpu_s - self._cpu_s) / (now_s - self._look_s)
+        self._cpu_s, self._look_s = cpu_s, now_s
+        if use > self.HIGH:
+            self._interval_s = min(self.MAX_INTERVAL_S, max(self.MIN_INTERVAL_S, self._interval_s * 2))
+        elif use < self.LOW:
+            self._interval_s = self._interval_s / 2 if self._interval_s > self.MIN_INTERVAL_S else 0.0
+
+
 class Run:
     """A call on its way through the engine."""
 
-    __slots__ = ("_answers", "_client", "_is_cancelled", "_started_s", "_watch", "call", "choices", "outcome")
+    __slots__ = ("_answers", "_client", "_is_cancelled", "_pace", "_started_s", "_watch", "call", "choices", "outcome")
 
     def __init__(
-        self, client: EngineClient, tokenizer: Tokenizer, call: Call, watch: Watch | None = None, answers: Answers | None = None
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        call: Call,
+        watch: Watch | None = None,
+        answers: Answers | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._client = client
+        self._pace = pace or Pace(0.0)
         self._answers = answers if call.is_chat else None
         self._watch = watch
         self._is_cancelled = False
@@ -250,34 +311,43 @@ class Run:
             self.abort()
 
     async def _pump(self, choice: Choice, emit: Emit) -> None:
-        assert choice.mailbox is not None, "start() comes first"
+        """The path of every token: what is done here is done for each stream and step."""
+        mailbox, watch, answers, pace = choice.mailbox, self._watch, self._answers, self._pace
+        assert mailbox is not None, "start() comes first"
+        phase = pace.new_phase()
         last_s = self._started_s
         texts: list[str] = []
         token_ids: list[int] = []
-        while not choice.is_finished:
-            delta = await choice.mailbox.get()
-            if self._watch is not None and delta.token_ids:
-                last_s = self._tell(self._watch, choice, len(delta.token_ids), last_s)
+        while True:
+            delta = await mailbox.get()
+            now_s = monotonic()
+            if watch is not None and delta.token_ids:
+                if choice.num_tokens == 0:
+                    watch.first_token(now_s - last_s)
+                else:
+                    watch.next_tokens(len(delta.token_ids), now_s - last_s)
+                last_s = now_s
             piece = choice.take(delta)
-            if self._answers is not None:
+            if answers is not None:
                 texts.append(piece.text)
                 token_ids.extend(piece.token_ids)
             if piece.finish_reason is not None:
-                self.outcome = piece.finish_reason
-                if delta.finish_reason is None:
-                    self._client.abort(choice.request.id)  # a stop string: the engine does not know yet
-                if self._answers is not None and not isinstance(piece.matched_stop, str):
+                self._note_end(choice, delta, piece)
+                if answers is not None and not isinstance(piece.matched_stop, str):
                     end = len(token_ids) - (piece.matched_stop is not None)
-                    self._answers.note("".join(texts), token_ids[:end])
+                    answers.note("".join(texts), token_ids[:end])
             await emit(piece)
+            if choice.is_finished:
+                return
+            pause_s = pace.pause_s(now_s, phase)
+            if pause_s:
+                await mailbox.rest(pause_s)
 
-    def _tell(self, watch: Watch, choice: Choice, num_tokens: int, last_s: float) -> float:
-        now = monotonic()
-        if choice.num_tokens == 0:
-            watch.first_token(now - last_s)
-        else:
-            watch.next_tokens(num_tokens, now - last_s)
-        return now
+    def _note_end(self, choice: Choice, delta: Delta, piece: Piece) -> None:
+        assert piece.finish_reason is not None
+        self.outcome = piece.finish_reason
+        if delta.finish_reason is None:
+            self._client.abort(choice.request.id)  # a stop string: the engine does not know yet
 
     @property
     def usage(self) -> Usage:

@@ -88,9 +88,7 @@ class DevicePool:
 
     __slots__ = ("k", "num_pages", "page_size", "v")
 
-    def __init__(
-        self, shape: KVShape, *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
+    def __init__(self, shape: KVShape, *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
         size = (shape.num_layers, num_pages, shape.num_kv_heads, page_size, shape.head_dim)
         self.num_pages = num_pages
         self.page_size = page_size

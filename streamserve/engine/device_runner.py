@@ -17,9 +17,10 @@ from torch import Tensor
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
 from streamserve.engine.device_state import TURNS, DeviceState, Loaded
-from streamserve.engine.plan import Plan, RowResult, StepResult
+from streamserve.engine.plan import Admission, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
+from streamserve.messages import SamplingParams
 
 _SLICE = 256  # tokens of a prompt whose logits are looked at in one go
 
@@ -99,7 +100,7 @@ class DeviceRunner:
         self._tokens_R = torch.zeros(num_slots, dtype=torch.int32, device=where)
         self._back = [(device.pinned((num_slots,), torch.int32), device.event()) for _ in range(TURNS)]
         self._turn = 0
-        self._graphs: dict[int, Replay] = {}
+        self._graphs: dict[int, Replay[None]] = {}
         self._histories: dict[int, tuple[int, ...]] = {}  # of slots whose prompt's log-probabilities are wanted
         self._wait = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-wait")
 
@@ -110,6 +111,23 @@ class DeviceRunner:
             inputs, _ = self._state.graph_inputs(size)
             self._graphs[size] = self._device.capture(lambda inputs=inputs: self._compute(inputs))  # type: ignore[misc]
             progress(i + 1, len(self._sizes))
+
+    @torch.inference_mode()
+    def warm_up(self, chunk: int) -> None:
+        """Run every kind of step on slots 0 and 1, the largest with a prompt of `chunk` tokens: kernels are compiled, and
+        memory grows to what work takes. Before any request."""
+        pages = tuple(range(self._state.num_pages(chunk)))
+        greedy = SamplingParams(temperature=0.0)
+        admissions = tuple(Admission(slot, greedy, (0,), 1, 0) for slot in range(min(2, self._state.num_slots)))
+        prompt = Row(0, 0, chunk - 1, (0,) * (chunk - 1), pages)
+        self.forward(Plan(0, admissions, (), (prompt,)))
+        decode = Row(0, chunk - 1, 1, (0,))
+        self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
+        for size in (1, 2, 4, 8, 16):
+            if size <= self._state.num_slots:
+                self._compute(self._state.graph_inputs(size)[0])
+        self._sampler.warm_up(self._logits_RV[:1])
+        self._device.synchronize()
 
     def _compute(self, inputs: StepInputs) -> None:
         rows_R = inputs.logit_rows_R

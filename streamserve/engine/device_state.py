@@ -63,6 +63,11 @@ class DeviceState:
         self._arrays = [turn.numpy() for turn in self._turns]
         self._turn = 0
         self._num_pages = [0] * num_slots
+        self.num_slots = num_slots
+
+    def num_pages(self, num_tokens: int) -> int:
+        """Pages that hold so many tokens."""
+        return -(-num_tokens // self._pool.page_size)
 
     def graph_inputs(self, size: int) -> tuple[StepInputs, Tensor]:
         """The inputs of a captured step of `size` decode rows, and the slots of its logit rows."""
@@ -108,7 +113,8 @@ class DeviceState:
         # which tokens yield logits, and for whom
         at, wide = 3 * step, _up(num_logits)
         array[at : at + num_decode] = np.arange(num_decode, dtype=np.int32)
-        array[at + num_decode : at + num_logits] = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
+        last = [prompt.first + prompt.num_tokens - 1 for prompt, i in zip(described, prompts, strict=True) if rows[i].samples]
+        array[at + num_decode : at + num_logits] = last
         at += wide
         array[at : at + num_decode] = slots[:num_decode]
         array[at + num_decode : at + num_logits] = [rows[i].slot for i in sampling[real:]]

@@ -190,11 +190,10 @@ class NetworkParts:
 
     shape: NetworkShape
     weights: Weights
-    pool: KVPages
     dtype: torch.dtype
     device: torch.device
-    threads: int
     ops: Mapping[str, Any]
+    threads: int = 1  # on CPUs
     max_len: int = 0  # most tokens a request may hold: the length of RoPE tables; on GPUs
     max_rows: int = 0  # most decode rows of a step: the size of scratch memory; on GPUs
     deterministic: bool = False  # a row's result must not depend, bit for bit, on the rows beside it

@@ -10,20 +10,45 @@ import torch
 
 from streamserve.errors import ConfigError
 from streamserve.kernels import registry
-from streamserve.kernels.ops import KVPages, Network, NetworkParts
+from streamserve.kernels.ops import DeviceNetwork, KVPages, Network, NetworkParts
 from streamserve.kernels.registry import Choice, Facts, implements
 from streamserve.models.checkpoint import Checkpoint
 
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@implements("network", name="torch")
+@implements("network", name="torch", device="cpu")
 def torch_network(parts: NetworkParts) -> Network:
     """The family's Decoder, in torch; sets torch's thread count for the process when it runs on a CPU."""
     assert isinstance(parts.weights, Checkpoint)
     if parts.device.type == "cpu":
         torch.set_num_threads(parts.threads)
     return parts.weights.model(parts)
+
+
+def build_device_network(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    choices: Mapping[str, Choice],
+    max_len: int,
+    max_rows: int,
+    deterministic: bool = False,
+) -> DeviceNetwork:
+    """Load the weights into the chosen network of a GPU. Blocks; reports progress through the checkpoint. Raises StartError."""
+    parts = NetworkParts(
+        shape=checkpoint.spec,
+        weights=checkpoint,
+        dtype=dtype,
+        device=device,
+        ops={op: choice.run for op, choice in choices.items()},
+        max_len=max_len,
+        max_rows=max_rows,
+        deterministic=deterministic,
+    )
+    network: DeviceNetwork = choices["network"].run(parts)
+    return network
 
 
 def choose_kernels(
@@ -64,11 +89,10 @@ def build_network(
     parts = NetworkParts(
         shape=checkpoint.spec,
         weights=checkpoint,
-        pool=pool,
         dtype=_DTYPES[dtype],
         device=torch.device(device),
-        threads=threads,
         ops={op: choice.run for op, choice in choices.items()},
+        threads=threads,
     )
     network: Network = choices["network"].run(parts)
     return network

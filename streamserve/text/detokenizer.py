@@ -18,19 +18,20 @@ class Detokenizer:
     left out instead of shown as U+FFFD. Bytes that are not UTF-8 become U+FFFD as soon as that is certain.
     """
 
-    __slots__ = ("_hidden", "_strips", "_tokenizer", "_utf8")
+    __slots__ = ("_hidden", "_is_open", "_strips", "_tokenizer", "_utf8")
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._hidden = skip_special_tokens
         self._utf8 = _Utf8Decoder("replace")
         before = self._tail(prompt_ids)
-        self._utf8.decode(before)  # a character that the prompt leaves open is closed, and shown, by the answer
+        self._is_open = False  # bytes of a character wait in _utf8
+        self._decode(before)  # a character that the prompt leaves open is closed, and shown, by the answer
         self._strips = tokenizer.strips_leading_space and not before
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that these ids make certain."""
-        text = self._utf8.decode(self._bytes(ids))
+        text = self._decode(self._bytes(ids))
         if self._strips and text:
             self._strips = False
             return text.removeprefix(" ")
@@ -39,7 +40,18 @@ class Detokenizer:
     def finish(self) -> str:
         """End the text and return what was held back. Half a character is dropped, so today that is nothing."""
         self._utf8.reset()
+        self._is_open = False
         return ""
+
+    def _decode(self, data: bytes) -> str:
+        if not self._is_open:
+            try:
+                return data.decode()  # whole characters, as nearly always: a third of the incremental decoder's time
+            except UnicodeDecodeError:
+                pass
+        text = self._utf8.decode(data)
+        self._is_open = self._utf8.getstate()[0] != b""
+        return text
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
         tokenizer = self._tokenizer

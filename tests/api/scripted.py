@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from streamserve.engine.client import Mailbox
 from streamserve.errors import StreamServeError

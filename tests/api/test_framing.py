@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from streamserve.api.app import create_app
 from streamserve.config import ServerConfig
@@ -26,13 +27,9 @@ def grouped(deltas: Sequence[Delta], cuts: Sequence[int]) -> list[Delta]:
     groups: list[Delta] = []
     left = iter(deltas)
     for size in (*cuts, *[1] * len(deltas)):
-        whole: Delta | None = None
-        for _ in range(size):
-            later = next(left, None)
-            if later is not None:
-                whole = later if whole is None else whole.then(later)
-        if whole is not None:
-            groups.append(whole)
+        group = list(islice(left, size))
+        if group:
+            groups.append(Delta.merged(group))
     return groups
 
 

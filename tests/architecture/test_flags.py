@@ -39,6 +39,7 @@ FLAGS = [
     "--revision",
     "--sampling-defaults",
     "--schedule-policy",
+    "--send-interval-ms",
     "--served-model-name",
     "--ssl-certfile",
     "--ssl-keyfile",

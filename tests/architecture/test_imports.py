@@ -57,7 +57,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "hypercorn": ("serve", "api.h2"),
     "rich": ("startup",),
     "prometheus_client": ("metrics",),
-    "msgspec": ("api", "text"),
+    "msgspec": ("api", "text", "messages"),
     "huggingface_hub": ("models.hub",),
 }
 

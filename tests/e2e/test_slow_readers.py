@@ -49,7 +49,7 @@ class Flood(Mailbox):
 
     async def get(self) -> Delta:
         await asyncio.sleep(0.001)
-        if self._pending is not None:
+        if self._pending:
             return await super().get()
         self.num_sent += 1
         return Delta((FIRST + self.num_sent,), finish_reason=FinishReason.LENGTH if self.num_sent == self.num_left else None)

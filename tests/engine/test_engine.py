@@ -113,7 +113,7 @@ async def test_prompt_rows_are_chunked_and_never_stop_running_rows() -> None:
         short = await bench.engine.submit(GenerateRequest("short", tuple(prompt_of(4)), SamplingParams(max_new_tokens=200)))
         first = await short.get()
         await bench.ask("long", prompt_of(300, seed=1), 1)
-        whole = first.then(await collect(short))
+        whole = Delta.merged([first, await collect(short)])
     assert bench.runner.plans is not None
     long_plans = [plan for plan in bench.runner.plans if any(row.num_tokens > 1 for row in plan.rows)]
     assert len(long_plans) > 300 // 8

@@ -65,7 +65,7 @@ def new_reference(spec: ModelSpec, weights: Any) -> "Driver":
         "mlp.silu_mul": silu_mul,
         "attention.paged": ReferenceAttention,
     }
-    return Driver(Decoder(NetworkParts(spec, weights, pool, torch.float32, torch.device("cpu"), 1, ops)), pool)
+    return Driver(Decoder(NetworkParts(spec, weights, torch.float32, torch.device("cpu"), ops)), pool)
 
 
 @dataclass

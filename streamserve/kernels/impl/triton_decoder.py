@@ -45,8 +45,6 @@ def triton_network(parts: NetworkParts) -> DeviceNetwork:
 class Layer:
     """Weights of one layer; matrices that read the same input are joined."""
 
-    __slots__ = ("attention_norm", "down", "down_bias", "gate_up", "gate_up_bias", "k_norm", "mlp_norm", "o", "o_bias", "q_norm", "qkv", "qkv_bias")  # fmt: skip
-
     def __init__(self, load: "_Loader", prefix: str, shape: NetworkShape) -> None:
         q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         hidden, inner = shape.hidden_size, shape.intermediate_size
@@ -75,13 +73,13 @@ class _Loader:
         self._options = {"dtype": dtype, "device": device}
 
     def vector(self, name: str, size: int) -> Tensor:
-        out = torch.empty(size, **self._options)  # type: ignore[call-overload]
+        out: Tensor = torch.empty(size, **self._options)  # type: ignore[call-overload]
         self._weights.load(name, out)
         return out
 
     def joined(self, parts: list[tuple[str, int]], columns: int) -> Tensor:
         """Matrices (name, rows) one below the other."""
-        out = torch.empty((sum(rows for _, rows in parts), columns), **self._options)  # type: ignore[call-overload]
+        out: Tensor = torch.empty((sum(rows for _, rows in parts), columns), **self._options)  # type: ignore[call-overload]
         at = 0
         for name, rows in parts:
             self._weights.load(f"{name}.weight", out[at : at + rows])
@@ -89,7 +87,7 @@ class _Loader:
         return out
 
     def joined_bias(self, parts: list[tuple[str, int]]) -> Tensor:
-        out = torch.empty(sum(rows for _, rows in parts), **self._options)  # type: ignore[call-overload]
+        out: Tensor = torch.empty(sum(rows for _, rows in parts), **self._options)  # type: ignore[call-overload]
         at = 0
         for name, rows in parts:
             self._weights.load(f"{name}.bias", out[at : at + rows])

@@ -1,0 +1,191 @@
+"""The GPU's whole path on tiny models: scheduler, state in device memory, kernels, graphs, sampling. On a machine without a GPU the
+kernels run in Triton's interpreter, in float32, and a graph is a function called again."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.devices import HAS_GPU, HAS_TRITON
+
+if not (HAS_TRITON and HAS_GPU):
+    pytest.skip("needs a GPU: Triton's interpreter takes minutes for it", allow_module_level=True)
+
+from streamserve.cache.kv_cache import KVCache
+from streamserve.cache.pool import DevicePool
+from streamserve.engine.client import collect
+from streamserve.engine.core import Engine, EngineOptions
+from streamserve.engine.device_runner import DeviceRunner, graph_sizes
+from streamserve.engine.device_sampler import DeviceSampler
+from streamserve.engine.policy import first_come_first_served
+from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.kernels.devices.cuda import CUDA
+from streamserve.kernels.devices.host import Host
+from streamserve.kernels.impl.triton_decoder import TritonDecoder
+from streamserve.kernels.ops import NetworkParts
+from streamserve.messages import Delta, GenerateRequest, SamplingParams
+from streamserve.models.checkpoint import open_checkpoint
+from tests.models import tiny
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    # numpy, in the interpreter: hashes wrap round
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+]
+DEVICE = CUDA() if HAS_GPU else Host()
+PAGE_SIZE, SLOTS, CHUNK = 4, 6, 16
+MODELS = {
+    "llama": {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen3": {"head_dim": 16, "num_attention_heads": 3, "num_key_value_heads": 1},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, object]]:
+    """A folder with a tiny model, and transformers' own view of it."""
+    import transformers
+
+    config_type = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[request.param]
+    shape = {**tiny.SHAPE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **MODELS[request.param]}
+    torch.manual_seed(1)
+    reference = tiny.from_config(config_type(**shape))
+    for parameter in reference.parameters():
+        with torch.no_grad():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, parameter.shape[1] ** -0.5)
+    folder = tmp_path_factory.mktemp(request.param)
+    reference.save_pretrained(folder)
+    yield folder, reference
+
+
+class Bench:
+    """An engine on the device runner."""
+
+    def __init__(
+        self, folder: Path, *, graphs: bool = True, chunk: int = CHUNK, num_pages: int = 80, deterministic: bool = False
+    ) -> None:
+        checkpoint = open_checkpoint(folder)
+        spec = checkpoint.spec
+        where, dtype = DEVICE.torch_device, torch.float32
+        parts = NetworkParts(
+            spec,
+            checkpoint,
+            dtype,
+            where,
+            {},
+            max_len=tiny.SHAPE["max_position_embeddings"],
+            max_rows=SLOTS,
+            deterministic=deterministic,
+        )
+        pool = DevicePool(spec, num_pages=num_pages, page_size=PAGE_SIZE, dtype=dtype, device=where)
+        self.runner = DeviceRunner(
+            DEVICE,
+            TritonDecoder(parts),
+            pool,
+            lambda state: DeviceSampler(
+                DEVICE,
+                vocab_size=spec.vocab_size,
+                eos_token_ids=frozenset(),
+                max_rows=SLOTS,
+                params_SP=state.params_SP,
+                last_token_S=state.last_token_S,
+            ),
+            vocab_size=spec.vocab_size,
+            num_slots=SLOTS,
+            max_len=tiny.SHAPE["max_position_embeddings"],
+            max_step_tokens=chunk,
+            use_graphs=graphs,
+        )
+        self.runner.warm_up(min(chunk, num_pages * PAGE_SIZE // 2))
+        self.runner.capture()
+        self.cache = KVCache(num_pages, PAGE_SIZE)
+        scheduler = Scheduler(self.cache, Limits(SLOTS, chunk, frozenset(), 0.5, 8), first_come_first_served)
+        self.engine = Engine(scheduler, self.runner, EngineOptions(100, spec.vocab_size, frozenset(), seed=0))
+
+    def ask(self, prompts: list[list[int]], **sampling: object) -> list[Delta]:
+        """All at once."""
+
+        async def run() -> list[Delta]:
+            task = asyncio.create_task(self.engine.run())
+            params = SamplingParams(**{"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
+            boxes = [await self.engine.submit(GenerateRequest(str(i), tuple(p), params)) for i, p in enumerate(prompts)]
+            answers = [await collect(box) for box in boxes]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.engine._stopped = None
+            return answers
+
+        answers = asyncio.run(run())
+        self.cache.check()
+        return answers
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    return torch.randint(0, tiny.SHAPE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+PROMPTS = [prompt_of(length, seed) for seed, length in enumerate((5, 1, 17, 30, 4, 9, 2))]
+
+
+def is_greedy(reference: object, prompt: list[int], tokens: tuple[int, ...]) -> bool:
+    """Whether every token is transformers' best one, or within a hair of it."""
+    logits = tiny.reference_logits(reference, [*prompt, *tokens[:-1]])[len(prompt) - 1 :]
+    chosen = logits.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
+    return bool((logits.max(dim=1).values - chosen < 1e-3).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"graphs": False}, {"chunk": 5}, {"num_pages": 26}, {"deterministic": True}], ids=str)
+def test_greedy_answers_are_the_models(model: tuple[Path, object], options: dict[str, int]) -> None:
+    folder, reference = model
+    bench = Bench(folder, **options)  # type: ignore[arg-type]
+    alone = [bench.ask([prompt])[0] for prompt in PROMPTS[2:5]]
+    answers = bench.ask(PROMPTS)
+    again = bench.ask(PROMPTS)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert is_greedy(reference, prompt, answer.token_ids), prompt
+    assert [answer.token_ids for answer in again] == [answer.token_ids for answer in answers]
+    assert [answer.token_ids for answer in alone] == [answer.token_ids for answer in answers[2:5]]
+    if options.get("num_pages") is None:
+        assert [answer.num_cached_tokens for answer in again] == [len(prompt) - 1 for prompt in PROMPTS]
+    else:
+        assert bench.engine.num_preemptions > 0
+    bench.close()
+
+
+def test_log_probabilities_are_the_models(model: tuple[Path, object]) -> None:
+    folder, reference = model
+    bench = Bench(folder)
+    prompt = PROMPTS[3]
+    answer = bench.ask([prompt], logprobs=2, prompt_logprobs=1, temperature=0.7, seed=5)[0]
+    whole = [*prompt, *answer.token_ids]
+    wanted = torch.log_softmax(tiny.reference_logits(reference, whole), dim=-1)
+    assert answer.prompt_logprobs is not None and answer.prompt_logprobs[0] is None
+    found = [entry for entry in answer.prompt_logprobs[1:] if entry is not None] + list(answer.logprobs)
+    assert len(found) == len(whole) - 1
+    for position, entry in enumerate(found):
+        assert entry.token_id == whole[position + 1]
+        assert abs(entry.logprob - float(wanted[position, entry.token_id])) < 1e-4
+    best = wanted[len(prompt) - 1].topk(2)
+    assert [token for token, _ in answer.logprobs[0].top] == best.indices.tolist()
+    bench.close()
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_company(model: tuple[Path, object]) -> None:
+    bench = Bench(model[0], deterministic=True)
+    alone = bench.ask([PROMPTS[2]], temperature=1.0, seed=7, top_p=0.9)[0]
+    company = bench.ask([PROMPTS[0], PROMPTS[2], *PROMPTS[3:]], temperature=1.0, seed=7, top_p=0.9)[1]
+    assert alone.token_ids == company.token_ids
+    bench.close()
+
+
+def test_graph_sizes_cover_every_number_of_rows() -> None:
+    for rows in (1, 3, 64, 100, 256, 300):
+        sizes = graph_sizes(rows)
+        assert sizes[-1] == rows and all(small < large for small, large in zip(sizes, sizes[1:], strict=False))

@@ -1,0 +1,79 @@
+"""The mailbox: nothing is lost or reordered, waiting ends when it should, and a reader that is away costs one delta."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from streamserve.engine.client import MAX_PENDING, Mailbox, collect
+from streamserve.messages import Delta, FinishReason, TokenLogprobs
+
+pytestmark = pytest.mark.anyio
+
+
+def deltas(count: int) -> list[Delta]:
+    made = [Delta((token,), (TokenLogprobs(token, -1.0),), num_cached_tokens=7) for token in range(count - 1)]
+    return [*made, Delta((count - 1,), (TokenLogprobs(count - 1, -1.0),), None, 7, FinishReason.STOP, count - 1)]
+
+
+def assert_whole(whole: Delta, count: int) -> None:
+    assert whole.token_ids == tuple(range(count))
+    assert [entry.token_id for entry in whole.logprobs] == list(range(count))
+    assert (whole.num_cached_tokens, whole.finish_reason, whole.matched_stop) == (7, FinishReason.STOP, count - 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, MAX_PENDING, 5 * MAX_PENDING + 1])
+async def test_what_nobody_took_comes_as_one_delta(count: int) -> None:
+    mailbox = Mailbox("a")
+    for delta in deltas(count):
+        mailbox.put_nowait(delta)
+    assert_whole(await mailbox.get(), count)
+
+
+async def test_prompt_logprobs_survive_merging() -> None:
+    mailbox = Mailbox("a")
+    mailbox.put_nowait(Delta((1,), prompt_logprobs=(None, TokenLogprobs(4, -0.5))))
+    mailbox.put_nowait(Delta((2,)))
+    assert (await mailbox.get()).prompt_logprobs == (None, TokenLogprobs(4, -0.5))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 1, 2)])
+async def test_a_waiting_reader_gets_everything_in_order(sizes: Sequence[int]) -> None:
+    mailbox, count = Mailbox("a"), 40
+    reading = asyncio.create_task(collect(mailbox))
+    left = iter(deltas(count))
+    sent = 0
+    while sent < count:
+        for _ in range(sizes[sent % len(sizes)]):
+            if (delta := next(left, None)) is not None:
+                mailbox.put_nowait(delta)
+                sent += 1
+        await asyncio.sleep(0)
+    assert_whole(await reading, count)
+
+
+async def test_a_resting_reader_wakes_for_time_or_for_the_end_but_for_nothing_else() -> None:
+    mailbox = Mailbox("a")
+    resting = asyncio.create_task(mailbox.rest(60.0))
+    await asyncio.sleep(0)
+    mailbox.put_nowait(Delta((1,)))
+    await asyncio.sleep(0.02)
+    assert not resting.done()
+    mailbox.put_nowait(Delta((2,), finish_reason=FinishReason.LENGTH))
+    async with asyncio.timeout(10):
+        await resting
+        await mailbox.rest(60.0)  # the end is here already
+        assert (await mailbox.get()).token_ids == (1, 2)
+        await mailbox.rest(0.001)
+
+
+async def test_a_reader_that_was_cancelled_leaves_the_mailbox_usable() -> None:
+    mailbox = Mailbox("a")
+    for waiting in (mailbox.get(), mailbox.rest(60.0)):
+        reading = asyncio.ensure_future(waiting)
+        await asyncio.sleep(0)
+        reading.cancel()
+        mailbox.put_nowait(Delta((1,)))  # to a reader that is gone, but has not run since
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (await mailbox.get()).token_ids == (1,)
