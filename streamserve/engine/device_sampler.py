@@ -115,7 +115,7 @@ class DeviceSampler:
         return words(sampling, admission.seed, num_generated, self._vocab_size, wishes.line)
 
     def sample(self, logits_RV: Tensor, slots_R: Tensor, rows: Sequence[int], out_tokens_R: Tensor) -> Pending | None:
-        """One token per row into `out_tokens_R` (int32) and into the slots' places in last_token_S. May edit `logits_RV` (float32).
+        """One token per row into `out_tokens_R` (int32) and into the slots' places in last_token_S. May edit `logits_RV`.
 
         `slots_R` (int32) says each row's slot, `rows` the same on the host; behind those `slots_R` may hold surplus rows (-1).
         Returns the log-probabilities on their way, for `rows`, if any of them wants some: those of the model itself, before

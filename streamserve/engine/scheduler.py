@@ -143,6 +143,8 @@ class Scheduler:
         self._paused_since = None
         if not draft.rows:
             self._draw_decode_rows(draft)
+            if not draft.rows:  # the last one preempted itself: its pages are free now
+                self._admit(draft, budget)
             return
         for request in decoding:  # nobody is preempted: the victim might be in this very draft
             if self.cache.grow(self._lease(request), request.planned + 1):

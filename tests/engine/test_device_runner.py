@@ -1,5 +1,5 @@
-"""The GPU's whole path on tiny models: scheduler, state in device memory, kernels, graphs, sampling. On a machine without a GPU the
-kernels run in Triton's interpreter, in float32, and a graph is a function called again."""
+"""The GPU's whole path on tiny models: scheduler, state in device memory, kernels, graphs, sampling.
+On a machine with a GPU only."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from tests.kernels.devices import HAS_GPU, HAS_TRITON
 
 if not (HAS_TRITON and HAS_GPU):
     pytest.skip("needs a GPU: Triton's interpreter takes minutes for it", allow_module_level=True)
+
+import itertools
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import DevicePool
@@ -188,4 +190,4 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_company(model: tuple[Path, ob
 def test_graph_sizes_cover_every_number_of_rows() -> None:
     for rows in (1, 3, 64, 100, 256, 300):
         sizes = graph_sizes(rows)
-        assert sizes[-1] == rows and all(small < large for small, large in zip(sizes, sizes[1:], strict=False))
+        assert sizes[-1] == rows and all(small < large for small, large in itertools.pairwise(sizes))
