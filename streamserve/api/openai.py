@@ -5,12 +5,12 @@ Owns what the fields of both bodies mean. Knows nothing of WebSocket, whose fram
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
-from streamserve.api.prompts import INLINE_CHARS
+from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import (
     MAX_CHOICES_PER_PROMPT,
     ChatRequest,
@@ -119,6 +119,8 @@ class Completions:
         )
 
     def _logit_bias(self, given: dict[str, float]) -> tuple[tuple[int, float], ...]:
+        if not given:
+            return ()
         vocab_size = self._service.client.facts().vocab_size
         for token in given:
             if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
@@ -134,13 +136,13 @@ class Completions:
             return (await self._prompt(given, "prompt", request.echo),)
         if not given:
             raise InvalidRequest("prompt is []; at least one prompt is needed", param="prompt")
-        if all(isinstance(entry, int) for entry in given):
-            return (await self._prompt([entry for entry in given if isinstance(entry, int)], "prompt", request.echo),)
+        if isinstance(given[0], int):  # often tens of thousands, so they are looked at once, by check_ids
+            return (await self._prompt(cast(list[int], given), "prompt", request.echo),)
         if len(given) > MAX_CHOICES:
             raise InvalidRequest(f"prompt has {len(given)} entries; at most {MAX_CHOICES} are allowed", param="prompt")
         texts_or_ids = [entry for entry in given if not isinstance(entry, int)]
-        if len(texts_or_ids) != len(given) or len({type(entry) for entry in given}) > 1:
-            raise InvalidRequest("prompt mixes texts, token ids and lists; allowed is a list of one kind", param="prompt")
+        if len(set(map(type, given))) > 1:
+            raise InvalidRequest(MIXED.format("prompt"), param="prompt")
         is_long = sum(len(entry) for entry in texts_or_ids) > INLINE_CHARS
         return tuple(
             [await self._prompt(entry, f"prompt[{index}]", request.echo, is_long) for index, entry in enumerate(texts_or_ids)]

@@ -35,6 +35,23 @@ async def test_prompts_of_every_kind(http: httpx.AsyncClient, engine: ScriptedEn
     assert answer["usage"]["prompt_tokens"] == sum(map(len, expected))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ([104, "i"], "prompt"),
+        (["h", 105], "prompt"),
+        (["h", [105]], "prompt"),
+        ([104, [105]], "prompt"),
+        ([104, 259], "prompt[1]"),
+        ([[104], [105, -1]], "prompt[1][1]"),
+        ([104, 2**70], "prompt[1]"),
+    ],
+)
+async def test_what_is_no_prompt_is_refused_by_its_place(http: httpx.AsyncClient, prompt: Any, param: str) -> None:
+    response = await http.post(PATH, json={"prompt": prompt})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 async def test_control_tokens_written_out_in_a_prompt_are_control_tokens(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     await ask(http, prompt="<|im_start|>x")
     assert engine.requests[0].token_ids == (257, 120)
