@@ -341,7 +341,7 @@ class Run:
                 return
             pause_s = pace.pause_s(now_s, phase)
             if pause_s:
-                await mailbox.rest(pause_s)
+                mailbox.rest(pause_s)
 
     def _note_end(self, choice: Choice, delta: Delta, piece: Piece) -> None:
         assert piece.finish_reason is not None

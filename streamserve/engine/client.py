@@ -3,7 +3,7 @@
 Owns undelivered deltas. Knows nothing of HTTP, text or scheduling.
 """
 
-from asyncio import Future, get_running_loop
+from asyncio import Future, TimerHandle, get_running_loop
 from typing import Protocol
 
 from streamserve.messages import CacheSummary, Delta, EngineFacts, GenerateRequest
@@ -14,56 +14,51 @@ MAX_PENDING = 64  # deltas; then they are merged, so that a slow reader costs li
 class Mailbox:
     """Undelivered output of one request, for one reader. Deltas merge while it does not take them."""
 
-    __slots__ = ("_is_resting", "_pending", "_waiter", "request_id")
+    __slots__ = ("_pending", "_rest", "_waiter", "request_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self._pending: list[Delta] = []
         self._waiter: Future[None] | None = None  # of a reader that waits
-        self._is_resting = False
+        self._rest: TimerHandle | None = None  # ends the time in which nothing but the last delta is given out
 
     def put_nowait(self, delta: Delta) -> None:
         """Engine side. Never blocks."""
         self._pending.append(delta)
         if len(self._pending) == MAX_PENDING:
             self._pending = [Delta.merged(self._pending)]
-        waiter = self._waiter
-        if waiter is not None and (not self._is_resting or delta.finish_reason is not None):
-            self._waiter = None
-            _wake(waiter)
+        if self._rest is None:
+            self._wake()
+        elif delta.finish_reason is not None:
+            self._rest.cancel()
+            self._end_rest()
 
     async def get(self) -> Delta:
         """Client side: everything that arrived since the last call, as one delta; waits for the first."""
-        while not self._pending:
-            await self._wait()
+        while not self._pending or self._rest is not None:
+            self._waiter = get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         pending, self._pending = self._pending, []
         return pending[0] if len(pending) == 1 else Delta.merged(pending)
 
-    async def rest(self, seconds: float) -> None:
-        """Client side: let deltas merge for `seconds`, or until the last one is here."""
-        if self._pending and self._pending[-1].finish_reason is not None:
-            return
-        self._is_resting = True
-        try:
-            await self._wait(seconds)
-        finally:
-            self._is_resting = False
+    def rest(self, seconds: float) -> None:
+        """Client side: the next `get` lets deltas merge for so long, or until the last one is here."""
+        assert self._rest is None, "rests come one after another"
+        if not self._pending or self._pending[-1].finish_reason is None:
+            self._rest = get_running_loop().call_later(seconds, self._end_rest)
 
-    async def _wait(self, seconds: float | None = None) -> None:
-        loop = get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, _wake, waiter) if seconds is not None else None
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
+    def _end_rest(self) -> None:
+        self._rest = None
+        if self._pending:
+            self._wake()
 
-
-def _wake(waiter: "Future[None]") -> None:
-    if not waiter.done():  # the reader may have been cancelled
-        waiter.set_result(None)
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class EngineClient(Protocol):

@@ -52,25 +52,40 @@ async def test_a_waiting_reader_gets_everything_in_order(sizes: Sequence[int]) -
     assert_whole(await reading, count)
 
 
-async def test_a_resting_reader_wakes_for_time_or_for_the_end_but_for_nothing_else() -> None:
+async def test_a_rest_ends_with_time_or_with_the_last_delta_and_with_nothing_else() -> None:
     mailbox = Mailbox("a")
-    resting = asyncio.create_task(mailbox.rest(60.0))
+    mailbox.rest(60.0)
+    reading = asyncio.create_task(mailbox.get())
     await asyncio.sleep(0)
     mailbox.put_nowait(Delta((1,)))
     await asyncio.sleep(0.02)
-    assert not resting.done()
+    assert not reading.done()
     mailbox.put_nowait(Delta((2,), finish_reason=FinishReason.LENGTH))
     async with asyncio.timeout(10):
-        await resting
-        await mailbox.rest(60.0)  # the end is here already
-        assert (await mailbox.get()).token_ids == (1, 2)
-        await mailbox.rest(0.001)
+        assert (await reading).token_ids == (1, 2)
+
+        mailbox = Mailbox("b")
+        mailbox.rest(0.001)
+        mailbox.put_nowait(Delta((1,)))
+        assert (await mailbox.get()).token_ids == (1,)
+        mailbox.rest(0.001)
+        await asyncio.sleep(0.01)
+        reading = asyncio.create_task(mailbox.get())  # rested, and nothing is here yet
+        await asyncio.sleep(0)
+        mailbox.put_nowait(Delta((2,)))
+        assert (await reading).token_ids == (2,)
+
+        mailbox.put_nowait(Delta((3,), finish_reason=FinishReason.LENGTH))
+        mailbox.rest(60.0)  # the end is here already
+        assert (await mailbox.get()).token_ids == (3,)
 
 
 async def test_a_reader_that_was_cancelled_leaves_the_mailbox_usable() -> None:
     mailbox = Mailbox("a")
-    for waiting in (mailbox.get(), mailbox.rest(60.0)):
-        reading = asyncio.ensure_future(waiting)
+    for rest_s in (0.0, 0.01):
+        if rest_s:
+            mailbox.rest(rest_s)
+        reading = asyncio.create_task(mailbox.get())
         await asyncio.sleep(0)
         reading.cancel()
         mailbox.put_nowait(Delta((1,)))  # to a reader that is gone, but has not run since
