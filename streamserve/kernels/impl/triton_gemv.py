@@ -288,7 +288,51 @@ def norm_gate_up_kernel(
 
 
 # The best that bench/gemv_sweep.py found on an H200, by (weight rows, columns, rows). Other shapes: _default_tile.
-_TILES = MappingProxyType[tuple[int, int, int], Tile]({})
+_TILES = MappingProxyType[tuple[int, int, int], Tile](
+    {
+        # (weight rows, columns, rows of x), measured on one H200 by bench/gemv_sweep.py
+        (6144, 4096, 1): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (4096, 4096, 1): Tile(block_w=4, block_k=2048, num_warps=8, ahead=1, dot=False),
+        (28672, 4096, 1): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (4096, 14336, 1): Tile(block_w=2, block_k=1024, num_warps=4, ahead=2, dot=False),
+        (128256, 4096, 1): Tile(block_w=2, block_k=1024, num_warps=4, ahead=2, dot=False),
+        (4096, 1024, 1): Tile(block_w=4, block_k=256, num_warps=1, ahead=2, dot=False),
+        (1024, 2048, 1): Tile(block_w=1, block_k=2048, num_warps=8, ahead=1, dot=False),
+        (6144, 1024, 1): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
+        (1024, 3072, 1): Tile(block_w=1, block_k=2048, num_warps=8, ahead=1, dot=False),
+        (151936, 1024, 1): Tile(block_w=4, block_k=256, num_warps=1, ahead=2, dot=False),
+        (6144, 4096, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (4096, 4096, 2): Tile(block_w=2, block_k=512, num_warps=2, ahead=2, dot=False),
+        (28672, 4096, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (4096, 14336, 2): Tile(block_w=1, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (128256, 4096, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (4096, 1024, 2): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
+        (1024, 2048, 2): Tile(block_w=4, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (6144, 1024, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (1024, 3072, 2): Tile(block_w=1, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (151936, 1024, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (6144, 4096, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
+        (4096, 4096, 4): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
+        (28672, 4096, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (4096, 14336, 4): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
+        (128256, 4096, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (4096, 1024, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
+        (1024, 2048, 4): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (6144, 1024, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
+        (1024, 3072, 4): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
+        (151936, 1024, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
+        (6144, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+        (4096, 4096, 8): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
+        (28672, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+        (4096, 14336, 8): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
+        (128256, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+        (4096, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+        (1024, 2048, 8): Tile(block_w=16, block_k=256, num_warps=2, ahead=3, dot=True),
+        (6144, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+        (1024, 3072, 8): Tile(block_w=32, block_k=256, num_warps=4, ahead=3, dot=True),
+        (151936, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
+    }
+)
 
 
 def tile_for(w: Tensor, rows: int) -> Tile:
