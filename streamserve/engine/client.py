@@ -45,9 +45,8 @@ class Mailbox:
         return pending[0] if len(pending) == 1 else Delta.merged(pending)
 
     def rest(self, seconds: float) -> None:
-        """Client side: the next `get` lets deltas merge for so long, or until the last one is here."""
-        assert self._rest is None, "rests come one after another"
-        if not self._pending or self._pending[-1].finish_reason is None:
+        """Client side: the next `get` lets deltas merge for so long, or until the last one is here. One rest at a time."""
+        if self._rest is None and not (self._pending and self._pending[-1].finish_reason is not None):
             self._rest = get_running_loop().call_later(seconds, self._end_rest)
 
     def _end_rest(self) -> None:
