@@ -150,6 +150,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.engine.device_state import DeviceState
+    from streamserve.kernels.warm import rehearsal
     from streamserve.models.network import build_device_network
 
     spec = checkpoint.spec
@@ -196,11 +197,14 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
             use_graphs=not config.device.disable_cuda_graph,
         )
 
-    with display.phase("kernels and memory"):
+    with display.phase("kernels and memory") as progress:
         chunk = min(planned.chunked_prefill_size, planned.context_len)
         num_pages = -(-chunk // planned.page_size) + 1
         trial = runner_on(num_pages, chunk)
+        with rehearsal(progress):
+            trial.warm_up(chunk)
         trial.warm_up(chunk)
+        trial.warm_up_long(planned.context_len)
         gpu.synchronize()
         page_bytes = planned.kv_bytes_per_token * planned.page_size
         taken = planned.free_bytes - gpu.memory()[0] - planned.weight_bytes - num_pages * page_bytes

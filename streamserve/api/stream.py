@@ -209,8 +209,10 @@ class Pace:
     MIN_INTERVAL_S = 0.004
     LOOK_S = 0.1  # how long the loop's use is measured
     HIGH, LOW = 0.7, 0.4  # shares of a core; above, the interval doubles, below, it is halved
+    SEND_S = 20e-6  # what a send costs, about
+    SENDS = 0.25  # share of a core below which sends are not what keeps the loop busy, and pacing would gain nothing
 
-    __slots__ = ("_cpu_s", "_interval_s", "_is_measured", "_look_s", "_now", "_num_streams", "_used_cpu_s")
+    __slots__ = ("_cpu_s", "_interval_s", "_is_measured", "_look_s", "_now", "_num_sends", "_num_streams", "_used_cpu_s")
 
     def __init__(
         self,
@@ -226,6 +228,7 @@ class Pace:
         self._look_s = now()
         self._cpu_s = used_cpu_s()
         self._num_streams = 0
+        self._num_sends = 0  # since the last look
 
     def new_phase(self) -> float:
         """A stream's place in the interval, 0 to 1; far from those of the streams before (steps of the golden ratio)."""
@@ -234,6 +237,7 @@ class Pace:
 
     def pause_s(self, now_s: float, phase: float) -> float:
         """How long a stream that has just sent should let its tokens merge; 0 most of the time."""
+        self._num_sends += 1
         if self._is_measured and now_s - self._look_s >= self.LOOK_S:
             self._look(now_s)
         interval_s = self._interval_s
@@ -243,9 +247,10 @@ class Pace:
 
     def _look(self, now_s: float) -> None:
         cpu_s = self._used_cpu_s()
-        use = (cpu_s - self._cpu_s) / (now_s - self._look_s)
-        self._cpu_s, self._look_s = cpu_s, now_s
-        if use > self.HIGH:
+        passed_s = now_s - self._look_s
+        use, sends = (cpu_s - self._cpu_s) / passed_s, self._num_sends * self.SEND_S / passed_s
+        self._cpu_s, self._look_s, self._num_sends = cpu_s, now_s, 0
+        if use > self.HIGH and (sends > self.SENDS or self._interval_s):
             self._interval_s = min(self.MAX_INTERVAL_S, max(self.MIN_INTERVAL_S, self._interval_s * 2))
         elif use < self.LOW:
             self._interval_s = self._interval_s / 2 if self._interval_s > self.MIN_INTERVAL_S else 0.0

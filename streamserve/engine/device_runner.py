@@ -7,9 +7,11 @@ Steps of decode rows alone replay a graph captured at start (a few sizes; surplu
 launched kernel by kernel: there the arithmetic outlasts the launches.
 """
 
+import gc
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,10 +109,15 @@ class DeviceRunner:
     @torch.inference_mode()
     def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Capture the graph of every size, the largest first: the smaller ones reuse its memory."""
-        for i, size in enumerate(reversed(self._sizes)):
-            inputs, _ = self._state.graph_inputs(size)
-            self._graphs[size] = self._device.capture(lambda inputs=inputs: self._compute(inputs))  # type: ignore[misc]
-            progress(i + 1, len(self._sizes))
+        gc.collect()  # a graph or a tensor that the collector frees in the middle of a capture ends it
+        gc.disable()
+        try:
+            for i, size in enumerate(reversed(self._sizes)):
+                inputs = self._state.graph_inputs(size)
+                self._graphs[size] = self._device.capture(partial(self._compute, inputs))
+                progress(i + 1, len(self._sizes))
+        finally:
+            gc.enable()
 
     @torch.inference_mode()
     def warm_up(self, chunk: int) -> None:
@@ -125,9 +132,15 @@ class DeviceRunner:
         self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
         for size in (1, 2, 4, 8, 16):
             if size <= self._state.num_slots:
-                self._compute(self._state.graph_inputs(size)[0])
+                self._compute(self._state.graph_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1])
         self._device.synchronize()
+
+    @torch.inference_mode()
+    def warm_up_long(self, max_len: int) -> None:
+        """What long prompts need beyond `warm_up`: attention of a library over whole chunks."""
+        inputs = self._state.graph_inputs(1)
+        self._network.warm_up(inputs.k, inputs.v, max_len)
 
     def _compute(self, inputs: StepInputs) -> None:
         rows_R = inputs.logit_rows_R

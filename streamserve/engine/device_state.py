@@ -69,10 +69,9 @@ class DeviceState:
         """Pages that hold so many tokens."""
         return -(-num_tokens // self._pool.page_size)
 
-    def graph_inputs(self, size: int) -> tuple[StepInputs, Tensor]:
-        """The inputs of a captured step of `size` decode rows, and the slots of its logit rows."""
-        at = _up(size)
-        return self._inputs(size, (), size, size, 0), self._ints[4 * at : 4 * at + size]
+    def graph_inputs(self, size: int) -> StepInputs:
+        """The inputs of a captured step of `size` decode rows."""
+        return self._inputs(size, (), size, size, 0)
 
     def load(self, plan: Plan, params: Sequence[tuple[int, Sequence[int]]]) -> Loaded:
         """Bring the plan's integers to the device, in stream order. `params`: slot and sampling words of each admission."""

@@ -175,6 +175,11 @@ class DeviceNetwork(Protocol):
         """Last norm and head for `rows_R` (int32), into `out_RV` (float32)."""
         ...
 
+    def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:
+        """Compile and plan what requests of up to `max_len` tokens may need and a plain step does not. `k` and `v`: a pool
+        as in StepInputs; page 0 is read. Waits for the device."""
+        ...
+
 
 class Network(Protocol):
     """A forward pass bound to its weights."""

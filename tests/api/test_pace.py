@@ -21,13 +21,13 @@ class Loop:
     def pace(self, interval_ms: float | None = None) -> Pace:
         return Pace(interval_ms, now=lambda: self.now_s, used_cpu_s=lambda: self.cpu_s)
 
-    def run(self, pace: Pace, seconds: float, use: float) -> float:
+    def run(self, pace: Pace, seconds: float, use: float, num_streams: int = 100) -> float:
         """Let time pass in steps of 5 ms; the interval in ms that the last sends got."""
         pauses = []
         for _ in range(int(seconds / 0.005)):
             self.now_s += 0.005
             self.cpu_s += 0.005 * use
-            pauses = [pace.pause_s(self.now_s, phase / 100) for phase in range(100)]
+            pauses = [pace.pause_s(self.now_s, phase / 100) for phase in range(num_streams)]
         return max(pauses) * 1000
 
 
@@ -39,6 +39,11 @@ def test_an_idle_loop_sends_at_once_and_a_busy_one_less_and_less_often() -> None
     assert 15.8 < loop.run(pace, 2.0, use=0.9) <= 16.0
     assert 15.8 < loop.run(pace, 5.0, use=0.5) <= 16.0  # what pacing brought is not given away again
     assert loop.run(pace, 2.0, use=0.2) == 0.0
+
+
+def test_a_loop_that_is_busy_with_other_things_than_sends_is_not_slowed() -> None:
+    loop = Loop()
+    assert loop.run(loop.pace(), 5.0, use=1.0, num_streams=2) == 0.0
 
 
 def test_time_in_which_nothing_ran_is_not_use() -> None:

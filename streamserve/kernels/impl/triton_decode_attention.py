@@ -248,12 +248,19 @@ class DecodeAttention:
         self._min_tiles = max(_FIXED_SPLIT_LEN // block_n, 1) if deterministic else 1
         self._block_n = block_n
         self._num_warps = num_warps
-        self._num_stages = num_stages or (2 if torch.version.hip or self._dim > 128 else 3)
+        self._num_stages = num_stages or self._fitting_stages()
         tasks = [rows * self._kv_heads * splits for rows in range(1, max_rows + 1) if (splits := self.max_splits(rows)) > 1]
         parts, group = max(tasks, default=1), self._heads // self._kv_heads
         self._part_acc = torch.empty(parts * group * self._dim, dtype=torch.float32, device=device)
         self._part_sum = torch.empty(parts * group * 2, dtype=torch.float32, device=device)
         self._arrivals = torch.zeros(max_rows * self._kv_heads, dtype=torch.int32, device=device)
+
+    def _fitting_stages(self) -> int:
+        """Tiles under way at once. Measured on one H200 at 64 rows of 640 tokens: with 4 query heads per key/value head 3.56 TB/s
+        with 2, 2.91 with 3, 3.10 with 4; with 2 query heads 2.67, 2.77 and 3.01."""
+        if torch.version.hip or self._dim > 128:
+            return 2
+        return 2 if self._heads // self._kv_heads >= 4 else 4
 
     def max_splits(self, rows: int) -> int:
         """Programs that share a key/value head of a row, if the row is long: two per SM over all of them."""

@@ -166,6 +166,10 @@ class TritonDecoder:
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
 
+    def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:
+        """See DeviceNetwork."""
+        self._prompt.warm(k, v, k.dtype, max_len)
+
     def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
         """See DeviceNetwork."""
         if len(rows_R) <= self._max_few:
