@@ -113,7 +113,7 @@ class DeviceRunner:
         gc.disable()
         try:
             for i, size in enumerate(reversed(self._sizes)):
-                inputs = self._state.graph_inputs(size)
+                inputs = self._state.surplus_inputs(size)
                 self._graphs[size] = self._device.capture(partial(self._compute, inputs))
                 progress(i + 1, len(self._sizes))
         finally:
@@ -132,14 +132,14 @@ class DeviceRunner:
         self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
         for size in (1, 2, 4, 8, 16):
             if size <= self._state.num_slots:
-                self._compute(self._state.graph_inputs(size))
+                self._compute(self._state.surplus_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1])
         self._device.synchronize()
 
     @torch.inference_mode()
     def warm_up_long(self, max_len: int) -> None:
         """What long prompts need beyond `warm_up`: attention of a library over whole chunks."""
-        inputs = self._state.graph_inputs(1)
+        inputs = self._state.surplus_inputs(1)
         self._network.warm_up(inputs.k, inputs.v, max_len)
 
     def _compute(self, inputs: StepInputs) -> None:

@@ -69,9 +69,13 @@ class DeviceState:
         """Pages that hold so many tokens."""
         return -(-num_tokens // self._pool.page_size)
 
-    def graph_inputs(self, size: int) -> StepInputs:
-        """The inputs of a captured step of `size` decode rows."""
-        return self._inputs(size, (), size, size, 0)
+    def surplus_inputs(self, size: int) -> StepInputs:
+        """The inputs of a captured step of `size` decode rows, filled with surplus rows: what the last plan left in the
+        buffer would be taken for slots and positions."""
+        inputs = self._inputs(size, (), size, size, 0)
+        self._ints.zero_()
+        inputs.slots_T.fill_(-1)
+        return inputs
 
     def load(self, plan: Plan, params: Sequence[tuple[int, Sequence[int]]]) -> Loaded:
         """Bring the plan's integers to the device, in stream order. `params`: slot and sampling words of each admission."""
