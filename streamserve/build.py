@@ -89,9 +89,12 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
         build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
-        cache, limits, runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
-    eos = limits.eos_token_ids
+        runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+    eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
+    cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
+    pause_s = resolved.max_decode_pause_ms / 1000
+    limits = Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos, pause_s)
     engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
@@ -104,7 +107,11 @@ class ClosableRunner(Runner, Protocol):
     def close(self) -> None: ...
 
 
-Parts = tuple[KVCache, Limits, ClosableRunner, TextModel, Resolved]
+Parts = tuple[ClosableRunner, TextModel, Resolved]
+
+
+def _eos(text: TextModel, checkpoint: "Checkpoint") -> frozenset[int]:
+    return text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
 
 
 def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display: Display) -> Parts:
@@ -129,16 +136,15 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         threads=resolved.threads,
         choices=choices,
     )
-    cache, limits = _cache_and_limits(config, resolved, text, checkpoint)
     runner = ModelRunner(
         network,
         pool,
-        Sampler(checkpoint.spec.vocab_size, default_stages(limits.eos_token_ids)),
+        Sampler(checkpoint.spec.vocab_size, default_stages(_eos(text, checkpoint))),
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
     )
     runner.execute(_warm_up_plan())
-    return cache, limits, runner, text, resolved
+    return runner, text, resolved
 
 
 def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
@@ -164,7 +170,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
             dtype=dtype,
             device=gpu.torch_device,
             choices=choices,
-            max_len=planned.context_len,
+            max_len=config.model.context_length or spec.max_position_embeddings,  # memory, once measured, may allow more
             max_rows=planned.max_running_requests,
             deterministic=config.device.deterministic,
         )
@@ -173,13 +179,12 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
 
     def runner_on(num_pages: int, max_len: int) -> DeviceRunner:
         pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
-        _, limits = _cache_and_limits(config, planned, text, checkpoint)
 
         def sampler(state: DeviceState) -> DeviceSampler:
             return DeviceSampler(
                 gpu,
                 vocab_size=spec.vocab_size,
-                eos_token_ids=limits.eos_token_ids,
+                eos_token_ids=_eos(text, checkpoint),
                 max_rows=planned.max_running_requests,
                 params_SP=state.params_SP,
                 last_token_S=state.last_token_S,
@@ -198,7 +203,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         )
 
     with display.phase("kernels and memory") as progress:
-        chunk = min(planned.chunked_prefill_size, planned.context_len)
+        chunk = max(2, min(planned.chunked_prefill_size, planned.context_len))
         num_pages = -(-chunk // planned.page_size) + 1
         trial = runner_on(num_pages, chunk)
         with rehearsal(progress):
@@ -212,21 +217,13 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         del trial
         resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken) + GRAPH_BYTES)
         display.decided(resolved, facts.kernel_reasons(choices))
-        cache, limits = _cache_and_limits(config, resolved, text, checkpoint)
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:
         runner.capture(progress)
-    return cache, limits, runner, text, resolved
+    return runner, text, resolved
 
 
 GRAPH_BYTES = 512 << 20  # what captured graphs take beside the work of the largest step
-
-
-def _cache_and_limits(config: Config, resolved: Resolved, text: TextModel, checkpoint: "Checkpoint") -> tuple[KVCache, Limits]:
-    cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
-    eos = text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
-    pause_s = resolved.max_decode_pause_ms / 1000
-    return cache, Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos, pause_s)
 
 
 def _warm_up_plan() -> Plan:

@@ -37,7 +37,14 @@ class DeviceStep:
     """A step that was launched."""
 
     def __init__(
-        self, event: Event, tokens: Tensor, loaded: Loaded, plan: Plan, wait: ThreadPoolExecutor, pending: Pending | None
+        self,
+        event: Event,
+        tokens: Tensor,
+        loaded: Loaded,
+        plan: Plan,
+        wait: ThreadPoolExecutor,
+        pending: Pending | None,
+        prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
     ) -> None:
         self._event = event
         self._tokens = tokens
@@ -45,7 +52,7 @@ class DeviceStep:
         self._plan = plan
         self._wait = wait
         self._pending = pending
-        self.prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
+        self._prompt_logprobs = prompt_logprobs
 
     async def done(self) -> StepResult:
         """See Step."""
@@ -56,12 +63,12 @@ class DeviceStep:
     def result(self) -> StepResult:
         """What the step brought. Its event must have come."""
         rows = [_NOTHING] * len(self._plan.rows)
-        for i, parts in self.prompt_logprobs.items():
+        for i, parts in self._prompt_logprobs.items():
             entries = [entry for part, following in parts for row in part.read(following) for entry in row]
             rows[i] = RowResult(prompt_logprobs=tuple(entries))
         sampling = self._loaded.sampling
         tokens: list[int] = self._tokens[: len(sampling)].tolist()
-        if self._pending is None and not self.prompt_logprobs:
+        if self._pending is None and not self._prompt_logprobs:
             for i, token in zip(sampling, tokens, strict=True):
                 rows[i] = RowResult((token,))
             return StepResult(rows)
@@ -172,9 +179,7 @@ class DeviceRunner:
             pending = self._sampler.sample(self._logits_RV[:num_rows], loaded.slots_R, loaded.slots, tokens_R)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         event.record()
-        step = DeviceStep(event, back, loaded, plan, self._wait, pending)
-        step.prompt_logprobs = prompt_logprobs
-        return step
+        return DeviceStep(event, back, loaded, plan, self._wait, pending, prompt_logprobs)
 
     def _prompt_logprobs(self, plan: Plan, i: int, hidden_TE: Tensor, first: int) -> list[tuple[Pending, list[int]]]:
         """Log-probabilities of the tokens that follow each token of a row, a slice of the vocabulary products at a time."""

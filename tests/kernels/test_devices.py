@@ -8,17 +8,13 @@ import torch
 from streamserve.kernels.devices import cuda
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.device import Device
-from streamserve.kernels.devices.host import Host
+from tests.kernels.found import find
 
 
 @pytest.fixture(params=["host", "cuda"])
 def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "host":
-        return Host()
-    found = CUDA.find()
-    if found is None:
-        pytest.skip("needs a GPU")
-    return found
+    name: str = request.param
+    return find(name)
 
 
 def test_a_replay_does_the_work_again_on_what_its_inputs_hold_then(device: Device) -> None:

@@ -7,13 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from streamserve.errors import CheckpointError
-from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.device import Device
-from streamserve.kernels.devices.host import Host
 from streamserve.models import staging
 from streamserve.models.checkpoint import Checkpoint, open_checkpoint
 from streamserve.models.hf_folder import FolderSource
 from streamserve.models.staging import Staging
+from tests.kernels.found import find
 from tests.models.test_gguf import write
 from tests.models.tiny import build_reference
 
@@ -22,12 +21,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(params=["host", "cuda"])
 def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "host":
-        return Host()
-    found = CUDA.find()
-    if found is None:
-        pytest.skip("needs a GPU")
-    return found
+    name: str = request.param
+    return find(name)
 
 
 @pytest.fixture
