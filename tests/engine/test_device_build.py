@@ -1,0 +1,70 @@
+"""A whole start on a GPU, from settings to answers, where there is none: kernels interpreted, the host as the card."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.devices import HAS_GPU, HAS_TRITON
+
+if HAS_GPU or not HAS_TRITON:
+    pytest.skip("needs Triton's interpreter; with a GPU test_device_runner.py looks at more", allow_module_level=True)
+
+import transformers
+
+from streamserve import build as composition
+from streamserve import facts
+from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from streamserve.engine.client import collect
+from streamserve.kernels.devices.host import Host
+from streamserve.messages import Delta, GenerateRequest, SamplingParams
+from streamserve.text.byte_tokenizer import byte_text_model
+from tests.models import tiny
+
+PROMPT = (3, 5, 7, 11, 13, 2, 4, 6, 8, 10)
+
+
+class Card(Host):
+    """The host under a GPU's name."""
+
+    name = "cuda"
+    model = "no card"
+    features = frozenset({"bf16"})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # numpy, in the interpreter: hashes wrap round
+def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {**tiny.SHAPE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, **heads}
+    torch.manual_seed(1)
+    reference = tiny.from_config(transformers.LlamaConfig(**shape))
+    for parameter in reference.parameters():
+        with torch.no_grad():
+            _ = parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(0, parameter.shape[1] ** -0.5)
+    reference.save_pretrained(tmp_path)
+    monkeypatch.setattr(facts, "find_device", lambda config: Card())
+    monkeypatch.setattr(composition, "_load_text", lambda config, path: byte_text_model())
+    config = Config(
+        model=ModelConfig(model_path=str(tmp_path), dtype="float32", context_length=32),
+        cache=CacheConfig(max_total_tokens=128),
+        scheduler=SchedulerConfig(chunked_prefill_size=8, max_running_requests=2),
+    )
+    built = composition.build(config)
+
+    async def ask() -> list[Delta]:
+        engine = asyncio.create_task(built.engine.run())
+        params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
+        boxes = [await built.engine.submit(GenerateRequest(f"{n}", PROMPT[:n], params)) for n in (10, 3)]
+        answers = [await collect(box) for box in boxes]
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
+        return answers
+
+    for prompt, answer in zip((PROMPT[:10], PROMPT[:3]), asyncio.run(ask()), strict=True):
+        logits = tiny.reference_logits(reference, [*prompt, *answer.token_ids[:-1]])[len(prompt) - 1 :]
+        assert list(answer.token_ids) == logits.argmax(dim=1).tolist()
+    built.cache.check()
+    built.close()
