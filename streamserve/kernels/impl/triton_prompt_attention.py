@@ -276,6 +276,10 @@ class PromptAttention:
         self._block_m, self._block_n = block_m, block_n or (32 if self._dim > 128 else 64)
         self._num_warps, self._num_stages = num_warps, num_stages
 
+    def is_long(self, row: PromptRow) -> bool:
+        """Whether a library may attend for this row: what is launched then depends on the host, so no graph can hold it."""
+        return self._library is not None and row.num_tokens == self._long_len and row.start % self._long_len == 0
+
     def attend(self, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor) -> None:
         """Attend for the tokens of prompt rows: into their lines of `out_TX`. `qkv_TJ` and the pages as write_prompt left
         them: q and k normed and turned, K and V of the chunks in their pages."""
@@ -283,7 +287,7 @@ class PromptAttention:
         num_long = 0
         if self._library is not None:
             for row in inputs.prompts:
-                if row.num_tokens == self._long_len and row.start % self._long_len == 0:
+                if self.is_long(row):
                     library = self._find_library(qkv_TJ.dtype)
                     if library is None:
                         break
