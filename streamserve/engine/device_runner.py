@@ -3,8 +3,9 @@
 Owns the captured graphs, the logits buffer and the buffers in which tokens come back. Launches run on the event loop: they
 take microseconds and never wait. One helper thread blocks on the event of the running step, with the GIL released.
 
-Steps of decode rows alone replay a graph captured at start (a few sizes; surplus rows do nothing). Steps with prompts are
-launched kernel by kernel: there the arithmetic outlasts the launches.
+Steps replay graphs captured at start, one per size (surplus rows and tokens do nothing), but for those with so many prompt
+tokens that the arithmetic outlasts the launches, and those whose launches the host has to choose: these are launched kernel by
+kernel.
 """
 
 import gc
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
-from streamserve.engine.device_state import TURNS, DeviceState, Loaded
+from streamserve.engine.device_state import TURNS, DeviceState, Loaded, StepSize
 from streamserve.engine.plan import Admission, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
@@ -27,10 +28,25 @@ from streamserve.messages import SamplingParams
 _SLICE = 256  # tokens of a prompt whose logits are looked at in one go
 
 
-def graph_sizes(max_rows: int) -> tuple[int, ...]:
-    """Numbers of rows that get a graph of their own: dense where a surplus row costs most."""
-    sizes = [1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)]
-    return tuple(sorted({size for size in sizes if size < max_rows} | {max_rows}))
+_MIXED_ROWS = (0, 8, 16, 32, 64, 128, 192)
+_PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
+_MORE_TOKENS = 512  # between the sizes of steps with more prompt tokens, which no decode row takes part in
+
+
+def graph_sizes(max_rows: int, max_prompt: int) -> tuple[StepSize, ...]:
+    """Sizes of steps that get a graph of their own, dense where surplus rows and tokens cost most. Steps of up to `max_rows`
+    decode rows are covered, and with them up to 1,024 prompt tokens; prompts alone up to `max_prompt` tokens."""
+    alone = _up_to(max_rows, (1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)))
+    mixed = _up_to(min(max_prompt, _PROMPT_TOKENS[-1]), _PROMPT_TOKENS)
+    more = _up_to(max_prompt, (*_PROMPT_TOKENS, *range(_PROMPT_TOKENS[-1] + _MORE_TOKENS, max_prompt + 1, _MORE_TOKENS)))
+    sizes = [StepSize(rows) for rows in alone]
+    sizes += [StepSize(rows, tokens) for rows in _up_to(max_rows, _MIXED_ROWS) for tokens in (more if rows == 0 else mixed)]
+    return tuple(sizes)
+
+
+def _up_to(limit: int, values: Sequence[int]) -> list[int]:
+    """Those below the limit, and the limit."""
+    return [value for value in values if value < limit] + [limit]
 
 
 class DeviceStep:
@@ -95,21 +111,30 @@ class DeviceRunner:
         num_slots: int,
         max_len: int,
         max_step_tokens: int,
+        max_graph_tokens: int = 1024,
         use_graphs: bool = True,
     ) -> None:
+        """`max_graph_tokens`: most prompt tokens of a captured step."""
         self._device = device
         self._network = network
-        self._sizes = graph_sizes(num_slots) if use_graphs else ()
+        self._sizes = graph_sizes(num_slots, min(max_graph_tokens, max_step_tokens)) if use_graphs else ()
         self._state = DeviceState(
-            device, pool, num_slots=num_slots, max_len=max_len, max_step_tokens=max_step_tokens, graph_sizes=self._sizes
+            device,
+            pool,
+            num_slots=num_slots,
+            max_len=max_len,
+            max_step_tokens=max_step_tokens,
+            sizes=self._sizes,
+            may_capture=network.may_capture,
         )
         self._sampler = make_sampler(self._state)
         where = device.torch_device
-        self._logits_RV = torch.zeros((num_slots, vocab_size), dtype=torch.float32, device=where)
-        self._tokens_R = torch.zeros(num_slots, dtype=torch.int32, device=where)
-        self._back = [(device.pinned((num_slots,), torch.int32), device.event()) for _ in range(TURNS)]
+        rows = self._state.max_logits
+        self._logits_RV = torch.zeros((rows, vocab_size), dtype=torch.float32, device=where)
+        self._tokens_R = torch.zeros(rows, dtype=torch.int32, device=where)
+        self._back = [(device.pinned((rows,), torch.int32), device.event()) for _ in range(TURNS)]
         self._turn = 0
-        self._graphs: dict[int, Replay[None]] = {}
+        self._graphs: dict[StepSize, Replay[None]] = {}
         self._histories: dict[int, tuple[int, ...]] = {}  # of slots whose prompt's log-probabilities are wanted
         self._wait = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-wait")
 
@@ -119,10 +144,11 @@ class DeviceRunner:
         gc.collect()  # a graph or a tensor that the collector frees in the middle of a capture ends it
         gc.disable()
         try:
-            for i, size in enumerate(reversed(self._sizes)):
+            for i, size in enumerate(sorted(self._sizes, key=lambda size: -size.num_tokens)):
                 inputs = self._state.surplus_inputs(size)
                 self._graphs[size] = self._device.capture(partial(self._compute, inputs))
                 progress(i + 1, len(self._sizes))
+            self._state.captured(self._sizes)
         finally:
             gc.enable()
 
@@ -137,16 +163,16 @@ class DeviceRunner:
         self.forward(Plan(0, admissions, (), (prompt,)))
         decode = Row(0, chunk - 1, 1, (0,))
         self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
-        for size in (1, 2, 4, 8, 16):
-            if size <= self._state.num_slots:
-                self._compute(self._state.surplus_inputs(size))
+        for rows in (1, 2, 4, 8, 16):
+            if rows <= self._state.num_slots:
+                self._compute(self._state.surplus_inputs(StepSize(rows)))
         self._sampler.warm_up(self._logits_RV[:1])
         self._device.synchronize()
 
     @torch.inference_mode()
     def warm_up_long(self, max_len: int) -> None:
         """What long prompts need beyond `warm_up`: attention of a library over whole chunks."""
-        inputs = self._state.surplus_inputs(1)
+        inputs = self._state.surplus_inputs(StepSize(1))
         self._network.warm_up(inputs.k, inputs.v, max_len)
 
     def _compute(self, inputs: StepInputs) -> None:
@@ -162,8 +188,8 @@ class DeviceRunner:
                 self._histories[admission.slot] = admission.history
         loaded = self._state.load(plan, params)
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
-        if loaded.graph_size:
-            self._graphs[loaded.graph_size].replay()
+        if loaded.size is not None:
+            self._graphs[loaded.size].replay()
         else:
             hidden_TE = self._network.forward(loaded.inputs)
             for i, first in loaded.logit_tokens.items():

@@ -148,8 +148,9 @@ class StepInputs:
     """One step as a network on a GPU sees it: tensors in device memory, filled in stream order before the forward pass.
 
     Tokens 0 .. num_decode - 1 are rows of one token each; behind them lie the tokens of the prompt rows, row after row. A
-    captured graph has a fixed `num_decode`: surplus rows have slot -1, token 0 and position 0, read no page, write no page,
-    and what comes out of them is never looked at. `prompts` is empty in a graph.
+    captured graph has a fixed `num_decode` and a fixed number of tokens and of prompt rows: surplus rows and tokens have slot
+    -1, token 0 and position 0, read no page, write no page, and what comes out of them is never looked at; surplus prompt rows
+    have no tokens. While a graph is captured, `prompts` only says how much room the rows may take.
     """
 
     num_decode: int
@@ -157,7 +158,7 @@ class StepInputs:
     tokens_T: Tensor  # int32
     positions_T: Tensor  # int32: place of the token in its request; KV holds exactly the tokens before it
     slots_T: Tensor  # int32: line of page_table_SP; -1: surplus
-    prompt_starts: Tensor  # int32 [len(prompts) + 1]: index in T of each prompt row's first token, then T
+    prompt_starts: Tensor  # int32 [len(prompts) + 1]: index in T of each prompt row's first token, then the end of the last
     page_table_SP: Tensor  # int32
     logit_rows_R: Tensor  # int32: which of the T tokens yield logits
     k: Tensor  # [L, pages, K, S, D]
@@ -173,6 +174,10 @@ class DeviceNetwork(Protocol):
 
     def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
         """Last norm and head for `rows_R` (int32), into `out_RV` (float32)."""
+        ...
+
+    def may_capture(self, prompts: tuple[PromptRow, ...]) -> bool:
+        """Whether a graph captured for as many tokens and rows can do these. False where what is launched depends on them."""
         ...
 
     def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:

@@ -20,7 +20,7 @@ from streamserve.kernels.impl.triton_mlp import silu_mul
 from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
 from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
 from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
-from streamserve.kernels.ops import DeviceNetwork, NetworkParts, NetworkShape, StepInputs, Weights
+from streamserve.kernels.ops import DeviceNetwork, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
 from streamserve.kernels.registry import Facts, implements
 
 _HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -165,6 +165,10 @@ class TritonDecoder:
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
+
+    def may_capture(self, prompts: tuple[PromptRow, ...]) -> bool:
+        """See DeviceNetwork."""
+        return not any(self._prompt.is_long(row) for row in prompts)
 
     def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:
         """See DeviceNetwork."""
