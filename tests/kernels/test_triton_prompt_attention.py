@@ -44,13 +44,13 @@ class Case:
         assert out[:DECODE_ROWS].isnan().all()
         q_THD, _, _ = self.shape.split(self.qkv)
         for row in self.inputs.prompts:
-            for i in [*range(0, row.num_tokens - 1, every), row.num_tokens - 1]:
-                token = row.first + i
-                expected = self.paged.attention(LAYER, row.slot, row.start + i, q_THD[token])
-                torch.testing.assert_close(out[token].double(), expected, **tolerance(self.dtype))
+            looked_at = [*range(0, row.num_tokens - 1, every), row.num_tokens - 1]
+            tokens = [row.first + i for i in looked_at]
+            expected = [self.paged.attention(LAYER, row.slot, row.start + i, q_THD[row.first + i]) for i in looked_at]
+            torch.testing.assert_close(out[tokens].double(), torch.stack(expected), **tolerance(self.dtype))
 
 
-@pytest.mark.parametrize("block_m", [16, 64])
+@pytest.mark.parametrize("block_m", [16, 64, 128])
 @pytest.mark.parametrize("shape", [Shape(num_heads=3, num_kv_heads=1), Shape(num_heads=2, num_kv_heads=2, head_dim=64)])
 def test_chunks_with_and_without_a_prefix(shape: Shape, block_m: int, device: str, dtype: torch.dtype) -> None:
     chunks = [(0, 1), (0, 33), (63, 2), (64, 40), (37, 20), (16, 1), (0, 16)]
@@ -110,26 +110,51 @@ def test_long_chunks_go_to_the_library_and_the_rest_does_not(device: str, dtype:
     # Long: with no, one, and three blocks before it. Not long: one token short, or at an odd place.
     case = Case(shape, [(0, 32), (0, 31), (32, 32), (96, 32), (16, 32), (32, 5)], device, dtype)
     out = case.run(PromptAttention(shape, device=device, long_prompts=library, long_len=32, block_m=16))
-    own, before = (32, 32, True), (32, 32, False)
-    assert calls == [own, own, before, own, before, before, before]
+    own = (32, 32, True)
+    assert calls == [own, own, (32, 32, False), own, (32, 96, False)]
     case.check(out)
 
 
-@pytest.mark.parametrize(("max_len", "prefixes"), [(31, []), (70, [0, 32]), (1000, [0, 32, 64, 96])])
-def test_warming_asks_the_library_for_all_it_may_be_asked_for(
-    max_len: int, prefixes: list[int], device: str, dtype: torch.dtype
+@pytest.mark.parametrize(("blocks", "parts"), [(2, [2]), (4, [3, 1]), (6, [3, 3]), (8, [3, 3, 2])])
+def test_what_lies_before_a_long_chunk_is_attended_in_as_few_calls_as_can_be(
+    blocks: int, parts: list[int], device: str, dtype: torch.dtype
 ) -> None:
     calls = []
 
     def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-        calls.append(is_causal)
+        calls.append(k.shape[2])
+        return plain_library(q, k, v, is_causal)
+
+    shape = Shape(num_heads=2, num_kv_heads=1, head_dim=16)
+    case = Case(shape, [(blocks * 16, 16)], device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, long_prompts=library, long_len=16)))
+    assert calls == [16, *(part * 16 for part in parts)]
+
+
+@pytest.mark.parametrize(
+    ("max_len", "asked"),
+    [
+        (31, []),
+        (70, [[0], [0, 1]]),
+        (159, [[0], [0, 1], [0, 2], [0, 3]]),
+        (160, [[0], [0, 1], [0, 2], [0, 3], [0, 3, 1]]),
+        (1000, [[0], [0, 1], [0, 2], [0, 3], [0, 3, 1], [0, 3, 3, 1]]),
+    ],
+)
+def test_warming_asks_the_library_for_all_it_may_be_asked_for(
+    max_len: int, asked: list[list[int]], device: str, dtype: torch.dtype
+) -> None:
+    calls = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append(0 if is_causal else k.shape[2] // 32)
         return plain_library(q, k, v, is_causal)
 
     shape = Shape(num_heads=4, num_kv_heads=2, head_dim=16)
     case = Case(shape, [(0, 1)], device, dtype)
     attention = PromptAttention(shape, device=device, long_prompts=library, long_len=32, block_m=16)
     attention.warm(case.paged.k.nan_to_num(0.0), case.paged.v.nan_to_num(0.0), dtype, max_len)
-    assert calls == [causal for start in prefixes for causal in (True, *[False] * (start // 32))]
+    assert calls == [blocks for chunk in asked for blocks in chunk]
 
 
 def test_only_long_chunks(device: str, dtype: torch.dtype) -> None:
@@ -174,7 +199,7 @@ def test_merge_is_attention_over_both_sets_of_keys(shift: float, device: str, dt
 
 def test_a_library_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = triton_prompt_attention._tried
-    arguments = ("cudnn", 4, 2, 64, 16, torch.float32, torch.device("cpu"))
+    arguments = ("cudnn", 4, 2, 64, [0, 64, 128], 16, torch.float32, torch.device("cpu"))
     library, reason = tried(*arguments)  # this build of torch has no such operation for CPUs
     assert library is None and "NotImplementedError" in reason
 
@@ -185,6 +210,14 @@ def test_a_library_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.Monkey
         return plain_library(q, k, v, False)
 
     monkeypatch.setattr(triton_prompt_attention, "_library", lambda *_: without_causal)
+    library, reason = tried(*arguments)
+    assert library is None and "wrong by" in reason
+
+    def short(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        return plain_library(q, k[:, :, :64], v[:, :, :64], is_causal)
+
+    monkeypatch.setattr(triton_prompt_attention, "_library", lambda *_: short)
+    assert tried("cudnn", 4, 2, 64, [0, 64], *arguments[5:]) == (short, "")
     library, reason = tried(*arguments)
     assert library is None and "wrong by" in reason
 

@@ -5,8 +5,8 @@ one head. The queries of all chunks lie in one tensor, so a program finds its ch
 without counting tiles per chunk is that of vLLM's unified attention kernel, the online softmax FlashAttention's. What a query
 gets does not depend, bit for bit, on how its prompt was cut into chunks.
 
-A long chunk can go to a library instead: torch's own cuDNN or flash attention for the chunk, once more for every block of
-cached tokens as long, and the results merged by their log-sum-exp. Knows nothing of decode rows.
+A long chunk can go to a library instead: torch's own cuDNN or flash attention for the chunk, once more for the cached tokens
+before it, gathered into one piece, and the results merged by their log-sum-exp. Knows nothing of decode rows.
 
 Shape letters: see kernels/ops.py; M queries of a program, X = H * D, J = (H + 2K) * D.
 """
@@ -25,6 +25,7 @@ from streamserve.kernels.ops import NetworkShape, PromptRow, StepInputs
 
 _LOG2_E = log2(2.718281828459045)
 _LONG = 8192  # tokens of a chunk for a library; libraries plan per shape, so no other length goes there
+_MAX_BLOCKS = 3  # of as many cached tokens in one call: all that lies before the last chunk of 32,768 tokens
 
 # (q [1, H, N, D], k [1, K, N, D], v, is_causal) -> output [N, H, D], natural log-sum-exp of the scaled scores [H, N] float32
 Library = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
@@ -165,8 +166,10 @@ def _gather(
     page = tl.load(pages_P + index).to(tl.int64)
     source = ((layer.to(tl.int64) * num_pages + page) * K + head) * (S * D) + i
     target = head.to(tl.int64) * num_tokens * D + index * (S * D) + i
-    tl.store(k_KND + target, tl.load(k_pages + source))
-    tl.store(v_KND + target, tl.load(v_pages + source))
+    k = tl.load(k_pages + source)
+    v = tl.load(v_pages + source)  # ahead of the stores: a load never moves across one
+    tl.store(k_KND + target, k)
+    tl.store(v_KND + target, v)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -192,8 +195,8 @@ def _merge_two(
 ):
     """Attention over two sets of keys from attention over each. `out` [N, H, D] and its log-sum-exp [H, N] are contiguous,
     and may be `a`'s own."""
-    head = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = tl.program_id(0)  # heads of a token lie side by side: programs in flight read whole pages of memory
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, D)
     is_here = n < num_tokens
     n_N1 = n.to(tl.int64)[:, None]
@@ -205,7 +208,7 @@ def _merge_two(
     a_weight = tl.exp(a_lse - top)
     b_weight = tl.exp(b_lse - top)
     total = a_weight + b_weight
-    merged = (a * a_weight[:, None] + b * b_weight[:, None]) / total[:, None]
+    merged = a * (a_weight / total)[:, None] + b * (b_weight / total)[:, None]
     tl.store(out_NHD + (n_N1 * H + head) * D + d[None, :], merged.to(out_NHD.dtype.element_ty), mask=is_here[:, None])
     tl.store(out_lse_HN + head * num_tokens + n, top + tl.log(total), mask=is_here)
 
@@ -216,7 +219,7 @@ def merge(a_NHD: Tensor, a_lse_HN: Tensor, b_NHD: Tensor, b_lse_HN: Tensor, out_
     assert out_NHD.is_contiguous() and out_lse_HN.is_contiguous() and a_NHD.stride(2) == b_NHD.stride(2) == 1
     block = 16
     kernel: Any = _merge_two
-    kernel[(-(-num // block), heads)](
+    kernel[(heads, -(-num // block))](
         a_NHD,
         b_NHD,
         out_NHD,
@@ -300,9 +303,11 @@ class PromptAttention:
         """Compile every kernel and build every plan that prompts of up to `max_len` tokens may ask for, on zeros; page 0 of
         the pool is read, nothing is written. Waits for the device."""
         chunks = [(0, 1), (0, 128 * -(-2 * self._num_sms // self._heads))]
-        if self._library is not None:  # none, one, two and three blocks before it: all there is to merge
-            last = min(max_len - self._long_len, 3 * self._long_len)
-            chunks += [(start, self._long_len) for start in range(0, last + 1, self._long_len)]
+        max_blocks = max_len // self._long_len - 1
+        if max_blocks >= 0 and self._find_library(dtype, max_blocks) is not None:
+            # Up to as many blocks as one call takes, a call more, two more: all there is to merge.
+            some = (*range(_MAX_BLOCKS + 1), _MAX_BLOCKS + 1, 2 * _MAX_BLOCKS + 1)
+            chunks += [(blocks * self._long_len, self._long_len) for blocks in some if blocks <= max_blocks]
         options: Any = {"dtype": torch.int32, "device": self._device}
         for start, num in chunks:
             inputs = StepInputs(
@@ -366,23 +371,24 @@ class PromptAttention:
     def _attend_long(
         self, library: Library, row: PromptRow, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor
     ) -> None:
-        """One chunk: causal over itself, then block by block over what lies before it."""
+        """One chunk: causal over itself, then over what lies before it, as much at a time as _MAX_BLOCKS allows."""
         num, dim = row.num_tokens, self._dim
         tokens = slice(row.first, row.first + num)
         sizes = [self._heads, self._kv_heads, self._kv_heads]
-        q_NHD, k_NKD, v_NKD = qkv_TJ[tokens].unflatten(1, (-1, dim)).split(sizes, dim=1)
-        q_1HND = q_NHD.transpose(0, 1).unsqueeze(0)
-        own, own_lse = library(q_1HND, k_NKD.transpose(0, 1).unsqueeze(0), v_NKD.transpose(0, 1).unsqueeze(0), True)
+        q_1HND, k_1KND, v_1KND = (
+            x_NHD.transpose(0, 1).unsqueeze(0) for x_NHD in qkv_TJ[tokens].unflatten(1, (-1, dim)).split(sizes, dim=1)
+        )
+        own, own_lse = library(q_1HND, k_1KND, v_1KND, True)
         out_NHD = out_TX[tokens].view(num, self._heads, dim)
         if row.start == 0:
             out_NHD.copy_(own)
             return
-        k_KND = qkv_TJ.new_empty((self._kv_heads, num, dim))
-        v_KND = torch.empty_like(k_KND)
         lse = own_lse.new_empty((self._heads, num))
         before: tuple[Tensor, Tensor] | None = None
         total: Tensor | None = None  # of three parts or more: in float32, so that it is rounded once
-        for at in range(0, row.start, num):
+        for at in range(0, row.start, _MAX_BLOCKS * num):
+            k_KND = qkv_TJ.new_empty((self._kv_heads, min(row.start - at, _MAX_BLOCKS * num), dim))
+            v_KND = torch.empty_like(k_KND)
             self._gather(inputs, layer, row.slot, at, k_KND, v_KND)
             part = library(q_1HND, k_KND.unsqueeze(0), v_KND.unsqueeze(0), False)
             if before is None:
@@ -406,27 +412,36 @@ class PromptAttention:
             inputs.k, inputs.v, pages_P, k_KND, v_KND, layer, inputs.k.shape[1], num, K=kv_heads, S=size, D=dim, num_warps=4
         )
 
-    def _find_library(self, dtype: torch.dtype) -> Library | None:
-        """The library, tried out; None when it cannot be used."""
+    def _find_library(self, dtype: torch.dtype, max_blocks: int = _MAX_BLOCKS) -> Library | None:
+        """The library, tried out, at first with up to `max_blocks` before a chunk; None when it cannot be used."""
         if not isinstance(self._library, str):
             return self._library
-        name = self._library
-        self._library, reason = _tried(name, self._heads, self._kv_heads, self._long_len, self._dim, dtype, self._device)
+        name, num = self._library, self._long_len
+        keys = [blocks * num for blocks in range(min(max_blocks, _MAX_BLOCKS) + 1)]
+        self._library, reason = _tried(name, self._heads, self._kv_heads, num, keys, self._dim, dtype, self._device)
         if self._library is None:
             structlog.get_logger(__name__).warning("long_prompts_without_library", library=name, reason=reason)
         return self._library
 
 
 def _tried(
-    name: str, heads: int, kv_heads: int, num: int, dim: int, dtype: torch.dtype, device: torch.device
+    name: str,
+    heads: int,
+    kv_heads: int,
+    num: int,
+    before: list[int],
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Library | None, str]:
-    """The library as a function, if it computes the shapes that it will be asked for (which builds its plans), or why not.
-    Some versions take fewer key heads than query heads, some need them repeated."""
+    """The library as a function, if it computes the shapes that it will be asked for (which builds its plans), or why not:
+    `num` queries over their own keys (0) or over so many that lie `before` them. Some versions take fewer key heads than
+    query heads, some need them repeated."""
     reason = ""
     for group in dict.fromkeys((1, heads // kv_heads)):
         library = _library(name, group, dim**-0.5)
         try:
-            error = max(_error(library, heads, kv_heads, num, dim, dtype, device, is_causal) for is_causal in (True, False))
+            error = max(_error(library, heads, kv_heads, num, keys, dim, dtype, device) for keys in before)
         except Exception as failure:  # whatever a library does not like is a reason to do without it
             reason = f"{type(failure).__name__}: {failure}"
             continue
@@ -459,20 +474,24 @@ def _error(
     heads: int,
     kv_heads: int,
     num: int,
+    before: int,
     dim: int,
     dtype: torch.dtype,
     device: torch.device,
-    is_causal: bool,
 ) -> float:
-    """Largest error for a few queries of random input, outputs relative to the largest one. Waits for the device."""
+    """Largest error for a few queries of random input, outputs relative to the largest one; operands lie as in serving. Waits
+    for the device."""
     generator = torch.Generator(device).manual_seed(0)
-    qkv = torch.randn((num, heads + 2 * kv_heads, dim), generator=generator, device=device, dtype=torch.float32).to(dtype)
+    options: Any = {"generator": generator, "device": device, "dtype": torch.float32}
+    qkv = torch.randn((num, heads + 2 * kv_heads, dim), **options).to(dtype)
     q_NHD, k_NKD, v_NKD = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    if before:
+        k_NKD, v_NKD = (torch.randn((kv_heads, before, dim), **options).to(dtype).transpose(0, 1) for _ in range(2))
     q_1HND, k_1KND, v_1KND = (x.transpose(0, 1).unsqueeze(0) for x in (q_NHD, k_NKD, v_NKD))
-    out_NHD, lse_HN = library(q_1HND, k_1KND, v_1KND, is_causal)
+    out_NHD, lse_HN = library(q_1HND, k_1KND, v_1KND, not before)
     worst = 0.0
     for i in (0, num // 3, num - 1):
-        end = i + 1 if is_causal else num
+        end = before or i + 1
         q_KGD = q_NHD[i].float().unflatten(0, (kv_heads, -1))
         scores = torch.einsum("kgd,nkd->kgn", q_KGD, k_NKD[:end].float()) * dim**-0.5
         expected = torch.einsum("kgn,nkd->kgd", scores.softmax(-1), v_NKD[:end].float()).flatten(0, 1)
