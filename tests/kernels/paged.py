@@ -57,6 +57,7 @@ class Paged:
         for slot, count in enumerate(counts):
             self.table[slot, :count] = pages[at : at + count]
             at += count
+        self._places = self.table  # on the host: launches of index arithmetic are what a sanitizer is slow at
         self.table = self.table.to(device)
         for layer in range(shape.num_layers):
             for slot, length in enumerate(kv_lens):
@@ -64,8 +65,8 @@ class Paged:
                 self.write(layer, slot, 0, new[0], new[1])
 
     def _where(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(start, end, device=self.table.device)
-        return self.table[slot, positions // self.page_size].long(), positions % self.page_size
+        positions = torch.arange(start, end)
+        return self._places[slot, positions // self.page_size].long(), positions % self.page_size
 
     def write(self, layer: int, slot: int, start: int, k_NKD: Tensor, v_NKD: Tensor) -> None:
         """Tokens from `start` on, as kernels.impl.triton_rope.write_prompt leaves them."""
@@ -79,13 +80,13 @@ class Paged:
         return self.k[layer][pages, :, offsets], self.v[layer][pages, :, offsets]
 
     def attention(self, layer: int, slot: int, position: int, q_HD: Tensor) -> Tensor:
-        """What the query at `position` sees, [X], float64."""
-        k_NKD, v_NKD = (x.double() for x in self.read(layer, slot, position + 1))
+        """What the query at `position` sees, [X], float64; computed on the host."""
+        k_NKD, v_NKD = (x.cpu().double() for x in self.read(layer, slot, position + 1))
         first = 0 if self.shape.sliding_window is None else max(position + 1 - self.shape.sliding_window, 0)
         group = self.shape.num_heads // self.shape.num_kv_heads
-        q_KGD = q_HD.double().unflatten(0, (-1, group))
+        q_KGD = q_HD.cpu().double().unflatten(0, (-1, group))
         scores_KGN = torch.einsum("kgd,nkd->kgn", q_KGD, k_NKD[first:]) * self.shape.head_dim**-0.5
-        return torch.einsum("kgn,nkd->kgd", scores_KGN.softmax(-1), v_NKD[first:]).flatten()
+        return torch.einsum("kgn,nkd->kgd", scores_KGN.softmax(-1), v_NKD[first:]).flatten().to(q_HD.device)
 
     def inputs(self, decode: list[tuple[int, int]], prompts: list[tuple[int, int, int]] | None = None) -> StepInputs:
         """A step. decode: (slot, position); prompts: (slot, start, num_tokens)."""
