@@ -81,7 +81,8 @@ class Paged:
 
     def attention(self, layer: int, slot: int, position: int, q_HD: Tensor) -> Tensor:
         """What the query at `position` sees, [X], float64; computed on the host."""
-        k_NKD, v_NKD = (x.cpu().double() for x in self.read(layer, slot, position + 1))
+        pages, offsets = self._where(slot, 0, position + 1)
+        k_NKD, v_NKD = (x[layer].cpu()[pages, :, offsets].double() for x in (self.k, self.v))
         first = 0 if self.shape.sliding_window is None else max(position + 1 - self.shape.sliding_window, 0)
         group = self.shape.num_heads // self.shape.num_kv_heads
         q_KGD = q_HD.cpu().double().unflatten(0, (-1, group))
