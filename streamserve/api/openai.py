@@ -3,7 +3,7 @@
 Owns what the fields of both bodies mean. Knows nothing of WebSocket, whose frames carry the same bodies and chunks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -217,14 +217,14 @@ class Completions:
                     await exchange.answer_json(job.shape.whole(pieces), headers=headers)
 
     async def _stream(self, stream: EventStream, job: Job) -> None:
-        async def emit(piece: Piece) -> None:
+        def emit(piece: Piece) -> Awaitable[None] | None:
             chunks = job.shape.chunks(piece)
-            if chunks:
-                await stream.events(*chunks)
+            return stream.events(*chunks) if chunks else None
 
         opening = job.shape.opening()
-        if opening:
-            await stream.events(*opening)
+        waits_for = stream.events(*opening) if opening else None
+        if waits_for is not None:
+            await waits_for
         try:
             await job.run.deliver(emit)
         except SlowReader:

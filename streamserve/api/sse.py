@@ -1,5 +1,6 @@
 """Server-sent events, written straight to ASGI. Knows nothing of what the events mean."""
 
+from collections.abc import Awaitable
 from time import monotonic
 
 from anyio import sleep
@@ -26,10 +27,10 @@ class EventStream:
         """Send status 200 and the headers."""
         await self._exchange.start(200, [*HEADERS, *headers])
 
-    async def events(self, *events: bytes) -> None:
-        """Send events, each one line of data, in one write."""
+    def events(self, *events: bytes) -> Awaitable[None] | None:
+        """Send events, each one line of data, in one write. None: they are on their way; else await what is returned."""
         self._wrote_s = monotonic()
-        await self._exchange.write(frame(events))
+        return self._exchange.put(frame(events))
 
     async def end(self, *events: bytes) -> None:
         """Send the last events."""
@@ -48,4 +49,6 @@ class EventStream:
 
 def frame(events: tuple[bytes, ...]) -> bytes:
     """Events as they go over the wire."""
+    if len(events) == 1:
+        return b"data: %b\n\n" % events
     return b"".join([b"data: %b\n\n" % event for event in events])

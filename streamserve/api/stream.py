@@ -4,13 +4,15 @@ Owns text so far, held-back stop text and what was counted, per choice. Stop str
 only here: the engine sees single sequences of token ids. Knows nothing of HTTP, JSON or message formats.
 """
 
+from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from time import monotonic, thread_time
+from time import monotonic
 from typing import Protocol
 from uuid import uuid4
 
 from anyio import create_task_group
+from msgspec import Struct
 
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
@@ -57,8 +59,7 @@ class Call:
         return self.id.startswith(prefix) or (self.client_id is not None and self.client_id.startswith(prefix))
 
 
-@dataclass(slots=True)
-class Piece:
+class Piece(Struct, gc=False):
     """What one choice gained since the last piece. `logprobs` belongs to `text`, `token_ids` includes a final stop token."""
 
     index: int
@@ -194,66 +195,32 @@ class Watch(Protocol):
         ...
 
 
-Emit = Callable[[Piece], Awaitable[None]]
+Emit = Callable[[Piece], Awaitable[None] | None]  # None: taken; else to be awaited before the choice's next piece
 
 
 class Pace:
-    """How often streams may send: at every step, or less often while sending keeps the event loop too busy.
+    """How often streams may send where `--send-interval-ms` says so. One object for all streams of a server.
 
-    A send costs the loop as much for one token as for ten, and a loop that only sends launches no steps. One object for
-    all streams of a server. `interval_ms` None: measured, from 0 up to MAX_INTERVAL_S; each stream has its own phase, so
-    that their sends spread over the interval.
+    Without an interval nothing is held back: the mailboxes' turns (engine/client.py) make streams send less often exactly
+    while the loop has no time. Each stream has its own phase, so that their sends spread over the interval.
     """
 
-    MAX_INTERVAL_S = 0.016  # a frame of a screen
-    MIN_INTERVAL_S = 0.004
-    LOOK_S = 0.1  # how long the loop's use is measured
-    HIGH, LOW = 0.7, 0.4  # shares of a core; above, the interval doubles, below, it is halved
-    SEND_S = 20e-6  # what a send costs, about
-    SENDS = 0.25  # share of a core below which sends are not what keeps the loop busy, and pacing would gain nothing
+    __slots__ = ("_interval_s", "_now", "_num_streams")
 
-    __slots__ = ("_cpu_s", "_interval_s", "_is_measured", "_look_s", "_now", "_num_sends", "_num_streams", "_used_cpu_s")
-
-    def __init__(
-        self,
-        interval_ms: float | None = None,
-        *,
-        now: Callable[[], float] = monotonic,
-        used_cpu_s: Callable[[], float] = thread_time,
-    ) -> None:
-        self._is_measured = interval_ms is None
+    def __init__(self, interval_ms: float | None = None, *, now: Callable[[], float] = monotonic) -> None:
         self._interval_s = (interval_ms or 0.0) / 1000
         self._now = now
-        self._used_cpu_s = used_cpu_s
-        self._look_s = now()
-        self._cpu_s = used_cpu_s()
         self._num_streams = 0
-        self._num_sends = 0  # since the last look
 
     def new_phase(self) -> float:
         """A stream's place in the interval, 0 to 1; far from those of the streams before (steps of the golden ratio)."""
         self._num_streams += 1
         return self._num_streams * 0.6180339887 % 1.0
 
-    def pause_s(self, now_s: float, phase: float) -> float:
-        """How long a stream that has just sent should let its tokens merge; 0 most of the time."""
-        self._num_sends += 1
-        if self._is_measured and now_s - self._look_s >= self.LOOK_S:
-            self._look(now_s)
+    def pause_s(self, phase: float) -> float:
+        """How long a stream that has just sent should let its tokens merge; 0 without an interval."""
         interval_s = self._interval_s
-        if not interval_s:
-            return 0.0
-        return interval_s - (now_s - phase * interval_s) % interval_s
-
-    def _look(self, now_s: float) -> None:
-        cpu_s = self._used_cpu_s()
-        passed_s = now_s - self._look_s
-        use, sends = (cpu_s - self._cpu_s) / passed_s, self._num_sends * self.SEND_S / passed_s
-        self._cpu_s, self._look_s, self._num_sends = cpu_s, now_s, 0
-        if use > self.HIGH and (sends > self.SENDS or self._interval_s):
-            self._interval_s = min(self.MAX_INTERVAL_S, max(self.MIN_INTERVAL_S, self._interval_s * 2))
-        elif use < self.LOW:
-            self._interval_s = self._interval_s / 2 if self._interval_s > self.MIN_INTERVAL_S else 0.0
+        return interval_s and interval_s - (self._now() - phase * interval_s) % interval_s
 
 
 class Run:
@@ -302,7 +269,7 @@ class Run:
     async def deliver(self, emit: Emit) -> None:
         """Hand every piece of every choice to `emit`, in order within a choice; until all have finished.
 
-        While `emit` waits, deltas merge in the mailbox. Nothing lives on when this returns or raises.
+        While something that `emit` returned waits, deltas merge in the mailbox. Nothing lives on when this returns or raises.
         """
         try:
             if len(self.choices) == 1:
@@ -316,37 +283,61 @@ class Run:
             self.abort()
 
     async def _pump(self, choice: Choice, emit: Emit) -> None:
-        """The path of every token: what is done here is done for each stream and step."""
+        """The path of every token. A turn runs as a plain call of the event loop's; this task only waits where it has to."""
         mailbox, watch, answers, pace = choice.mailbox, self._watch, self._answers, self._pace
         assert mailbox is not None, "start() comes first"
         phase = pace.new_phase()
         last_s = self._started_s
         texts: list[str] = []
         token_ids: list[int] = []
-        while True:
-            delta = await mailbox.get()
-            now_s = monotonic()
-            if watch is not None and delta.token_ids:
-                if choice.num_tokens == 0:
-                    watch.first_token(now_s - last_s)
-                else:
-                    watch.next_tokens(len(delta.token_ids), now_s - last_s)
-                last_s = now_s
-            piece = choice.take(delta)
-            if answers is not None:
-                texts.append(piece.text)
-                token_ids.extend(piece.token_ids)
-            if piece.finish_reason is not None:
-                self._note_end(choice, delta, piece)
-                if answers is not None and not isinstance(piece.matched_stop, str):
-                    end = len(token_ids) - (piece.matched_stop is not None)
-                    answers.note("".join(texts), token_ids[:end])
-            await emit(piece)
-            if choice.is_finished:
+        handover: Future[Awaitable[None] | None]  # what to wait for; None: nothing, the choice has finished
+
+        def turn() -> None:
+            nonlocal last_s
+            if handover.done():  # cancelled, and not yet run since
                 return
-            pause_s = pace.pause_s(now_s, phase)
-            if pause_s:
+            try:
+                delta = mailbox.take()
+                if watch is not None and delta.token_ids:
+                    now_s = monotonic()
+                    if choice.num_tokens == 0:
+                        watch.first_token(now_s - last_s)
+                    else:
+                        watch.next_tokens(len(delta.token_ids), now_s - last_s)
+                    last_s = now_s
+                piece = choice.take(delta)
+                if answers is not None:
+                    texts.append(piece.text)
+                    token_ids.extend(piece.token_ids)
+                if piece.finish_reason is not None:
+                    self._note_end(choice, delta, piece)
+                    if answers is not None and not isinstance(piece.matched_stop, str):
+                        end = len(token_ids) - (piece.matched_stop is not None)
+                        answers.note("".join(texts), token_ids[:end])
+                waits_for = emit(piece)
+            except Exception as error:
+                mailbox.listen(None)
+                handover.set_exception(error)
+                return
+            if waits_for is not None or choice.is_finished:
+                mailbox.listen(None)
+                handover.set_result(waits_for)
+            elif pause_s := pace.pause_s(phase):
                 mailbox.rest(pause_s)
+
+        try:
+            while True:
+                handover = get_running_loop().create_future()
+                mailbox.listen(turn)
+                waits_for = await handover
+                if waits_for is not None:
+                    await waits_for
+                if choice.is_finished:
+                    return
+                if pause_s := pace.pause_s(phase):
+                    mailbox.rest(pause_s)
+        finally:
+            mailbox.listen(None)
 
     def _note_end(self, choice: Choice, delta: Delta, piece: Piece) -> None:
         assert piece.finish_reason is not None
@@ -409,7 +400,7 @@ async def collect(run: Run) -> list[Piece]:
     """Deliver a run into one piece per choice."""
     whole = [Collected(choice.index) for choice in run.choices]
 
-    async def add(piece: Piece) -> None:
+    def add(piece: Piece) -> None:
         whole[piece.index].add(piece)
 
     await run.deliver(add)

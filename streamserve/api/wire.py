@@ -3,7 +3,7 @@
 Owns the limits on body size and on how long a client may leave a write blocked. Knows nothing of routes, models or text.
 """
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from math import ceil
 from types import coroutine
@@ -117,10 +117,15 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
         self._put_part = self.scope.get("extensions", {}).get(PUT_PART, _put_nothing)
 
+    def put(self, body: bytes) -> Awaitable[None] | None:
+        """Send a part of the answer's body. None: it is on its way; else what is returned has to be awaited."""
+        return None if self._put_part(body) else self.send({"type": "http.response.body", "body": body, "more_body": True})
+
     async def write(self, body: bytes) -> None:
-        """Send a part of the answer's body."""
-        if not self._put_part(body):
-            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        """Send a part of the answer's body, and wait while the client takes nothing."""
+        waits_for = self.put(body)
+        if waits_for is not None:
+            await waits_for
 
     async def end(self, body: bytes = b"") -> None:
         """Send the last part of the answer's body."""

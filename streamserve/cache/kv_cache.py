@@ -31,14 +31,16 @@ _PREVIEW_TOKENS = 16
 class Lease:
     """One running request's hold on the cache. Read by its holder, written only by KVCache.
 
-    `pages` is the page table; it grows, and its entries never change. `num_cached` tokens were found in the tree.
+    `pages` is the page table; it grows, and its entries never change. It has `room` for so many positions, `num_cached` of
+    which were found in the tree.
     `copy` (source, destination) must be run before the lease's first row; the source stays valid while it is open.
     """
 
-    __slots__ = ("copy", "is_open", "node", "num_cached", "num_shared", "pages", "salt")
+    __slots__ = ("copy", "is_open", "node", "num_cached", "num_shared", "pages", "room", "salt")
 
-    def __init__(self, salt: str, node: Node, pages: list[int], num_cached: int, copy: tuple[int, int] | None) -> None:
+    def __init__(self, salt: str, node: Node, pages: list[int], num_cached: int, copy: tuple[int, int] | None, room: int) -> None:
         self.pages = pages
+        self.room = room
         self.num_cached = num_cached
         self.copy = copy
         self.salt = salt
@@ -116,7 +118,7 @@ class KVCache:
         if num_more:
             copy = (pages[num_full], self._take(1)[0])
             pages[num_full] = copy[1]
-        lease = Lease(salt, node, pages, matched, copy)
+        lease = Lease(salt, node, pages, matched, copy, len(pages) * self.page_size)
         self._leases.add(lease)
         return lease
 
@@ -129,6 +131,7 @@ class KVCache:
         if num_missing > self.num_available_pages:
             return False
         lease.pages += self._take(num_missing)
+        lease.room = len(lease.pages) * self.page_size
         return True
 
     def commit(self, lease: Lease, token_ids: Sequence[int]) -> None:

@@ -1,63 +1,134 @@
-"""The seam between API and engine: four methods, and the mailbox in which a request's deltas wait. Torch-free.
+"""The seam between API and engine: four methods, the mailbox in which a request's deltas wait, and the turns of their readers.
 
-Owns undelivered deltas. Knows nothing of HTTP, text or scheduling.
+Owns undelivered deltas and the order in which readers get theirs. Knows nothing of HTTP, text or scheduling. Torch-free.
 """
 
 from asyncio import Future, TimerHandle, get_running_loop
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from streamserve.messages import CacheSummary, Delta, EngineFacts, GenerateRequest
 
 MAX_PENDING = 64  # deltas; then they are merged, so that a slow reader costs little memory and, on average, little time
+MIN_SLICE = 16  # readers; fewer would cost more loop iterations than they save time
+SLICES = 8  # of a long queue a slice is this part: an engine that never has to wait leaves every reader one turn in so many steps
+
+
+class Turns:
+    """The mailboxes that have something for a reader who wants it, first come, first served, in the event loop's spare time.
+
+    A few are served per loop iteration. In between the engine looks at the device, so it is late by a slice at most, however
+    many streams there are; and a reader whose turn has not come when the next step is taken in gets the tokens of both in one
+    delta. So streams send at every step while the loop has time for it, and just as much less often as it has not.
+    """
+
+    __slots__ = ("_is_scheduled", "_queue", "num_served")
+
+    def __init__(self) -> None:
+        self._queue: deque[Mailbox] = deque()
+        self._is_scheduled = False
+        self.num_served = 0
+
+    @property
+    def are_waiting(self) -> bool:
+        """Somebody's turn has yet to come."""
+        return bool(self._queue)
+
+    def add(self, mailbox: "Mailbox") -> None:
+        """Queue a mailbox that is not queued."""
+        self._queue.append(mailbox)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        queue = self._queue
+        size = min(len(queue), max(MIN_SLICE, len(queue) // SLICES))
+        self.num_served += size
+        try:
+            for _ in range(size):
+                queue.popleft().call_reader()
+        finally:
+            self._is_scheduled = bool(queue)
+            if queue:
+                get_running_loop().call_soon(self._serve)
 
 
 class Mailbox:
     """Undelivered output of one request, for one reader. Deltas merge while it does not take them."""
 
-    __slots__ = ("_pending", "_rest", "_waiter", "request_id")
+    __slots__ = ("_is_queued", "_pending", "_reader", "_rest", "_turns", "request_id")
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, turns: Turns | None = None) -> None:
         self.request_id = request_id
+        self._turns = Turns() if turns is None else turns
         self._pending: list[Delta] = []
-        self._waiter: Future[None] | None = None  # of a reader that waits
+        self._reader: Callable[[], object] | None = None
+        self._is_queued = False  # for a turn
         self._rest: TimerHandle | None = None  # ends the time in which nothing but the last delta is given out
 
     def put_nowait(self, delta: Delta) -> None:
-        """Engine side. Never blocks."""
-        self._pending.append(delta)
-        if len(self._pending) == MAX_PENDING:
-            self._pending = [Delta.merged(self._pending)]
-        if self._rest is None:
-            self._wake()
-        elif delta.finish_reason is not None:
+        """Engine side. Never blocks, and runs no reader."""
+        pending = self._pending
+        pending.append(delta)
+        if len(pending) == MAX_PENDING:
+            self._pending = [Delta.merged(pending)]
+        if self._rest is not None:
+            if delta.finish_reason is None:
+                return
             self._rest.cancel()
-            self._end_rest()
+            self._rest = None
+        if not self._is_queued and self._reader is not None:
+            self._is_queued = True
+            self._turns.add(self)
 
-    async def get(self) -> Delta:
-        """Client side: everything that arrived since the last call, as one delta; waits for the first."""
-        while not self._pending or self._rest is not None:
-            self._waiter = get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def listen(self, reader: Callable[[], object] | None) -> None:
+        """Client side: call `reader`, when its turn comes, whenever there is something to take; None: no more.
+
+        It is called on the event loop, takes what is there, and must neither wait nor raise."""
+        self._reader = reader
+        self._queue_up()
+
+    def take(self) -> Delta:
+        """Client side: everything that arrived since the last call, as one delta. There must be something."""
         pending, self._pending = self._pending, []
         return pending[0] if len(pending) == 1 else Delta.merged(pending)
 
+    async def get(self) -> Delta:
+        """Client side: wait for something, and take it."""
+        arrived: Future[None] = get_running_loop().create_future()
+
+        def wake() -> None:
+            if not arrived.done():
+                arrived.set_result(None)
+
+        self.listen(wake)
+        try:
+            await arrived
+        finally:
+            self.listen(None)
+        return self.take()
+
     def rest(self, seconds: float) -> None:
-        """Client side: the next `get` lets deltas merge for so long, or until the last one is here. One rest at a time."""
+        """Client side: let deltas merge for so long, or until the last one is here. One rest at a time."""
         if self._rest is None and not (self._pending and self._pending[-1].finish_reason is not None):
             self._rest = get_running_loop().call_later(seconds, self._end_rest)
 
     def _end_rest(self) -> None:
         self._rest = None
-        if self._pending:
-            self._wake()
+        self._queue_up()
 
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _queue_up(self) -> None:
+        if self._pending and self._reader is not None and self._rest is None and not self._is_queued:
+            self._is_queued = True
+            self._turns.add(self)
+
+    def call_reader(self) -> None:
+        """The mailbox's turn has come. Its reader may have left, or begun to rest, in the meantime."""
+        self._is_queued = False
+        if self._reader is not None and self._pending and self._rest is None:
+            self._reader()
 
 
 class EngineClient(Protocol):

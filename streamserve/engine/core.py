@@ -8,7 +8,8 @@ While the device runs step n, the loop takes in step n-1, streams its tokens and
     loop        plan n   commit n-1  commit n
                          plan n+1    plan n+2
 
-The loop never blocks: a runner's `forward` only hands work over, and a step is awaited like a socket.
+The loop never blocks: a runner's `forward` only hands work over, and a step is awaited like a socket. While streams still have
+to be served, the loop looks at the device between two slices of them (engine/client.py): the device goes first.
 """
 
 from asyncio import CancelledError, Event, sleep
@@ -21,7 +22,7 @@ from typing import Protocol
 import structlog
 
 from streamserve.cache.kv_cache import KVCache
-from streamserve.engine.client import Mailbox
+from streamserve.engine.client import Mailbox, Turns
 from streamserve.engine.plan import Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Flight, Scheduler
@@ -75,6 +76,7 @@ class Engine:
         self._wake = Event()
         self._idle = Event()
         self._idle.set()
+        self._turns = Turns()
         self._stopped: str | None = None  # why no request is taken any more
         self._broken = False
         self._num_preemptions = 0
@@ -106,6 +108,7 @@ class Engine:
             seed=self._seeds.getrandbits(63) if seed is None else seed,
             context_len=self._options.context_len,
             submitted_s=self._now(),
+            turns=self._turns,
         )
         self._scheduler.add(live)
         self._idle.clear()
@@ -208,7 +211,7 @@ class Engine:
                 await self._land(*flying)
                 last_s = self._report(flying[0], last_s)
             else:
-                await sleep(0)  # a device that finishes at once must not starve the rest of the loop
+                await sleep(0)
             flying = (flight, step) if flight is not None and step is not None else None
 
     def _launch(self, flight: Flight) -> Step | None:
@@ -219,7 +222,11 @@ class Engine:
             return None
 
     async def _land(self, flight: Flight, step: Step) -> None:
+        await sleep(0)  # a device that is always done already must not starve the rest of the loop
         try:
+            is_done = getattr(step, "is_done", None)  # see Step; a step that cannot say is awaited at once
+            while is_done is not None and self._turns.are_waiting and not is_done():  # noqa: ASYNC110
+                await sleep(0)  # a slice of the streams is served
             result = await step.done()
         except Exception as error:
             self._fail(flight, error)

@@ -13,7 +13,7 @@ Positions of a request, in the middle of an answer:
 from enum import Enum, auto
 
 from streamserve.cache.kv_cache import Lease
-from streamserve.engine.client import Mailbox
+from streamserve.engine.client import Mailbox, Turns
 from streamserve.messages import GenerateRequest, TokenLogprobs
 
 
@@ -51,12 +51,15 @@ class Request:
         "seed",
         "slot",
         "state",
+        "stop_ids",
         "submitted_s",
         "tokens",
         "waits_for",
     )
 
-    def __init__(self, given: GenerateRequest, *, seed: int, context_len: int, submitted_s: float) -> None:
+    def __init__(
+        self, given: GenerateRequest, *, seed: int, context_len: int, submitted_s: float, turns: Turns | None = None
+    ) -> None:
         self.given = given
         self.seed = seed
         self.submitted_s = submitted_s
@@ -65,9 +68,10 @@ class Request:
         room = context_len - self.num_prompt
         wanted = given.sampling.max_new_tokens
         self.max_len = self.num_prompt + (room if wanted is None else min(wanted, room))
-        self.mailbox = Mailbox(given.id)
+        self.mailbox = Mailbox(given.id, turns)
         self.state = State.QUEUED
         self.epoch = 0
+        self.stop_ids: frozenset[int] = frozenset()  # end the answer, once it has min_new_tokens
         self.slot = -1
         self.lease: Lease | None = None
         self.pages_sent = 0  # how much of the lease's page table the runner has

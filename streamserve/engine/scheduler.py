@@ -28,13 +28,15 @@ from streamserve.messages import Delta, FinishReason
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. `max_decode_pause_s` is how long
-    decode rows may wait for a burst of prompts (0: never); `burst_tokens` prompt tokens in a step make a burst."""
+    decode rows may wait for a burst of prompts (0: never); `burst_tokens` prompt tokens in a step make a burst. A burst goes on
+    in steps of `burst_step_tokens` (None: the most a step may hold), so that the first prompts need not wait for the last."""
 
     max_running: int
     max_step_tokens: int
     eos_token_ids: frozenset[int]
     max_decode_pause_s: float = 0.0
     burst_tokens: int = 1024
+    burst_step_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +91,8 @@ class Scheduler:
         assert request.id not in self._live, request.id
         self._live[request.id] = request
         self._waiting.append(request)
+        sampling = request.given.sampling
+        request.stop_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self.limits.eos_token_ids)
 
     def live(self) -> list[Request]:
         """All requests that have not finished."""
@@ -134,7 +138,7 @@ class Scheduler:
     def _draw_burst(self, draft: Draft) -> None:
         """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
         decoding = [request for request in self._running if request.can_decode]  # before new ones join them
-        budget = self._draw_prompt_chunks(draft, self.limits.max_step_tokens)
+        budget = self._draw_prompt_chunks(draft, self._burst_budget())
         self._admit(draft, budget)
         if sum(row.num_tokens for row in draft.rows) >= self.limits.burst_tokens:
             if self._paused_since is None and decoding:
@@ -150,17 +154,24 @@ class Scheduler:
             if self.cache.grow(self._lease(request), request.planned + 1):
                 self._draw_decode_row(draft, request)
 
+    def _burst_budget(self) -> int:
+        """Tokens of a step of a burst. A prompt that fills a step by itself gets one: long chunks are computed best whole."""
+        most = self.limits.max_step_tokens
+        prompts = [len(request.tokens) - request.planned for request in self._running if request.is_prefilling]
+        if max((*prompts, *(len(request.tokens) for request in self._waiting)), default=0) >= most:
+            return most
+        return min(most, self.limits.burst_step_tokens or most)
+
     def _draw_decode_rows(self, draft: Draft) -> None:
-        index = 0
-        while index < len(self._running):  # preemption shortens the list from its end
-            request = self._running[index]
+        for request in self._running:  # preemption shortens the list from its end, and the iteration with it
             if request.can_decode and self._have_pages(request):
                 self._draw_decode_row(draft, request)
-            index += 1
 
     def _have_pages(self, request: Request) -> bool:
         """Make room for one more token of a running request, preempting the youngest ones if need be."""
         lease = self._lease(request)
+        if request.planned < lease.room:
+            return True  # as nearly always
         while not self.cache.grow(lease, request.planned + 1):
             victim = self._running[-1]
             if victim is request and request.planned > request.computed:
@@ -184,8 +195,8 @@ class Scheduler:
         return budget
 
     def _draw_decode_row(self, draft: Draft, request: Request) -> None:
-        known = request.tokens[request.planned : request.planned + 1]  # none while its step is under way
-        self._draw(draft, request, 1, tuple(known) or None)
+        planned, tokens = request.planned, request.tokens
+        self._draw(draft, request, 1, (tokens[planned],) if planned < len(tokens) else None)  # None: its step is under way
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
         num_tokens = min(budget, len(request.tokens) - request.planned)
@@ -198,18 +209,13 @@ class Scheduler:
         start = request.planned
         request.planned += num_tokens
         samples = request.planned >= len(request.tokens)
-        row = Row(
-            slot=request.slot,
-            start=start,
-            num_tokens=num_tokens,
-            token_ids=token_ids,
-            new_pages=tuple(pages[request.pages_sent :]),
-            samples=samples,
-            wants_all_logits=request.given.sampling.prompt_logprobs is not None and start < request.num_prompt,
-        )
-        request.pages_sent = len(pages)
+        wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
+        new_pages: tuple[int, ...] = ()
+        if request.pages_sent < len(pages):
+            new_pages = tuple(pages[request.pages_sent :])
+            request.pages_sent = len(pages)
         request.expected += samples
-        draft.rows.append(row)
+        draft.rows.append(Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits))
         draft.owners.append((request, request.epoch))
 
     def _admit(self, draft: Draft, budget: int) -> None:
@@ -304,9 +310,12 @@ class Scheduler:
             self.cache.commit(request.lease, request.tokens[: request.computed])
             return
         assert output.token_ids, "a sampling row yields a token"
-        first = request.num_generated == 0
-        request.tokens.extend(output.token_ids)
-        reason, matched_stop = self._finish_reason(request)
+        tokens = request.tokens
+        first = len(tokens) == request.num_prompt
+        tokens += output.token_ids
+        reason, matched_stop = None, None
+        if len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
+            reason, matched_stop = self._finish_reason(request)
         wants_prompt = first and request.given.sampling.prompt_logprobs is not None
         prompt_logprobs = tuple(request.prompt_logprobs) if wants_prompt else None
         delta = Delta(output.token_ids, output.logprobs, prompt_logprobs, request.num_cached, reason, matched_stop)
@@ -318,13 +327,9 @@ class Scheduler:
             self.cache.commit(request.lease, request.tokens[: request.computed])
 
     def _finish_reason(self, request: Request) -> tuple[FinishReason | None, int | None]:
-        sampling = request.given.sampling
         token = request.tokens[-1]
-        if request.num_generated >= sampling.min_new_tokens:
-            if token in sampling.stop_token_ids:
-                return FinishReason.STOP, token
-            if token in self.limits.eos_token_ids and not sampling.ignore_eos:
-                return FinishReason.STOP, token
+        if token in request.stop_ids and request.num_generated >= request.given.sampling.min_new_tokens:
+            return FinishReason.STOP, token
         if len(request.tokens) >= request.max_len:
             return FinishReason.LENGTH, None
         return None, None

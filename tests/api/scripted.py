@@ -26,16 +26,26 @@ Script = Callable[[GenerateRequest], Sequence[Delta]]
 
 
 class PlayedMailbox(Mailbox):
-    """Gives one scripted delta per call, then whatever is put."""
+    """Gives one scripted delta per turn, then whatever is put."""
 
     __slots__ = ("played",)
 
     def __init__(self, request_id: str, deltas: Sequence[Delta]) -> None:
         super().__init__(request_id)
         self.played = deque(deltas)
+        self._play()
 
-    async def get(self) -> Delta:
-        return self.played.popleft() if self.played else await super().get()
+    def take(self) -> Delta:
+        delta = super().take()
+        if self.played:
+            self.played.popleft()
+            self._play()
+        return delta
+
+    def _play(self) -> None:
+        """The next delta can be taken; what was taken is no longer in `played`."""
+        if self.played:
+            self.put_nowait(self.played[0])
 
 
 def says(text: str, *, finish: FinishReason | None = FinishReason.STOP, cached: int = 0) -> Script:

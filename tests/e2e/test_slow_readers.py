@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,21 +38,36 @@ class WideTokenizer(ByteTokenizer):
 
 
 class Flood(Mailbox):
-    """A wide token every millisecond, numbered from 1 to max_tokens."""
+    """A wide token every millisecond while somebody listens, numbered from 1 to max_tokens."""
 
-    __slots__ = ("num_left", "num_sent")
+    __slots__ = ("_is_due", "num_left", "num_sent")
 
     def __init__(self, request: GenerateRequest) -> None:
         super().__init__(request.id)
+        self._is_due = False
         self.num_sent = 0
         self.num_left = request.sampling.max_new_tokens or 0
 
-    async def get(self) -> Delta:
-        await asyncio.sleep(0.001)
-        if self._pending:
-            return await super().get()
-        self.num_sent += 1
-        return Delta((FIRST + self.num_sent,), finish_reason=FinishReason.LENGTH if self.num_sent == self.num_left else None)
+    def listen(self, reader: Callable[[], object] | None) -> None:
+        super().listen(reader)
+        if reader is not None:
+            self._go_on()
+
+    def take(self) -> Delta:
+        self._go_on()
+        return super().take()
+
+    def _go_on(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_later(0.001, self._send)
+
+    def _send(self) -> None:
+        self._is_due = False
+        if self._reader is not None and not self._pending and self.num_sent != self.num_left:
+            self.num_sent += 1
+            is_last = self.num_sent == self.num_left
+            self.put_nowait(Delta((FIRST + self.num_sent,), finish_reason=FinishReason.LENGTH if is_last else None))
 
 
 def body(max_tokens: int, **fields: object) -> dict[str, Any]:
