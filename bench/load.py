@@ -27,6 +27,7 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 MARK = b"data: "
 LEFT = "the client left"
 AT_ONCE_S = 0.02  # a client that leaves before anything came stays this long: the request must get there
+IDLE_S = 5.0  # a connection that was quiet for longer is not used again: the server may be closing it at that moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,9 @@ async def send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float
             one = due.popleft()
             await asyncio.sleep(max(0.0, starts_s + one.at_s - time.perf_counter()))
             try:
+                if line is not None and time.perf_counter() - line.ended_s > IDLE_S:
+                    line.close()
+                    line = None
                 if line is None or line.is_lost:
                     line = (await asyncio.get_running_loop().create_connection(_Line, "127.0.0.1", port))[1]
                 sent.append(await line.send(one, limit_s))
@@ -138,6 +142,7 @@ class _Line(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.is_lost = False
+        self.ended_s = time.perf_counter()  # when it fell quiet
         self._transport: asyncio.Transport | None = None
         self._reads: list[tuple[float, bytes]] = []
         self._tail = b""
@@ -195,6 +200,7 @@ class _Line(asyncio.Protocol):
             why = await asyncio.wait_for(self._ended, AT_ONCE_S if one.leaves_after == 0 else limit_s)
         except TimeoutError:
             why = LEFT if one.leaves_after == 0 else f"no end after {limit_s:g} s"
+        self.ended_s = time.perf_counter()
         if why is not None:
             self.is_lost = True
             self._transport.abort()

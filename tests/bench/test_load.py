@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import time
 from asyncio import StreamReader, StreamWriter
+from dataclasses import replace
 from random import Random
 
 import pytest
 
+from bench import load
 from bench.load import Answer, Ask, ask, completion, figures, parsed, percentile, send_all, timed_events
 from bench.serve import trace_asks
 
@@ -63,7 +66,7 @@ def test_what_went_wrong_is_told(data: bytes, words: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_requests_are_sent_on_kept_connections_and_clients_leave() -> None:
+async def test_requests_are_sent_on_kept_connections_and_clients_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[int] = []
     ends: list[asyncio.Event] = []
 
@@ -95,13 +98,18 @@ async def test_requests_are_sent_on_kept_connections_and_clients_leave() -> None
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     sent = await send_all(port, [one(1), one(9), one(2), one(3, 0), one(4, 2), one(5)], 1, 0.0, 5.0)
+    num_connections = len(ends)
+    monkeypatch.setattr(load, "IDLE_S", 0.05)
+    late = [replace(one(6 + i), at_s=at_s) for i, at_s in enumerate((0.0, 0.0, 0.3))]
+    await send_all(port, late, 1, time.perf_counter(), 5.0)
     server.close()
     await asyncio.gather(*(ended.wait() for ended in ends))
     answers = [parsed(*one) for one in sent]
-    assert requests == [1, 9, 2, 3, 4, 5]
+    assert requests == [1, 9, 2, 3, 4, 5, 6, 7, 8]
     assert [answer.has_left for answer in answers] == [False, False, False, True, True, False]
     assert [answer.error is not None for answer in answers] == [False, True, False, False, False, False]
-    assert len(ends) == 3, "only a client that leaves needs a new connection"
+    assert num_connections == 3, "only a client that leaves needs a new connection"
+    assert len(ends) == 5, "or one whose connection was quiet for so long that the server may have enough of it"
 
 
 def test_figures_come_from_whole_answers_only() -> None:
