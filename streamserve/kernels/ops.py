@@ -151,6 +151,11 @@ class StepInputs:
     captured graph has a fixed `num_decode` and a fixed number of tokens and of prompt rows: surplus rows and tokens have slot
     -1, token 0 and position 0, read no page, write no page, and what comes out of them is never looked at; surplus prompt rows
     have no tokens. While a graph is captured, `prompts` only says how much room the rows may take.
+
+    `parts_PR` names decode rows that share their first pages, so that attention reads those once. Every line is one part of the
+    work on one group of up to R rows: the rows, -1 behind the last (in a surplus line: all); how many of their first tokens
+    are shared, a multiple of the attention's tile, in whole pages, at most the position of any of them; which part this is, and
+    of how many. A group's parts follow one another; every decode row with a slot is in exactly one group, if need be its own.
     """
 
     num_decode: int
@@ -163,6 +168,7 @@ class StepInputs:
     logit_rows_R: Tensor  # int32: which of the T tokens yield logits
     k: Tensor  # [L, pages, K, S, D]
     v: Tensor  # [L, pages, K, S, D]
+    parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
 
 
 class DeviceNetwork(Protocol):

@@ -1,4 +1,6 @@
-"""Decode attention against float64: norm, RoPE, the write into pages, splits and their merge."""
+"""Decode attention against float64: norm, RoPE, the write into pages, splits and their merge; rows in groups."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +31,9 @@ def turned(x_HD: Tensor, weight_D: Tensor | None, cos_sin_D: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=1).to(dtype)
 
 
+Group = tuple[list[int], int]  # rows, tokens they share
+
+
 class Case:
     """A step of decode rows, one per slot, each with all its tokens in KV but the new one."""
 
@@ -47,10 +52,29 @@ class Case:
             self.shape, max_rows=len(self.lengths) + 2, num_sms=num_sms, device=self.device, deterministic=deterministic
         )
 
-    def run(self, attention: DecodeAttention, rows: list[int] | None = None) -> Tensor:
-        """Output lines of `rows` (of all); -1 is a surplus row."""
+    def share(self, groups: list[Group]) -> None:
+        """The first tokens of a group's rows: from now on in the pages of its first one, and nowhere else."""
+        for (leader, *others), shared in groups:
+            pages = shared // self.paged.page_size
+            for slot in others:
+                old = self.paged.table[slot, :pages].clone().long()
+                self.paged.table[slot, :pages] = self.paged.table[leader, :pages]
+                self.paged.k[:, old] = self.paged.v[:, old] = float("nan")
+
+    def run(
+        self, attention: DecodeAttention, rows: list[int] | None = None, parts: list[tuple[Group, int]] | None = None
+    ) -> Tensor:
+        """Output lines of `rows` (of all); -1 is a surplus row. `parts`: groups by index into `rows`, and their splits."""
         rows = list(range(len(self.lengths))) if rows is None else rows
         inputs = self.paged.inputs([(slot, self.lengths[slot] if slot >= 0 else 0) for slot in rows])
+        if parts is not None:
+            lines = [
+                [*members, *[-1] * (attention.rows_per_group - len(members)), shared, split, splits]
+                for (members, shared), splits in parts
+                for split in range(splits)
+            ]
+            surplus = [[-1] * (attention.rows_per_group + 3)] * (attention.num_parts(len(rows)) - len(lines))
+            inputs = replace(inputs, parts_PR=torch.tensor(lines + surplus, dtype=torch.int32, device=self.device))
         out = torch.full((len(rows), self.shape.num_heads * self.shape.head_dim), float("nan")).to(self.device, self.dtype)
         qkv = self.qkv[rows].contiguous()
         attention.attend(qkv, inputs, LAYER, self.cos_sin, *self.norms, EPS, out)
@@ -121,3 +145,69 @@ def test_deterministic_rows_do_not_depend_on_each_other(device: str, dtype: torc
     for slot in range(len(case.lengths)):
         assert torch.equal(case.run(attention, [slot, -1])[0], together[slot])
         assert torch.equal(case.run(attention, [slot])[0], together[slot])
+
+
+# Own parts of no, one, a few, a whole tile's and several tiles' tokens; rows alone, short, empty and long.
+LENS = [128, 129, 150, 192, 300, 0, 1, 64, 200]
+GROUPS: list[Group] = [([3, 0], 128), ([1, 4], 64), ([2], 0), ([5], 0), ([6], 0), ([8, 7], 64)]
+
+
+@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_rows_that_share_pages_are_attended_in_groups(splits: int, norm: bool, device: str, dtype: torch.dtype) -> None:
+    case = Case(Shape(), LENS, device, dtype, norm=norm)  # three query heads a key/value head: five rows a group
+    case.share(GROUPS)
+    attention = case.attention(48)
+    assert attention.rows_per_group == 5
+    case.check(case.run(attention, parts=[(group, splits) for group in GROUPS]))
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("splits", [1, 4])
+def test_groups_of_all_sizes(group: int, splits: int, device: str, dtype: torch.dtype) -> None:
+    most = 16 // group
+    lengths = [64 + 37 * i % 150 for i in range(most)] + [70] * max(most - 1, 1)
+    groups: list[Group] = [(list(range(most)), 64), (list(range(most, len(lengths))), 64)]
+    case = Case(Shape(2 * group, 2, 16), lengths, device, dtype)
+    case.share(groups)
+    attention = case.attention(100)
+    assert attention.rows_per_group == most
+    case.check(case.run(attention, parts=[(g, splits) for g in groups]))
+
+
+def test_a_split_without_a_token_of_some_member(device: str, dtype: torch.dtype) -> None:
+    """Own tiles of one member fill whole splits, in which the lines of the others see nothing."""
+    case = Case(Shape(), [700, 5, 64, 300], device, dtype)
+    attention = case.attention(16)
+    for splits in (5, 18):
+        case.check(case.run(attention, parts=[(([1, 0, 3, 2], 0), splits)]))
+
+
+def test_surplus_rows_are_in_no_group(device: str, dtype: torch.dtype) -> None:
+    case = Case(Shape(), [140, 200, 64], device, dtype)
+    case.share([([1, 0], 128)])
+    before = case.paged.k.clone(), case.paged.v.clone()
+    out = case.run(case.attention(50), [-1, 1, -1, 0, 2], [(([1, 3], 128), 2), (([4], 0), 3)])
+    assert out[[0, 2]].isnan().all()
+    case.check(out[[3, 1, 4]])
+    for pages, old in zip((case.paged.k, case.paged.v), before, strict=True):
+        changed = (pages.view(torch.uint8) != old.view(torch.uint8)).unflatten(-1, (-1, pages.element_size())).any(-1)
+        assert int(changed.any(-1).sum()) == 3 * case.shape.num_kv_heads  # one token of one layer per real row
+
+
+def test_the_same_groups_give_the_same_bits(device: str, dtype: torch.dtype) -> None:
+    case = Case(Shape(), [500, 130, 270], device, dtype)
+    case.share([([0, 2], 256)])
+    attention = case.attention(8)
+    parts: list[tuple[Group, int]] = [(([0, 2], 256), 5), (([1], 0), 3)]
+    first = case.run(attention, parts=parts)
+    case.check(first)
+    for _ in range(2):  # the counters of the merge are back at 0, too
+        assert torch.equal(case.run(attention, parts=parts), first)
+    case.check(case.run(attention))  # and the scratch serves rows without groups as before
+
+
+def test_where_groups_are_not_used(device: str) -> None:
+    assert Case(Shape(), [1], device, torch.float32).attention(1, deterministic=True).rows_per_group == 1
+    assert Case(Shape(sliding_window=9), [1], device, torch.float32).attention(1).rows_per_group == 1
+    assert Case(Shape(16, 1), [1], device, torch.float32).attention(1).rows_per_group == 1

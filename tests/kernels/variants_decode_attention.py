@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamserve.kernels.impl.triton_decode_attention import _decode_attention
+from streamserve.kernels.impl.triton_decode_attention import _decode_attention, _grouped_decode_attention
 
 
 def _variant(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
@@ -37,6 +37,16 @@ def _variant(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, 
     return _decode_attention, signature, constants, options | ({"launch_pdl": True} if pdl else {})
 
 
+def _grouped(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    """The same for rows in groups."""
+    _, signature, constants, options = _variant(heads, kv_heads, dim, **changes)
+    constants["M"] = constants.pop("G_DOT")
+    constants["R"] = constants["M"] // constants["G"]
+    constants["R_PAD"] = 1 << (constants["R"] - 1).bit_length()
+    constants = {name: value for name, value in constants.items() if name not in ("G_MERGE", "WINDOW", "MIN_TILES")}
+    return _grouped_decode_attention, signature | {"parts": "*i32"}, constants, options
+
+
 VARIANTS = [
     _variant(32, 8, 128, only="cuda"),
     _variant(32, 8, 128, only="hip", num_stages=2),
@@ -49,4 +59,14 @@ VARIANTS = [
     _variant(32, 8, 128, only="cuda90", WINDOW=4096, MIN_TILES=4),
     _variant(8, 4, 256, num_stages=2),
     _variant(4, 4, 32, only="cuda90", dtype="fp32"),
+    _grouped(32, 8, 128, only="cuda"),
+    _grouped(32, 8, 128, only="hip", num_stages=2),
+    _grouped(32, 8, 128, only="cuda90", num_stages=2, pdl=True),
+    _grouped(16, 8, 128, only="cuda", NORM=True),
+    _grouped(16, 8, 128, only="hip", NORM=True, num_stages=2),
+    _grouped(16, 8, 128, only="cuda90", NORM=True, num_stages=4, pdl=True),
+    _grouped(9, 3, 64, only="cuda"),
+    _grouped(9, 3, 64, only="hip", num_stages=2),
+    _grouped(8, 4, 256, num_stages=2),
+    _grouped(4, 4, 32, only="cuda90", dtype="fp32"),
 ]

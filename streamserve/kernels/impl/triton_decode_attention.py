@@ -6,7 +6,12 @@ whichever of its programs arrives last, in fixed order: the same input gives the
 device memory, so that one captured graph serves every length. Splitting over KV and the merge are those of Flash-Decoding (Dao
 et al., 2023), the online softmax is FlashAttention's. Knows nothing of prompts; triton_prompt_attention.py does those.
 
-Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D.
+Rows whose first pages are the same may be attended as a group, in a kernel of its own: a tile of the shared prefix is read
+once for all of them, in the lines of the product that one row's query heads leave empty. Reading a shared prefix once is the
+idea of Hydragen (Juravsky et al., 2024) and of FlashInfer's cascade; here prefix and own tokens are one list of tiles, so that
+there is no second launch and one merge. Who forms a group is decided elsewhere (engine/prefix_groups.py).
+
+Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D, M lines of a product, R rows of a group.
 """
 
 from math import log2
@@ -20,14 +25,25 @@ from torch import Tensor
 from streamserve.kernels.ops import NetworkShape, StepInputs
 
 _LOG2_E = log2(2.718281828459045)
-_MAX_SPLITS = 64
+MAX_SPLITS = 64  # of a row or a group
 _FIXED_SPLITS = 8  # with deterministic: parts of a row, whatever the number of rows
 _FIXED_SPLIT_LEN = 256  # and their least length in tokens
 
 
 @triton.jit
-def _load_turned(heads, row_M, is_row_M, weight_D, cos_sin, D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):
-    """Heads [M, D] after norm and RoPE, in their own dtype. `cos_sin`: the table's line for the position.
+def _load_turned(
+    heads,
+    row_M,
+    is_row_M,
+    weight_D,
+    cos_sin,
+    position_M,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Heads [M, D] after norm and RoPE, in their own dtype. `cos_sin`: the table's line for the position of all of them, or,
+    with `position_M`, the table.
 
     Every element also loads its partner, half a head away: cheaper than joining halves, which goes through shared memory."""
     HALF: tl.constexpr = D // 2
@@ -42,10 +58,28 @@ def _load_turned(heads, row_M, is_row_M, weight_D, cos_sin, D: tl.constexpr, NOR
         y = (y * scale).to(raw.dtype).to(tl.float32) * tl.load(weight_D + partner).to(tl.float32)[None, :]
         x = x.to(raw.dtype).to(tl.float32)
         y = y.to(raw.dtype).to(tl.float32)
-    cos = tl.load(cos_sin + d % HALF)
-    sin = tl.load(cos_sin + HALF + d % HALF)
-    sin = tl.where(d < HALF, -sin, sin)
-    return (x * cos[None, :] + y * sin[None, :]).to(raw.dtype)
+    if position_M is None:
+        cos = tl.load(cos_sin + d % HALF)
+        sin = tl.load(cos_sin + HALF + d % HALF)
+        sin = tl.where(d < HALF, -sin, sin)
+        return (x * cos[None, :] + y * sin[None, :]).to(raw.dtype)
+    else:
+        angles = cos_sin + position_M.to(tl.int64)[:, None] * D + (d % HALF)[None, :]
+        cos = tl.load(angles, mask=is_row_M[:, None], other=0.0)
+        sin = tl.load(angles + HALF, mask=is_row_M[:, None], other=0.0)
+        return (x * cos + y * tl.where((d < HALF)[None, :], -sin, sin)).to(raw.dtype)
+
+
+@triton.jit
+def _see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE: tl.constexpr):
+    """Maximum, sum and weighted values after one more tile. A line that has seen nothing yet must not be at -inf."""
+    scores = tl.where(is_seen_MN, tl.dot(q, k_DN, input_precision="ieee"), float("-inf"))
+    new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
+    weights = tl.exp2(scores * SCALE - new_m[:, None])
+    shrink = tl.exp2(m - new_m)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v_ND.dtype), v_ND, acc * shrink[:, None], input_precision="ieee")
+    return new_m, total, acc
 
 
 @triton.jit(
@@ -120,7 +154,7 @@ def _decode_attention(
     g = tl.arange(0, G_DOT)
     line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
     angles = cos_sin + position.to(tl.int64) * D
-    q = _load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, D, NORM, EPS)
+    q = _load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, None, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
     v_head = v_pages + layer_at
@@ -130,7 +164,7 @@ def _decode_attention(
     acc = tl.zeros([G_DOT, D], tl.float32)
     if split == num_splits - 1:  # the new token: into its page, and into the sums without going through it
         one = tl.arange(0, 1)
-        k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, D, NORM, EPS)
+        k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, None, D, NORM, EPS)
         v_new = tl.load(line + (H + K + head) * D + d)
         page = tl.load(pages + position // S).to(tl.int64)
         at = page * (K * S * D) + (position % S) * D
@@ -149,13 +183,7 @@ def _decode_attention(
         in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
         k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_seen_N[None, :], other=0.0)
         v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_seen_N[:, None], other=0.0)
-        scores = tl.where(is_seen_N[None, :], tl.dot(q, k_DN, input_precision="ieee"), float("-inf"))
-        new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
-        weights = tl.exp2(scores * SCALE - new_m[:, None])
-        shrink = tl.exp2(m - new_m)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(v_ND.dtype), v_ND, acc * shrink[:, None], input_precision="ieee")
-        m = new_m
+        m, total, acc = _see(q, k_DN, v_ND, is_seen_N[None, :], m, total, acc, SCALE)
         page_N = next_page_N
 
     out_row = out + row.to(tl.int64) * (H * D) + head * (G * D)
@@ -173,59 +201,214 @@ def _decode_attention(
         tl.debug_barrier()
         if arrived == num_splits - 1:
             tl.store(arrivals + task, 0)
-            _merge(part_acc, part_sum, out_row, task * tl.num_programs(2), num_splits, G, G_MERGE, D, MAX_SPLITS)
+            h = tl.arange(0, G_MERGE)
+            merged = _merge(part_acc, part_sum, task * tl.num_programs(2), num_splits, h < G, G, G_MERGE, D, MAX_SPLITS, 4)
+            tl.store(out_row + h[:, None] * D + d[None, :], merged.to(out.dtype.element_ty), mask=(h < G)[:, None])
 
 
 @triton.jit
 def _merge(
     part_acc,
     part_sum,
-    out_row,
     first,
     num_splits,
-    G: tl.constexpr,
-    G_MERGE: tl.constexpr,
+    is_line_M,
+    LINES: tl.constexpr,
+    M: tl.constexpr,  # LINES padded to a power of two
     D: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    FEW: tl.constexpr,  # parts loaded at once
 ):
-    """Parts first .. first + num_splits - 1 into `out_row`, in this order. `.cg` reads past the SM's own cache."""
-    FEW: tl.constexpr = 4  # parts loaded at once
+    """Parts first .. first + num_splits - 1, of LINES lines each, into one [M, D], in this order. `.cg` reads past the SM's own
+    cache."""
     d = tl.arange(0, D)
-    g = tl.arange(0, G_MERGE)
-    is_head = g < G
+    g = tl.arange(0, M)
     s = tl.arange(0, MAX_SPLITS)
-    is_part_SG = (s < num_splits)[:, None] & is_head[None, :]
-    sums = part_sum + (first + s)[:, None] * (2 * G) + g[None, :]
-    m_SG = tl.load(sums, mask=is_part_SG, other=float("-inf"), cache_modifier=".cg")
-    total_SG = tl.load(sums + G, mask=is_part_SG, other=0.0, cache_modifier=".cg")
-    m = tl.max(tl.where(is_head[None, :], m_SG, 0.0), 0)
-    total = tl.sum(tl.where(is_part_SG, tl.exp2(m_SG - m[None, :]), 0.0) * total_SG, 0)
-    acc = tl.zeros([G_MERGE, D], tl.float32)
+    is_part_SM = (s < num_splits)[:, None] & is_line_M[None, :]
+    sums = part_sum + (first + s)[:, None] * (2 * LINES) + g[None, :]
+    m_SM = tl.load(sums, mask=is_part_SM, other=float("-inf"), cache_modifier=".cg")
+    total_SM = tl.load(sums + LINES, mask=is_part_SM, other=0.0, cache_modifier=".cg")
+    m = tl.max(tl.where(is_line_M[None, :], m_SM, 0.0), 0)
+    total = tl.sum(tl.where(is_part_SM, tl.exp2(m_SM - m[None, :]), 0.0) * total_SM, 0)
+    acc = tl.zeros([M, D], tl.float32)
     for at in range(0, num_splits, FEW):
         f = at + tl.arange(0, FEW)
-        is_here_FG = (f < num_splits)[:, None] & is_head[None, :]
-        m_FG = tl.load(
-            part_sum + (first + f)[:, None] * (2 * G) + g[None, :],
-            mask=is_here_FG,
+        is_here_FM = (f < num_splits)[:, None] & is_line_M[None, :]
+        m_FM = tl.load(
+            part_sum + (first + f)[:, None] * (2 * LINES) + g[None, :],
+            mask=is_here_FM,
             other=float("-inf"),
             cache_modifier=".cg",
         )
-        acc_FGD = tl.load(
-            part_acc + (first + f)[:, None, None] * (G * D) + g[None, :, None] * D + d[None, None, :],
-            mask=is_here_FG[:, :, None],
+        acc_FMD = tl.load(
+            part_acc + (first + f)[:, None, None] * (LINES * D) + g[None, :, None] * D + d[None, None, :],
+            mask=is_here_FM[:, :, None],
             other=0.0,
             cache_modifier=".cg",
         )
-        acc += tl.sum(acc_FGD * tl.exp2(m_FG - m[None, :])[:, :, None], 0)
-    total = tl.where(is_head, total, 1.0)
-    tl.store(out_row + g[:, None] * D + d[None, :], (acc / total[:, None]).to(out_row.dtype.element_ty), mask=is_head[:, None])
+        acc += tl.sum(acc_FMD * tl.exp2(m_FM - m[None, :])[:, :, None], 0)
+    total = tl.where(is_line_M, total, 1.0)
+    return acc / total[:, None]
+
+
+@triton.jit
+def _find_tile(tile, shared, slot, slot_R, position_R, before_R, own_R, BLOCK_N: tl.constexpr):
+    """Tile `tile` of a group's list: its first token, the end of the tokens it is part of, and the slot they belong to.
+    `slot`: whose pages hold the prefix. Behind the list: no token."""
+    own = tile - shared // BLOCK_N
+    is_here_R = (own >= before_R) & (own < before_R + own_R)
+    first = (tile - tl.sum(tl.where(is_here_R, before_R, 0), 0)) * BLOCK_N
+    end = tl.where(own < 0, shared, tl.sum(tl.where(is_here_R, position_R, 0), 0))
+    return first, end, tl.where(own < 0, slot, tl.sum(tl.where(is_here_R, slot_R, 0), 0))
+
+
+@triton.jit(
+    do_not_specialize=["layer", "num_pages", "table_width"],
+    do_not_specialize_on_alignment=["positions_T", "slots_T", "page_table", "parts"],
+)
+def _grouped_decode_attention(
+    qkv,  # [T, J]
+    out,  # [T, X]
+    k_pages,  # [L, pages, K, S, D]
+    v_pages,
+    positions_T,
+    slots_T,
+    page_table,  # [slots, table_width]
+    parts,  # [P, R + 3]: see StepInputs
+    cos_sin,  # [positions, D] float32: D / 2 cosines, then D / 2 sines
+    q_norm_D,
+    k_norm_D,
+    part_acc,  # [K, P, R * G, D] float32
+    part_sum,  # [K, P, 2, R * G] float32: maximum, sum
+    arrivals,  # [K, P] int32, all 0 before and after
+    layer,
+    num_pages,
+    table_width,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,  # lines of the product: R * G padded to a power of two
+    R: tl.constexpr,
+    R_PAD: tl.constexpr,  # R padded to a power of two
+    SCALE: tl.constexpr,
+    EPS: tl.constexpr,
+    NORM: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,  # of any group, a power of two
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One part of one group, one key/value head. The tokens of a group are a list of tiles: those of the shared prefix, then
+    each member's own; the part is a stretch of it. Line r * G + i of the product is query head i of member r."""
+    LINES: tl.constexpr = R * G
+    NOTHING: tl.constexpr = -1.0e30  # maximum of a line that has seen no token: below any score, and differences stay finite
+    head = tl.program_id(0)
+    part = tl.program_id(1)
+    if PDL:  # also before an early return: the next kernel relies on this one having waited
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    work = parts + part * (R + 3)
+    leader = tl.load(work)
+    shared = tl.load(work + R)
+    split = tl.load(work + R + 1)
+    max_splits = tl.load(work + R + 2)
+    if leader < 0:
+        return
+    leader_slot = tl.load(slots_T + leader)
+
+    # Tokens shared .. position - 1 of a member are in its own pages, in own_R tiles; before_R other own tiles come first.
+    r = tl.arange(0, R_PAD)
+    row_R = tl.load(work + r, mask=r < R, other=-1)
+    slot_R = tl.load(slots_T + row_R, mask=row_R >= 0, other=0)
+    position_R = tl.load(positions_T + row_R, mask=row_R >= 0, other=0)
+    own_R = tl.cdiv(tl.maximum(position_R - shared, 0), BLOCK_N)
+    before_R = tl.cumsum(own_R, 0) - own_R
+    num_tiles = shared // BLOCK_N + tl.sum(own_R, 0)
+    split_tiles = tl.maximum(tl.cdiv(num_tiles, max_splits), 1)
+    num_splits = tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
+    if split >= num_splits:
+        return
+    tile = split * split_tiles
+    end_tile = tl.minimum(tile + split_tiles, num_tiles)
+
+    # Page numbers are loaded one tile ahead: what a tile's loads wait for is then already there when they are issued.
+    n = tl.arange(0, BLOCK_N)
+    first, end, slot = _find_tile(tile, shared, leader_slot, slot_R, position_R, before_R, own_R, BLOCK_N)
+    first_N = first + n
+    page_N = tl.load(page_table + slot.to(tl.int64) * table_width + first_N // S, mask=first_N < end, other=0)
+
+    d = tl.arange(0, D)
+    g = tl.arange(0, M)
+    row_M = tl.load(work + g // G, mask=g < LINES, other=-1)
+    is_line_M = row_M >= 0
+    slot_M = tl.load(slots_T + row_M, mask=is_line_M, other=-1)
+    position_M = tl.load(positions_T + row_M, mask=is_line_M, other=0)
+    heads_M = row_M.to(tl.int64) * (H + 2 * K)
+    q = _load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, position_M, D, NORM, EPS)
+    layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
+    k_head = k_pages + layer_at
+    v_head = v_pages + layer_at
+
+    m = tl.full([M], NOTHING, tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
+    if split == num_splits - 1:  # every member's new token: into its page, and into the sums of its lines
+        k_new = _load_turned(qkv, heads_M + H + head, is_line_M, k_norm_D, cos_sin, position_M, D, NORM, EPS)
+        v_at = (heads_M + H + K + head)[:, None] * D + d[None, :]
+        v_new = tl.load(qkv + v_at, mask=is_line_M[:, None], other=0.0)
+        pages_M = page_table + slot_M.to(tl.int64) * table_width
+        page_M = tl.load(pages_M + position_M // S, mask=is_line_M, other=0).to(tl.int64)
+        at_MD = (page_M * (K * S * D) + (position_M % S) * D)[:, None] + d[None, :]
+        is_writer_M = is_line_M & (g % G == 0)
+        tl.store(k_head + at_MD, k_new, mask=is_writer_M[:, None])
+        tl.store(v_head + at_MD, v_new, mask=is_writer_M[:, None])
+        m = tl.where(is_line_M, tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * SCALE, NOTHING)
+        total = tl.where(is_line_M, 1.0, 0.0)
+        acc += v_new.to(tl.float32)
+
+    for at in range(tile, end_tile):
+        next_first, next_end, next_slot = _find_tile(at + 1, shared, leader_slot, slot_R, position_R, before_R, own_R, BLOCK_N)
+        next_N = next_first + n
+        next_page_N = tl.load(page_table + next_slot.to(tl.int64) * table_width + next_N // S, mask=next_N < next_end, other=0)
+        at_N = first + n
+        is_seen_N = at_N < end
+        in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
+        k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_seen_N[None, :], other=0.0)
+        v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_seen_N[:, None], other=0.0)
+        is_seen_MN = ((slot_M == slot) | (at < shared // BLOCK_N))[:, None] & is_seen_N[None, :]
+        m, total, acc = _see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE)
+        first, end, slot, page_N = next_first, next_end, next_slot, next_page_N
+
+    out_MD = out + (row_M.to(tl.int64) * H + head * G + g % G)[:, None] * D + d[None, :]
+    if num_splits == 1:
+        total = tl.where(is_line_M, total, 1.0)
+        tl.store(out_MD, (acc / total[:, None]).to(out.dtype.element_ty), mask=is_line_M[:, None])
+    else:
+        own_part = head * tl.num_programs(1) + part
+        first_part = own_part - split
+        tl.store(part_acc + own_part * (LINES * D) + g[:, None] * D + d[None, :], acc, mask=is_line_M[:, None])
+        tl.store(part_sum + own_part * (2 * LINES) + g, m, mask=is_line_M)
+        tl.store(part_sum + own_part * (2 * LINES) + LINES + g, total, mask=is_line_M)
+        # All threads' stores come before the one thread's release, and its acquire before all threads' loads.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals + first_part, 1, sem="acq_rel", scope="gpu")
+        tl.debug_barrier()
+        if arrived == num_splits - 1:
+            tl.store(arrivals + first_part, 0)
+            merged = _merge(part_acc, part_sum, first_part, num_splits, is_line_M, LINES, M, D, MAX_SPLITS, 2)
+            tl.store(out_MD, merged.to(out.dtype.element_ty), mask=is_line_M[:, None])
 
 
 class DecodeAttention:
     """Decode rows of one network. Owns what the programs of a launch hand to each other: launches must follow one another.
 
     `max_rows`: most decode rows of a step. `deterministic`: how a row is split depends on its own length alone, so that its
-    result does not depend, bit for bit, on the rows beside it. The last arguments are for measuring."""
+    result does not depend, bit for bit, on the rows beside it; groups are not used then, nor with a sliding window. The last
+    arguments are for measuring.
+
+    Whoever forms groups asks for `rows_per_group`, `tile_len`, `programs` and `num_parts`. What is no number in a member's own
+    V reaches all lines of its group (0 * nan), as it would reach whoever shares the prefix if it stood there."""
 
     def __init__(
         self,
@@ -238,6 +421,7 @@ class DecodeAttention:
         block_n: int = 64,
         num_warps: int = 4,
         num_stages: int | None = None,
+        group_stages: int | None = None,
     ) -> None:
         self._heads, self._kv_heads, self._dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         assert self._heads % self._kv_heads == 0 and self._dim & (self._dim - 1) == 0 and self._dim >= 16
@@ -249,11 +433,25 @@ class DecodeAttention:
         self._block_n = block_n
         self._num_warps = num_warps
         self._num_stages = num_stages or self._fitting_stages()
+        self._group_stages = group_stages or self._num_stages
+        group = self._heads // self._kv_heads
+        self._lines = max(triton.next_power_of_2(group), 16)
+        self.rows_per_group = 1 if deterministic or self._window else self._lines // group  # 1: groups are not used
+        self.tile_len = block_n  # a shared prefix is a multiple of it
+        self.programs = -(-2 * num_sms // self._kv_heads)  # that fill the card, for each key/value head
         tasks = [rows * self._kv_heads * splits for rows in range(1, max_rows + 1) if (splits := self.max_splits(rows)) > 1]
-        parts, group = max(tasks, default=1), self._heads // self._kv_heads
-        self._part_acc = torch.empty(parts * group * self._dim, dtype=torch.float32, device=device)
-        self._part_sum = torch.empty(parts * group * 2, dtype=torch.float32, device=device)
-        self._arrivals = torch.zeros(max_rows * self._kv_heads, dtype=torch.int32, device=device)
+        lines, arrivals = max(tasks, default=1) * group, max_rows * self._kv_heads
+        if self.rows_per_group > 1:
+            arrivals = self.num_parts(max_rows) * self._kv_heads
+            lines = max(lines, arrivals * self.rows_per_group * group)
+        self._part_acc = torch.empty(lines * self._dim, dtype=torch.float32, device=device)
+        self._part_sum = torch.empty(lines * 2, dtype=torch.float32, device=device)
+        self._arrivals = torch.zeros(arrivals, dtype=torch.int32, device=device)
+
+    def num_parts(self, rows: int) -> int:
+        """Lines of StepInputs.parts_PR in a step of so many decode rows: enough for a group per row, and the splits that fill
+        the card."""
+        return rows + self.programs
 
     def _fitting_stages(self) -> int:
         """Tiles under way at once. Measured on one H200 at 64 rows of 640 tokens: with 4 query heads per key/value head 3.56 TB/s
@@ -266,7 +464,7 @@ class DecodeAttention:
         """Programs that share a key/value head of a row, if the row is long: two per SM over all of them."""
         if self._is_deterministic:
             return _FIXED_SPLITS
-        return min(max(-(-2 * self._num_sms // (rows * self._kv_heads)), 1), _MAX_SPLITS)
+        return min(max(-(-2 * self._num_sms // (rows * self._kv_heads)), 1), MAX_SPLITS)
 
     def attend(
         self,
@@ -286,41 +484,45 @@ class DecodeAttention:
         rows = inputs.num_decode
         assert 0 < rows <= self._max_rows and qkv_TJ.is_contiguous() and out_TX.is_contiguous()
         assert (q_norm_D is None) == (k_norm_D is None)
-        group, splits = self._heads // self._kv_heads, self.max_splits(rows)
-        kernel: Any = _decode_attention
-        kernel[(self._kv_heads, rows, splits)](
-            qkv_TJ,
-            out_TX,
-            inputs.k,
-            inputs.v,
-            inputs.positions_T,
-            inputs.slots_T,
-            inputs.page_table_SP,
-            cos_sin,
-            q_norm_D,
-            k_norm_D,
-            self._part_acc,
-            self._part_sum,
-            self._arrivals,
-            layer,
-            inputs.k.shape[1],
-            inputs.page_table_SP.shape[1],
-            H=self._heads,
-            K=self._kv_heads,
-            D=self._dim,
-            S=inputs.k.shape[3],
-            G=group,
-            G_DOT=max(triton.next_power_of_2(group), 16),
-            G_MERGE=triton.next_power_of_2(group),
-            SCALE=self._dim**-0.5 * _LOG2_E,
-            EPS=eps,
-            NORM=q_norm_D is not None,
-            WINDOW=self._window,
-            MIN_TILES=self._min_tiles,
-            MAX_SPLITS=_MAX_SPLITS,
-            BLOCK_N=self._block_n,
-            PDL=pdl,
-            num_warps=self._num_warps,
-            num_stages=self._num_stages,
+        group, parts = self._heads // self._kv_heads, inputs.parts_PR
+        args = (inputs.positions_T, inputs.slots_T, inputs.page_table_SP)
+        scratch = (self._part_acc, self._part_sum, self._arrivals, layer, inputs.k.shape[1], inputs.page_table_SP.shape[1])
+        model: dict[str, Any] = {
+            "H": self._heads,
+            "K": self._kv_heads,
+            "D": self._dim,
+            "S": inputs.k.shape[3],
+            "G": group,
+            "SCALE": self._dim**-0.5 * _LOG2_E,
+            "EPS": eps,
+            "NORM": q_norm_D is not None,
+            "MAX_SPLITS": MAX_SPLITS,
+            "BLOCK_N": self._block_n,
+            "PDL": pdl,
+            "num_warps": self._num_warps,
             **({"launch_pdl": True} if pdl else {}),
-        )
+        }
+        kernel: Any
+        if parts is None:
+            kernel = _decode_attention[(self._kv_heads, rows, self.max_splits(rows))]
+            kernel(
+                *(qkv_TJ, out_TX, inputs.k, inputs.v, *args, cos_sin, q_norm_D, k_norm_D, *scratch),
+                G_DOT=self._lines,
+                G_MERGE=triton.next_power_of_2(group),
+                WINDOW=self._window,
+                MIN_TILES=self._min_tiles,
+                num_stages=self._num_stages,
+                **model,
+            )
+        else:
+            assert self.rows_per_group > 1 and parts.is_contiguous()
+            assert parts.shape[1] == self.rows_per_group + 3 and len(parts) <= self.num_parts(self._max_rows)
+            kernel = _grouped_decode_attention[(self._kv_heads, len(parts))]
+            kernel(
+                *(qkv_TJ, out_TX, inputs.k, inputs.v, *args, parts, cos_sin, q_norm_D, k_norm_D, *scratch),
+                M=self._lines,
+                R=self.rows_per_group,
+                R_PAD=triton.next_power_of_2(self.rows_per_group),
+                num_stages=self._group_stages,
+                **model,
+            )
