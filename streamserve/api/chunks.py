@@ -79,6 +79,7 @@ class _Shape:
         self._wishes = wishes
         self._tokenizer = tokenizer
         self._tail = b"}" if not wishes.usage or wishes.running_usage else b',"usage":null}'
+        self._before_index = self._chunk_head + b',"choices":[{"index":'
         self._is_plain = not wishes.running_usage and not wishes.token_ids and wishes.top_logprobs is None
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
@@ -93,7 +94,9 @@ class _Shape:
         return [self._chunk_head + b',"choices":[]' + self._usage()] if self._wishes.usage else []
 
     def _shows(self, piece: Piece) -> bool:
-        return bool(piece.text or piece.logprobs or piece.prompt_logprobs or (self._wishes.token_ids and piece.token_ids))
+        if piece.text:
+            return True
+        return bool(piece.logprobs or piece.prompt_logprobs or (self._wishes.token_ids and piece.token_ids))
 
 
 class ChatShape(_Shape):
@@ -121,8 +124,8 @@ class ChatShape(_Shape):
         return made
 
     def _plain(self, piece: Piece) -> bytes:
-        return b'%b,"choices":[{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b' % (
-            self._chunk_head,
+        return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b' % (
+            self._before_index,
             piece.index,
             orjson.dumps(piece.text),
             self._tail,
@@ -204,8 +207,8 @@ class TextShape(_Shape):
         return made
 
     def _plain(self, piece: Piece) -> bytes:
-        return b'%b,"choices":[{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}]%b' % (
-            self._chunk_head,
+        return b'%b%d,"text":%b,"logprobs":null,"finish_reason":null}]%b' % (
+            self._before_index,
             piece.index,
             orjson.dumps(piece.text),
             self._tail,

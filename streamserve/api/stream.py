@@ -146,13 +146,15 @@ class Choice:
         return len(delta.token_ids) - (delta.matched_stop is not None and not self._call.keeps_stop)
 
     def _take_all(self, delta: Delta, piece: Piece) -> None:
+        token_ids, piece.logprobs = delta.token_ids, delta.logprobs
+        piece.token_ids = token_ids
+        self.num_tokens += len(token_ids)
+        if delta.finish_reason is None:
+            piece.text = self._detokenizer.push(token_ids)
+            return
         shown = self._shown(delta)
-        piece.text = self._detokenizer.push(delta.token_ids[:shown])
-        if delta.finish_reason is not None:
-            piece.text += self._detokenizer.finish()
-        piece.token_ids = delta.token_ids
+        piece.text = self._detokenizer.push(token_ids[:shown]) + self._detokenizer.finish()
         piece.logprobs = delta.logprobs[:shown]
-        self.num_tokens += len(delta.token_ids)
 
     def _take_until_stop(self, delta: Delta, piece: Piece, stops: StopStrings) -> None:
         """Token by token, so that the count ends with the token that completed the stop string."""

@@ -164,14 +164,12 @@ class Scheduler:
 
     def _draw_decode_rows(self, draft: Draft) -> None:
         for request in self._running:  # preemption shortens the list from its end, and the iteration with it
-            if request.can_decode and self._have_pages(request):
+            if request.can_decode and (request.planned < self._lease(request).room or self._have_pages(request)):
                 self._draw_decode_row(draft, request)
 
     def _have_pages(self, request: Request) -> bool:
         """Make room for one more token of a running request, preempting the youngest ones if need be."""
         lease = self._lease(request)
-        if request.planned < lease.room:
-            return True  # as nearly always
         while not self.cache.grow(lease, request.planned + 1):
             victim = self._running[-1]
             if victim is request and request.planned > request.computed:
@@ -195,8 +193,13 @@ class Scheduler:
         return budget
 
     def _draw_decode_row(self, draft: Draft, request: Request) -> None:
-        planned, tokens = request.planned, request.tokens
-        self._draw(draft, request, 1, (tokens[planned],) if planned < len(tokens) else None)  # None: its step is under way
+        """What `_draw` would do, for the row that every stream has in every step."""
+        start, tokens = request.planned, request.tokens
+        request.planned = start + 1
+        request.expected += 1
+        token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
+        draft.rows.append(Row(request.slot, start, 1, token_ids, self._new_pages(request)))
+        draft.owners.append((request, request.epoch))
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
         num_tokens = min(budget, len(request.tokens) - request.planned)
@@ -204,19 +207,22 @@ class Scheduler:
         return num_tokens
 
     def _draw(self, draft: Draft, request: Request, num_tokens: int, token_ids: tuple[int, ...] | None) -> None:
-        assert request.lease is not None
-        pages = request.lease.pages
         start = request.planned
         request.planned += num_tokens
         samples = request.planned >= len(request.tokens)
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
-        new_pages: tuple[int, ...] = ()
-        if request.pages_sent < len(pages):
-            new_pages = tuple(pages[request.pages_sent :])
-            request.pages_sent = len(pages)
         request.expected += samples
+        new_pages = self._new_pages(request)
         draft.rows.append(Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits))
         draft.owners.append((request, request.epoch))
+
+    def _new_pages(self, request: Request) -> tuple[int, ...]:
+        """Pages that the runner has not been told of; it is from here on."""
+        pages, sent = self._lease(request).pages, request.pages_sent
+        if sent == len(pages):
+            return ()
+        request.pages_sent = len(pages)
+        return tuple(pages[sent:])
 
     def _admit(self, draft: Draft, budget: int) -> None:
         """Start waiting requests while there are slots, pages and tokens left in this step."""
@@ -316,8 +322,9 @@ class Scheduler:
         reason, matched_stop = None, None
         if len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
             reason, matched_stop = self._finish_reason(request)
-        wants_prompt = first and request.given.sampling.prompt_logprobs is not None
-        prompt_logprobs = tuple(request.prompt_logprobs) if wants_prompt else None
+        prompt_logprobs = None
+        if first and request.given.sampling.prompt_logprobs is not None:
+            prompt_logprobs = tuple(request.prompt_logprobs)
         delta = Delta(output.token_ids, output.logprobs, prompt_logprobs, request.num_cached, reason, matched_stop)
         request.mailbox.put_nowait(delta)
         if reason is not None:

@@ -4,7 +4,7 @@ Owns bytes that do not make a whole character yet. Knows nothing of stop strings
 """
 
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from streamserve.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class Detokenizer:
         self._decode(before)  # a character that the prompt leaves open is closed, and shown, by the answer
         self._strips = tokenizer.strips_leading_space and not before
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """Text that these ids make certain."""
         text = self._decode(self._bytes(ids))
         if self._strips and text:
@@ -53,8 +53,10 @@ class Detokenizer:
         self._is_open = self._utf8.getstate()[0] != b""
         return text
 
-    def _bytes(self, ids: Iterable[int]) -> bytes:
+    def _bytes(self, ids: Sequence[int]) -> bytes:
         tokenizer = self._tokenizer
+        if len(ids) == 1:  # as nearly always: a step's token
+            return b"" if self._hidden and tokenizer.is_special(ids[0]) else tokenizer.token_bytes(ids[0])
         if self._hidden:
             return b"".join([tokenizer.token_bytes(id) for id in ids if not tokenizer.is_special(id)])
         return b"".join([tokenizer.token_bytes(id) for id in ids])
