@@ -17,10 +17,11 @@ DECODE_ROWS = 2  # of the step, before its prompt rows
 class Case:
     """Chunks (start, num_tokens), one per slot, after decode rows that are no business of this kernel."""
 
-    def __init__(self, shape: Shape, chunks: list[tuple[int, int]], device: str, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, chunks: list[tuple[int, int]], device: str, dtype: torch.dtype, page_size: int = 16) -> None:
         torch.manual_seed(sum(start + 3 * num for start, num in chunks))
         self.shape, self.chunks, self.device, self.dtype = shape, chunks, device, dtype
-        self.paged = Paged(shape, [start for start, _ in chunks], room=max(num for _, num in chunks), device=device, dtype=dtype)
+        room = max(num for _, num in chunks)
+        self.paged = Paged(shape, [start for start, _ in chunks], room=room, device=device, dtype=dtype, page_size=page_size)
         self.num_tokens = DECODE_ROWS + sum(num for _, num in chunks)
         self.qkv = torch.randn(self.num_tokens, shape.qkv_size, device=device).to(dtype)
         self.inputs = self.step(chunks)
@@ -56,6 +57,16 @@ def test_chunks_with_and_without_a_prefix(shape: Shape, block_m: int, device: st
     chunks = [(0, 1), (0, 33), (63, 2), (64, 40), (37, 20), (16, 1), (0, 16)]
     case = Case(shape, chunks, device, dtype)
     case.check(case.run(PromptAttention(shape, device=device, block_m=block_m)))
+
+
+@pytest.mark.parametrize("page_size", [1, 8, 32, 128])
+@pytest.mark.parametrize("window", [None, 40])
+def test_pages_smaller_and_larger_than_a_tile_of_keys(
+    page_size: int, window: int | None, device: str, dtype: torch.dtype
+) -> None:
+    shape = Shape(num_heads=2, num_kv_heads=1, sliding_window=window)
+    case = Case(shape, [(0, 33), (150, 20), (63, 2)], device, dtype, page_size)
+    case.check(case.run(PromptAttention(shape, device=device, block_m=16, block_n=32)), every=5)
 
 
 def test_one_row(device: str, dtype: torch.dtype) -> None:

@@ -32,9 +32,9 @@ Library = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 @triton.jit
-def _absorb(q, k_DN, v_ND, is_seen, m, total, acc, SCALE: tl.constexpr, MASKED: tl.constexpr, MAY_BE_BLIND: tl.constexpr):
+def _absorb(q, k_ND, v_ND, is_seen, m, total, acc, SCALE: tl.constexpr, MASKED: tl.constexpr, MAY_BE_BLIND: tl.constexpr):
     """One tile of keys into the online softmax, base 2. MAY_BE_BLIND: a query may have seen no key yet after this one."""
-    scores = tl.dot(q, k_DN, input_precision="ieee")
+    scores = tl.dot(q, tl.trans(k_ND), input_precision="ieee")
     if MASKED:
         scores = tl.where(is_seen, scores, float("-inf"))
     new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
@@ -122,31 +122,39 @@ def _prompt_attention(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
+    # What depends on the page alone is added last, and lines of a page lie in every tile alike: an address is then one
+    # multiplication and addition, and keys and values share it but for where they begin. Page numbers are loaded one tile
+    # ahead: what a tile's loads wait for is then already there when they are issued.
     n = tl.arange(0, BLOCK_N)
-    # Page numbers are loaded one tile ahead: what a tile's loads wait for is then already there when they are issued.
-    first_N = first_tile * BLOCK_N + n
-    page_N = tl.load(pages + first_N // S, mask=first_N < end, other=0)
+    in_page_ND = (n % S * D)[:, None] + d[None, :]
+    k_ND_at = k_head + in_page_ND
+    v_ND_at = v_head + in_page_ND
+    pages_N_at = pages + n // S
+    page_N = tl.load(pages_N_at + first_tile * BLOCK_N // S, mask=first_tile * BLOCK_N + n < end, other=0)
     for at in range(first_tile, full_tile):
-        at_N = at * BLOCK_N + n
-        next_N = at_N + BLOCK_N
-        next_page_N = tl.load(pages + next_N // S, mask=next_N < end, other=0)
-        in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
-        k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None])
-        v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :])
-        m, total, acc = _absorb(q, k_DN, v_ND, is_query[:, None], m, total, acc, SCALE, False, False)
+        next_at = (at + 1) * BLOCK_N
+        next_page_N = tl.load(pages_N_at + next_at // S, mask=next_at + n < end, other=0)
+        page_at_N1 = (page_N.to(tl.int64) * (K * S * D))[:, None]
+        if S > BLOCK_N:
+            page_at_N1 += at * BLOCK_N % S * D
+        k_ND = tl.load(k_ND_at + page_at_N1)
+        v_ND = tl.load(v_ND_at + page_at_N1)
+        m, total, acc = _absorb(q, k_ND, v_ND, is_query[:, None], m, total, acc, SCALE, False, False)
         page_N = next_page_N
     for at in range(full_tile, end_tile):
+        next_at = (at + 1) * BLOCK_N
+        next_page_N = tl.load(pages_N_at + next_at // S, mask=next_at + n < end, other=0)
+        page_at_N1 = (page_N.to(tl.int64) * (K * S * D))[:, None]
+        if S > BLOCK_N:
+            page_at_N1 += at * BLOCK_N % S * D
         at_N = at * BLOCK_N + n
-        next_N = at_N + BLOCK_N
-        next_page_N = tl.load(pages + next_N // S, mask=next_N < end, other=0)
-        in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
-        is_key_N = at_N < end  # beyond lies what nobody has written
-        k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_key_N[None, :], other=0.0)
-        v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_key_N[:, None], other=0.0)
+        is_key_N1 = (at_N < end)[:, None]  # beyond lies what nobody has written
+        k_ND = tl.load(k_ND_at + page_at_N1, mask=is_key_N1, other=0.0)
+        v_ND = tl.load(v_ND_at + page_at_N1, mask=is_key_N1, other=0.0)
         is_seen = at_N[None, :] <= position_M[:, None]
         if WINDOW > 0:
             is_seen = is_seen & (at_N[None, :] > position_M[:, None] - WINDOW)
-        m, total, acc = _absorb(q, k_DN, v_ND, is_seen, m, total, acc, SCALE, True, WINDOW > 0)
+        m, total, acc = _absorb(q, k_ND, v_ND, is_seen, m, total, acc, SCALE, True, WINDOW > 0)
         page_N = next_page_N
 
     at = out + token_M[:, None] * (H * D) + head * D + d[None, :]
