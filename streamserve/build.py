@@ -93,8 +93,13 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
-    pause_s = resolved.max_decode_pause_ms / 1000
-    limits = Limits(resolved.max_running_requests, resolved.chunked_prefill_size, eos, pause_s)
+    limits = Limits(
+        resolved.max_running_requests,
+        resolved.chunked_prefill_size,
+        eos,
+        resolved.max_decode_pause_ms / 1000,
+        burst_step_tokens=max(2048, int(BURST_STEP_FLOP / resolved.weight_bytes)),
+    )
     engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
@@ -229,6 +234,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     return runner, text, resolved
 
 
+BURST_STEP_FLOP = 24e12  # 40 ms of a GPU's matrix products; a token costs about as many FLOP as the weights have bytes
 GRAPH_BYTES = 512 << 20  # what captured graphs take beside what their steps work in
 
 
