@@ -19,8 +19,10 @@ def _silu_mul(x, out, F: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # Parts of a row run side by side: programs in flight read whole pages of memory.
+    NUM_BLOCKS: tl.constexpr = (F + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // NUM_BLOCKS).to(tl.int64)
+    col = tl.program_id(0) % NUM_BLOCKS * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(x + row * (2 * F) + col, mask=col < F, other=0.0).to(tl.float32)
     up = tl.load(x + row * (2 * F) + F + col, mask=col < F, other=0.0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * up
@@ -32,5 +34,5 @@ def silu_mul(x_T2F: Tensor, *, pdl: bool = False) -> Tensor:
     assert x_T2F.is_contiguous()
     num_rows, size = x_T2F.shape[0], x_T2F.shape[1] // 2
     out_TF = torch.empty((num_rows, size), dtype=x_T2F.dtype, device=x_T2F.device)
-    _silu_mul[(num_rows, triton.cdiv(size, _BLOCK))](x_T2F, out_TF, F=size, BLOCK=_BLOCK, num_warps=4, **pdl_options(pdl))
+    _silu_mul[(num_rows * triton.cdiv(size, _BLOCK),)](x_T2F, out_TF, F=size, BLOCK=_BLOCK, num_warps=4, **pdl_options(pdl))
     return out_TF

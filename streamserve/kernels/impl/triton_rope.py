@@ -49,11 +49,16 @@ def _write_prompt(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     HALF: tl.constexpr = D // 2
-    token = num_decode + tl.program_id(0)
-    first_head = tl.program_id(1) * BLOCK_HEADS
+    # Heads of a token run side by side: programs in flight touch whole pages of memory.
+    NUM_BLOCKS: tl.constexpr = (H + 2 * K + BLOCK_HEADS - 1) // BLOCK_HEADS
+    token = num_decode + tl.program_id(0) // NUM_BLOCKS
+    first_head = tl.program_id(0) % NUM_BLOCKS * BLOCK_HEADS
     head = first_head + tl.arange(0, BLOCK_HEADS)[:, None]
     dim = tl.arange(0, BLOCK_HALF)[None, :]
     position = tl.load(positions + token)
+    slot = tl.load(slots + token)
+    is_live = slot >= 0
+    page = tl.load(page_table + slot.to(tl.int64) * table_width + position // S, mask=is_live, other=0)  # known when needed
     mask = (head < H + 2 * K) & (dim < HALF)
     at = qkv + token.to(tl.int64) * ((H + 2 * K) * D) + head * D + dim
     low = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -79,9 +84,6 @@ def _write_prompt(
     tl.store(at, new_low, mask=mask & (head < H + K))
     tl.store(at + HALF, new_high, mask=mask & (head < H + K))
     if first_head + BLOCK_HEADS > H:
-        slot = tl.load(slots + token)
-        is_live = slot >= 0
-        page = tl.load(page_table + slot.to(tl.int64) * table_width + position // S, mask=is_live, other=0)
         kv_head = tl.where(is_v, head - H - K, head - H)
         line = ((layer * num_pages.to(tl.int64) + page) * K + kv_head) * S + position % S
         is_k = (head >= H) & (head < H + K)
@@ -124,7 +126,7 @@ def write_prompt(
     num_prompt = len(qkv_TJ) - inputs.num_decode
     if num_prompt == 0:
         return
-    _write_prompt[(num_prompt, triton.cdiv(num_heads, _BLOCK_HEADS))](
+    _write_prompt[(num_prompt * triton.cdiv(num_heads, _BLOCK_HEADS),)](
         qkv_TJ,
         inputs.positions_T,
         inputs.slots_T,
