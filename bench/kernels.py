@@ -119,6 +119,7 @@ def paged(shape: Shape, rows: list[tuple[int, int]], num_layers: int) -> Any:
         prompt_starts=torch.tensor([*(row.first for row in prompts), first], dtype=torch.int32, device="cuda"),
         page_table_SP=table.cuda(),
         logit_rows_R=torch.arange(num_decode, dtype=torch.int32, device="cuda"),
+        logit_slots_R=torch.arange(num_decode, dtype=torch.int32, device="cuda"),
         k=random(*size),
         v=random(*size),
     )

@@ -160,7 +160,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     from streamserve.cache.pool import DevicePool
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
-    from streamserve.engine.device_state import DeviceState
+    from streamserve.engine.device_state import MAX_PROMPTS, DeviceState
     from streamserve.kernels.warm import rehearsal
     from streamserve.models.network import build_device_network
 
@@ -176,7 +176,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
             device=gpu.torch_device,
             choices=choices,
             max_len=config.model.context_length or spec.max_position_embeddings,  # memory, once measured, may allow more
-            max_rows=planned.max_running_requests,
+            max_rows=planned.max_running_requests + MAX_PROMPTS,
             deterministic=config.device.deterministic,
         )
         checkpoint.finish()

@@ -176,8 +176,8 @@ class DeviceRunner:
         self._network.warm_up(inputs.k, inputs.v, max_len)
 
     def _compute(self, inputs: StepInputs) -> None:
-        rows_R = inputs.logit_rows_R
-        self._network.logits(self._network.forward(inputs), rows_R, self._logits_RV[: len(rows_R)])
+        hidden_RE = self._network.forward(inputs)
+        self._network.logits(hidden_RE, self._logits_RV[: len(hidden_RE)])
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> DeviceStep:
@@ -191,21 +191,29 @@ class DeviceRunner:
         if loaded.size is not None:
             self._graphs[loaded.size].replay()
         else:
-            hidden_TE = self._network.forward(loaded.inputs)
-            for i, first in loaded.logit_tokens.items():
-                prompt_logprobs[i] = self._prompt_logprobs(plan, i, hidden_TE, first)
+            hidden_RE = self._forward(plan, loaded, prompt_logprobs)
             if loaded.sampling:
-                self._network.logits(hidden_TE, loaded.inputs.logit_rows_R, self._logits_RV[: len(loaded.sampling)])
+                self._network.logits(hidden_RE, self._logits_RV[: len(loaded.sampling)])
         pending = None
-        num_rows = len(loaded.slots_R)
+        slots_R = loaded.inputs.logit_slots_R
+        num_rows = len(slots_R)
         back, event = self._back[self._turn]
         self._turn = (self._turn + 1) % TURNS
         if loaded.sampling:
             tokens_R = self._tokens_R[:num_rows]
-            pending = self._sampler.sample(self._logits_RV[:num_rows], loaded.slots_R, loaded.slots, tokens_R)
+            pending = self._sampler.sample(self._logits_RV[:num_rows], slots_R, loaded.slots, tokens_R)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         event.record()
         return DeviceStep(event, back, loaded, plan, self._wait, pending, prompt_logprobs)
+
+    def _forward(self, plan: Plan, loaded: Loaded, prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]]) -> Tensor:
+        """The stream of the rows that sample; fills `prompt_logprobs` for the rows that want all logits."""
+        if not loaded.logit_tokens:
+            return self._network.forward(loaded.inputs)
+        hidden_TE = self._network.forward_all(loaded.inputs)
+        for i, first in loaded.logit_tokens.items():
+            prompt_logprobs[i] = self._prompt_logprobs(plan, i, hidden_TE, first)
+        return hidden_TE.index_select(0, loaded.inputs.logit_rows_R)
 
     def _prompt_logprobs(self, plan: Plan, i: int, hidden_TE: Tensor, first: int) -> list[tuple[Pending, list[int]]]:
         """Log-probabilities of the tokens that follow each token of a row, a slice of the vocabulary products at a time."""
@@ -214,9 +222,8 @@ class DeviceRunner:
         parts = []
         for at in range(0, len(following), _SLICE):
             tokens = following[at : at + _SLICE]
-            rows = torch.arange(first + at, first + at + len(tokens), dtype=torch.int32, device=self._device.torch_device)
-            logits = torch.empty((len(tokens), self._logits_RV.shape[1]), dtype=torch.float32, device=rows.device)
-            self._network.logits(hidden_TE, rows, logits)
+            logits = self._logits_RV.new_empty((len(tokens), self._logits_RV.shape[1]))
+            self._network.logits(hidden_TE[first + at : first + at + len(tokens)], logits)
             parts.append((self._sampler.prompt_logprobs(logits, row.slot, tokens), list(tokens)))
         return parts
 

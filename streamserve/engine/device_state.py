@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.plan import Plan, Row
@@ -81,11 +80,10 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A plan on the device. `sampling` lists the plan's rows that sample, in the order of `slots_R`; behind them `slots_R`
-    may hold surplus rows (-1). `size` says which captured step to replay, None: none fits."""
+    """A plan on the device. `sampling` lists the plan's rows that sample, in the order of the inputs' logit rows, behind which
+    there may be surplus ones. `size` says which captured step to replay, None: none fits."""
 
     inputs: StepInputs
-    slots_R: Tensor
     sampling: list[int]
     slots: list[int]
     size: StepSize | None
@@ -141,6 +139,7 @@ class DeviceState:
         inputs = self._inputs(size.num_tokens, size.prompts, size.num_decode, size.num_logits)
         self._ints.zero_()
         inputs.slots_T.fill_(-1)
+        inputs.logit_slots_R.fill_(-1)
         return inputs
 
     def load(self, plan: Plan, params: Sequence[tuple[int, Sequence[int]]]) -> Loaded:
@@ -185,8 +184,8 @@ class DeviceState:
         at, wide = 3 * step, _up(num_logits)
         array[at : at + num_logits] = 0
         array[at : at + real] = np.arange(real, dtype=np.int32)
-        last = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
-        array[at + real : at + len(sampling)] = last
+        ends = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
+        array[at + real : at + len(sampling)] = ends
         slots_at = at + wide
         array[slots_at : slots_at + num_logits] = -1
         array[slots_at : slots_at + len(sampling)] = [rows[i].slot for i in sampling]
@@ -226,9 +225,9 @@ class DeviceState:
         if num_copies:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
+        inputs = self._inputs(num_tokens, described, num_decode, num_logits)
         return Loaded(
-            self._inputs(num_tokens, described, num_decode, num_logits),
-            self._ints[slots_at : slots_at + num_logits],
+            inputs,
             sampling,
             [rows[i].slot for i in sampling],
             size,
@@ -254,7 +253,8 @@ class DeviceState:
 
     def _inputs(self, num_tokens: int, prompts: tuple[PromptRow, ...], num_decode: int, num_logits: int) -> StepInputs:
         ints, step = self._ints, _up(num_tokens)
-        starts_at = 3 * step + 2 * _up(num_logits)
+        slots_at = 3 * step + _up(num_logits)
+        starts_at = slots_at + _up(num_logits)
         return StepInputs(
             num_decode=num_decode,
             prompts=prompts,
@@ -264,6 +264,7 @@ class DeviceState:
             prompt_starts=ints[starts_at : starts_at + len(prompts) + 1],
             page_table_SP=self.page_table_SP,
             logit_rows_R=ints[3 * step : 3 * step + num_logits],
+            logit_slots_R=ints[slots_at : slots_at + num_logits],
             k=self._pool.k,
             v=self._pool.v,
         )

@@ -165,7 +165,8 @@ class StepInputs:
     slots_T: Tensor  # int32: line of page_table_SP; -1: surplus
     prompt_starts: Tensor  # int32 [len(prompts) + 1]: index in T of each prompt row's first token, then the end of the last
     page_table_SP: Tensor  # int32
-    logit_rows_R: Tensor  # int32: which of the T tokens yield logits
+    logit_rows_R: Tensor  # int32: which of the T tokens yield logits: every decode row in order, then prompts' last tokens
+    logit_slots_R: Tensor  # int32: their slots; -1: surplus
     k: Tensor  # [L, pages, K, S, D]
     v: Tensor  # [L, pages, K, S, D]
     parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
@@ -175,11 +176,15 @@ class DeviceNetwork(Protocol):
     """A forward pass on a GPU. Every call only launches: nothing waits for the device, so that it can be captured."""
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """Write K/V of the step's tokens; return the stream [T, E] before the last norm."""
+        """Write K/V of the step's tokens; return the stream [R, E] before the last norm, of the tokens that yield logits."""
         ...
 
-    def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
-        """Last norm and head for `rows_R` (int32), into `out_RV` (float32)."""
+    def forward_all(self, inputs: StepInputs) -> Tensor:
+        """`forward` for every token: [T, E]."""
+        ...
+
+    def logits(self, hidden_RE: Tensor, out_RV: Tensor) -> None:
+        """Last norm and head, into `out_RV` (float32)."""
         ...
 
     def may_capture(self, prompts: tuple[PromptRow, ...]) -> bool:
@@ -211,7 +216,7 @@ class NetworkParts:
     ops: Mapping[str, Any]
     threads: int = 1  # on CPUs
     max_len: int = 0  # most tokens a request may hold: the length of RoPE tables; on GPUs
-    max_rows: int = 0  # most decode rows of a step: the size of scratch memory; on GPUs
+    max_rows: int = 0  # most rows of a step that yield logits, surplus ones included: the size of scratch memory; on GPUs
     deterministic: bool = False  # a row's result must not depend, bit for bit, on the rows beside it
 
 

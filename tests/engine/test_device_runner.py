@@ -21,6 +21,7 @@ from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
 from streamserve.engine.device_sampler import DeviceSampler
+from streamserve.engine.device_state import MAX_PROMPTS
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.kernels.devices.cuda import CUDA
@@ -79,7 +80,7 @@ class Bench:
             where,
             {},
             max_len=tiny.SHAPE["max_position_embeddings"],
-            max_rows=SLOTS,
+            max_rows=SLOTS + MAX_PROMPTS,
             deterministic=deterministic,
         )
         pool = DevicePool(spec, num_pages=num_pages, page_size=PAGE_SIZE, dtype=dtype, device=where)

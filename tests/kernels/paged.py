@@ -112,6 +112,7 @@ class Paged:
             prompt_starts=ints(starts),
             page_table_SP=self.table,
             logit_rows_R=ints([]),
+            logit_slots_R=ints([]),
             k=self.k,
             v=self.v,
         )

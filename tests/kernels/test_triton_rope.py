@@ -49,6 +49,7 @@ def step(shape: Shape, lens: list[tuple[int, int]], num_decode: int, *, page_siz
         prompt_starts=ints[1 + 2 * total :],
         page_table_SP=pages.to(device),
         logit_rows_R=ints[:0],
+        logit_slots_R=ints[:0],
         k=kv,
         v=kv.clone(),
     )

@@ -6,6 +6,7 @@ between them fused. Nothing here waits for the device, so a step can be captured
 scheduling. Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -126,10 +127,17 @@ class TritonDecoder:
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """See DeviceNetwork."""
+        return self._forward(inputs, every_token=False)
+
+    def forward_all(self, inputs: StepInputs) -> Tensor:
+        """See DeviceNetwork."""
+        return self._forward(inputs, every_token=True)
+
+    def _forward(self, inputs: StepInputs, *, every_token: bool) -> Tensor:
         x_TE = embed(inputs.tokens_T, self._embedding_VE)
         if not inputs.prompts and len(x_TE) <= self._max_few:
             return self._forward_few(x_TE, inputs)
-        return self._forward_many(x_TE, inputs)
+        return self._forward_many(x_TE, inputs, every_token or not inputs.prompts)
 
     def _forward_few(self, x_TE: Tensor, inputs: StepInputs) -> Tensor:
         """Decode rows, up to gemv.MAX_ROWS: five kernels per layer."""
@@ -143,25 +151,47 @@ class TritonDecoder:
             gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
         return x_TE
 
-    def _forward_many(self, x_TE: Tensor, inputs: StepInputs) -> Tensor:
+    def _forward_many(self, x_TE: Tensor, inputs: StepInputs, every_token: bool) -> Tensor:
         eps, num_decode, has_prompts = self._eps, inputs.num_decode, bool(inputs.prompts)
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
         h_TE = rms_norm(x_TE, self._layers[0].attention_norm, eps)
         for i, layer in enumerate(self._layers):
             qkv_TJ = self._linear(h_TE, layer.qkv, layer.qkv_bias)
+            is_last = i + 1 == len(self._layers)
+            if is_last and not every_token:
+                return self._last_layer(x_TE, qkv_TJ, inputs)
             if has_prompts:
                 write_prompt(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
                 self._prompt.attend(qkv_TJ, inputs, i, out_TX)
             if num_decode:
                 self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
-            h_TE = add_rms_norm(x_TE, self._linear(out_TX, layer.o, layer.o_bias), layer.mlp_norm, eps)
-            inner_TF = silu_mul(self._linear(h_TE, layer.gate_up, layer.gate_up_bias))
-            delta_TE = self._linear(inner_TF, layer.down, layer.down_bias)
-            if i + 1 < len(self._layers):
+            delta_TE = self._mlp(x_TE, out_TX, layer)
+            if not is_last:
                 h_TE = add_rms_norm(x_TE, delta_TE, self._layers[i + 1].attention_norm, eps)
-            else:
-                x_TE += delta_TE
+        x_TE += delta_TE
         return x_TE
+
+    def _last_layer(self, x_TE: Tensor, qkv_TJ: Tensor, inputs: StepInputs) -> Tensor:
+        """Of a step with prompts: all tokens leave K and V, the rest is done for those that yield logits, each as if it were a
+        decode row. What the others would bring nobody looks at."""
+        layer, last, eps = self._layers[-1], len(self._layers) - 1, self._eps
+        rows_R, slots_R = inputs.logit_rows_R, inputs.logit_slots_R
+        qkv_RJ = qkv_TJ.index_select(0, rows_R)  # before write_prompt norms and turns it
+        write_prompt(qkv_TJ, inputs, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
+        x_RE = x_TE.index_select(0, rows_R)
+        if len(rows_R):
+            positions_R = inputs.positions_T.index_select(0, rows_R)
+            rows = replace(inputs, num_decode=len(rows_R), positions_T=positions_R, slots_T=slots_R, parts_PR=None)
+            out_RX = x_RE.new_empty((len(rows_R), self._shape.num_heads * self._shape.head_dim))
+            self._decode.attend(qkv_RJ, rows, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
+            x_RE += self._mlp(x_RE, out_RX, layer)
+        return x_RE
+
+    def _mlp(self, x_TE: Tensor, out_TX: Tensor, layer: Layer) -> Tensor:
+        """The layer behind its attention: adds that to `x_TE`, and returns what is to be added next."""
+        h_TE = add_rms_norm(x_TE, self._linear(out_TX, layer.o, layer.o_bias), layer.mlp_norm, self._eps)
+        inner_TF = silu_mul(self._linear(h_TE, layer.gate_up, layer.gate_up_bias))
+        return self._linear(inner_TF, layer.down, layer.down_bias)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
@@ -174,12 +204,12 @@ class TritonDecoder:
         """See DeviceNetwork."""
         self._prompt.warm(k, v, k.dtype, max_len)
 
-    def logits(self, hidden_TE: Tensor, rows_R: Tensor, out_RV: Tensor) -> None:
+    def logits(self, hidden_RE: Tensor, out_RV: Tensor) -> None:
         """See DeviceNetwork."""
-        if len(rows_R) <= self._max_few:
-            gemv.norm_logits(hidden_TE, self._norm_E, self._head_VE, self._eps, rows_R, out_RV, pdl=self._pdl)
+        if len(hidden_RE) <= self._max_few:
+            gemv.norm_logits(hidden_RE, self._norm_E, self._head_VE, self._eps, None, out_RV, pdl=self._pdl)
             return
-        x_RE = rms_norm(hidden_TE, self._norm_E, self._eps, rows_R)
+        x_RE = rms_norm(hidden_RE, self._norm_E, self._eps)
         if self._is_deterministic:
             out_RV.copy_(invariant_linear(x_RE, self._head_VE, None, torch.float32))
         elif x_RE.is_cuda and x_RE.dtype != torch.float32:
