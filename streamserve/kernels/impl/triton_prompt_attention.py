@@ -32,17 +32,14 @@ Library = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 @triton.jit
-def _absorb(q, k_ND, v_ND, position_M, at_N, m, total, acc, SCALE: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr):
-    """One tile of keys into the online softmax, base 2. MASKED: some lie behind a query, or too far before it."""
+def _absorb(q, k_ND, v_ND, is_seen, m, total, acc, SCALE: tl.constexpr, MASKED: tl.constexpr, MAY_BE_BLIND: tl.constexpr):
+    """One tile of keys into the online softmax, base 2. MAY_BE_BLIND: a query may have seen no key yet after this one."""
     scores = tl.dot(q, tl.trans(k_ND), input_precision="ieee")
-    if MASKED:  # compared behind the product: what is known before it is carried through it, bit by bit
-        is_seen = at_N[None, :] <= position_M[:, None]
-        if WINDOW > 0:
-            is_seen = is_seen & (at_N[None, :] > position_M[:, None] - WINDOW)
+    if MASKED:
         scores = tl.where(is_seen, scores, float("-inf"))
     new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
     zero = new_m
-    if WINDOW > 0:  # a query may have seen no key yet
+    if MAY_BE_BLIND:
         zero = tl.where(new_m == float("-inf"), 0.0, new_m)
     weights = tl.exp2(scores * SCALE - zero[:, None])
     shrink = tl.exp2(m - zero)
@@ -142,7 +139,7 @@ def _prompt_attention(
             page_at_N1 += at * BLOCK_N % S * D
         k_ND = tl.load(k_ND_at + page_at_N1)
         v_ND = tl.load(v_ND_at + page_at_N1)
-        m, total, acc = _absorb(q, k_ND, v_ND, position_M, n, m, total, acc, SCALE, WINDOW, False)
+        m, total, acc = _absorb(q, k_ND, v_ND, is_query[:, None], m, total, acc, SCALE, False, False)
         page_N = next_page_N
     for at in range(full_tile, end_tile):
         next_at = (at + 1) * BLOCK_N
@@ -154,7 +151,10 @@ def _prompt_attention(
         is_key_N1 = (at_N < end)[:, None]  # beyond lies what nobody has written
         k_ND = tl.load(k_ND_at + page_at_N1, mask=is_key_N1, other=0.0)
         v_ND = tl.load(v_ND_at + page_at_N1, mask=is_key_N1, other=0.0)
-        m, total, acc = _absorb(q, k_ND, v_ND, position_M, at_N, m, total, acc, SCALE, WINDOW, True)
+        is_seen = at_N[None, :] <= position_M[:, None]
+        if WINDOW > 0:
+            is_seen = is_seen & (at_N[None, :] > position_M[:, None] - WINDOW)
+        m, total, acc = _absorb(q, k_ND, v_ND, is_seen, m, total, acc, SCALE, True, WINDOW > 0)
         page_N = next_page_N
 
     at = out + token_M[:, None] * (H * D) + head * D + d[None, :]
