@@ -125,6 +125,7 @@ class DeviceRunner:
             max_len=max_len,
             max_step_tokens=max_step_tokens,
             sizes=self._sizes,
+            grouping=network.grouping,
             may_capture=network.may_capture,
         )
         self._sampler = make_sampler(self._state)

@@ -5,11 +5,11 @@ the buffer. Nothing here waits for the device: buffers in host memory take turns
 
 The buffer of a step with T tokens (rounded up to 4), R rows of logits and P prompt rows, in 32-bit words:
 
-    tokens T | positions T | slots T | logit rows R | slots of the logit rows R | prompt starts P + 1 | page-table entries |
-    sampling parameters | page copies: sources, targets
+    tokens T | positions T | slots T | logit rows R | slots of the logit rows R | prompt starts P + 1 | parts of attention's
+    work on decode rows (engine/prefix_groups.py) | page-table entries | sampling parameters | page copies: sources, targets
 
 A captured step finds all but the last three where it found them at its capture, so T, R and P follow from its size; what the
-plan does not fill are surplus tokens and rows (slot -1) and prompts of no tokens.
+plan does not fill are surplus tokens and rows (slot -1), prompts of no tokens, and parts of no rows.
 """
 
 from bisect import bisect_left
@@ -19,16 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.plan import Plan, Row
+from streamserve.engine.prefix_groups import fill_parts, find_groups
 from streamserve.kernels.devices.device import Device
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
-from streamserve.kernels.ops import PromptRow, StepInputs
+from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
 MAX_PROMPTS = 16  # prompt rows of a captured step
+GROUPED_ROWS = 8  # decode rows from which attention's work is cut by the host, by prefixes and lengths
 _ALIGN = 4  # words: views into the buffer keep the 16-byte alignment that kernels were compiled for
+
+
+Array = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class StepSize(NamedTuple):
@@ -90,6 +96,21 @@ class Loaded:
     logit_tokens: dict[int, int]  # plan row that wants all logits -> its first token in T
 
 
+class Layout:
+    """Where in the buffer a step has what, in words. `grouping`: how decode rows are grouped, None: they are not."""
+
+    def __init__(self, num_tokens: int, num_decode: int, num_logits: int, num_prompts: int, grouping: Grouping | None) -> None:
+        self.num_tokens, self.num_decode, self.num_logits, self.num_prompts = num_tokens, num_decode, num_logits, num_prompts
+        self.num_parts = num_decode + grouping.programs if grouping is not None and num_decode >= GROUPED_ROWS else 0
+        self.part_width = grouping.rows + 3 if grouping is not None else 0
+        step = _up(num_tokens)
+        self.positions_at, self.slots_at, self.logit_rows_at = step, 2 * step, 3 * step
+        self.logit_slots_at = self.logit_rows_at + _up(num_logits)
+        self.starts_at = self.logit_slots_at + _up(num_logits)
+        self.parts_at = self.starts_at + (_up(num_prompts + 1) if num_prompts else 0)
+        self.end = _up(self.parts_at + self.num_parts * self.part_width)
+
+
 class DeviceState:
     """Page table, last tokens and sampling parameters of all slots."""
 
@@ -102,18 +123,20 @@ class DeviceState:
         max_len: int,
         max_step_tokens: int,
         sizes: Sequence[StepSize],
+        grouping: Grouping | None,
         may_capture: Callable[[tuple[PromptRow, ...]], bool],
     ) -> None:
         """`sizes`: of steps that may be captured. `may_capture`: whether a captured step may do these prompt rows."""
         self._pool = pool
         self._captured = Sizes(())
         self._may_capture = may_capture
+        self._grouping = grouping
         self.max_logits = num_slots + MAX_PROMPTS  # rows, surplus ones included
         pages = -(-max_len // pool.page_size) + 1
-        tokens = _up(max(max_step_tokens + num_slots, *(size.num_tokens for size in sizes), 0))
         # A step that admits every slot with all its pages is the largest.
-        words = 3 * tokens + 3 * _up(self.max_logits) + _ALIGN + 3 * (num_slots * 2 + num_slots * pages)
-        words += num_slots * (PARAMS + 1) + 2 * num_slots + 8 * _ALIGN
+        tokens = max(max_step_tokens + num_slots, *(size.num_tokens for size in sizes), 0)
+        words = Layout(tokens, num_slots, self.max_logits, self.max_logits, grouping).end
+        words += 3 * (num_slots * 2 + num_slots * pages) + num_slots * (PARAMS + 1) + 2 * num_slots
         where = device.torch_device
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
         self.last_token_S = torch.zeros(num_slots, dtype=torch.int32, device=where)
@@ -122,7 +145,8 @@ class DeviceState:
         self._turns = [device.pinned((words,), torch.int32) for _ in range(TURNS)]
         self._arrays = [turn.numpy() for turn in self._turns]
         self._turn = 0
-        self._num_pages = [0] * num_slots
+        self._pages: list[list[int]] = [[] for _ in range(num_slots)]
+        self._parts = _Parts(grouping, pool.page_size) if grouping is not None else None
         self.num_slots = num_slots
 
     def num_pages(self, num_tokens: int) -> int:
@@ -136,67 +160,47 @@ class DeviceState:
     def surplus_inputs(self, size: StepSize) -> StepInputs:
         """The inputs of a captured step, filled with surplus rows: what the last plan left in the buffer would be taken for
         slots and positions."""
-        inputs = self._inputs(size.num_tokens, size.prompts, size.num_decode, size.num_logits)
+        inputs = self._inputs(self._layout(size), size.prompts)
         self._ints.zero_()
         inputs.slots_T.fill_(-1)
         inputs.logit_slots_R.fill_(-1)
+        if inputs.parts_PR is not None:
+            inputs.parts_PR.fill_(-1)
         return inputs
 
     def load(self, plan: Plan, params: Sequence[tuple[int, Sequence[int]]]) -> Loaded:
         """Bring the plan's integers to the device, in stream order. `params`: slot and sampling words of each admission."""
         for admission in plan.admissions:
-            self._num_pages[admission.slot] = 0
+            self._pages[admission.slot].clear()
+        if plan.admissions and self._parts is not None:
+            self._parts.forget()
+        rows = plan.rows
         decode: list[int] = []
         prompts: list[int] = []
-        for i, row in enumerate(plan.rows):
+        for i, row in enumerate(rows):
             is_plain = row.num_tokens == 1 and row.samples and not row.wants_all_logits
             (decode if is_plain else prompts).append(i)
-        rows = plan.rows
         described, logit_tokens = self._describe(rows, prompts, len(decode))
         size = None if logit_tokens else self._fitting(len(decode), described)
-        if size is not None and size.num_decode != len(decode):
-            described, _ = self._describe(rows, prompts, size.num_decode)
-        real, end = len(decode), sum(prompt.num_tokens for prompt in described)
-        num_decode = real if size is None else size.num_decode
-        end += num_decode  # of the last real token
         sampling = decode + [i for i in prompts if rows[i].samples]
         if size is None:
-            num_tokens, num_logits, num_prompts = end, len(sampling), len(described)
+            num_tokens = len(decode) + sum(prompt.num_tokens for prompt in described)
+            layout = Layout(num_tokens, len(decode), len(sampling), len(described), self._grouping)
         else:
-            num_tokens, num_logits, num_prompts = size.num_tokens, size.num_logits, len(size.prompts)
+            layout = self._layout(size)
+            if size.num_decode != len(decode):
+                described, _ = self._describe(rows, prompts, size.num_decode)
         ints, array = self._turns[self._turn], self._arrays[self._turn]
         self._turn = (self._turn + 1) % TURNS
-        # tokens, positions, slots
-        step = _up(num_tokens)
-        tokens, positions, slots = (array[k * step : k * step + num_tokens] for k in range(3))
-        tokens[:real] = [-1 if rows[i].token_ids is None else rows[i].token_ids[0] for i in decode]  # type: ignore[index]
-        positions[:real] = [rows[i].start for i in decode]
-        slots[:real] = [rows[i].slot for i in decode]
-        for first, last in ((real, num_decode), (end, num_tokens)):
-            tokens[first:last] = positions[first:last] = 0
-            slots[first:last] = -1
-        for i, prompt in zip(prompts, described, strict=True):
-            place = slice(prompt.first, prompt.first + prompt.num_tokens)
-            tokens[place] = rows[i].token_ids
-            positions[place] = np.arange(prompt.start, prompt.start + prompt.num_tokens, dtype=np.int32)
-            slots[place] = prompt.slot
-        # which tokens yield logits, and for whom
-        at, wide = 3 * step, _up(num_logits)
-        array[at : at + num_logits] = 0
-        array[at : at + real] = np.arange(real, dtype=np.int32)
-        ends = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
-        array[at + real : at + len(sampling)] = ends
-        slots_at = at + wide
-        array[slots_at : slots_at + num_logits] = -1
-        array[slots_at : slots_at + len(sampling)] = [rows[i].slot for i in sampling]
-        at = slots_at + wide
-        if num_prompts:
-            array[at : at + num_prompts + 1] = end
-            array[at : at + len(described)] = [prompt.first for prompt in described]
-            at = _up(at + num_prompts + 1)
-        # page table and parameters
-        pages_at = at
+        self._write_tokens(array, layout, rows, decode, prompts, described)
+        self._write_logit_rows(array, layout, rows, len(decode), sampling, prompts, described)
         entries = self._new_pages(rows)
+        if layout.num_parts:
+            assert self._parts is not None
+            parts_PR = array[layout.parts_at : layout.parts_at + layout.num_parts * layout.part_width]
+            chosen = [rows[i] for i in decode]
+            self._parts.write(chosen, self._pages, parts_PR.reshape(layout.num_parts, layout.part_width))
+        at = layout.end
         array[at : at + len(entries)] = entries
         at += len(entries)
         params_at = at
@@ -215,9 +219,9 @@ class DeviceState:
             self.last_token_S,
             self.page_table_SP,
             self.params_SP,
-            num_tokens=num_tokens,
-            slots_at=2 * step,
-            pages_at=pages_at,
+            num_tokens=layout.num_tokens,
+            slots_at=layout.slots_at,
+            pages_at=layout.end,
             num_pages=len(entries) // 3,
             params_at=params_at,
             num_params=len(params),
@@ -225,14 +229,59 @@ class DeviceState:
         if num_copies:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
-        inputs = self._inputs(num_tokens, described, num_decode, num_logits)
-        return Loaded(
-            inputs,
-            sampling,
-            [rows[i].slot for i in sampling],
-            size,
-            logit_tokens,
-        )
+        inputs = self._inputs(layout, described)
+        return Loaded(inputs, sampling, [rows[i].slot for i in sampling], size, logit_tokens)
+
+    @staticmethod
+    def _write_tokens(
+        array: Array,
+        layout: Layout,
+        rows: Sequence[Row],
+        decode: Sequence[int],
+        prompts: Sequence[int],
+        described: Sequence[PromptRow],
+    ) -> None:
+        """Tokens, positions and slots, and where prompts begin."""
+        num_tokens, real = layout.num_tokens, len(decode)
+        tokens, positions, slots = (array[at : at + num_tokens] for at in (0, layout.positions_at, layout.slots_at))
+        tokens[:real] = [-1 if rows[i].token_ids is None else rows[i].token_ids[0] for i in decode]  # type: ignore[index]
+        positions[:real] = [rows[i].start for i in decode]
+        slots[:real] = [rows[i].slot for i in decode]
+        end = layout.num_decode
+        for i, prompt in zip(prompts, described, strict=True):
+            end = prompt.first + prompt.num_tokens
+            token_ids = rows[i].token_ids
+            assert token_ids is not None
+            tokens[prompt.first : end] = token_ids
+            positions[prompt.first : end] = np.arange(prompt.start, prompt.start + prompt.num_tokens, dtype=np.int32)
+            slots[prompt.first : end] = prompt.slot
+        for first, last in ((real, layout.num_decode), (end, num_tokens)):
+            tokens[first:last] = positions[first:last] = 0
+            slots[first:last] = -1
+        if layout.num_prompts:
+            starts = array[layout.starts_at : layout.starts_at + layout.num_prompts + 1]
+            starts[:] = end
+            starts[: len(described)] = [prompt.first for prompt in described]
+
+    @staticmethod
+    def _write_logit_rows(
+        array: Array,
+        layout: Layout,
+        rows: Sequence[Row],
+        real: int,
+        sampling: Sequence[int],
+        prompts: Sequence[int],
+        described: Sequence[PromptRow],
+    ) -> None:
+        """Which tokens yield logits, and for whom."""
+        logit_rows = array[layout.logit_rows_at : layout.logit_rows_at + layout.num_logits]
+        logit_slots = array[layout.logit_slots_at : layout.logit_slots_at + layout.num_logits]
+        logit_rows[:real] = np.arange(real, dtype=np.int32)
+        ends = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
+        logit_rows[real : len(sampling)] = ends
+        logit_rows[len(sampling) :] = 0
+        logit_slots[: len(sampling)] = [rows[i].slot for i in sampling]
+        logit_slots[len(sampling) :] = -1
 
     @staticmethod
     def _describe(rows: Sequence[Row], prompts: Sequence[int], first: int) -> tuple[tuple[PromptRow, ...], dict[int, int]]:
@@ -251,37 +300,75 @@ class DeviceState:
             return None
         return self._captured.fitting(num_decode, [prompt.num_tokens for prompt in prompts])
 
-    def _inputs(self, num_tokens: int, prompts: tuple[PromptRow, ...], num_decode: int, num_logits: int) -> StepInputs:
-        ints, step = self._ints, _up(num_tokens)
-        slots_at = 3 * step + _up(num_logits)
-        starts_at = slots_at + _up(num_logits)
+    def _layout(self, size: StepSize) -> Layout:
+        return Layout(size.num_tokens, size.num_decode, size.num_logits, len(size.prompts), self._grouping)
+
+    def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...]) -> StepInputs:
+        def ints(at: int, count: int) -> Tensor:
+            return self._ints[at : at + count]
+
+        parts = ints(layout.parts_at, layout.num_parts * layout.part_width)
         return StepInputs(
-            num_decode=num_decode,
+            num_decode=layout.num_decode,
             prompts=prompts,
-            tokens_T=ints[:num_tokens],
-            positions_T=ints[step : step + num_tokens],
-            slots_T=ints[2 * step : 2 * step + num_tokens],
-            prompt_starts=ints[starts_at : starts_at + len(prompts) + 1],
+            tokens_T=ints(0, layout.num_tokens),
+            positions_T=ints(layout.positions_at, layout.num_tokens),
+            slots_T=ints(layout.slots_at, layout.num_tokens),
+            prompt_starts=ints(layout.starts_at, layout.num_prompts + 1),
             page_table_SP=self.page_table_SP,
-            logit_rows_R=ints[3 * step : 3 * step + num_logits],
-            logit_slots_R=ints[slots_at : slots_at + num_logits],
+            logit_rows_R=ints(layout.logit_rows_at, layout.num_logits),
+            logit_slots_R=ints(layout.logit_slots_at, layout.num_logits),
             k=self._pool.k,
             v=self._pool.v,
+            parts_PR=parts.view(layout.num_parts, layout.part_width) if layout.num_parts else None,
         )
 
     def _new_pages(self, rows: Sequence[Row]) -> list[int]:
         """Entries of the page table that the plan adds: slot, index, page, one after another."""
         entries: list[int] = []
-        counts: Any = self._num_pages
         for row in rows:
             if row.new_pages:
-                slot = row.slot
-                count = counts[slot]
-                for page in row.new_pages:
+                slot, pages = row.slot, self._pages[row.slot]
+                for count, page in enumerate(row.new_pages, len(pages)):
                     entries += (slot, count, page)
-                    count += 1
-                counts[slot] = count
+                pages += row.new_pages
         return entries
+
+
+class _Parts:
+    """The parts of attention's work, worked out anew when the decode rows are others than in the step before, and now and then
+    because rows grow."""
+
+    _EVERY = 64  # steps: a split of a row then is a tile longer at most
+
+    def __init__(self, grouping: Grouping, page_size: int) -> None:
+        self._grouping = grouping
+        self._page_size = page_size
+        self._slots: list[int] | None = None
+        self._uses = 0
+        self._parts_PR: Array = np.zeros((0, 0), np.int32)
+
+    def forget(self) -> None:
+        """A slot has new pages."""
+        self._slots = None
+
+    def write(self, rows: Sequence[Row], pages: Sequence[Sequence[int]], parts_PR: Array) -> None:
+        """Fill `parts_PR` for these decode rows."""
+        slots, grouping = [row.slot for row in rows], self._grouping
+        if slots != self._slots or self._uses == self._EVERY or len(self._parts_PR) != len(parts_PR):
+            self._slots, self._uses = slots, 0
+            self._parts_PR = np.empty_like(parts_PR)
+            positions = [row.start for row in rows]
+            groups = find_groups(
+                [pages[slot] for slot in slots],
+                positions,
+                page_size=self._page_size,
+                tile_len=grouping.tile_len,
+                max_rows=grouping.rows,
+            )
+            fill_parts(groups, positions, self._parts_PR, tile_len=grouping.tile_len, programs=grouping.programs)
+        self._uses += 1
+        parts_PR[:] = self._parts_PR
 
 
 def _at_least(ascending: Sequence[int], wanted: int) -> int | None:

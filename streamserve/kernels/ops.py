@@ -172,8 +172,22 @@ class StepInputs:
     parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
 
 
+class Grouping(NamedTuple):
+    """How attention takes decode rows that share a prefix: so many `rows` in a group at most, shared tokens in multiples of
+    `tile_len`, and about so many parts (`programs`) of all its work fill the card."""
+
+    rows: int
+    tile_len: int
+    programs: int
+
+
 class DeviceNetwork(Protocol):
     """A forward pass on a GPU. Every call only launches: nothing waits for the device, so that it can be captured."""
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """What StepInputs.parts_PR is made for; None: it must be None."""
+        ...
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Write K/V of the step's tokens; return the stream [R, E] before the last norm, of the tokens that yield logits."""

@@ -21,7 +21,7 @@ from streamserve.kernels.impl.triton_mlp import silu_mul
 from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
 from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
 from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
-from streamserve.kernels.ops import DeviceNetwork, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
+from streamserve.kernels.ops import DeviceNetwork, Grouping, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
 from streamserve.kernels.registry import Facts, implements
 
 _HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -131,6 +131,12 @@ class TritonDecoder:
         self._prompt = PromptAttention(shape, device=parts.device, deterministic=parts.deterministic)
         has_bias = shape.o_bias or shape.mlp_bias
         self._max_few = 0 if parts.deterministic or has_bias else few_rows(shape.hidden_size)
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """See DeviceNetwork."""
+        decode = self._decode
+        return Grouping(decode.rows_per_group, decode.tile_len, decode.programs) if decode.rows_per_group > 1 else None
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """See DeviceNetwork."""
