@@ -17,6 +17,7 @@ import itertools
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import DevicePool
+from streamserve.engine import device_state, prefix_groups
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
@@ -67,7 +68,14 @@ class Bench:
     """An engine on the device runner."""
 
     def __init__(
-        self, folder: Path, *, graphs: bool = True, chunk: int = CHUNK, num_pages: int = 80, deterministic: bool = False
+        self,
+        folder: Path,
+        *,
+        graphs: bool = True,
+        chunk: int = CHUNK,
+        num_pages: int = 80,
+        deterministic: bool = False,
+        slots: int = SLOTS,
     ) -> None:
         checkpoint = open_checkpoint(folder)
         spec = checkpoint.spec
@@ -80,7 +88,7 @@ class Bench:
             where,
             {},
             max_len=tiny.SHAPE["max_position_embeddings"],
-            max_rows=SLOTS + MAX_PROMPTS,
+            max_rows=slots + MAX_PROMPTS,
             deterministic=deterministic,
         )
         pool = DevicePool(spec, num_pages=num_pages, page_size=PAGE_SIZE, dtype=dtype, device=where)
@@ -97,7 +105,7 @@ class Bench:
                 last_token_S=state.last_token_S,
             ),
             vocab_size=spec.vocab_size,
-            num_slots=SLOTS,
+            num_slots=slots,
             max_len=tiny.SHAPE["max_position_embeddings"],
             max_step_tokens=chunk,
             use_graphs=graphs,
@@ -105,7 +113,7 @@ class Bench:
         self.runner.warm_up(min(chunk, num_pages * PAGE_SIZE // 2))
         self.runner.capture()
         self.cache = KVCache(num_pages, PAGE_SIZE)
-        scheduler = Scheduler(self.cache, Limits(SLOTS, chunk, frozenset(), 0.5, 8), first_come_first_served)
+        scheduler = Scheduler(self.cache, Limits(slots, chunk, frozenset(), 0.5, 8), first_come_first_served)
         self.engine = Engine(scheduler, self.runner, EngineOptions(100, spec.vocab_size, frozenset(), seed=0))
 
     def ask(self, prompts: list[list[int]], **sampling: object) -> list[Delta]:
@@ -176,6 +184,30 @@ def test_log_probabilities_are_the_models(model: tuple[Path, object]) -> None:
         assert abs(entry.logprob - float(wanted[position, entry.token_id])) < 1e-4
     best = wanted[len(prompt) - 1].topk(2)
     assert [token for token, _ in answer.logprobs[0].top] == best.indices.tolist()
+    bench.close()
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_rows_that_share_a_prefix_give_the_models_answers(
+    model: tuple[Path, object], graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, reference = model
+    shared, found = prompt_of(70, 50), []
+    monkeypatch.setattr(prefix_groups, "MIN_SHARED", 64)
+
+    def find_groups(*args: object, **options: object) -> list[prefix_groups.PrefixGroup]:
+        groups = prefix_groups.find_groups(*args, **options)  # type: ignore[arg-type]
+        found.extend(groups)
+        return groups
+
+    monkeypatch.setattr(device_state, "find_groups", find_groups)
+    bench = Bench(folder, graphs=graphs, chunk=128, num_pages=250, slots=10)
+    prompts = [shared + prompt_of(2 + i, i) for i in range(8)] + [prompt_of(30, 60), prompt_of(3, 61)]
+    bench.ask(prompts[:1])  # leaves the prefix in the tree
+    answers = bench.ask(prompts, max_new_tokens=12)
+    assert max(len(group.rows) for group in found) > 2
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert is_greedy(reference, prompt, answer.token_ids), prompt
     bench.close()
 
 
