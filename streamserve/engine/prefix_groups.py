@@ -1,7 +1,9 @@
 """Which decode rows share their first pages, and how attention's work on them is cut: StepInputs.parts_PR as plain integers.
 
 Knows page numbers and positions; neither requests nor the tree, and no torch. It relies on one property of the tree: two rows
-have the same page at an index only if they have the same pages before it, so that how much two rows share is found by bisection.
+have the same page at an index only if their tokens up to its end are the same, so that either may read the other's pages up to
+there. Nearly always those are the same pages, so that how far they reach is found by bisection. (Two requests that computed the
+same prompt at the same time keep a page of their own for it; bisection may then find less than there is, never more.)
 """
 
 from collections.abc import Sequence

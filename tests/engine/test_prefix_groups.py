@@ -139,6 +139,15 @@ def test_a_prefix_ends_before_every_member_and_within_whole_tiles() -> None:
     assert find(pages_of, [40 * PAGE, 255], 8) == []
 
 
+@pytest.mark.parametrize("head", [1, 4, 12, 30])
+def test_pages_computed_twice_and_shared_after_never_stretch_a_prefix(head: int) -> None:
+    """The first pages of two rows differ, the ones behind are the same, then each row has its own."""
+    tail = list(range(1000, 1020))
+    found = find([[k + 100 * i for k in range(head)] + tail + [500 + i] * 9 for i in range(2)], [(head + 29) * PAGE] * 2, 8)
+    for rows, length in found:
+        assert rows == [0, 1] and head * PAGE < length <= (head + 20) * PAGE
+
+
 def test_pages_longer_than_a_tile() -> None:
     groups = find_groups([[1, 2, 3], [1, 2, 4]], [400, 390], page_size=128, tile_len=64, max_rows=8)
     assert groups == [PrefixGroup((0, 1), 256)]

@@ -422,6 +422,7 @@ class DecodeAttention:
         num_warps: int = 4,
         num_stages: int | None = None,
         group_stages: int | None = None,
+        group_programs: int = 2,
     ) -> None:
         self._heads, self._kv_heads, self._dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         assert self._heads % self._kv_heads == 0 and self._dim & (self._dim - 1) == 0 and self._dim >= 16
@@ -438,7 +439,7 @@ class DecodeAttention:
         self._lines = max(triton.next_power_of_2(group), 16)
         self.rows_per_group = 1 if deterministic or self._window else self._lines // group  # 1: groups are not used
         self.tile_len = block_n  # a shared prefix is a multiple of it
-        self.programs = -(-2 * num_sms // self._kv_heads)  # that fill the card, for each key/value head
+        self.programs = -(-group_programs * num_sms // self._kv_heads)  # that fill the card, for each key/value head
         tasks = [rows * self._kv_heads * splits for rows in range(1, max_rows + 1) if (splits := self.max_splits(rows)) > 1]
         lines, arrivals = max(tasks, default=1) * group, max_rows * self._kv_heads
         if self.rows_per_group > 1:
