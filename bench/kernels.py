@@ -1,19 +1,24 @@
 """Each GPU kernel of a step by itself: time, bytes or FLOPs, and their share of what this card can do.
 
-    python bench/kernels.py [--models llama8b,qwen06b] [--ops gemv,decode,prompt,norm,write,silu,linear,sampling] [--json OUT]
+    python bench/kernels.py [--models llama8b,qwen06b] [--ops embed,norm,gemv,decode,prompt,write,silu,linear,sampling]
+                            [--json OUT]
 
 Times are medians of replays of a graph that holds several launches one behind the other; weights and KV are read from memory,
 each launch its own, more than the cache holds; activations are where the kernel before leaves them, in the cache. Prompts are
 launched one by one, as a server does. `share` is of the copy bandwidth or of the 8192^3 product, whichever bounds the kernel,
 both measured in the same run. `library` is the time of torch's own operation for the same, where there is one. For `gemv`
-that is the product alone: norm, residual and gate come on top of it.
+that is the product alone: norm, residual and gate come on top of it. Attention of long prompts is timed with the library that
+serving uses, and by our kernel. Kernels are compiled beforehand, by several processes.
 """
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from bench.machine import machine, shown
 
 EPS = 1e-5
 PAGE_SIZE = 16
+LIBRARY_LEN = 8192  # chunks of this length are a library's business when served
 BF16 = torch.bfloat16
 
 
@@ -83,7 +89,34 @@ class Timing:
             work = f"{self.flops / 1e9:10.2f} GF {self.flops / self.time_us / 1e6:7.1f} TFLOP/s"
         share = f"{max(memory_us, product_us) / self.time_us:6.1%}"
         library = "" if self.library_us is None else f"   library {self.library_us:.1f} us, x{self.library_us / self.time_us:.2f}"
-        return f"{self.op:18}{self.case:34}{self.time_us:10.1f} us {work} {share}{library}"
+        return f"{self.op:20}{self.case:34}{self.time_us:10.1f} us {work} {share}{library}"
+
+
+class Meter:
+    """Times what an operation launches."""
+
+    def launch(self, launches: Sequence[Callable[[], object]]) -> float:
+        """See gpu_timing.launch_us."""
+        return launch_us(launches)
+
+    def call(self, run: Callable[[], object]) -> float:
+        """See gpu_timing.call_us."""
+        return call_us(run)
+
+
+class Once(Meter):
+    """Runs once instead, every `parts`-th, so that its kernels are in the compiler's cache. The times are made up."""
+
+    def __init__(self, part: int, parts: int) -> None:
+        self._part, self._turns = part, cycle(range(parts))
+
+    def launch(self, launches: Sequence[Callable[[], object]]) -> float:
+        return self.call(launches[0])
+
+    def call(self, run: Callable[[], object]) -> float:
+        if next(self._turns) == self._part:
+            run()
+        return 1.0
 
 
 def random(*size: int) -> Tensor:
@@ -136,7 +169,18 @@ def head_norms(shape: Shape) -> tuple[Tensor | None, Tensor | None]:
     return (random(shape.head_dim), random(shape.head_dim)) if shape.qk_norm else (None, None)
 
 
-def gemv(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def embed(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
+    """Rows of the embedding."""
+    from streamserve.kernels.impl.triton_norm import embed as rows_of
+
+    table = random(shape.vocab_size, shape.hidden_size)
+    for rows in (1, 64, 256, 2048, 8192):
+        tokens = [torch.randint(shape.vocab_size, (rows,), dtype=torch.int32, device="cuda") for _ in range(10)]
+        launches = [lambda t=t: rows_of(t, table, pdl=pdl) for t in tokens]
+        yield Timing("embed", f"{rows} rows", meter.launch(launches), num_bytes=4 * rows * shape.hidden_size)
+
+
+def gemv(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Products of one to eight rows, with what is fused into them."""
     from bench.gemv_sweep import MODELS as PRODUCTS
     from bench.gemv_sweep import launcher
@@ -150,14 +194,14 @@ def gemv(shape: Shape, pdl: bool) -> Iterator[Timing]:
             yield Timing(
                 f"gemv {product.name}",
                 f"{product.rows} x {product.columns}, {rows} rows",
-                launch_us([launcher(product, w, rows, None, pdl) for w in parts]),
+                meter.launch([launcher(product, w, rows, None, pdl) for w in parts]),
                 num_bytes=product.num_bytes,
                 flops=product.num_bytes * rows,
-                library_us=launch_us([lambda w=w, x=x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
+                library_us=meter.launch([lambda w=w, x=x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
             )
 
 
-def decode(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def decode(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Attention of decode rows, with the norm, RoPE and KV write of the new tokens."""
     from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
 
@@ -176,17 +220,18 @@ def decode(shape: Shape, pdl: bool) -> Iterator[Timing]:
         yield Timing(
             "decode attention",
             f"{rows} rows x {context} tokens",
-            launch_us([lambda i=i: attend(i % layers) for i in range(max(layers, 6))]),  # type: ignore[misc]  # noqa: B023
+            meter.launch([lambda i=i: attend(i % layers) for i in range(max(layers, 6))]),  # type: ignore[misc]  # noqa: B023
             num_bytes=num_bytes,
             flops=num_bytes * shape.num_heads / shape.num_kv_heads,
         )
 
 
-def prompt(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def prompt(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Attention of a prompt's chunk over what is cached of it and itself; the library's is given the keys in one piece."""
     from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
 
-    attention = PromptAttention(shape, device=torch.device("cuda"))  # type: ignore[arg-type]
+    served = PromptAttention(shape, device=torch.device("cuda"))  # type: ignore[arg-type]
+    own = PromptAttention(shape, device=torch.device("cuda"), long_prompts="triton")  # type: ignore[arg-type]
     group = shape.num_heads // shape.num_kv_heads
     for rows in ([(0, 128)], [(0, 2048)], [(6144, 2048)], [(0, 8192)], [(24_576, 8192)], [(0, 512)] * 16):
         inputs = paged(shape, rows, 1)
@@ -199,18 +244,25 @@ def prompt(shape: Shape, pdl: bool) -> Iterator[Timing]:
             k, v = (random(len(rows), shape.num_kv_heads, new, shape.head_dim) for _ in range(2))
             kr, vr = (t.repeat_interleave(group, 1) for t in (k, v))
             with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-                library_us = call_us(lambda q=q, k=kr, v=vr: F.scaled_dot_product_attention(q, k, v, is_causal=True))  # type: ignore[misc]
-        yield Timing(
-            "prompt attention",
-            f"{len(rows)} x {new} tokens after {before}",
-            call_us(lambda qkv=qkv, inputs=inputs, out=out: attention.attend(qkv, inputs, 0, out)),  # type: ignore[misc]
-            num_bytes=2 * tokens * (shape.joined + shape.attended),
-            flops=len(rows) * 4 * shape.attended * new * (before + (new + 1) / 2),
-            library_us=library_us,
-        )
+                library_us = meter.call(lambda q=q, k=kr, v=vr: F.scaled_dot_product_attention(q, k, v, is_causal=True))  # type: ignore[misc]
+        for op, attention in (("prompt attention", served), *((("prompt, our kernel", own),) if new == LIBRARY_LEN else ())):
+
+            def attend(
+                attention: PromptAttention = attention, inputs: Any = inputs, qkv: Tensor = qkv, out: Tensor = out
+            ) -> None:
+                attention.attend(qkv, inputs, 0, out)
+
+            yield Timing(
+                op,
+                f"{len(rows)} x {new} tokens after {before}",
+                meter.call(attend),
+                num_bytes=2 * tokens * (shape.joined + shape.attended),
+                flops=len(rows) * 4 * shape.attended * new * (before + (new + 1) / 2),
+                library_us=library_us,
+            )
 
 
-def norm(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def norm(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Residual addition and RMSNorm."""
     from streamserve.kernels.impl.triton_norm import add_rms_norm
 
@@ -220,12 +272,12 @@ def norm(shape: Shape, pdl: bool) -> Iterator[Timing]:
         yield Timing(
             "add_rms_norm",
             f"{rows} rows",
-            launch_us([lambda x=x, delta=delta: add_rms_norm(x, delta, weight, EPS, pdl=pdl)] * 10),  # type: ignore[misc]
+            meter.launch([lambda x=x, delta=delta: add_rms_norm(x, delta, weight, EPS, pdl=pdl)] * 10),  # type: ignore[misc]
             num_bytes=4 * x.nbytes,
         )
 
 
-def write(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def write(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Norm and RoPE of a prompt's queries and keys, and its keys and values into their pages."""
     from streamserve.kernels.impl.triton_rope import write_prompt
 
@@ -237,20 +289,20 @@ def write(shape: Shape, pdl: bool) -> Iterator[Timing]:
         def run(inputs: Any = inputs, qkv: Tensor = qkv) -> None:
             write_prompt(qkv, inputs, 0, cos_sin, q_norm, k_norm, EPS, shape)  # type: ignore[arg-type]
 
-        yield Timing("write_prompt", f"{tokens} tokens", launch_us([run] * 10), num_bytes=2 * qkv.nbytes + kv_bytes // 2)
+        yield Timing("write_prompt", f"{tokens} tokens", meter.launch([run] * 10), num_bytes=2 * qkv.nbytes + kv_bytes // 2)
 
 
-def silu(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def silu(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """silu(gate) * up."""
     from streamserve.kernels.impl.triton_mlp import silu_mul
 
     for rows in (64, 256, 2048, 8192):
         x = random(rows, 2 * shape.intermediate_size)
         launches = [lambda x=x: silu_mul(x, pdl=pdl)] * 10
-        yield Timing("silu_mul", f"{rows} rows", launch_us(launches), num_bytes=1.5 * x.nbytes)
+        yield Timing("silu_mul", f"{rows} rows", meter.launch(launches), num_bytes=1.5 * x.nbytes)
 
 
-def linear(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def linear(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """The product of --deterministic, beside the library's."""
     from streamserve.kernels.impl.triton_linear import linear as product
 
@@ -262,14 +314,14 @@ def linear(shape: Shape, pdl: bool) -> Iterator[Timing]:
         yield Timing(
             "linear",
             f"{shape.joined} x {shape.hidden_size}, {rows} rows",
-            launch_us([lambda w=w, x=x: product(x, w, None) for w in parts]),  # type: ignore[misc]
+            meter.launch([lambda w=w, x=x: product(x, w, None) for w in parts]),  # type: ignore[misc]
             num_bytes=weight_bytes + x.nbytes + 2 * rows * shape.joined,
             flops=weight_bytes * rows,
-            library_us=launch_us([lambda w=w, x=x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
+            library_us=meter.launch([lambda w=w, x=x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
         )
 
 
-def sampling(shape: Shape, pdl: bool) -> Iterator[Timing]:
+def sampling(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """A token per row: the largest, a random one, a random one of the most likely."""
     from streamserve.kernels.impl.triton_sampling import NUM_WORDS, SamplingKernels, words
     from streamserve.messages import SamplingParams
@@ -293,14 +345,15 @@ def sampling(shape: Shape, pdl: bool) -> Iterator[Timing]:
                 limits = kernels.thresholds(logits, slots, state) if has_threshold else None  # noqa: B023
                 kernels.choose(logits, slots, state, out, last, limits)  # noqa: B023
 
-            yield Timing("sampling", f"{rows} rows, {case}", launch_us([choose] * 6), num_bytes=logits.nbytes)
+            yield Timing("sampling", f"{rows} rows, {case}", meter.launch([choose] * 6), num_bytes=logits.nbytes)
 
 
-OPS: dict[str, Callable[[Shape, bool], Iterable[Timing]]] = {
+OPS: dict[str, Callable[[Shape, bool, Meter], Iterable[Timing]]] = {
+    "embed": embed,
+    "norm": norm,
     "gemv": gemv,
     "decode": decode,
     "prompt": prompt,
-    "norm": norm,
     "write": write,
     "silu": silu,
     "linear": linear,
@@ -308,21 +361,57 @@ OPS: dict[str, Callable[[Shape, bool], Iterable[Timing]]] = {
 }
 
 
+def supports_pdl() -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def compile_beforehand(models: Sequence[str], ops: Sequence[str]) -> None:
+    """Run all cases once, by processes side by side: one after the other, kernels would take minutes to compile."""
+    started_s = time.perf_counter()
+    most = [op for op in ops if op not in ("gemv", "sampling")]
+    shares = [(group, parts) for group, parts in ((["gemv"], 3), (["sampling"], 2), (most, 2)) if set(group) & set(ops)]
+    commands = [
+        [sys.executable, __file__, "--models", model, "--ops", ",".join(group), "--once", f"{part}/{parts}"]
+        for model in models
+        for group, parts in shares
+        for part in range(parts)
+    ]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process, command in zip(running, commands, strict=True):
+        said = process.communicate()[1]
+        if process.returncode != 0:
+            print(f"could not compile beforehand: {' '.join(command[2:])}\n{said[-800:]}", flush=True)
+    print(f"compiled after {time.perf_counter() - started_s:.0f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ops", default=",".join(OPS))
     parser.add_argument("--json", metavar="OUT")
+    parser.add_argument("--once", metavar="PART/PARTS", help="only run that share of the cases, to compile them")
     args = parser.parse_args()
+    models, ops = args.models.split(","), args.ops.split(",")
+    for word, known in ((set(models) - {*MODELS}, MODELS), (set(ops) - {*OPS}, OPS)):
+        if word:
+            parser.error(f"unknown: {', '.join(sorted(word))}; there are {', '.join(known)}")
     need_gpu()
+    if args.once:
+        once = Once(*map(int, args.once.split("/")))
+        for name in models:
+            for op in ops:
+                for _ in OPS[op](MODELS[name], supports_pdl(), once):
+                    pass
+        torch.cuda.synchronize()
+        return
+    compile_beforehand(models, ops)
     found = machine()
     print(shown(found), flush=True)
-    pdl = torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
-    timings: dict[str, list[dict[str, Any]]] = {}
-    for name in args.models.split(","):
+    meter, timings = Meter(), dict[str, list[dict[str, Any]]]()
+    for name in models:
         print(f"\n{name}, bfloat16; share of the ceiling that bounds the kernel", flush=True)
-        for op in args.ops.split(","):
-            for timing in OPS[op](MODELS[name], pdl):
+        for op in ops:
+            for timing in OPS[op](MODELS[name], supports_pdl(), meter):
                 print(timing.line(found), flush=True)
                 timings.setdefault(name, []).append(asdict(timing))
             torch.cuda.empty_cache()
