@@ -4,13 +4,42 @@ Owns names, help texts and buckets. Names follow SGLang's where it has them, wit
 gives the bytes and their content type. Implements engine.core.StepObserver.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from streamserve.messages import EngineLoad
 
 _LATENCY_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+
+
+class _Tally(Collector):
+    """A histogram that is told of every token: a third of the cost of prometheus_client's, which locks. For one thread."""
+
+    def __init__(self, name: str, help: str, bounds_s: tuple[float, ...]) -> None:
+        self._name = name
+        self._help = help
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self._sum_s += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """See Collector."""
+        names = [*map(floatToGoString, self._bounds_s), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum_s)
 
 
 class Metrics:
@@ -32,7 +61,8 @@ class Metrics:
         self._usage = self._gauge("token_usage", "Share of KV tokens held by running requests, 0 to 1")
         self._step_s = self._histogram("step_seconds", "Time of one engine step", _TOKEN_S)
         self._ttft_s = self._histogram("time_to_first_token_seconds", "From submission to the first token", _LATENCY_S)
-        self._token_s = self._histogram("inter_token_latency_seconds", "Time per token after the first", _TOKEN_S)
+        self._token_s = _Tally("streamserve_inter_token_latency_seconds", "Time per token after the first", _TOKEN_S)
+        self.registry.register(self._token_s)
         self._request_s = self._histogram("e2e_request_latency_seconds", "From submission to the end", _LATENCY_S)
 
     # ---- engine --------------------------------------------------------------------------------------------------

@@ -224,8 +224,7 @@ class Engine:
     async def _land(self, flight: Flight, step: Step) -> None:
         await sleep(0)  # a device that is always done already must not starve the rest of the loop
         try:
-            is_done = getattr(step, "is_done", None)  # see Step; a step that cannot say is awaited at once
-            while is_done is not None and self._turns.are_waiting and not is_done():  # noqa: ASYNC110
+            while self._turns.are_waiting and not step.is_done():  # noqa: ASYNC110
                 await sleep(0)  # a slice of the streams is served
             result = await step.done()
         except Exception as error:

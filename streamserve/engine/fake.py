@@ -82,6 +82,9 @@ class FakeStep:
         self._ends_s = ends_s
         self._result = result
 
+    def is_done(self) -> bool:
+        return self._clock.now() >= self._ends_s
+
     async def done(self) -> StepResult:
         await self._clock.sleep_until(self._ends_s)
         return self._result

@@ -88,8 +88,12 @@ class StepResult:
 
 
 class Step(Protocol):
-    """A step that is running. One that also has `is_done() -> bool` (done would not wait) is asked between slices of streams:
-    a helper thread that waits for a device gets the GIL late while the loop is busy."""
+    """A step that is running."""
+
+    def is_done(self) -> bool:
+        """Whether `done` would not wait. Asked between slices of streams: a helper thread that waits for a device gets the GIL
+        late while the loop is busy."""
+        ...
 
     async def done(self) -> StepResult:
         """Wait for the step. Raises what the step raised."""

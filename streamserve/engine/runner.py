@@ -23,6 +23,10 @@ class ThreadStep:
     def __init__(self, future: "Future[StepResult]") -> None:
         self._future = future
 
+    def is_done(self) -> bool:
+        """See Step."""
+        return self._future.done()
+
     async def done(self) -> StepResult:
         return await self._future
 
