@@ -98,7 +98,8 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         resolved.chunked_prefill_size,
         eos,
         resolved.max_decode_pause_ms / 1000,
-        burst_step_tokens=max(2048, int(BURST_STEP_FLOP / resolved.weight_bytes)),
+        burst_step_tokens=min(max(2048, int(BURST_STEP_FLOP / resolved.weight_bytes)), 8192),
+        long_chunk=getattr(runner, "long_chunk", None),
     )
     engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
@@ -218,7 +219,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         with rehearsal(progress):
             trial.warm_up(chunk)
         trial.warm_up(chunk)
-        trial.warm_up_long(planned.context_len)
+        trial.warm_up_long(planned.context_len, chunk)
         gpu.synchronize()
         page_bytes = planned.kv_bytes_per_token * planned.page_size
         taken = planned.free_bytes - gpu.memory()[0] - planned.weight_bytes - num_pages * page_bytes

@@ -132,7 +132,7 @@ def resolve(
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[kv_dtype]
     wanted_context = _wanted_context(config, model)
     rows = _rows(config, device)
-    chunk = _chunk(config, device)
+    chunk = _chunk(config, device, weight_bytes)
     work = _work(model, device, int(rows.value), int(chunk.value), ITEM_BYTES[dtype.value], work_bytes)
     pages = _pages(config, device, weight_bytes, work, token_bytes, wanted_context)
     context = _context(config, model, int(pages.value), token_bytes, device)
@@ -348,16 +348,22 @@ def _rows(config: Config, device: DeviceFacts) -> Reason:
     return Reason("running requests", str(GPU_ROWS), "weights are read once for all of them", "--max-running-requests")
 
 
-def _chunk(config: Config, device: DeviceFacts) -> Reason:
+def _chunk(config: Config, device: DeviceFacts, weight_bytes: int) -> Reason:
     asked = config.scheduler.chunked_prefill_size
     if asked is not None:
         return Reason("prompt chunk", str(asked), "asked for", "--chunked-prefill-size", "flag")
     if device.kind == "cpu":
         return Reason("prompt chunk", str(CPU_CHUNK), "keeps steps short while others stream", "--chunked-prefill-size")
     size = next(size for limit, size in _GPU_CHUNKS if device.total_bytes < limit)
-    return Reason("prompt chunk", str(size), f"for a device of {_gb(device.total_bytes)}", "--chunked-prefill-size")
+    why = f"for a device of {_gb(device.total_bytes)}"
+    if size >= _LARGE_CHUNK:
+        while size < _LARGEST_CHUNK and 2 * size * weight_bytes <= _LARGE_CHUNK * _USUAL_WEIGHT_BYTES:
+            size, why = 2 * size, "a small model on a large device: attention is computed best in large pieces"
+    return Reason("prompt chunk", str(size), why, "--chunked-prefill-size")
 
 
+_LARGE_CHUNK, _LARGEST_CHUNK = 8192, 32_768
+_USUAL_WEIGHT_BYTES = 8 * 10**9  # with this much or more, a chunk of the usual size takes as long as others should wait
 _GPU_CHUNKS: tuple[tuple[float, int], ...] = (  # SGLang's bands
     (20 * GIB, 2048),
     (60 * GIB, 4096),

@@ -217,7 +217,14 @@ def test_a_card_without_bf16_takes_float16() -> None:
 
 @pytest.mark.parametrize("total, chunk", [(16, 2048), (24, 4096), (80, 8192), (140, 8192), (180, 16_384)])
 def test_the_prompt_chunk_grows_with_the_card(total: int, chunk: int) -> None:
-    model = replace(LLAMA_8B, num_parameters=10**9)
+    model = replace(LLAMA_8B, num_parameters=4 * 10**9)
+    resolved = resolve(Config(), model, replace(GPU, free_bytes=total * GIB, total_bytes=total * GIB))
+    assert resolved.chunked_prefill_size == chunk
+
+
+@pytest.mark.parametrize("billions, total, chunk", [(0.6, 140, 32_768), (1.7, 140, 16_384), (3.2, 80, 8192), (0.6, 24, 4096)])
+def test_the_prompt_chunk_of_a_small_model_grows_on_a_large_card(billions: float, total: int, chunk: int) -> None:
+    model = replace(LLAMA_8B, num_parameters=int(billions * 1e9))
     resolved = resolve(Config(), model, replace(GPU, free_bytes=total * GIB, total_bytes=total * GIB))
     assert resolved.chunked_prefill_size == chunk
 

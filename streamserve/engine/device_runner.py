@@ -70,6 +70,10 @@ class DeviceStep:
         self._pending = pending
         self._prompt_logprobs = prompt_logprobs
 
+    def is_done(self) -> bool:
+        """See Step."""
+        return self._event.query()
+
     async def done(self) -> StepResult:
         """See Step."""
         if not self._event.query():
@@ -117,6 +121,7 @@ class DeviceRunner:
         """`max_graph_tokens`: most prompt tokens of a captured step."""
         self._device = device
         self._network = network
+        self.long_chunk = network.long_chunk
         self._sizes = graph_sizes(num_slots, min(max_graph_tokens, max_step_tokens)) if use_graphs else ()
         self._state = DeviceState(
             device,
@@ -171,10 +176,10 @@ class DeviceRunner:
         self._device.synchronize()
 
     @torch.inference_mode()
-    def warm_up_long(self, max_len: int) -> None:
+    def warm_up_long(self, max_len: int, max_chunk: int) -> None:
         """What long prompts need beyond `warm_up`: attention of a library over whole chunks."""
         inputs = self._state.surplus_inputs(StepSize(1))
-        self._network.warm_up(inputs.k, inputs.v, max_len)
+        self._network.warm_up(inputs.k, inputs.v, max_len, max_chunk)
 
     def _compute(self, inputs: StepInputs) -> None:
         hidden_RE = self._network.forward(inputs)

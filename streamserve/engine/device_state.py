@@ -57,7 +57,7 @@ class StepSize(NamedTuple):
         """Prompt rows that take as much room as any it may hold."""
         if not self.num_prompt:
             return ()
-        empty = PromptRow(slot=-1, first=self.num_decode, num_tokens=0, start=0)
+        empty = PromptRow(slot=-1, first=self.num_decode, num_tokens=0, start=1)
         return (*[empty] * (MAX_PROMPTS - 1), PromptRow(slot=-1, first=self.num_decode, num_tokens=self.num_prompt, start=1))
 
 

@@ -29,7 +29,8 @@ from streamserve.messages import Delta, FinishReason
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. `max_decode_pause_s` is how long
     decode rows may wait for a burst of prompts (0: never); `burst_tokens` prompt tokens in a step make a burst. A burst goes on
-    in steps of `burst_step_tokens` (None: the most a step may hold), so that the first prompts need not wait for the last."""
+    in steps of `burst_step_tokens` (None: the most a step may hold), so that the first prompts need not wait for the last.
+    Chunks longer than `long_chunk` end at a multiple of it if they begin at one: devices have libraries for those."""
 
     max_running: int
     max_step_tokens: int
@@ -37,6 +38,7 @@ class Limits:
     max_decode_pause_s: float = 0.0
     burst_tokens: int = 1024
     burst_step_tokens: int | None = None
+    long_chunk: int | None = None
 
 
 @dataclass(slots=True)
@@ -202,7 +204,9 @@ class Scheduler:
         draft.owners.append((request, request.epoch))
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
-        num_tokens = min(budget, len(request.tokens) - request.planned)
+        num_tokens, long = min(budget, len(request.tokens) - request.planned), self.limits.long_chunk
+        if long is not None and num_tokens > long and request.planned % long == 0:
+            num_tokens -= num_tokens % long
         self._draw(draft, request, num_tokens, tuple(request.tokens[request.planned : request.planned + num_tokens]))
         return num_tokens
 

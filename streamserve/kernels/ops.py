@@ -201,13 +201,18 @@ class DeviceNetwork(Protocol):
         """Last norm and head, into `out_RV` (float32)."""
         ...
 
+    @property
+    def long_chunk(self) -> int | None:
+        """Long chunks of a prompt are computed best if they begin and end at multiples of so many tokens."""
+        ...
+
     def may_capture(self, prompts: tuple[PromptRow, ...]) -> bool:
         """Whether a graph captured for as many tokens and rows can do these. False where what is launched depends on them."""
         ...
 
-    def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:
-        """Compile and plan what requests of up to `max_len` tokens may need and a plain step does not. `k` and `v`: a pool
-        as in StepInputs; page 0 is read. Waits for the device."""
+    def warm_up(self, k: Tensor, v: Tensor, max_len: int, max_chunk: int) -> None:
+        """Compile and plan what requests of up to `max_len` tokens, in steps of up to `max_chunk`, may need and a plain step does
+        not. `k` and `v`: a pool as in StepInputs; page 0 is read. Waits for the device."""
         ...
 
 

@@ -67,6 +67,7 @@ TORCH_FREE = (
     "streamserve.api",
     "streamserve.engine.client",
     "streamserve.engine.plan",
+    "streamserve.engine.prefix_groups",
     "streamserve.engine.core",
     "streamserve.engine.scheduler",
     "streamserve.engine.request",

@@ -37,9 +37,7 @@ class Case:
         return torch.full((num_tokens, self.shape.num_heads * self.shape.head_dim), float("nan")).to(self.device, self.dtype)
 
     def run(self, attention: PromptAttention) -> Tensor:
-        out = self.nan(self.num_tokens)
-        attention.attend(self.qkv, self.inputs, LAYER, out)
-        return out
+        return attention.attend(self.qkv, self.inputs, LAYER, self.nan(self.num_tokens))
 
     def check(self, out: Tensor, every: int = 1) -> None:
         assert out[:DECODE_ROWS].isnan().all()
@@ -126,6 +124,22 @@ def test_long_chunks_go_to_the_library_and_the_rest_does_not(device: str, dtype:
     case.check(out)
 
 
+def test_a_chunk_of_several_lengths_goes_there_whole_if_it_is_a_first_one(device: str, dtype: torch.dtype) -> None:
+    calls = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append((q.shape[2], k.shape[2], is_causal))
+        return plain_library(q, k, v, is_causal)
+
+    shape = Shape(num_heads=2, num_kv_heads=1, head_dim=16)
+    case = Case(shape, [(0, 64), (16, 32), (0, 80), (5, 16)], device, dtype)
+    case.check(case.run(PromptAttention(shape, device=device, long_prompts=library, long_len=16, block_m=16)))
+    own = (16, 16, True)
+    second = [own, (16, 16, False), own, (16, 32, False)]
+    third = [own, own, (16, 16, False), own, (16, 32, False), own, (16, 48, False), own, (16, 48, False), (16, 16, False)]
+    assert calls == [(64, 64, True), *second, *third]
+
+
 @pytest.mark.parametrize(("blocks", "parts"), [(2, [2]), (4, [3, 1]), (6, [3, 3]), (8, [3, 3, 2])])
 def test_what_lies_before_a_long_chunk_is_attended_in_as_few_calls_as_can_be(
     blocks: int, parts: list[int], device: str, dtype: torch.dtype
@@ -164,8 +178,39 @@ def test_warming_asks_the_library_for_all_it_may_be_asked_for(
     shape = Shape(num_heads=4, num_kv_heads=2, head_dim=16)
     case = Case(shape, [(0, 1)], device, dtype)
     attention = PromptAttention(shape, device=device, long_prompts=library, long_len=32, block_m=16)
-    attention.warm(case.paged.k.nan_to_num(0.0), case.paged.v.nan_to_num(0.0), dtype, max_len)
+    attention.warm(case.paged.k.nan_to_num(0.0), case.paged.v.nan_to_num(0.0), dtype, max_len, 32)
     assert calls == [blocks for chunk in asked for blocks in chunk]
+
+
+def test_warming_asks_for_the_longest_first_chunk_and_all_below(device: str, dtype: torch.dtype) -> None:
+    calls = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append(q.shape[2] if is_causal else 0)
+        return plain_library(q, k, v, is_causal)
+
+    shape = Shape(num_heads=2, num_kv_heads=1, head_dim=16)
+    case = Case(shape, [(0, 1)], device, dtype)
+    attention = PromptAttention(shape, device=device, long_prompts=library, long_len=16)
+    attention.warm(case.paged.k.nan_to_num(0.0), case.paged.v.nan_to_num(0.0), dtype, 60, 50)
+    assert set(calls) - {0} == {16, 32, 48}
+
+
+def test_a_step_that_is_one_chunk_gets_the_librarys_own_memory(device: str, dtype: torch.dtype) -> None:
+    made = []
+
+    def library(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+        out_NHD, lse = plain_library(q, k, v, is_causal)
+        made.append(out_NHD.contiguous())
+        return made[-1], lse
+
+    shape = Shape(num_heads=2, num_kv_heads=2)
+    case = Case(shape, [(0, 32)], device, dtype)
+    attention = PromptAttention(shape, device=device, long_prompts=library, long_len=32)
+    inputs = case.paged.inputs([], [(0, 0, 32)])
+    found = attention.attend(case.qkv[DECODE_ROWS:], inputs, LAYER, case.nan(32))
+    assert found.data_ptr() == made[-1].data_ptr()
+    torch.testing.assert_close(found, case.run(attention)[DECODE_ROWS:])
 
 
 def test_only_long_chunks(device: str, dtype: torch.dtype) -> None:
@@ -210,7 +255,7 @@ def test_merge_is_attention_over_both_sets_of_keys(shift: float, device: str, dt
 
 def test_a_library_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = triton_prompt_attention._tried
-    arguments = ("cudnn", 4, 2, 64, [0, 64, 128], 16, torch.float32, torch.device("cpu"))
+    arguments = ("cudnn", 4, 2, [(64, 0), (64, 64), (64, 128), (128, 0)], 16, torch.float32, torch.device("cpu"))
     library, reason = tried(*arguments)  # this build of torch has no such operation for CPUs
     assert library is None and "NotImplementedError" in reason
 
@@ -228,7 +273,7 @@ def test_a_library_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.Monkey
         return plain_library(q, k[:, :, :64], v[:, :, :64], is_causal)
 
     monkeypatch.setattr(triton_prompt_attention, "_library", lambda *_: short)
-    assert tried("cudnn", 4, 2, 64, [0, 64], *arguments[5:]) == (short, "")
+    assert tried("cudnn", 4, 2, [(64, 0), (64, 64)], *arguments[4:]) == (short, "")
     library, reason = tried(*arguments)
     assert library is None and "wrong by" in reason
 

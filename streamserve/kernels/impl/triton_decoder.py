@@ -175,7 +175,7 @@ class TritonDecoder:
                 return self._last_layer(x_TE, qkv_TJ, inputs)
             if has_prompts:
                 write_prompt(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
-                self._prompt.attend(qkv_TJ, inputs, i, out_TX)
+                out_TX = self._prompt.attend(qkv_TJ, inputs, i, out_TX)
             if num_decode:
                 self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
             delta_TE = self._mlp(x_TE, out_TX, layer)
@@ -209,13 +209,18 @@ class TritonDecoder:
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
 
+    @property
+    def long_chunk(self) -> int | None:
+        """See DeviceNetwork."""
+        return self._prompt.long_len
+
     def may_capture(self, prompts: tuple[PromptRow, ...]) -> bool:
         """See DeviceNetwork."""
         return not any(self._prompt.is_long(row) for row in prompts)
 
-    def warm_up(self, k: Tensor, v: Tensor, max_len: int) -> None:
+    def warm_up(self, k: Tensor, v: Tensor, max_len: int, max_chunk: int) -> None:
         """See DeviceNetwork."""
-        self._prompt.warm(k, v, k.dtype, max_len)
+        self._prompt.warm(k, v, k.dtype, max_len, max_chunk)
 
     def logits(self, hidden_RE: Tensor, out_RV: Tensor) -> None:
         """See DeviceNetwork."""

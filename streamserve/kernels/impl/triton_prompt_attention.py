@@ -12,6 +12,7 @@ Shape letters: see kernels/ops.py; M queries of a program, X = H * D, J = (H + 2
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log2
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from streamserve.kernels.ops import NetworkShape, PromptRow, StepInputs
 
 _LOG2_E = log2(2.718281828459045)
 _LONG = 8192  # tokens of a chunk for a library; libraries plan per shape, so no other length goes there
+_MAX_WHOLE = 4  # times as many tokens: the longest first chunk that goes there in one call
 _MAX_BLOCKS = 3  # of as many cached tokens in one call: all that lies before the last chunk of 32,768 tokens
 
 # (q [1, H, N, D], k [1, K, N, D], v, is_causal) -> output [N, H, D], natural log-sum-exp of the scaled scores [H, N] float32
@@ -65,7 +67,7 @@ def _prompt_attention(
     layer,
     num_pages,
     table_width,
-    long_len,  # chunks of this length, at a multiple of it, are not for this kernel; 0: all are
+    long_len,  # chunks of a multiple of this length, at a multiple of it, are not for this kernel; 0: all are
     H: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -97,8 +99,9 @@ def _prompt_attention(
         return
     start = tl.load(positions_T + first)
     slot = tl.load(slots_T + first)
-    if (num == long_len) & (start % tl.maximum(long_len, 1) == 0):
-        return
+    if long_len > 0:
+        if (num % tl.maximum(long_len, 1) == 0) & (start % tl.maximum(long_len, 1) == 0):
+            return
 
     d = tl.arange(0, D)
     i = begin + tl.arange(0, BLOCK_M)
@@ -253,9 +256,9 @@ def merge(a_NHD: Tensor, a_lse_HN: Tensor, b_NHD: Tensor, b_lse_HN: Tensor, out_
 class PromptAttention:
     """Prompt rows of one network.
 
-    `long_prompts`: who attends for chunks of exactly `long_len` tokens that begin at a multiple of it: a library of torch's
-    ("cudnn", "flash"), a function like one, or this file's kernel ("triton"). A library is tried on the first such chunk, which
-    waits for the device; where it is missing, fails or is wrong, the kernel takes over, and the log says so once. With
+    `long_prompts`: who attends for chunks of `long_len` tokens, or a multiple, that begin at a multiple of it: a library of
+    torch's ("cudnn", "flash"), a function like one, or this file's kernel ("triton"). A library is tried on the first such chunk,
+    which waits for the device; where it is missing, fails or is wrong, the kernel takes over, and the log says so once. With
     `deterministic` or a sliding window it is always the kernel. `block_m`, `num_warps`, `num_stages`: for measuring."""
 
     def __init__(
@@ -287,13 +290,21 @@ class PromptAttention:
         self._block_m, self._block_n = block_m, block_n or (32 if self._dim > 128 else 64)
         self._num_warps, self._num_stages = num_warps, num_stages
 
+    @property
+    def long_len(self) -> int | None:
+        """Tokens of which chunks for a library are multiples; None: there is none."""
+        return None if self._library is None else self._long_len
+
     def is_long(self, row: PromptRow) -> bool:
         """Whether a library may attend for this row: what is launched then depends on the host, so no graph can hold it."""
-        return self._library is not None and row.num_tokens == self._long_len and row.start % self._long_len == 0
+        if self._library is None or not row.num_tokens:
+            return False
+        return row.num_tokens % self._long_len == row.start % self._long_len == 0
 
-    def attend(self, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor) -> None:
-        """Attend for the tokens of prompt rows: into their lines of `out_TX`. `qkv_TJ` and the pages as write_prompt left
-        them: q and k normed and turned, K and V of the chunks in their pages."""
+    def attend(self, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor) -> Tensor:
+        """Attend for the tokens of prompt rows: into their lines of `out_TX`, which is returned. A step that is one chunk may
+        return a library's own memory instead, alike in shape, and leave `out_TX` as it was. `qkv_TJ` and the pages as
+        write_prompt left them: q and k normed and turned, K and V of the chunks in their pages."""
         assert inputs.prompts and qkv_TJ.is_contiguous() and out_TX.is_contiguous()
         num_long = 0
         if self._library is not None:
@@ -303,16 +314,31 @@ class PromptAttention:
                     if library is None:
                         break
                     num_long += 1
-                    self._attend_long(library, row, qkv_TJ, inputs, layer, out_TX)
+                    for chunk in self._chunks(row):
+                        whole_NX = self._attend_long(library, chunk, qkv_TJ, inputs, layer, out_TX)
+                        if whole_NX is not None:
+                            return whole_NX
         if num_long < len(inputs.prompts):
             self._attend_paged(qkv_TJ, inputs, layer, out_TX, self._long_len if num_long else 0)
+        return out_TX
 
-    def warm(self, k: Tensor, v: Tensor, dtype: torch.dtype, max_len: int) -> None:
-        """Compile every kernel and build every plan that prompts of up to `max_len` tokens may ask for, on zeros; page 0 of
-        the pool is read, nothing is written. Waits for the device."""
-        chunks = [(0, 1), (0, 128 * -(-2 * self._num_sms // self._heads))]
+    def _chunks(self, row: PromptRow) -> list[PromptRow]:
+        """The row as chunks that the library has plans for: one whole if it is a first one and not too long."""
+        size = self._long_len
+        if row.start == 0 and row.num_tokens <= _MAX_WHOLE * size:
+            return [row]
+        return [
+            replace(row, first=row.first + at, num_tokens=size, start=row.start + at) for at in range(0, row.num_tokens, size)
+        ]
+
+    def warm(self, k: Tensor, v: Tensor, dtype: torch.dtype, max_len: int, max_chunk: int) -> None:
+        """Compile every kernel and build every plan that prompts of up to `max_len` tokens, in chunks of up to `max_chunk`, may
+        ask for, on zeros; page 0 of the pool is read, nothing is written. Waits for the device."""
+        chunks = [(0, 1), (0, 128 * -(-2 * self._num_sms // self._heads) + 1)]  # for this file's kernel
         max_blocks = max_len // self._long_len - 1
-        if max_blocks >= 0 and self._find_library(dtype, max_blocks) is not None:
+        max_whole = min(max_len, max_chunk) // self._long_len
+        if max_blocks >= 0 and max_whole and self._find_library(dtype, max_blocks, max_whole) is not None:
+            chunks += [(0, whole * self._long_len) for whole in range(2, min(max_whole, _MAX_WHOLE) + 1)]
             # Up to as many blocks as one call takes, a call more, two more: all there is to merge.
             some = (*range(_MAX_BLOCKS + 1), _MAX_BLOCKS + 1, 2 * _MAX_BLOCKS + 1)
             chunks += [(blocks * self._long_len, self._long_len) for blocks in some if blocks <= max_blocks]
@@ -379,8 +405,9 @@ class PromptAttention:
 
     def _attend_long(
         self, library: Library, row: PromptRow, qkv_TJ: Tensor, inputs: StepInputs, layer: int, out_TX: Tensor
-    ) -> None:
-        """One chunk: causal over itself, then over what lies before it, as much at a time as _MAX_BLOCKS allows."""
+    ) -> Tensor | None:
+        """One chunk: causal over itself, then over what lies before it, as much at a time as _MAX_BLOCKS allows. Into `out_TX`,
+        or returned where that is the whole of it and spares a copy."""
         num, dim = row.num_tokens, self._dim
         tokens = slice(row.first, row.first + num)
         sizes = [self._heads, self._kv_heads, self._kv_heads]
@@ -390,8 +417,10 @@ class PromptAttention:
         own, own_lse = library(q_1HND, k_1KND, v_1KND, True)
         out_NHD = out_TX[tokens].view(num, self._heads, dim)
         if row.start == 0:
+            if num == len(out_TX) and own.is_contiguous():
+                return own.view(out_TX.shape)
             out_NHD.copy_(own)
-            return
+            return None
         lse = own_lse.new_empty((self._heads, num))
         before: tuple[Tensor, Tensor] | None = None
         total: Tensor | None = None  # of three parts or more: in float32, so that it is rounded once
@@ -409,6 +438,7 @@ class PromptAttention:
             before = total, lse
         assert before is not None
         merge(*before, own, own_lse, out_NHD, lse)
+        return None
 
     def _gather(self, inputs: StepInputs, layer: int, slot: int, start: int, k_KND: Tensor, v_KND: Tensor) -> None:
         """Tokens from `start` on, out of their pages."""
@@ -421,13 +451,15 @@ class PromptAttention:
             inputs.k, inputs.v, pages_P, k_KND, v_KND, layer, inputs.k.shape[1], num, K=kv_heads, S=size, D=dim, num_warps=4
         )
 
-    def _find_library(self, dtype: torch.dtype, max_blocks: int = _MAX_BLOCKS) -> Library | None:
-        """The library, tried out, at first with up to `max_blocks` before a chunk; None when it cannot be used."""
+    def _find_library(self, dtype: torch.dtype, max_blocks: int = _MAX_BLOCKS, max_whole: int = 1) -> Library | None:
+        """The library, tried out, at first with up to `max_blocks` before a chunk and first chunks of up to `max_whole`; None
+        when it cannot be used."""
         if not isinstance(self._library, str):
             return self._library
         name, num = self._library, self._long_len
-        keys = [blocks * num for blocks in range(min(max_blocks, _MAX_BLOCKS) + 1)]
-        self._library, reason = _tried(name, self._heads, self._kv_heads, num, keys, self._dim, dtype, self._device)
+        shapes = [(num, blocks * num) for blocks in range(min(max_blocks, _MAX_BLOCKS) + 1)]
+        shapes += [(whole * num, 0) for whole in range(2, min(max_whole, _MAX_WHOLE) + 1)]
+        self._library, reason = _tried(name, self._heads, self._kv_heads, shapes, self._dim, dtype, self._device)
         if self._library is None:
             structlog.get_logger(__name__).warning("long_prompts_without_library", library=name, reason=reason)
         return self._library
@@ -437,20 +469,19 @@ def _tried(
     name: str,
     heads: int,
     kv_heads: int,
-    num: int,
-    before: list[int],
+    shapes: list[tuple[int, int]],
     dim: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Library | None, str]:
     """The library as a function, if it computes the shapes that it will be asked for (which builds its plans), or why not:
-    `num` queries over their own keys (0) or over so many that lie `before` them. Some versions take fewer key heads than
+    so many queries over their own keys (0) or over so many that lie before them. Some versions take fewer key heads than
     query heads, some need them repeated."""
     reason = ""
     for group in dict.fromkeys((1, heads // kv_heads)):
         library = _library(name, group, dim**-0.5)
         try:
-            error = max(_error(library, heads, kv_heads, num, keys, dim, dtype, device) for keys in before)
+            error = max(_error(library, heads, kv_heads, num, keys, dim, dtype, device) for num, keys in shapes)
         except Exception as failure:  # whatever a library does not like is a reason to do without it
             reason = f"{type(failure).__name__}: {failure}"
             continue
