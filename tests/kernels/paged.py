@@ -74,6 +74,13 @@ class Paged:
         self.k[layer][pages, :, offsets] = k_NKD
         self.v[layer][pages, :, offsets] = v_NKD
 
+    def share(self, leader: int, slot: int, num_pages: int) -> None:
+        """The slot's first pages are the leader's from now on; what it had there itself is gone."""
+        old = self._places[slot, :num_pages].clone().long()
+        self._places[slot, :num_pages] = self._places[leader, :num_pages]
+        self.table.copy_(self._places)
+        self.k[:, old] = self.v[:, old] = float("nan")
+
     def read(self, layer: int, slot: int, end: int) -> tuple[Tensor, Tensor]:
         """[N, K, D] each, for tokens 0 .. end - 1."""
         pages, offsets = self._where(slot, 0, end)

@@ -57,9 +57,7 @@ class Case:
         for (leader, *others), shared in groups:
             pages = shared // self.paged.page_size
             for slot in others:
-                old = self.paged.table[slot, :pages].clone().long()
-                self.paged.table[slot, :pages] = self.paged.table[leader, :pages]
-                self.paged.k[:, old] = self.paged.v[:, old] = float("nan")
+                self.paged.share(leader, slot, pages)
 
     def run(
         self, attention: DecodeAttention, rows: list[int] | None = None, parts: list[tuple[Group, int]] | None = None
