@@ -19,7 +19,7 @@ from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
-from streamserve.engine.device_state import TURNS, DeviceState, Loaded, StepSize
+from streamserve.engine.device_state import GROUPED_ROWS, TURNS, DeviceState, Loaded, StepSize
 from streamserve.engine.plan import Admission, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
@@ -28,19 +28,26 @@ from streamserve.messages import SamplingParams
 _SLICE = 256  # tokens of a prompt whose logits are looked at in one go
 
 
-_MIXED_ROWS = (0, 8, 16, 32, 64, 128, 192)
+_MIXED_ROWS = (0, 8, 32, 64, 128)
 _PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
 _MORE_TOKENS = 512  # between the sizes of steps with more prompt tokens, which no decode row takes part in
 
 
-def graph_sizes(max_rows: int, max_prompt: int) -> tuple[StepSize, ...]:
+_GROUPED_ROWS, _GROUPED_TOKENS = (16, 32, 64, 128), (128, 256, 512, 1024)
+
+
+def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False) -> tuple[StepSize, ...]:
     """Sizes of steps that get a graph of their own, dense where surplus rows and tokens cost most. Steps of up to `max_rows`
-    decode rows are covered, and with them up to 1,024 prompt tokens; prompts alone up to `max_prompt` tokens."""
+    decode rows are covered, in groups too if there are any, and with them up to 1,024 prompt tokens; prompts alone up to
+    `max_prompt` tokens."""
     alone = _up_to(max_rows, (1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)))
     mixed = _up_to(min(max_prompt, _PROMPT_TOKENS[-1]), _PROMPT_TOKENS)
     more = _up_to(max_prompt, (*_PROMPT_TOKENS, *range(_PROMPT_TOKENS[-1] + _MORE_TOKENS, max_prompt + 1, _MORE_TOKENS)))
     sizes = [StepSize(rows) for rows in alone]
     sizes += [StepSize(rows, tokens) for rows in _up_to(max_rows, _MIXED_ROWS) for tokens in (more if rows == 0 else mixed)]
+    if has_groups and max_rows >= GROUPED_ROWS:
+        tokens = (0, *_up_to(min(max_prompt, _GROUPED_TOKENS[-1]), _GROUPED_TOKENS))
+        sizes += [StepSize(rows, some, True) for rows in _up_to(max_rows, _GROUPED_ROWS) for some in tokens]
     return tuple(sizes)
 
 
@@ -122,7 +129,9 @@ class DeviceRunner:
         self._device = device
         self._network = network
         self.long_chunk = network.long_chunk
-        self._sizes = graph_sizes(num_slots, min(max_graph_tokens, max_step_tokens)) if use_graphs else ()
+        has_groups = network.grouping is not None
+        most = min(max_graph_tokens, max_step_tokens)
+        self._sizes = graph_sizes(num_slots, most, has_groups=has_groups) if use_graphs else ()
         self._state = DeviceState(
             device,
             pool,
@@ -152,7 +161,7 @@ class DeviceRunner:
         try:
             for i, size in enumerate(sorted(self._sizes, key=lambda size: -size.num_tokens)):
                 inputs = self._state.surplus_inputs(size)
-                self._graphs[size] = self._device.capture(partial(self._compute, inputs))
+                self._graphs[size] = self._device.capture(partial(self._compute, inputs), is_warm=i > 0)
                 progress(i + 1, len(self._sizes))
             self._state.captured(self._sizes)
         finally:
@@ -169,9 +178,11 @@ class DeviceRunner:
         self.forward(Plan(0, admissions, (), (prompt,)))
         decode = Row(0, chunk - 1, 1, (0,))
         self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
-        for rows in (1, 2, 4, 8, 16):
-            if rows <= self._state.num_slots:
-                self._compute(self._state.surplus_inputs(StepSize(rows)))
+        sizes = [StepSize(rows) for rows in (1, 2, 4, 8, 16) if rows <= self._state.num_slots]
+        if self._network.grouping is not None and self._state.num_slots >= GROUPED_ROWS:
+            sizes.append(StepSize(GROUPED_ROWS, 0, True))
+        for size in sizes:
+            self._compute(self._state.surplus_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1])
         self._device.synchronize()
 

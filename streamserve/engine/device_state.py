@@ -23,14 +23,14 @@ from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.plan import Plan, Row
-from streamserve.engine.prefix_groups import fill_parts, find_groups
+from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_groups
 from streamserve.kernels.devices.device import Device
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
 from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
 MAX_PROMPTS = 16  # prompt rows of a captured step
-GROUPED_ROWS = 8  # decode rows from which attention's work is cut by the host, by prefixes and lengths
+GROUPED_ROWS = 8  # fewer decode rows are not looked through for common prefixes
 _ALIGN = 4  # words: views into the buffer keep the 16-byte alignment that kernels were compiled for
 
 
@@ -39,10 +39,11 @@ Array = np.ndarray[Any, np.dtype[np.int32]]
 
 class StepSize(NamedTuple):
     """What a captured step holds at most: decode rows, and tokens of up to MAX_PROMPTS prompt rows. No prompt tokens: it
-    takes decode rows alone."""
+    takes decode rows alone. `is_grouped`: decode rows that share a prefix are in groups."""
 
     num_decode: int
     num_prompt: int = 0
+    is_grouped: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -65,23 +66,20 @@ class Sizes:
     """The captured sizes, and which of them fits a step."""
 
     def __init__(self, sizes: Sequence[StepSize]) -> None:
-        self._decode_rows = sorted(size.num_decode for size in sizes if not size.num_prompt)
-        self._mixed_rows = sorted({size.num_decode for size in sizes if size.num_prompt})
-        self._prompt_tokens = {
-            rows: sorted(size.num_prompt for size in sizes if size.num_prompt and size.num_decode == rows)
-            for rows in self._mixed_rows
-        }
+        self._tokens: dict[tuple[bool, bool], dict[int, list[int]]] = {}  # grouped?, prompts? -> decode rows -> prompt tokens
+        for size in sorted(sizes):
+            rows = self._tokens.setdefault((size.is_grouped, size.num_prompt > 0), {})
+            rows.setdefault(size.num_decode, []).append(size.num_prompt)
+        self._rows = {kind: list(rows) for kind, rows in self._tokens.items()}
 
-    def fitting(self, num_decode: int, prompt_lens: Sequence[int]) -> StepSize | None:
+    def fitting(self, num_decode: int, prompt_lens: Sequence[int], *, is_grouped: bool = False) -> StepSize | None:
         """The smallest for so many decode rows and these prompt rows; None where none is large enough."""
-        if not prompt_lens:
-            rows = _at_least(self._decode_rows, num_decode)
-            return None if rows is None else StepSize(rows)
-        rows = _at_least(self._mixed_rows, num_decode)
+        kind = is_grouped, len(prompt_lens) > 0
+        rows = _at_least(self._rows.get(kind, ()), num_decode)
         if rows is None or len(prompt_lens) > MAX_PROMPTS:
             return None
-        tokens = _at_least(self._prompt_tokens[rows], sum(prompt_lens))
-        return None if tokens is None else StepSize(rows, tokens)
+        tokens = _at_least(self._tokens[kind][rows], sum(prompt_lens))
+        return None if tokens is None else StepSize(rows, tokens, is_grouped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,11 @@ class Loaded:
 
 
 class Layout:
-    """Where in the buffer a step has what, in words. `grouping`: how decode rows are grouped, None: they are not."""
+    """Where in the buffer a step has what, in words. `grouping`: how its decode rows are grouped; None: they are not."""
 
     def __init__(self, num_tokens: int, num_decode: int, num_logits: int, num_prompts: int, grouping: Grouping | None) -> None:
         self.num_tokens, self.num_decode, self.num_logits, self.num_prompts = num_tokens, num_decode, num_logits, num_prompts
-        self.num_parts = num_decode + grouping.programs if grouping is not None and num_decode >= GROUPED_ROWS else 0
+        self.num_parts = num_decode + grouping.programs if grouping is not None else 0
         self.part_width = grouping.rows + 3 if grouping is not None else 0
         step = _up(num_tokens)
         self.positions_at, self.slots_at, self.logit_rows_at = step, 2 * step, 3 * step
@@ -175,17 +173,20 @@ class DeviceState:
         if plan.admissions and self._parts is not None:
             self._parts.forget()
         rows = plan.rows
+        entries = self._new_pages(rows)
         decode: list[int] = []
         prompts: list[int] = []
         for i, row in enumerate(rows):
             is_plain = row.num_tokens == 1 and row.samples and not row.wants_all_logits
             (decode if is_plain else prompts).append(i)
         described, logit_tokens = self._describe(rows, prompts, len(decode))
-        size = None if logit_tokens else self._fitting(len(decode), described)
+        is_grouped = self._parts is not None and self._parts.find([rows[i] for i in decode], self._pages)
+        size = None if logit_tokens else self._fitting(len(decode), described, is_grouped)
         sampling = decode + [i for i in prompts if rows[i].samples]
         if size is None:
             num_tokens = len(decode) + sum(prompt.num_tokens for prompt in described)
-            layout = Layout(num_tokens, len(decode), len(sampling), len(described), self._grouping)
+            grouping = self._grouping if is_grouped else None
+            layout = Layout(num_tokens, len(decode), len(sampling), len(described), grouping)
         else:
             layout = self._layout(size)
             if size.num_decode != len(decode):
@@ -194,12 +195,10 @@ class DeviceState:
         self._turn = (self._turn + 1) % TURNS
         self._write_tokens(array, layout, rows, decode, prompts, described)
         self._write_logit_rows(array, layout, rows, len(decode), sampling, prompts, described)
-        entries = self._new_pages(rows)
         if layout.num_parts:
             assert self._parts is not None
             parts_PR = array[layout.parts_at : layout.parts_at + layout.num_parts * layout.part_width]
-            chosen = [rows[i] for i in decode]
-            self._parts.write(chosen, self._pages, parts_PR.reshape(layout.num_parts, layout.part_width))
+            self._parts.write(parts_PR.reshape(layout.num_parts, layout.part_width))
         at = layout.end
         array[at : at + len(entries)] = entries
         at += len(entries)
@@ -295,13 +294,17 @@ class DeviceState:
             first += row.num_tokens
         return tuple(described), logit_tokens
 
-    def _fitting(self, num_decode: int, prompts: tuple[PromptRow, ...]) -> StepSize | None:
+    def _fitting(self, num_decode: int, prompts: tuple[PromptRow, ...], is_grouped: bool) -> StepSize | None:
+        """The captured step to use: groups are given up before replaying is."""
         if prompts and not self._may_capture(prompts):
             return None
-        return self._captured.fitting(num_decode, [prompt.num_tokens for prompt in prompts])
+        lens = [prompt.num_tokens for prompt in prompts]
+        size = self._captured.fitting(num_decode, lens, is_grouped=True) if is_grouped else None
+        return size or self._captured.fitting(num_decode, lens)
 
     def _layout(self, size: StepSize) -> Layout:
-        return Layout(size.num_tokens, size.num_decode, size.num_logits, len(size.prompts), self._grouping)
+        grouping = self._grouping if size.is_grouped else None
+        return Layout(size.num_tokens, size.num_decode, size.num_logits, len(size.prompts), grouping)
 
     def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...]) -> StepInputs:
         def ints(at: int, count: int) -> Tensor:
@@ -340,34 +343,44 @@ class _Parts:
     because rows grow."""
 
     _EVERY = 64  # steps: a split of a row then is a tile longer at most
+    _WORTH = 0.25  # share of the rows' tokens that must be saved: rows in groups are read less fast
 
     def __init__(self, grouping: Grouping, page_size: int) -> None:
         self._grouping = grouping
         self._page_size = page_size
         self._slots: list[int] | None = None
         self._uses = 0
-        self._parts_PR: Array = np.zeros((0, 0), np.int32)
+        self._groups: list[PrefixGroup] = []
+        self._positions: list[int] = []
+        self._parts_PR: Array | None = None
 
     def forget(self) -> None:
         """A slot has new pages."""
         self._slots = None
 
-    def write(self, rows: Sequence[Row], pages: Sequence[Sequence[int]], parts_PR: Array) -> None:
-        """Fill `parts_PR` for these decode rows."""
+    def find(self, rows: Sequence[Row], pages: Sequence[Sequence[int]]) -> bool:
+        """Whether these decode rows are worth grouping."""
         slots, grouping = [row.slot for row in rows], self._grouping
-        if slots != self._slots or self._uses == self._EVERY or len(self._parts_PR) != len(parts_PR):
-            self._slots, self._uses = slots, 0
-            self._parts_PR = np.empty_like(parts_PR)
-            positions = [row.start for row in rows]
-            groups = find_groups(
-                [pages[slot] for slot in slots],
-                positions,
-                page_size=self._page_size,
-                tile_len=grouping.tile_len,
-                max_rows=grouping.rows,
-            )
-            fill_parts(groups, positions, self._parts_PR, tile_len=grouping.tile_len, programs=grouping.programs)
+        if slots != self._slots or self._uses == self._EVERY:
+            self._slots, self._uses, self._parts_PR = slots, 0, None
+            self._positions = [row.start for row in rows]
+            self._groups = []
+            if len(rows) >= GROUPED_ROWS:
+                pages_of = [pages[slot] for slot in slots]
+                found = find_groups(
+                    pages_of, self._positions, page_size=self._page_size, tile_len=grouping.tile_len, max_rows=grouping.rows
+                )
+                if sum(group.saved_len for group in found) >= self._WORTH * sum(self._positions):
+                    self._groups = found
         self._uses += 1
+        return bool(self._groups)
+
+    def write(self, parts_PR: Array) -> None:
+        """Fill `parts_PR` for the rows that were found worth it."""
+        if self._parts_PR is None or len(self._parts_PR) != len(parts_PR):
+            tile_len, programs = self._grouping.tile_len, self._grouping.programs
+            self._parts_PR = np.empty_like(parts_PR)
+            fill_parts(self._groups, self._positions, self._parts_PR, tile_len=tile_len, programs=programs)
         parts_PR[:] = self._parts_PR
 
 

@@ -77,13 +77,14 @@ class CUDA:
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def capture(self, run: Callable[[], T]) -> Graph[T]:
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Graph[T]:
         """See Device. The calls that torch.cuda.graph() would make, without emptying torch's memory cache every time."""
         current, side = torch.cuda.current_stream(self.torch_device), self._side
         side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
-            run()
+            if not is_warm:
+                run()
             side.synchronize()
             # thread_local: other threads (weights, HTTP) may allocate meanwhile
             graph.capture_begin(pool=self._graph_pool, capture_error_mode="thread_local")

@@ -66,10 +66,11 @@ class Device(Protocol):
         """Host memory, not cleared, that the device copies from and to without a stop."""
         ...
 
-    def capture(self, run: Callable[[], T]) -> Replay[T]:
-        """Record what `run` launches. It is called twice: once for real, so that kernels are compiled and loaded, then
-        recorded. All tensors it touches must outlive the replay; those it allocates lie in one pool that all recordings
-        share, so replays run one after the other only. Blocks."""
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Replay[T]:
+        """Record what `run` launches. It is called twice: once for real, so that kernels are compiled and libraries have their
+        workspace, then recorded; `is_warm` says that the like has been run before, and it is only recorded. All tensors it
+        touches must outlive the replay; those it allocates lie in one pool that all recordings share, so replays run one after
+        the other only. Blocks."""
         ...
 
     def synchronize(self) -> None:

@@ -56,8 +56,9 @@ class Host:
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def capture(self, run: Callable[[], T]) -> Again[T]:
-        run()
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Again[T]:
+        if not is_warm:
+            run()
         return Again(run)
 
     def synchronize(self) -> None: ...

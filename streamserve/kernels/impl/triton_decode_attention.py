@@ -25,6 +25,9 @@ from torch import Tensor
 from streamserve.kernels.ops import NetworkShape, StepInputs
 
 _LOG2_E = log2(2.718281828459045)
+# Tokens of a tile, warps and tiles under way where rows are in groups. On one H200, 32 pairs that share 2,048 tokens of 2,208
+# take 89 us so, 112 without groups; 64 rows that share 1,024 of 1,184 take 35 and 54; 64 rows of 640 alone take 54 and 47.
+_GROUP_TILE, _GROUP_TILE_HIP = (64, 4, 3), (64, 4, 2)
 MAX_SPLITS = 64  # of a row or a group
 _FIXED_SPLITS = 8  # with deterministic: parts of a row, whatever the number of rows
 _FIXED_SPLIT_LEN = 256  # and their least length in tokens
@@ -418,8 +421,8 @@ class DecodeAttention:
         num_sms: int,
         device: torch.device | str,
         deterministic: bool = False,
-        block_n: int = 64,
-        num_warps: int = 4,
+        block_n: int | None = None,
+        num_warps: int | None = None,
         num_stages: int | None = None,
         group_stages: int | None = None,
         group_programs: int = 2,
@@ -430,15 +433,16 @@ class DecodeAttention:
         self._max_rows = max_rows
         self._num_sms = num_sms
         self._is_deterministic = deterministic
-        self._min_tiles = max(_FIXED_SPLIT_LEN // block_n, 1) if deterministic else 1
-        self._block_n = block_n
-        self._num_warps = num_warps
-        self._num_stages = num_stages or self._fitting_stages()
-        self._group_stages = group_stages or self._num_stages
+        tile = self._fitting_tile()
+        self._block_n, self._num_warps, self._num_stages = block_n or tile[0], num_warps or tile[1], num_stages or tile[2]
+        self._min_tiles = max(_FIXED_SPLIT_LEN // self._block_n, 1) if deterministic else 1
+        group_tile = _GROUP_TILE_HIP if torch.version.hip or self._dim > 128 else _GROUP_TILE
+        self._group_block_n, self._group_num_warps = block_n or group_tile[0], num_warps or group_tile[1]
+        self._group_stages = group_stages or group_tile[2]
         group = self._heads // self._kv_heads
         self._lines = max(triton.next_power_of_2(group), 16)
         self.rows_per_group = 1 if deterministic or self._window else self._lines // group  # 1: groups are not used
-        self.tile_len = block_n  # a shared prefix is a multiple of it
+        self.tile_len = self._group_block_n  # a shared prefix is a multiple of it
         self.programs = -(-group_programs * num_sms // self._kv_heads)  # that fill the card, for each key/value head
         tasks = [rows * self._kv_heads * splits for rows in range(1, max_rows + 1) if (splits := self.max_splits(rows)) > 1]
         lines, arrivals = max(tasks, default=1) * group, max_rows * self._kv_heads
@@ -454,12 +458,15 @@ class DecodeAttention:
         the card."""
         return rows + self.programs
 
-    def _fitting_stages(self) -> int:
-        """Tiles under way at once. Measured on one H200 at 64 rows of 640 tokens: with 4 query heads per key/value head 3.56 TB/s
-        with 2, 2.91 with 3, 3.10 with 4; with 2 query heads 2.67, 2.77 and 3.01."""
+    def _fitting_tile(self) -> tuple[int, int, int]:
+        """Tokens of a tile, warps, and tiles under way at once. Measured on one H200 at 64 rows of 640 tokens, us: with 4 query
+        heads per key/value head 46.7 with (64, 4, 2), 47.9 with (32, 2, 4), 52.8 with (64, 4, 4); with 2 heads and their norm
+        61.3, 49.1 and 54.6."""
         if torch.version.hip or self._dim > 128:
-            return 2
-        return 2 if self._heads // self._kv_heads >= 4 else 4
+            return 64, 4, 2
+        if self._heads // self._kv_heads >= 4:
+            return 64, 4, 2
+        return (32, 2, 4) if self._dim == 128 else (64, 4, 4)
 
     def max_splits(self, rows: int) -> int:
         """Programs that share a key/value head of a row, if the row is long: two per SM over all of them."""
@@ -498,9 +505,7 @@ class DecodeAttention:
             "EPS": eps,
             "NORM": q_norm_D is not None,
             "MAX_SPLITS": MAX_SPLITS,
-            "BLOCK_N": self._block_n,
             "PDL": pdl,
-            "num_warps": self._num_warps,
             **({"launch_pdl": True} if pdl else {}),
         }
         kernel: Any
@@ -512,6 +517,8 @@ class DecodeAttention:
                 G_MERGE=triton.next_power_of_2(group),
                 WINDOW=self._window,
                 MIN_TILES=self._min_tiles,
+                BLOCK_N=self._block_n,
+                num_warps=self._num_warps,
                 num_stages=self._num_stages,
                 **model,
             )
@@ -524,6 +531,8 @@ class DecodeAttention:
                 M=self._lines,
                 R=self.rows_per_group,
                 R_PAD=triton.next_power_of_2(self.rows_per_group),
+                BLOCK_N=self._group_block_n,
+                num_warps=self._group_num_warps,
                 num_stages=self._group_stages,
                 **model,
             )
