@@ -15,6 +15,7 @@ from streamserve.config import Config
 from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.fake import FakeRunner
+from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
@@ -97,8 +98,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         resolved.max_running_requests,
         resolved.chunked_prefill_size,
         eos,
-        resolved.max_decode_pause_ms / 1000,
-        burst_step_tokens=min(max(2048, int(BURST_STEP_FLOP / resolved.weight_bytes)), 8192),
+        _burst_limits(resolved),
         long_chunk=getattr(runner, "long_chunk", None),
     )
     engine = _engine(config, cache, limits, runner, options, observer)
@@ -235,7 +235,19 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     return runner, text, resolved
 
 
-BURST_STEP_FLOP = 24e12  # 40 ms of a GPU's matrix products; a token costs about as many FLOP as the weights have bytes
+def _burst_limits(resolved: Resolved) -> BurstLimits:
+    """For a GPU of about 600 TFLOP/s in matrix products: a burst is 20 ms of them, a step of it 40. A token costs about as many
+    FLOP as the weights have bytes."""
+    if resolved.max_decode_pause_ms == 0:
+        return BurstLimits()
+    return BurstLimits(
+        resolved.max_decode_pause_ms / 1000,
+        tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), 8192),
+        step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), 8192),
+        ride_tokens=1024,
+    )
+
+
 GRAPH_BYTES = 512 << 20  # what captured graphs take beside what their steps work in
 
 

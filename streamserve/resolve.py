@@ -20,7 +20,7 @@ CPU_WORK_BYTES = 512 * MIB  # interpreter, activations, staging
 GPU_FREE_SHARE = 0.92  # of what is free at start: the rest is for other programs and for what fragments
 GPU_FIXED_WORK_BYTES = 512 * MIB  # kernels, workspaces of libraries, graphs: until they are measured
 GPU_ROWS = 256
-GPU_DECODE_PAUSE_MS = 500.0
+GPU_DECODE_PAUSE_MS = 1000.0
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 

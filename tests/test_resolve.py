@@ -164,7 +164,7 @@ def _why(resolved: Resolved, name: str) -> str:
 def test_defaults_on_a_gpu() -> None:
     resolved = resolve(Config(), LLAMA_8B, GPU)
     assert (resolved.dtype, resolved.kv_dtype, resolved.context_len) == ("bfloat16", "bfloat16", 131_072)
-    assert (resolved.max_running_requests, resolved.chunked_prefill_size, resolved.max_decode_pause_ms) == (256, 8192, 500)
+    assert (resolved.max_running_requests, resolved.chunked_prefill_size, resolved.max_decode_pause_ms) == (256, 8192, 1000)
     assert resolved.weight_bytes == 2 * LLAMA_8B.num_parameters
     assert resolved.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
     assert "a card" in _why(resolved, "device")

@@ -7,9 +7,8 @@ A plan takes every decode row first, then prompt chunks of running requests, the
 budget is empty: a long prompt costs running streams one chunk per step. Chunked prefill after Sarathi-Serve
 (arXiv 2403.02310); a running step is planned over as in SGLang's overlap schedule: its tokens are still on the device.
 
-On a fast device a burst of prompts is computed without the decode rows, chunk after chunk: one pause instead of many slow
-steps, and the requests that came together go on together. The pause has a limit (`max_decode_pause_s`): then one step takes
-both, and the next pause may begin. Small chunks always ride along with the decode rows.
+On a fast device a burst of prompts is computed without the decode rows: pause.py says when. Small prompts always ride along
+with the decode rows.
 """
 
 from collections import deque
@@ -19,6 +18,7 @@ from time import monotonic
 
 from streamserve.cache.keys import common_len, pack
 from streamserve.cache.kv_cache import KVCache, Lease
+from streamserve.engine.pause import BurstLimits, Pause
 from streamserve.engine.plan import Admission, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
@@ -27,17 +27,13 @@ from streamserve.messages import Delta, FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. `max_decode_pause_s` is how long
-    decode rows may wait for a burst of prompts (0: never); `burst_tokens` prompt tokens in a step make a burst. A burst goes on
-    in steps of `burst_step_tokens` (None: the most a step may hold), so that the first prompts need not wait for the last.
-    Chunks longer than `long_chunk` end at a multiple of it if they begin at one: devices have libraries for those."""
+    """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
+    multiple of it if they begin at one: devices have libraries for those."""
 
     max_running: int
     max_step_tokens: int
     eos_token_ids: frozenset[int]
-    max_decode_pause_s: float = 0.0
-    burst_tokens: int = 1024
-    burst_step_tokens: int | None = None
+    bursts: BurstLimits = field(default_factory=BurstLimits)
     long_chunk: int | None = None
 
 
@@ -67,7 +63,7 @@ class Scheduler:
         self.limits = limits
         self._policy = policy
         self._now = now
-        self._paused_since: float | None = None  # since when decode rows have been left out
+        self._pause = Pause(limits.bursts, now)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
         self._live: dict[str, Request] = {}
@@ -105,48 +101,52 @@ class Scheduler:
     def next_plan(self) -> Flight | None:
         """The next step, or None when nothing can run now. Planned rows count as under way from here on."""
         draft = Draft()
-        if self._may_pause() and self._has_burst():
+        if self._pause.allows(self._has_tokens):
             self._draw_burst(draft)
         else:
             preemptions = self.num_preemptions
             self._draw_decode_rows(draft)
-            budget = max(self.limits.max_step_tokens - len(draft.rows), self.cache.page_size)
-            budget = self._draw_prompt_chunks(draft, budget)
+            budget = self._draw_prompt_chunks(draft, self._riding_budget(len(draft.rows)))
             if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
                 self._admit(draft, budget)
-            self._paused_since = None
+            self._pause.ends()
         if not draft.rows:
             return None
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows))
         return Flight(plan, tuple(draft.owners))
 
-    def _may_pause(self) -> bool:
-        """Whether decode rows may be left out of this step."""
-        limit = self.limits.max_decode_pause_s
-        return limit > 0 and (self._paused_since is None or self._now() - self._paused_since < limit)
+    def _riding_budget(self, num_decode: int) -> int:
+        """Prompt tokens of a step that has so many decode rows."""
+        most = max(self.limits.max_step_tokens - num_decode, self.cache.page_size)
+        if not num_decode:
+            return most
+        bursts = self.limits.bursts
+        if self._pause.is_cut and self._has_tokens(bursts.tokens):
+            return 0
+        return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
 
-    def _has_burst(self) -> bool:
-        """Whether prompts that could run now bring many tokens that are not in the cache."""
+    def _has_tokens(self, least: int) -> bool:
+        """Whether prompts that could run now bring so many tokens that are not in the cache."""
         tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_prefilling and not r.can_decode)
-        if tokens < self.limits.burst_tokens and self._free_slots:
+        if tokens < least and self._free_slots:
             for request in self._waiting:
                 cached = self.cache.match_len(request.given.salt, request.tokens, len(request.tokens) - 1)
                 tokens += len(request.tokens) - cached
-                if tokens >= self.limits.burst_tokens:
+                if tokens >= least:
                     break
-        return tokens >= self.limits.burst_tokens
+        return tokens >= least
 
     def _draw_burst(self, draft: Draft) -> None:
         """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
         decoding = [request for request in self._running if request.can_decode]  # before new ones join them
         budget = self._draw_prompt_chunks(draft, self._burst_budget())
         self._admit(draft, budget)
-        if sum(row.num_tokens for row in draft.rows) >= self.limits.burst_tokens:
-            if self._paused_since is None and decoding:
-                self._paused_since = self._now()
+        num_tokens = sum(row.num_tokens for row in draft.rows)
+        if num_tokens >= self.limits.bursts.tokens:
+            self._pause.goes_on(num_tokens, is_felt=bool(decoding))
             return
-        self._paused_since = None
+        self._pause.ends()
         if not draft.rows:
             self._draw_decode_rows(draft)
             if not draft.rows:  # the last one preempted itself: its pages are free now
@@ -162,7 +162,7 @@ class Scheduler:
         prompts = [len(request.tokens) - request.planned for request in self._running if request.is_prefilling]
         if max((*prompts, *(len(request.tokens) for request in self._waiting)), default=0) >= most:
             return most
-        return min(most, self.limits.burst_step_tokens or most)
+        return min(most, self.limits.bursts.step_tokens or most)
 
     def _draw_decode_rows(self, draft: Draft) -> None:
         for request in self._running:  # preemption shortens the list from its end, and the iteration with it

@@ -23,6 +23,7 @@ from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
 from streamserve.engine.device_sampler import DeviceSampler
 from streamserve.engine.device_state import MAX_PROMPTS
+from streamserve.engine.pause import BurstLimits
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.kernels.devices.cuda import CUDA
@@ -113,7 +114,7 @@ class Bench:
         self.runner.warm_up(min(chunk, num_pages * PAGE_SIZE // 2))
         self.runner.capture()
         self.cache = KVCache(num_pages, PAGE_SIZE)
-        scheduler = Scheduler(self.cache, Limits(slots, chunk, frozenset(), 0.5, 8), first_come_first_served)
+        scheduler = Scheduler(self.cache, Limits(slots, chunk, frozenset(), BurstLimits(0.5, tokens=8)), first_come_first_served)
         self.engine = Engine(scheduler, self.runner, EngineOptions(100, spec.vocab_size, frozenset(), seed=0))
 
     def ask(self, prompts: list[list[int]], **sampling: object) -> list[Delta]:

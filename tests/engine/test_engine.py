@@ -14,6 +14,7 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import FakeRunner, VirtualClock
+from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
@@ -48,7 +49,7 @@ class Bench:
         self.cache = KVCache(num_pages, page_size, reuse=reuse)
         self.runner = MemoryRunner(vocab_size=VOCAB, page_size=page_size, clock=clock, step_s=step_s, eos_token_id=EOS)
         self.runner.plans = []
-        limits = Limits(max_running, max_step_tokens, frozenset({EOS}), max_decode_pause_s, burst_tokens)
+        limits = Limits(max_running, max_step_tokens, frozenset({EOS}), BurstLimits(max_decode_pause_s, tokens=burst_tokens))
         self.scheduler = Scheduler(self.cache, limits, POLICIES[policy])
         context_len = min(4096, (num_pages - 1) * page_size)
         options = EngineOptions(context_len, VOCAB, frozenset({EOS}), max_queued=max_queued, seed=0)

@@ -1,22 +1,26 @@
 """Bursts of prompts on a fast device: decode rows wait for them, but never longer than the limit."""
 
+from dataclasses import replace
+
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.fake import FakeRunner, VirtualClock
+from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.messages import GenerateRequest, SamplingParams
 
-CHUNK, BURST, PAUSE_S, STEP_S = 64, 32, 1.0, 0.25
+CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
 
 
 class Steps:
     """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
 
-    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **more: int) -> None:
         self.clock = VirtualClock()
-        limits = Limits(16, CHUNK, frozenset(), pause_s, BURST)
+        bursts = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
+        limits = Limits(16, CHUNK, frozenset(), replace(bursts, **more))
         self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
         self.count = 0
@@ -50,18 +54,50 @@ def test_a_burst_is_computed_alone_and_everybody_goes_on_together() -> None:
     assert [steps.step() for _ in range(5)] == [(0, CHUNK)] * 4 + [(4, 0)]
 
 
-def test_a_pause_ends_at_its_limit_with_one_step_of_both() -> None:
+def test_a_pause_ends_at_its_limit_and_decode_rows_have_a_run() -> None:
     steps = Steps()
     steps.add(CHUNK)
     assert steps.step() == (0, CHUNK)
     for _ in range(8):
         steps.add(CHUNK)
-    seen = [steps.step() for _ in range(9)]
-    # Four steps of a quarter of a second fill the limit. The decode rows of the next one take their share of the budget; what
-    # is left of the last prompt is no burst any more.
-    assert [decode > 0 for decode, _ in seen] == [False] * 4 + [True] + [False] * 3 + [True]
-    assert seen[4] == (5, CHUNK - 5)
-    assert seen[8][1] == 5
+    seen = [steps.step() for _ in range(12)]
+    # Four steps of a quarter of a second fill the limit, two the run.
+    assert seen == [(0, CHUNK)] * 4 + [(5, 0)] * 2 + [(0, CHUNK)] * 4 + [(9, 0)] * 2
+
+
+def test_a_burst_is_cut_when_half_of_it_is_done() -> None:
+    steps = Steps(pause_s=100.0, min_pause_s=0.5)
+    for _ in range(8):
+        steps.add(CHUNK)
+    # The first step holds nobody up. After four, half is done. What is left is not cut in half again.
+    assert [steps.step() for _ in range(5)] == [(0, CHUNK)] * 4 + [(4, 0)]
+    assert [steps.step() for _ in range(6)] == [(4, 0)] + [(0, CHUNK)] * 4 + [(8, 0)]
+    for _ in range(6):
+        steps.add(CHUNK)
+    assert [steps.step() for _ in range(4)] == [(0, CHUNK)] * 3 + [(11, 0)]
+
+
+def test_what_rides_along_is_limited() -> None:
+    steps = Steps(ride_tokens=8, tokens=100)
+    steps.add(10)
+    steps.step()
+    steps.add(30)
+    assert [steps.step() for _ in range(5)] == [(1, 8), (1, 8), (1, 8), (1, 6), (2, 0)]
+
+
+def test_small_prompts_ride_along_after_a_cut() -> None:
+    steps = Steps()
+    steps.add(CHUNK)
+    steps.step()
+    for _ in range(4):
+        steps.add(CHUNK)
+    for _ in range(4):
+        steps.step()
+    steps.add(CHUNK)
+    assert steps.step() == (5, 0)  # cut: the last one is a burst of its own
+    steps.scheduler.abort("6")
+    steps.add(BURST - 1)
+    assert steps.step() == (5, BURST - 1)
 
 
 def test_small_prompts_ride_along() -> None:
