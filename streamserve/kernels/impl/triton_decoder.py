@@ -24,6 +24,7 @@ from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
 from streamserve.kernels.ops import DeviceNetwork, Grouping, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
 from streamserve.kernels.registry import Facts, implements
 
+_MANY = 2048  # tokens
 _HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
@@ -178,10 +179,7 @@ class TritonDecoder:
                 out_TX = self._prompt.attend(qkv_TJ, inputs, i, out_TX)
             if num_decode:
                 self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
-            delta_TE = self._mlp(x_TE, out_TX, layer)
-            if not is_last:
-                h_TE = add_rms_norm(x_TE, delta_TE, self._layers[i + 1].attention_norm, eps)
-        x_TE += delta_TE
+            h_TE = self._finish(x_TE, out_TX, layer, None if is_last else self._layers[i + 1].attention_norm)
         return x_TE
 
     def _last_layer(self, x_TE: Tensor, qkv_TJ: Tensor, inputs: StepInputs) -> Tensor:
@@ -197,14 +195,26 @@ class TritonDecoder:
             rows = replace(inputs, num_decode=len(rows_R), positions_T=positions_R, slots_T=slots_R, parts_PR=None)
             out_RX = x_RE.new_empty((len(rows_R), self._shape.num_heads * self._shape.head_dim))
             self._decode.attend(qkv_RJ, rows, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
-            x_RE += self._mlp(x_RE, out_RX, layer)
+            self._finish(x_RE, out_RX, layer, None)
         return x_RE
 
-    def _mlp(self, x_TE: Tensor, out_TX: Tensor, layer: Layer) -> Tensor:
-        """The layer behind its attention: adds that to `x_TE`, and returns what is to be added next."""
-        h_TE = add_rms_norm(x_TE, self._linear(out_TX, layer.o, layer.o_bias), layer.mlp_norm, self._eps)
+    def _finish(self, x_TE: Tensor, out_TX: Tensor, layer: Layer, next_norm_E: Tensor | None) -> Tensor:
+        """The layer behind its attention, into `x_TE`; returns the next one's norm of that."""
+        h_TE = self._add(x_TE, out_TX, layer.o, layer.o_bias, layer.mlp_norm)
         inner_TF = silu_mul(self._linear(h_TE, layer.gate_up, layer.gate_up_bias))
-        return self._linear(inner_TF, layer.down, layer.down_bias)
+        return self._add(x_TE, inner_TF, layer.down, layer.down_bias, next_norm_E)
+
+    def _add(self, x_TE: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm_E: Tensor | None) -> Tensor:
+        """x += y @ weight.T + bias; returns the norm of that, or x where there is none. For many tokens the product itself adds
+        to x, and the norm reads one tensor instead of two."""
+        if len(x_TE) >= _MANY and bias is None and not self._is_deterministic:
+            x_TE.addmm_(y, weight.t())
+            return x_TE if norm_E is None else rms_norm(x_TE, norm_E, self._eps)
+        delta_TE = self._linear(y, weight, bias)
+        if norm_E is None:
+            x_TE += delta_TE
+            return x_TE
+        return add_rms_norm(x_TE, delta_TE, norm_E, self._eps)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return invariant_linear(x, weight, bias) if self._is_deterministic else F.linear(x, weight, bias)
