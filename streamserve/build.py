@@ -245,6 +245,7 @@ def _burst_limits(resolved: Resolved) -> BurstLimits:
         tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), 8192),
         step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), 8192),
         ride_tokens=1024,
+        gather_s=0.01,
     )
 
 

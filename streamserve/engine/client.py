@@ -12,6 +12,7 @@ from streamserve.messages import CacheSummary, Delta, EngineFacts, GenerateReque
 
 MAX_PENDING = 64  # deltas; then they are merged, so that a slow reader costs little memory and, on average, little time
 MIN_SLICE = 16  # readers; fewer would cost more loop iterations than they save time
+LAST_WEIGHT = 8  # readers that one with its last delta counts as: an answer's end is as much work as so many of its events
 SLICES = 8  # of a long queue a slice is this part: an engine that never has to wait leaves every reader one turn in so many steps
 
 
@@ -44,11 +45,13 @@ class Turns:
 
     def _serve(self) -> None:
         queue = self._queue
-        size = min(len(queue), max(MIN_SLICE, len(queue) // SLICES))
-        self.num_served += size
+        left = max(MIN_SLICE, len(queue) // SLICES)
         try:
-            for _ in range(size):
-                queue.popleft().call_reader()
+            while queue and left > 0:
+                mailbox = queue.popleft()
+                left -= LAST_WEIGHT if mailbox.has_last else 1
+                self.num_served += 1
+                mailbox.call_reader()
         finally:
             self._is_scheduled = bool(queue)
             if queue:
@@ -82,6 +85,12 @@ class Mailbox:
         if not self._is_queued and self._reader is not None:
             self._is_queued = True
             self._turns.add(self)
+
+    @property
+    def has_last(self) -> bool:
+        """Whether the request's last delta is here."""
+        pending = self._pending
+        return bool(pending) and pending[-1].finish_reason is not None
 
     def listen(self, reader: Callable[[], object] | None) -> None:
         """Client side: call `reader`, when its turn comes, whenever there is something to take; None: no more.

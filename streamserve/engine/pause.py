@@ -17,7 +17,8 @@ from dataclasses import dataclass
 class BurstLimits:
     """`tokens` that prompts bring make a burst. `step_tokens`: of one step of it (None: the most a step may hold), so that the
     first prompts need not wait for the last. `ride_tokens`: that ride along with decode rows in any other step (None: as many as
-    it may hold). `max_pause_s` 0: there are no pauses."""
+    it may hold). `max_pause_s` 0: there are no pauses. `gather_rows` answers or more wait for every prompt that rides along, so
+    these gather for `gather_s`: they may become a burst, or ride together."""
 
     max_pause_s: float = 0.0
     min_pause_s: float = 0.36
@@ -25,6 +26,8 @@ class BurstLimits:
     tokens: int = 1024
     step_tokens: int | None = None
     ride_tokens: int | None = None
+    gather_rows: int = 16
+    gather_s: float = 0.0
 
 
 class Pause:

@@ -124,7 +124,16 @@ class Scheduler:
         bursts = self.limits.bursts
         if self._pause.is_cut and self._has_tokens(bursts.tokens):
             return 0
+        if num_decode >= bursts.gather_rows and not self._has_waited(bursts.gather_s):
+            return 0
         return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
+
+    def _has_waited(self, seconds: float) -> bool:
+        """Whether a prompt has waited so long, or has begun."""
+        if any(request.is_prefilling and not request.can_decode for request in self._running):
+            return True
+        now = self._now()
+        return any(now - request.submitted_s >= seconds for request in self._waiting)
 
     def _has_tokens(self, least: int) -> bool:
         """Whether prompts that could run now bring so many tokens that are not in the cache."""

@@ -17,7 +17,9 @@ CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
 class Steps:
     """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
 
-    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **more: int) -> None:
+    def __init__(
+        self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **more: float
+    ) -> None:
         self.clock = VirtualClock()
         bursts = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
         limits = Limits(16, CHUNK, frozenset(), replace(bursts, **more))
@@ -29,7 +31,7 @@ class Steps:
         self.count += 1
         prompt = tuple((self.count * 31 + i * 7) % 1000 for i in range(num_prompt))
         given = GenerateRequest(str(self.count), prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True))
-        self.scheduler.add(Request(given, seed=0, context_len=1000, submitted_s=0.0))
+        self.scheduler.add(Request(given, seed=0, context_len=1000, submitted_s=self.clock.now()))
 
     def step(self) -> tuple[int, int]:
         """Decode rows and prompt tokens of the next step."""
@@ -83,6 +85,22 @@ def test_what_rides_along_is_limited() -> None:
     steps.step()
     steps.add(30)
     assert [steps.step() for _ in range(5)] == [(1, 8), (1, 8), (1, 8), (1, 6), (2, 0)]
+
+
+def test_small_prompts_gather_before_many_answers_wait_for_them() -> None:
+    steps = Steps(gather_rows=2, gather_s=0.3)
+    steps.add(10)
+    assert steps.step() == (0, 10)
+    steps.add(5)
+    assert steps.step() == (1, 5)  # one answer is not many
+    steps.add(5)
+    assert steps.step() == (2, 0)
+    steps.add(7)
+    assert steps.step() == (2, 0)
+    assert steps.step() == (2, 12)
+    steps.add(5)
+    steps.add(BURST)  # no need to gather
+    assert steps.step() == (0, BURST + 5)
 
 
 def test_small_prompts_ride_along_after_a_cut() -> None:

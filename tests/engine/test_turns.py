@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from streamserve.cache.kv_cache import KVCache
-from streamserve.engine.client import MIN_SLICE, SLICES, Mailbox, Turns
+from streamserve.engine.client import LAST_WEIGHT, MIN_SLICE, SLICES, Mailbox, Turns
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import FakeRunner
 from streamserve.engine.plan import Plan, StepResult
@@ -46,6 +46,18 @@ async def test_a_loop_iteration_serves_a_slice_and_order_is_kept() -> None:
     assert sizes[0] == 400 // SLICES
     assert min(sizes[:-1]) == MIN_SLICE
     assert streams.taken == [(str(number), (7,)) for number in range(400)]
+
+
+async def test_last_deltas_are_given_out_a_few_at_a_time() -> None:
+    streams = Streams(5 * MIN_SLICE)
+    for mailbox in streams.mailboxes:
+        mailbox.put_nowait(Delta((1,), finish_reason=FinishReason.LENGTH))
+    sizes = []
+    while streams.turns.are_waiting:
+        before = len(streams.taken)
+        await asyncio.sleep(0)
+        sizes.append(len(streams.taken) - before)
+    assert max(sizes) == MIN_SLICE // LAST_WEIGHT and sum(sizes) == 5 * MIN_SLICE
 
 
 async def test_whose_turn_has_not_come_gets_both_steps_in_one_delta_and_keeps_its_place() -> None:
