@@ -21,8 +21,8 @@ class Steps:
         self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **more: float
     ) -> None:
         self.clock = VirtualClock()
-        bursts = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
-        limits = Limits(16, CHUNK, frozenset(), replace(bursts, **more))
+        given = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
+        limits = Limits(16, CHUNK, frozenset(), replace(given, **bursts))
         self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
         self.count = 0
