@@ -18,11 +18,11 @@ class Steps:
     """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
 
     def __init__(
-        self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **more: float
+        self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **bursts: float
     ) -> None:
         self.clock = VirtualClock()
         given = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
-        limits = Limits(16, CHUNK, frozenset(), replace(given, **bursts))
+        limits = Limits(16, CHUNK, frozenset(), replace(given, **bursts))  # type: ignore[arg-type]
         self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
         self.count = 0
