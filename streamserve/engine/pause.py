@@ -21,7 +21,7 @@ class BurstLimits:
     these gather for `gather_s`: they may become a burst, or ride together."""
 
     max_pause_s: float = 0.0
-    min_pause_s: float = 0.36
+    min_pause_s: float = 0.3
     run_s: float = 0.1
     tokens: int = 1024
     step_tokens: int | None = None
@@ -52,11 +52,15 @@ class Pause:
         if self._since is not None:
             lasted_s = now - self._since
             may_halve = lasted_s >= limits.min_pause_s and not self._is_rest
-            if lasted_s >= limits.max_pause_s or (may_halve and not has_tokens(self._tokens + 1)):
+            if lasted_s >= limits.max_pause_s or (may_halve and self._is_halfway(has_tokens)):
                 self._runs_until = now + limits.run_s
                 self._is_rest = True
                 return False
         return True
+
+    def _is_halfway(self, has_tokens: Callable[[int], bool]) -> bool:
+        """Whether half of the burst is done, and enough is left to be worth another pause."""
+        return not has_tokens(self._tokens + 1) and has_tokens(self._tokens // 2)
 
     @property
     def is_cut(self) -> bool:
