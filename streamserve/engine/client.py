@@ -90,7 +90,8 @@ class Mailbox:
     def has_last(self) -> bool:
         """Whether the request's last delta is here."""
         pending = self._pending
-        return bool(pending) and pending[-1].finish_reason is not None
+        # What is no delta is for its reader to find: here it would stop everybody's turns.
+        return bool(pending) and getattr(pending[-1], "finish_reason", None) is not None
 
     def listen(self, reader: Callable[[], object] | None) -> None:
         """Client side: call `reader`, when its turn comes, whenever there is something to take; None: no more.
