@@ -98,8 +98,8 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         resolved.max_running_requests,
         resolved.chunked_prefill_size,
         eos,
-        _burst_limits(resolved),
-        long_chunk=getattr(runner, "long_chunk", None),
+        burst_limits(resolved),
+        runner.long_chunk,
     )
     engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
@@ -108,7 +108,9 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
 
 
 class ClosableRunner(Runner, Protocol):
-    """A runner that holds threads."""
+    """A runner that holds threads. `long_chunk`: see Limits."""
+
+    long_chunk: int | None
 
     def close(self) -> None: ...
 
@@ -184,7 +186,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         gpu.synchronize()
 
     use_graphs = not config.device.disable_cuda_graph
-    max_graph_tokens = min(_worth_capturing(spec.num_layers, planned.weight_bytes), planned.chunked_prefill_size)
+    max_graph_tokens = min(_worth_capturing(spec.num_layers, planned.weight_bytes), planned.chunked_prefill_size, BURST_STEP)
 
     def runner_on(num_pages: int, max_len: int) -> DeviceRunner:
         pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
@@ -235,15 +237,19 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     return runner, text, resolved
 
 
-def _burst_limits(resolved: Resolved) -> BurstLimits:
-    """For a GPU of about 600 TFLOP/s in matrix products: a burst is 20 ms of them, a step of it 40. A token costs about as many
-    FLOP as the weights have bytes."""
+BURST_STEP = 8192  # most tokens of a step of a burst of prompts
+
+
+def burst_limits(resolved: Resolved) -> BurstLimits:
+    """For a GPU of about 600 TFLOP/s in matrix products: a burst is 20 ms of them, a step of it 40, if a step may hold that. A
+    token costs about as many FLOP as the weights have bytes."""
     if resolved.max_decode_pause_ms == 0:
         return BurstLimits()
+    most = min(BURST_STEP, resolved.chunked_prefill_size)
     return BurstLimits(
         resolved.max_decode_pause_ms / 1000,
-        tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), 8192),
-        step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), 8192),
+        tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), most),
+        step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), most),
         ride_tokens=1024,
         gather_s=0.01,
     )

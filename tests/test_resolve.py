@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from streamserve.build import burst_limits
 from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig, ServerConfig
 from streamserve.errors import ConfigError
 from streamserve.resolve import CPU_WORK_BYTES, GIB, DeviceFacts, ModelFacts, Resolved, check, resolve
@@ -235,3 +236,15 @@ def test_prompts_never_stop_answers_on_a_cpu_unless_asked_to() -> None:
     assert resolve(asked, MODEL, CPU).max_decode_pause_ms == 12.5
     with pytest.raises(ConfigError, match="--max-decode-pause-ms is -1"):
         check(Config(scheduler=SchedulerConfig(max_decode_pause_ms=-1)))
+
+
+@pytest.mark.parametrize("billions", [0.1, 0.6, 8.0])
+@pytest.mark.parametrize(
+    "device, chunk", [(GPU, None), (replace(GPU, free_bytes=24 * GIB, total_bytes=24 * GIB), None), (GPU, 300), (CPU, None)]
+)
+def test_a_step_holds_what_makes_a_burst(billions: float, device: DeviceFacts, chunk: int | None) -> None:
+    config = Config(scheduler=SchedulerConfig(max_decode_pause_ms=50, chunked_prefill_size=chunk))
+    resolved = resolve(config, replace(MODEL, num_parameters=int(billions * 1e9)), device)
+    bursts = burst_limits(resolved)
+    assert bursts.max_pause_s == 0.05 and bursts.step_tokens is not None
+    assert 0 < bursts.tokens <= bursts.step_tokens <= resolved.chunked_prefill_size

@@ -11,7 +11,8 @@ what has nothing to wait for must cost little.
     HTTP/1.1 a part of a streamed answer passes six coroutines and two state machines, which have nothing to add to it, on
              its way to the socket. Here the scope's extensions hold a function, PUT_PART, that puts it there in one step.
 
-Owns nothing at run time. Knows nothing of the application. Remove each part when hypercorn has it.
+Owns the queue of connections that have something to say. Knows nothing of the application. Remove each part when hypercorn has
+it.
 """
 
 from asyncio import AbstractEventLoop, Future, StreamReader, get_running_loop, timeout

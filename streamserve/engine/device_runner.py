@@ -27,12 +27,10 @@ from streamserve.messages import SamplingParams
 
 _SLICE = 256  # tokens of a prompt whose logits are looked at in one go
 
-
+# Decode rows and prompt tokens of captured steps.
 _MIXED_ROWS = (0, 8, 32, 64, 128)
 _PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
 _MORE_TOKENS = 512  # between the sizes of steps with more prompt tokens, which no decode row takes part in
-
-
 _GROUPED_ROWS, _GROUPED_TOKENS = (16, 32, 64, 128), (128, 256, 512, 1024)
 
 

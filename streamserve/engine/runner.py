@@ -34,6 +34,8 @@ class ThreadStep:
 class ModelRunner:
     """Runner over a real network."""
 
+    long_chunk: int | None = None  # all chunks are computed alike
+
     def __init__(self, network: Network, pool: KVPool, sampler: Sampler, *, num_slots: int, max_len: int) -> None:
         self._network = network
         self._pool = pool

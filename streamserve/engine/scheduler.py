@@ -129,8 +129,8 @@ class Scheduler:
         return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
 
     def _has_waited(self, seconds: float) -> bool:
-        """Whether a prompt has waited so long, or has begun."""
-        if any(request.is_prefilling and not request.can_decode for request in self._running):
+        """Whether a prompt has waited so long, or has begun, or there is none to wait for."""
+        if not self._waiting or any(request.is_prefilling and not request.can_decode for request in self._running):
             return True
         now = self._now()
         return any(now - request.submitted_s >= seconds for request in self._waiting)
