@@ -12,9 +12,8 @@ decodes are looked at; medians, in microseconds:
     streams  all other processor time of the loop's thread: text, events, HTTP, sockets
     step     from one commit to the next
 
-The law: plan + launch + commit (the engine's Python) < step, or the device waits for the loop; what is left goes to the streams,
-which merge tokens while it is not enough for a send each (sends per token below 1). The engine's Python is to stay below 2 ms at
-256 rows.
+The law: plan + launch + commit (the engine's Python) + streams at a send for every token < step. Where it does not hold, tokens
+merge (sends per token below 1), or the device waits for the loop. The engine's Python is to stay below 2 ms at 256 rows.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import FAKE, Server, random_range, split_arguments
 
-PROMPT, OUTPUT = 64, 256
+PROMPT, OUTPUT = 64, 1024  # so many that the last stream begins before the first one ends
 ENGINE_LIMIT_US = 2000.0  # at 256 rows
 PHASES = ("plan", "launch", "wait", "commit")
 STEPS_FILE = "STREAMSERVE_BENCH_STEPS"  # environment: where the server under the stopwatch writes its steps
@@ -149,9 +148,10 @@ def table(found: list[Figures], seen: dict[int, Figures]) -> str:
             f" clients saw {seen[int(one['rows'])]['out_tok_s']:,.0f} tok/s"
         )
     for one in found:
-        word = "holds" if one["engine_us"] < one["step_us"] else "is BROKEN: the device waits for the loop"
-        engine_ms, step_ms = one["engine_us"] / 1e3, one["step_us"] / 1e3
-        lines.append(f"law at {one['rows']:.0f} rows: {engine_ms:.2f} ms of engine < {step_ms:.2f} ms of step {word}")
+        needed_ms = (one["engine_us"] + one["streams_us"] / max(one["sends_per_token"], 1e-9)) / 1e3
+        step_ms = one["step_us"] / 1e3
+        word = "holds" if needed_ms < step_ms else "is BROKEN: tokens merge, or the device waits for the loop"
+        lines.append(f"law at {one['rows']:.0f} rows: {needed_ms:.2f} ms of loop < {step_ms:.2f} ms of step {word}")
         if one["rows"] == 256:
             word = "ok" if one["engine_us"] < ENGINE_LIMIT_US else "SHORT"
             lines.append(f"host work at 256 rows: {one['engine_us'] / 1e3:.2f} ms, bound 2 ms: {word}")
