@@ -96,17 +96,50 @@ assert {name for name, _, _ in _RANGES} <= {f.name for f in fields(SamplingParam
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimits:
+    """How reasoning before an answer is found among its tokens, and how long it may be.
+
+    `begin` and `end` are the markers as bytes of the generated text. `is_open`: the prompt ends inside the thought, so no `begin`
+    comes. `end_ids` are the tokens that end it when `max_tokens` (tokens of thought; None: no limit) are spent, or when
+    the client asks for it.
+    """
+
+    begin: bytes
+    end: bytes
+    end_ids: tuple[int, ...]
+    is_open: bool = False
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What the engine sees to while an answer is sampled, beside sampling itself.
+
+    `grammar`: what the answer must match, in llguidance's notation: Lark text, or JSON text of `{"grammars": [...]}`. It holds from
+    the end of the thought on, where there is one. `param` is the request's field to name when the grammar does not
+    compile. `may_jump`: tokens that the grammar leaves no choice about are appended without a step of their own (jump-forward).
+    """
+
+    grammar: str | None = None
+    param: str = "response_format"
+    may_jump: bool = True
+    thought: ThoughtLimits | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One sampled sequence, as it crosses the seam between API and engine: token ids, never text.
 
     `id` is unique among live requests of one engine. `salt` separates prefix-cache namespaces: requests with different
-    salts never share cached tokens.
+    salts never share cached tokens. `priority`: of waiting requests higher ones run first, in order of arrival among equals.
     """
 
     id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     salt: str = ""
+    guidance: Guidance | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +157,8 @@ class Delta(Struct, frozen=True, gc=False):
     `token_ids` includes a final stop token (the text layer hides it). `logprobs` is parallel to `token_ids` when asked
     for, else empty. `num_cached_tokens` (prompt tokens taken from the prefix cache) is right from the first delta on.
     `prompt_logprobs` has one entry per prompt token, None for the first; set on the first delta only.
-    `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows.
+    `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows. `num_jumped` counts
+    the answer's tokens so far that cost no step of their own; `num_thought` those of its thought.
 
     Made for every row of every step, so it is a Struct: a frozen dataclass takes ten times as long to make.
     """
@@ -136,6 +170,8 @@ class Delta(Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     matched_stop: int | None = None
     error: str | None = None
+    num_jumped: int = 0
+    num_thought: int = 0
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
@@ -151,6 +187,8 @@ class Delta(Struct, frozen=True, gc=False):
             finish_reason=last.finish_reason,
             matched_stop=last.matched_stop,
             error=last.error,
+            num_jumped=last.num_jumped,
+            num_thought=last.num_thought,
         )
 
 

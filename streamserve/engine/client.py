@@ -145,13 +145,22 @@ class EngineClient(Protocol):
     """What the API may ask of an engine. All methods are called on the event loop; none blocks it."""
 
     async def submit(self, request: GenerateRequest) -> Mailbox:
-        """Queue a request. Raises ContextOverflow, QueueFull or EngineStopped before anything has started."""
+        """Queue a request. Raises ContextOverflow, QueueFull, EngineStopped, or InvalidRequest for a grammar that does not compile
+        within its limits, before anything has started."""
         ...
 
     def abort(self, request_id: str) -> bool:
         """End a request before the next plan; its pages are free by then. False when no such request lives.
 
         A request that was live gets a last delta with finish_reason ABORT."""
+        ...
+
+    def end_thought(self, request_id: str) -> bool:
+        """End the reasoning of a live request with the next token: the answer begins. False when it is not (or no longer) thinking."""
+        ...
+
+    def flush_cache(self) -> bool:
+        """Forget every cached prefix. False, and nothing is done, while requests are live."""
         ...
 
     def facts(self) -> EngineFacts:

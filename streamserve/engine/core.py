@@ -143,6 +143,14 @@ class Engine:
         """See EngineClient."""
         return self._scheduler.abort(request_id)
 
+    def end_thought(self, request_id: str) -> bool:
+        """See EngineClient."""
+        return False  # nobody thinks yet
+
+    def flush_cache(self) -> bool:
+        """See EngineClient."""
+        return False
+
     def abort_all(self) -> None:
         """End every live request."""
         for request in self._scheduler.live():

@@ -102,6 +102,12 @@ class ScriptedEngine:
             mailbox.put_nowait(Delta(finish_reason=FinishReason.ABORT))
         return True
 
+    def end_thought(self, request_id: str) -> bool:
+        return False
+
+    def flush_cache(self) -> bool:
+        return True
+
     def facts(self) -> EngineFacts:
         return self.state
 
