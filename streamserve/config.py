@@ -77,7 +77,10 @@ class ServerConfig:
 
     host: str = _flag("127.0.0.1", "address to bind", common=True)
     port: int = _flag(30000, "port to bind; 0 picks one and prints it", common=True)
-    api_key: str | None = _flag(None, "key that clients must send as a bearer token", common=True)
+    api_key: tuple[str, ...] = _flag(
+        (), "key that clients must send, or @FILE with one a line; repeatable; also STREAMSERVE_API_KEY", common=True
+    )
+    admin_api_key: str | None = _flag(None, "key that routes for operators ask for instead; also STREAMSERVE_ADMIN_API_KEY")
     cors_origins: tuple[str, ...] = _flag(("*",), "origins that browsers may call from; repeatable")
     max_body_mb: int = _flag(32, "largest request body, MiB")
     max_frame_mb: int = _flag(8, "largest WebSocket frame from a client, MiB")

@@ -11,7 +11,7 @@ from streamserve.config import Config
 from streamserve.flags import settings
 from streamserve.resolve import Reason, Resolved
 
-SECRET = ("api_key",)
+SECRET = ("api_key", "admin_api_key")
 
 
 def run(config: Config, given: frozenset[str], *, explain: bool, as_json: bool) -> int:
@@ -39,7 +39,7 @@ def setting_rows(config: Config, given: frozenset[str]) -> list[dict[str, Any]]:
         name = setting.field.name
         value = getattr(getattr(config, setting.group), name)
         origin = "flag" if name in given else "open" if value is None and name in _DECIDED else "default"
-        shown = "(set)" if name in SECRET and value is not None else value
+        shown = "(set)" if name in SECRET and value else value
         rows.append({"flag": setting.flag, "value": shown, "origin": origin})
     return rows
 

@@ -6,11 +6,13 @@ close the sockets. A second signal stops at once.
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from anyio import create_task_group, move_on_after, open_signal_receiver, sleep
 from anyio.abc import TaskGroup
 
 from streamserve.api.app import Api, create_app
+from streamserve.api.auth import read_keys
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
 from streamserve.build import Built, build
@@ -50,7 +53,7 @@ class Server:
     """One listening server and the engine behind it."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        config = self._config = replace(config, server=read_keys(config.server, os.environ))
         self._display = StartUp(config)
         self._gate = Gate()
         self._metrics = Metrics()

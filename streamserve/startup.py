@@ -117,7 +117,7 @@ class StartUp:
         """The last block: where the server is and how to try it."""
         server = self._config.server
         url = base_url(server, port)
-        if server.host not in LOOPBACK and server.api_key is None:
+        if server.host not in LOOPBACK and not server.api_key:
             log.warning("server_open_to_network", host=server.host, hint="anyone who reaches it may use it; set --api-key")
         phases = {name: round(took, 2) for name, took in self._phases.items()}
         self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2), phases=phases)
@@ -171,7 +171,7 @@ def try_line(server: ServerConfig, url: str, model_name: str) -> str:
 
 
 def _key_state(server: ServerConfig) -> str:
-    if server.api_key is not None:
+    if server.api_key:
         return "set"
     return "none (loopback only)" if server.host in LOOPBACK else "NONE, and open to the network: set --api-key"
 

@@ -65,7 +65,7 @@ def test_an_open_door_is_called_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = _start(Terminal(), ServerConfig(host="0.0.0.0"))
     assert "NONE, and open to the network: set --api-key" in text
-    assert "s3cret" not in _start(Terminal(), ServerConfig(host="0.0.0.0", api_key="s3cret"))
+    assert "s3cret" not in _start(Terminal(), ServerConfig(host="0.0.0.0", api_key=("s3cret",)))
 
 
 @pytest.mark.parametrize(

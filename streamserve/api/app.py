@@ -4,10 +4,9 @@ Owns the route table and the shape of every failure. Knows nothing of what the r
 are written straight to ASGI, because wrappers around `send` would be paid for on every token.
 """
 
-from collections.abc import Awaitable, Callable
-
 import orjson
 import structlog
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
@@ -17,20 +16,28 @@ from streamserve.api.gate import run_lifespan
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.playground import Playground, static_folder
+from streamserve.api.routes import Answer, Key, RouteSpec
+from streamserve.api.schema import AbortRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from streamserve.api.service import Meter, Service
 from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
 from streamserve.api.ws import Sockets
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
-from streamserve.errors import InvalidRequest, MethodNotAllowed, NotFound, SlowReader, StreamServeError, error_body
+from streamserve.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    SlowReader,
+    StreamServeError,
+    error_body,
+)
 from streamserve.text.model import TextModel
 
 log = structlog.get_logger(__name__)
 
-PUBLIC = frozenset({"/", "/health", "/ready", "/metrics"})  # and the page's files; everything else needs the key, if there is one
 EXCHANGE = "streamserve.exchange"  # where a request's Exchange stands in its scope
-
-Answer = Callable[[Exchange], Awaitable[None]]
+PAGE_FILES = "/static/"  # the only open route whose path has a parameter
 
 
 class Endpoint:
@@ -49,7 +56,10 @@ class Api:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
-        self._router = _router(service)
+        self._router, routes = _router(service)
+        # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
+        self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
+        self._admin = frozenset(route.path for route in routes if route.key is Key.ADMIN)
 
     def close_idle_sockets(self) -> None:
         """From now on a WebSocket without live requests closes, with code 1001."""
@@ -72,8 +82,9 @@ class Api:
                 await exchange.start(204, door.preflight_headers(scope))
                 await exchange.end()
                 return
-            if scope["path"] not in PUBLIC and not scope["path"].startswith("/static/"):
-                door.check_key(scope)
+            path = scope["path"]
+            if path not in self._open and not path.startswith(PAGE_FILES):
+                door.check_key(scope, is_admin=path in self._admin)
             await self._router(scope, receive, send)
         except ClientLeft:
             log.debug("client_left", path=scope["path"])
@@ -90,7 +101,8 @@ class Api:
             return
         try:
             if isinstance(error, StreamServeError):
-                await exchange.answer_error(error)
+                is_key = isinstance(error, AuthenticationFailed)
+                await exchange.answer_error(error, [(b"www-authenticate", b"Bearer")] if is_key else ())
             else:
                 await exchange.answer_error(*_own(error, exchange.scope))
         except SlowReader:
@@ -134,32 +146,36 @@ async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
 
-def _router(service: Service) -> Router:
+def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
     completions = Completions(service)
     native, admin = Native(service), Admin(service)
     playground = Playground(None if service.config.disable_playground else static_folder())
-    routes: list[tuple[str, str, Answer]] = [
-        ("POST", "/v1/chat/completions", completions.chat),
-        ("POST", "/v1/completions", completions.completion),
-        ("GET", "/v1/models", admin.models),
-        ("GET", "/v1/models/{model_id:path}", admin.model),
-        ("POST", "/tokenize", native.tokenize),
-        ("POST", "/v1/tokenize", native.tokenize),
-        ("POST", "/detokenize", native.detokenize),
-        ("POST", "/v1/detokenize", native.detokenize),
-        ("POST", "/abort", native.abort),
-        ("POST", "/abort_request", native.abort),  # SGLang's name
-        ("GET", "/v1/loads", native.loads),
-        ("GET", "/health", admin.health),
-        ("GET", "/ready", admin.ready),
-        ("GET", "/metrics", admin.metrics),
-        ("GET", "/cache", admin.cache),
-        ("GET", "/", playground.page),
-        ("GET", "/static/{name:path}", playground.file),
-        ("GET", "/v1/ws", _not_a_page),
+    routes = [
+        RouteSpec("POST", "/v1/chat/completions", completions.chat, ChatRequest),
+        RouteSpec("POST", "/v1/completions", completions.completion, CompletionRequest),
+        RouteSpec("GET", "/v1/models", admin.models),
+        RouteSpec("GET", "/v1/models/{model_id:path}", admin.model),
+        *_twice("/tokenize", "/v1/tokenize", "POST", native.tokenize, TokenizeRequest),
+        *_twice("/detokenize", "/v1/detokenize", "POST", native.detokenize, DetokenizeRequest),
+        *_twice("/abort", "/abort_request", "POST", native.abort, AbortRequest, Key.ADMIN),  # the second is SGLang's name
+        RouteSpec("GET", "/v1/loads", native.loads),
+        RouteSpec("GET", "/health", admin.health, key=Key.NONE),
+        RouteSpec("GET", "/ready", admin.ready, key=Key.NONE),
+        RouteSpec("GET", "/metrics", admin.metrics, key=Key.NONE),
+        RouteSpec("GET", "/cache", admin.cache),
+        RouteSpec("GET", "/", playground.page, key=Key.NONE),
+        RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE),
+        RouteSpec("GET", "/v1/ws", _not_a_page),
     ]
-    table = [Route(path, Endpoint(answer), methods=[method]) for method, path, answer in routes]
-    return Router([*table, WebSocketRoute("/v1/ws", Sockets(service, completions))], redirect_slashes=False, default=_nowhere)
+    table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
+    sockets = WebSocketRoute("/v1/ws", Sockets(service, completions))
+    return Router([*table, sockets], redirect_slashes=False, default=_nowhere), routes
+
+
+def _twice(
+    path: str, alias: str, method: str, answer: Answer, body: type[Struct] | None = None, key: Key = Key.USER
+) -> tuple[RouteSpec, RouteSpec]:
+    return RouteSpec(method, path, answer, body, key=key), RouteSpec(method, alias, answer, body, key=key)
 
 
 def create_app(

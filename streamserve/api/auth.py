@@ -1,50 +1,63 @@
 """Who may come in: API keys, browser origins. Nothing here looks at a body.
 
-Owns the key and the list of allowed origins. Knows nothing of routes beyond which ones are public.
+Owns the keys and the list of allowed origins. Knows nothing of routes beyond which ones are public.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from hmac import compare_digest
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
 from streamserve.api.wire import Headers, header_of
 from streamserve.config import ServerConfig
-from streamserve.errors import AuthenticationFailed
+from streamserve.errors import AuthenticationFailed, ConfigError
 
 PREFLIGHT_AGE_S = 600
+ENVIRONMENT, ADMIN_ENVIRONMENT = "STREAMSERVE_API_KEY", "STREAMSERVE_ADMIN_API_KEY"  # a command line can be read by everybody
 
 
 class Door:
     """Checks on headers that come before everything else."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self._key = config.api_key.encode() if config.api_key else None
+        self._keys = tuple(key.encode() for key in config.api_key)
+        self._admin_keys = (config.admin_api_key.encode(),) if config.admin_api_key else ()
         self._origins = frozenset(origin.encode().rstrip(b"/") for origin in config.cors_origins)
         self._is_loopback = is_loopback(config.host)
 
     @property
     def needs_key(self) -> bool:
-        """Whether clients have to send a key."""
-        return self._key is not None
+        """Whether clients have to send a key for what everybody uses."""
+        return bool(self._keys)
 
-    def check_key(self, scope: Scope) -> None:
-        """Raises AuthenticationFailed unless the request carries the key, or none is needed."""
-        if self._key is None:
+    def check_key(self, scope: Scope, *, is_admin: bool = False) -> None:
+        """Raises AuthenticationFailed unless the request carries a right key, or none is needed. `is_admin`: for a route that
+        only holders of the admin key may use, where there is one."""
+        allowed = self._allowed(is_admin)
+        if not allowed:
             return
-        header = header_of(scope, b"authorization")
-        if header is None:
+        key = given_key(scope)
+        if key is None:
             raise AuthenticationFailed("no API key; send the header 'Authorization: Bearer KEY'", param="authorization")
-        scheme, _, key = header.partition(b" ")
-        if scheme.lower() != b"bearer" or not self.is_key(key.strip()):
+        if not _is_among(key, allowed):
+            which = "the server's admin key" if is_admin and self._admin_keys else "a key of this server"
             raise AuthenticationFailed(
-                "the API key is wrong; send 'Authorization: Bearer KEY' with the server's key", param="authorization"
+                f"the API key is wrong; send 'Authorization: Bearer KEY' with {which}", param="authorization"
             )
 
     def is_key(self, key: bytes) -> bool:
-        """Whether this is the key. Takes the same time whatever is wrong with it."""
-        return self._key is None or compare_digest(key, self._key)
+        """Whether this key opens what everybody uses. Takes the same time whatever is wrong with it."""
+        return not self._keys or _is_among(key, self._allowed(is_admin=False))
+
+    def _allowed(self, is_admin: bool) -> tuple[bytes, ...]:
+        """The keys that open a route; none: it is open. An admin's key opens every route."""
+        if is_admin and self._admin_keys:
+            return self._admin_keys
+        return (*self._keys, *self._admin_keys) if self._keys else ()
 
     def allows_origin(self, scope: Scope) -> bool:
         """Whether a page from the request's Origin may open a socket: same host, or listed. Programs send no Origin."""
@@ -70,9 +83,9 @@ class Door:
 
     def preflight_headers(self, scope: Scope) -> Headers:
         """The answer to a browser's OPTIONS, which carries no key."""
-        wanted = header_of(scope, b"access-control-request-headers") or b"authorization, content-type"
+        wanted = header_of(scope, b"access-control-request-headers") or b"authorization, content-type, x-api-key"
         return (
-            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", str(PREFLIGHT_AGE_S).encode()),
         )
@@ -81,10 +94,54 @@ class Door:
         """Whether previews of other requests' texts may be shown: no key is set, the server is bound to loopback, and
         the asker is a program or our own page, not a foreign one that reached loopback through the user's browser."""
         host = urlsplit(b"//" + (header_of(scope, b"host") or b"")).hostname
-        if self._key is not None or not self._is_loopback or host is None or not is_loopback(host.decode("latin1")):
+        if self._keys or self._admin_keys or not self._is_loopback or host is None or not is_loopback(host.decode("latin1")):
             return False
         origin = header_of(scope, b"origin")
         return origin is None or is_same_host(scope, origin)
+
+
+def given_key(scope: Scope) -> bytes | None:
+    """The key a request carries: in `Authorization: Bearer KEY`, or in `x-api-key`, where Anthropic's clients put it."""
+    header = header_of(scope, b"authorization")
+    if header is None:
+        return header_of(scope, b"x-api-key")
+    scheme, _, key = header.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _is_among(key: bytes, allowed: tuple[bytes, ...]) -> bool:
+    """Compared with every key, each in constant time: how long it takes says nothing of which one is nearly right."""
+    return sum([compare_digest(key, one) for one in allowed]) > 0
+
+
+def read_keys(server: ServerConfig, environ: Mapping[str, str]) -> ServerConfig:
+    """Settings whose keys are the keys themselves: `@FILE` is replaced by what the file holds, one key a line, and a key that
+    stands in the environment (STREAMSERVE_API_KEY, STREAMSERVE_ADMIN_API_KEY) is taken in. Raises ConfigError."""
+    given = [key for entry in server.api_key for key in _spelled_out(entry, "--api-key")]
+    if environ.get(ENVIRONMENT):
+        given += _spelled_out(environ[ENVIRONMENT], ENVIRONMENT)
+    admin = server.admin_api_key if server.admin_api_key is not None else environ.get(ADMIN_ENVIRONMENT) or None
+    admins = [] if admin is None else _spelled_out(admin, "--admin-api-key")
+    if len(admins) > 1:
+        raise ConfigError(f"--admin-api-key names a file with {len(admins)} keys; one is expected")
+    return replace(server, api_key=tuple(dict.fromkeys(given)), admin_api_key=admins[0] if admins else None)
+
+
+def _spelled_out(entry: str, flag: str) -> list[str]:
+    keys = [entry]
+    if entry.startswith("@"):
+        try:
+            text = Path(entry[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{flag} names the file {entry[1:]!r}, which cannot be read: {error}") from None
+        keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise ConfigError(f"{flag} names the file {entry[1:]!r}, which holds no key; one a line is expected")
+    for key in keys:
+        # Anything else cannot be sent in a header, or not without surprises.
+        if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+            raise ConfigError(f"{flag} is empty or holds spaces or characters that no header can carry")
+    return keys
 
 
 def is_loopback(host: str) -> bool:

@@ -33,6 +33,7 @@ from anyio import Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
+from streamserve.api.auth import given_key
 from streamserve.api.chunks import usage_json
 from streamserve.api.openai import Completions, Job
 from streamserve.api.schema import load_object, show
@@ -82,7 +83,7 @@ class Sockets:
         """Serve one socket until either side closes it."""
         assert (await receive())["type"] == "websocket.connect"
         door = self._service.door
-        has_header = any(name == b"authorization" for name, _ in scope["headers"])
+        has_header = given_key(scope) is not None
         if not door.allows_origin(scope):
             raise AuthenticationFailed("pages of this origin may not open a socket here (--cors-origins)", param="origin")
         if has_header:

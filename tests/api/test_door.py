@@ -1,14 +1,17 @@
 """Keys, browsers of other origins, the routes around generation."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from streamserve.api.app import Api, create_app
+from streamserve.api.auth import read_keys
 from streamserve.api.gate import Gate
 from streamserve.api.playground import Playground
 from streamserve.config import ServerConfig
+from streamserve.errors import ConfigError
 from streamserve.metrics import Metrics
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.conftest import client_of
@@ -41,7 +44,7 @@ def app_with(engine: ScriptedEngine, **settings: object) -> Api:
     ],
 )
 async def test_the_key_opens(engine: ScriptedEngine, header: str | None, status: int) -> None:
-    async with client_of(app_with(engine, api_key="sesame")) as http:
+    async with client_of(app_with(engine, api_key=("sesame",))) as http:
         response = await http.post(CHAT, json=HI, headers={"authorization": header} if header else {})
         assert response.status_code == status
         if status == 401:
@@ -63,8 +66,65 @@ async def test_the_key_opens(engine: ScriptedEngine, header: str | None, status:
     ],
 )
 async def test_what_needs_no_key(engine: ScriptedEngine, path: str, status: int) -> None:
-    async with client_of(app_with(engine, api_key="sesame")) as http:
+    async with client_of(app_with(engine, api_key=("sesame",))) as http:
         assert (await http.get(path)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "second"}, 200),
+        ({"x-api-key": "first"}, 200),
+        ({"x-api-key": "wrong"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "first", "authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer second"}, 200),
+        ({"authorization": "Bearer first, second"}, 401),
+    ],
+)
+async def test_each_of_several_keys_opens_in_either_header(engine: ScriptedEngine, headers: dict[str, str], status: int) -> None:
+    async with client_of(app_with(engine, api_key=("first", "second"))) as http:
+        response = await http.post(CHAT, json=HI, headers=headers)
+    assert response.status_code == status
+    assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "chat", "abort"),
+    [
+        ({}, None, 200, 200),
+        ({"api_key": ("user",)}, "user", 200, 200),
+        ({"api_key": ("user",), "admin_api_key": "root"}, "user", 200, 401),
+        ({"api_key": ("user",), "admin_api_key": "root"}, "root", 200, 200),
+        ({"api_key": ("user",), "admin_api_key": "root"}, None, 401, 401),
+        ({"admin_api_key": "root"}, None, 200, 401),
+        ({"admin_api_key": "root"}, "root", 200, 200),
+    ],
+)
+async def test_operators_routes_ask_for_the_admin_key_where_there_is_one(
+    engine: ScriptedEngine, settings: dict[str, object], key: str | None, chat: int, abort: int
+) -> None:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with client_of(app_with(engine, **settings)) as http:
+        assert (await http.post(CHAT, json=HI, headers=headers)).status_code == chat
+        assert (await http.post("/abort_request", json={"abort_all": True}, headers=headers)).status_code == abort
+
+
+def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nfirst\n\n  second  \n", encoding="utf-8")
+    given = read_keys(ServerConfig(api_key=("zero", f"@{file}")), {"STREAMSERVE_API_KEY": "third"})
+    assert given.api_key == ("zero", "first", "second", "third")
+    assert given.admin_api_key is None
+    assert read_keys(ServerConfig(), {"STREAMSERVE_ADMIN_API_KEY": "root"}).admin_api_key == "root"
+    assert read_keys(ServerConfig(admin_api_key="flag"), {"STREAMSERVE_ADMIN_API_KEY": "root"}).admin_api_key == "flag"
+
+
+@pytest.mark.parametrize("bad", ["", " ", "a b ", "schlüssel", "a\nb", "@/nowhere/at/all", "@{empty}"])
+def test_a_key_that_no_client_could_send_stops_the_start(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "empty").write_text("# nothing\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--api-key"):
+        read_keys(ServerConfig(api_key=(bad.format(empty=tmp_path / "empty"),)), {})
 
 
 # ---- browsers --------------------------------------------------------------------------------------------------------
@@ -76,7 +136,7 @@ async def test_a_preflight_needs_no_key(engine: ScriptedEngine) -> None:
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization,content-type,x-stainless-lang",
     }
-    async with client_of(app_with(engine, api_key="sesame")) as http:
+    async with client_of(app_with(engine, api_key=("sesame",))) as http:
         response = await http.options(CHAT, headers=headers)
     assert response.status_code == 204
     assert response.headers["access-control-allow-origin"] == "*"
@@ -89,7 +149,7 @@ async def test_a_preflight_needs_no_key(engine: ScriptedEngine) -> None:
     [("POST", CHAT, 401), ("GET", "/nope", 401), ("GET", "/health", 200), ("POST", "/health", 405)],
 )
 async def test_every_answer_may_be_read_by_a_page(engine: ScriptedEngine, method: str, path: str, status: int) -> None:
-    async with client_of(app_with(engine, api_key="sesame")) as http:
+    async with client_of(app_with(engine, api_key=("sesame",))) as http:
         response = await http.request(method, path, headers={"origin": PAGE})
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (status, "*")
 
@@ -127,7 +187,7 @@ async def test_only_listed_origins_are_named(engine: ScriptedEngine) -> None:
         ({}, {"host": "evil.example:30000"}, None),
         ({}, {"host": "evil.example:30000", "origin": "http://evil.example:30000"}, None),
         ({"host": "0.0.0.0"}, {}, None),
-        ({"api_key": "sesame"}, {"authorization": "Bearer sesame"}, None),
+        ({"api_key": ("sesame",)}, {"authorization": "Bearer sesame"}, None),
     ],
 )
 async def test_cached_texts_are_shown_only_where_they_are_ones_own(

@@ -4,6 +4,7 @@ from streamserve.cli import VERBS
 from streamserve.flags import Parser, settings
 
 FLAGS = [
+    "--admin-api-key",
     "--api-key",
     "--chat-template",
     "--chunked-prefill-size",

@@ -202,7 +202,7 @@ async def test_a_socket_holds_so_many_requests_and_no_more(server: FakeServer) -
 
 @asynccontextmanager
 async def locked_server() -> AsyncIterator[FakeServer]:
-    async with fake_server(ServerConfig(api_key="sesame", cors_origins=("https://page.example",))) as running:
+    async with fake_server(ServerConfig(api_key=("sesame",), cors_origins=("https://page.example",))) as running:
         yield running
 
 

@@ -1,0 +1,42 @@
+"""What a route is, as data: method, path, who may use it, what it takes and gives. The router and /openapi.json read the same.
+
+Owns nothing. Knows nothing of what the routes do.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from msgspec import Struct
+
+from streamserve.api.wire import Exchange
+
+Answer = Callable[[Exchange], Awaitable[None]]
+
+
+class Key(Enum):
+    """Which key a route asks for, where one is set."""
+
+    NONE = auto()  # open to everybody: probes, and the page's own files
+    USER = auto()  # --api-key
+    ADMIN = auto()  # --admin-api-key where one is set, else --api-key
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSpec:
+    """One route. The first sentence of `answer`'s docstring is its summary.
+
+    `body` is the type that checks the request's JSON, `result` the type of the answer, `event` the type of each event's data
+    when the request asks for a stream; None where there is no such thing or it is not JSON. `query` names parameters in
+    the URL and says what they are for.
+    """
+
+    method: str
+    path: str
+    answer: Answer
+    body: type[Struct] | None = None
+    result: Any = None
+    event: Any = None
+    key: Key = Key.USER
+    query: tuple[tuple[str, str], ...] = ()
