@@ -1,7 +1,11 @@
-"""Server-sent events, written straight to ASGI. Knows nothing of what the events mean."""
+"""Server-sent events, written straight to ASGI. Knows nothing of what the events mean.
+
+A dialect writes to an `Events`: an EventStream, which is one connection, or a recording that outlives connections (resume.py).
+"""
 
 from collections.abc import Awaitable
 from time import monotonic
+from typing import Protocol
 
 from anyio import sleep
 
@@ -12,6 +16,27 @@ HEADERS: Headers = (
     (b"cache-control", b"no-cache, no-transform"),  # proxies must neither keep nor compress it: both hold events back
     (b"x-accel-buffering", b"no"),  # nginx's name for the same wish
 )
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Events(Protocol):
+    """Where the events of one answer go. None from a method: they are on their way; else await what is returned."""
+
+    def events(self, *events: bytes) -> Awaitable[None] | None:
+        """Send events, each one line of data, in one write."""
+        ...
+
+    def named(self, *events: tuple[bytes, bytes]) -> Awaitable[None] | None:
+        """Send events that have a name (the `event:` field) before their line of data."""
+        ...
+
+    def comment(self, text: bytes) -> Awaitable[None] | None:
+        """Send a line that is no event: clients that do not look for it do not see it."""
+        ...
+
+    async def end(self, *events: bytes) -> None:
+        """Send the last events."""
+        ...
 
 
 class EventStream:
@@ -28,12 +53,25 @@ class EventStream:
         await self._exchange.start(200, [*HEADERS, *headers])
 
     def events(self, *events: bytes) -> Awaitable[None] | None:
-        """Send events, each one line of data, in one write. None: they are on their way; else await what is returned."""
+        """See Events."""
         self._wrote_s = monotonic()
         return self._exchange.put(frame(events))
 
+    def named(self, *events: tuple[bytes, bytes]) -> Awaitable[None] | None:
+        """See Events."""
+        return self.raw(b"".join([b"event: %b\ndata: %b\n\n" % event for event in events]))
+
+    def comment(self, text: bytes) -> Awaitable[None] | None:
+        """See Events."""
+        return self.raw(b": %b\n\n" % text)
+
+    def raw(self, frames: bytes) -> Awaitable[None] | None:
+        """Send what is framed already."""
+        self._wrote_s = monotonic()
+        return self._exchange.put(frames)
+
     async def end(self, *events: bytes) -> None:
-        """Send the last events."""
+        """See Events."""
         await self._exchange.end(frame(events))
 
     async def keep_alive(self, interval_s: float) -> None:
@@ -42,7 +80,7 @@ class EventStream:
             quiet_s = monotonic() - self._wrote_s
             if quiet_s >= interval_s:
                 self._wrote_s = monotonic()
-                await self._exchange.write(b": keep-alive\n\n")
+                await self._exchange.write(KEEP_ALIVE)
             else:
                 await sleep(interval_s - quiet_s)
 
