@@ -55,7 +55,9 @@ class SchedulerConfig:
         "longest time that running answers may wait while a burst of long prompts is computed; 0: prompts never stop them",
     )
     schedule_policy: str = _flag(
-        "fcfs", "order of the waiting queue: fcfs, or lpm (longest cached prefix first)", choices=("fcfs", "lpm")
+        "fcfs",
+        "order of the waiting queue: fcfs, lpm (longest cached prefix first), or priority (requests' own, higher first)",
+        choices=("fcfs", "lpm", "priority"),
     )
     random_seed: int | None = _flag(None, "seed for requests that bring none")
 

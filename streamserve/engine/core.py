@@ -148,8 +148,11 @@ class Engine:
         return False  # nobody thinks yet
 
     def flush_cache(self) -> bool:
-        """See EngineClient."""
-        return False
+        """See EngineClient. A step may still be under way: its pages are given out again to later steps only."""
+        if self._scheduler.live():
+            return False
+        self._cache.flush()
+        return True
 
     def abort_all(self) -> None:
         """End every live request."""

@@ -4,6 +4,7 @@ A policy gives the waiting requests in the order in which they are tried; it cha
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.request import Request
@@ -26,4 +27,23 @@ def longest_prefix_first(waiting: Sequence[Request], cache: KVCache) -> Iterable
     return sorted(waiting, key=lambda r: -cache.match_len(r.given.salt, r.tokens, len(r.tokens) - 1))
 
 
-POLICIES: dict[str, Policy] = {"fcfs": first_come_first_served, "lpm": longest_prefix_first}
+class HighestPriorityFirst:
+    """Higher priority first, in order of arrival among equals. Nobody starves: who has waited `max_wait_s` stands in front of all
+    who have not, whatever their priority, and those are again in order of arrival."""
+
+    def __init__(self, max_wait_s: float = 60.0, now: Callable[[], float] = monotonic) -> None:
+        self._max_wait_s = max_wait_s
+        self._now = now
+
+    def __call__(self, waiting: Sequence[Request], cache: KVCache) -> Iterable[Request]:
+        if not any(request.given.priority for request in waiting):
+            return waiting
+        late_s = self._now() - self._max_wait_s
+        return sorted(waiting, key=lambda r: (r.submitted_s > late_s, -r.given.priority if r.submitted_s > late_s else 0))
+
+
+POLICIES: dict[str, Policy] = {
+    "fcfs": first_come_first_served,
+    "lpm": longest_prefix_first,
+    "priority": HighestPriorityFirst(),
+}
