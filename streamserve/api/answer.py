@@ -1,32 +1,221 @@
 """How an answer's text is read: thought, content and tool calls, for every dialect alike.
 
 Owns the reading of one choice. The dialects (chunks, responses, anthropic) give what comes out their own shapes.
+
+    prepared = await completions.prepare_chat(ChatRequest(messages=…, tools=…))     # checked; an error names the field
+    with service.live(prepared.run):
+        await prepared.run.start()                                                 # errors still have a status of their own
+        await prepared.run.deliver(emit)                                           # emit(piece): for event in events_of(piece): …
+
+`fold` makes one value of a whole choice's events. Every call has an id here, whoever gave it; an index counts calls of one
+choice from 0; arguments come in pieces of one JSON text. Stop strings of the client hold for content only: neither a thought
+nor a call is cut by them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from uuid import uuid4
 
-from streamserve.text.tools.format import Event, Parser
+from streamserve.messages import FinishReason
+from streamserve.text.tools.format import CallBegan, CallGrew, Content, Event, Parser, Thought
+
+TOOL_CALLS = "tool_calls"
+
+
+class Splitter(Protocol):
+    """Parts thoughts from the rest (text/reasoning.py makes them). Any cutting of the text gives the same joined events."""
+
+    def push(self, text: str) -> list[Content | Thought]:
+        """More text."""
+        ...
+
+    def finish(self) -> list[Content | Thought]:
+        """The answer has ended: what was held back."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a call's answers are to be read; made once per request, one reader per choice."""
+    """How a call's answers are to be read; made once per request, one reader per choice.
 
-    # reasoning format, tool format and tools, separate_reasoning …: the owner of this file fills this in
+    `splitter` parts thoughts from the rest, `parser` finds calls in that rest; None: there is nothing to find. `marker_ids` are
+    control tokens whose text the two need to see; `hidden` are the texts of those, which must not reach the client as content.
+    `streams_thought` False: a thought comes as one event when it is over.
+    """
+
+    splitter: Callable[[], Splitter] | None = None
+    parser: Callable[[], Parser] | None = None
+    marker_ids: frozenset[int] = frozenset()
+    hidden: tuple[str, ...] = ()
+    streams_thought: bool = True
 
 
 class AnswerReader:
-    """Reads one choice: pieces of text in, events out."""
+    """Reads one choice: pieces of text in, events out. Neighbouring events of one kind are joined."""
 
-    def __init__(self, reading: Reading) -> None: ...
+    __slots__ = ("_blank", "_events", "_has_calls", "_hidden", "_parser", "_splitter", "_streams_thought", "_thought")
+
+    def __init__(self, reading: Reading) -> None:
+        self._splitter = None if reading.splitter is None else reading.splitter()
+        self._parser = None if reading.parser is None else reading.parser()
+        self._hidden = reading.hidden
+        self._streams_thought = reading.streams_thought
+        self._thought: list[str] = []  # of a thought that is to come as a whole
+        self._blank = ""  # white space at the end of content: models write some before and between calls, for nobody to see
+        self._has_calls = False
+        self._events: list[Event] = []
 
     def push(self, text: str) -> list[Event]:
         """More text of the choice."""
-        raise NotImplementedError
+        if not text:
+            return []
+        if self._splitter is None:
+            self._parse(text)
+        else:
+            self._take(self._splitter.push(text))
+        return self._given()
 
     def finish(self, finish_reason: str) -> tuple[list[Event], str]:
-        """What was held back, and the finish reason: "tool_calls" in place of "stop" when a whole call was made."""
-        raise NotImplementedError
+        """What was held back, and the finish reason: "tool_calls" in place of "stop" when calls were made, all of them whole."""
+        if self._splitter is not None:
+            self._take(self._splitter.finish())
+        is_cut = False
+        if self._parser is not None:
+            for event in self._parser.finish():
+                self._add(event)
+            is_cut = self._parser.is_inside_call
+        self._release_thought()
+        if not self._has_calls:
+            self._release_blank()
+        has_called = self._has_calls and not is_cut and finish_reason == FinishReason.STOP
+        return self._given(), TOOL_CALLS if has_called else finish_reason
+
+    def _take(self, split: Iterable[Content | Thought]) -> None:
+        for event in split:
+            if type(event) is Content:
+                self._parse(event.text)
+            else:
+                self._add(event)
+
+    def _parse(self, text: str) -> None:
+        if self._parser is None:
+            self._add(Content(text))
+        else:
+            for event in self._parser.push(text):
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        match event:
+            case Thought(text):
+                self._release_blank()
+                if not self._streams_thought:
+                    self._thought.append(text)
+                elif text:
+                    self._join(event)
+            case Content(text):
+                self._release_thought()
+                for marker in self._hidden:
+                    text = text.replace(marker, "")
+                self._add_content(text)
+            case CallBegan(index, name, id):
+                self._release_thought()
+                self._blank = ""
+                self._has_calls = True
+                self._events.append(event if id is not None else CallBegan(index, name, new_call_id()))
+            case CallGrew(_, arguments):
+                if arguments:
+                    self._join(event)
+
+    def _add_content(self, text: str) -> None:
+        if self._parser is not None and text:
+            text, self._blank = self._blank + text, ""
+            kept = text.rstrip()
+            text, self._blank = kept, text[len(kept) :]
+        if text:
+            self._join(Content(text))
+
+    def _release_blank(self) -> None:
+        if self._blank:
+            self._join(Content(self._blank))
+            self._blank = ""
+
+    def _join(self, event: Content | Thought | CallGrew) -> None:
+        """Add an event to the one before it, where both are of a kind."""
+        events = self._events
+        match events[-1] if events else None, event:
+            case Content(before), Content(text):
+                events[-1] = Content(before + text)
+            case Thought(before), Thought(text):
+                events[-1] = Thought(before + text)
+            case CallGrew(first, before), CallGrew(index, arguments) if first == index:
+                events[-1] = CallGrew(index, before + arguments)
+            case _:
+                events.append(event)
+
+    def _release_thought(self) -> None:
+        if self._thought:
+            self._events.append(Thought("".join(self._thought)))
+            self._thought = []
+
+    def _given(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
-__all__ = ["AnswerReader", "Event", "Parser", "Reading"]
+@dataclass(slots=True)
+class MadeCall:
+    """A call as an answer made it. `arguments` is JSON text, cut short where the answer was."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """A choice's events as one value."""
+
+    content: str = ""
+    thought: str = ""
+    calls: list[MadeCall] = field(default_factory=list)
+
+
+def fold(events: Sequence[Event]) -> Answer:
+    """A whole choice's events as one value."""
+    answer = Answer()
+    for event in events:
+        match event:
+            case Content(text):
+                answer.content += text
+            case Thought(text):
+                answer.thought += text
+            case CallBegan(_, name, id):
+                assert id is not None, "readers give every call an id"
+                answer.calls.append(MadeCall(id, name, ""))
+            case CallGrew(index, arguments):
+                answer.calls[index].arguments += arguments
+    return answer
+
+
+def new_call_id() -> str:
+    """An id that no other call has."""
+    return f"call_{uuid4().hex[:24]}"
+
+
+__all__ = [
+    "TOOL_CALLS",
+    "Answer",
+    "AnswerReader",
+    "CallBegan",
+    "CallGrew",
+    "Content",
+    "Event",
+    "MadeCall",
+    "Parser",
+    "Reading",
+    "Splitter",
+    "Thought",
+    "fold",
+    "new_call_id",
+]

@@ -39,6 +39,15 @@ DONE = b"[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked chat: its run, not yet started. `warnings`: what of the request has no effect here, for the client to read."""
+
+    run: Run
+    top_logprobs: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A checked request: its run, not yet started, and the shape of its answer."""
 
@@ -58,6 +67,14 @@ class Completions:
     async def chat_job(self, given: dict[str, Any], *, is_socket: bool = False) -> Job:
         """A chat body, checked. Raises RequestError naming the field at fault."""
         request = convert(given, ChatRequest)
+        prepared = await self.prepare_chat(request, is_socket=is_socket)
+        return self._job(ChatShape, prepared.run, wishes_of(request, prepared.top_logprobs), request.stream)
+
+    async def prepare_chat(self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False) -> Prepared:
+        """A chat in whatever dialect it came, checked and tokenised; `kind` begins its id. For how to run it see api/answer.py.
+
+        Raises RequestError naming the field at fault by its name in ChatRequest.
+        """
         self._check_common(request, is_socket)
         if request.top_logprobs is not None and not request.logprobs:
             raise InvalidRequest("top_logprobs is given but logprobs is not true", param="top_logprobs")
@@ -70,8 +87,8 @@ class Completions:
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs)
         prompt = await self._service.prompts.of_chat(messages_of(request.messages), chat_options(request))
         self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
-        call = self._call("chatcmpl", request, (Prompt(prompt),), sampling)
-        return self._job(ChatShape, call, wishes_of(request, top_logprobs), request.stream)
+        call = self._call(kind, request, (Prompt(prompt),), sampling)
+        return Prepared(self._service.run(call), top_logprobs)
 
     async def completion_job(self, given: dict[str, Any], *, is_socket: bool = False) -> Job:
         """A text completion body, checked. Raises RequestError naming the field at fault."""
@@ -93,7 +110,7 @@ class Completions:
         max_tokens = self._completion_len(request, prompts)
         sampling = self._sampling(request, max_tokens or 1, logprobs=request.logprobs, with_prompt=request.echo)
         call = self._call("cmpl", request, prompts, sampling, drops_output=request.max_tokens == 0)
-        return self._job(TextShape, call, wishes_of(request, request.logprobs), request.stream)
+        return self._job(TextShape, self._service.run(call), wishes_of(request, request.logprobs), request.stream)
 
     def _check_common(self, request: Sampled, is_socket: bool) -> None:
         self._service.check_model(request.model)
@@ -187,8 +204,7 @@ class Completions:
             client_id=client_id_of(request),
         )
 
-    def _job(self, kind: type[ChatShape] | type[TextShape], call: Call, wishes: Wishes, wants_stream: bool) -> Job:
-        run = self._service.run(call)
+    def _job(self, kind: type[ChatShape] | type[TextShape], run: Run, wishes: Wishes, wants_stream: bool) -> Job:
         return Job(run, kind(run, self._service.model_name, wishes, self._service.text.tokenizer), wants_stream)
 
     # ---- routes --------------------------------------------------------------------------------------------------

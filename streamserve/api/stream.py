@@ -1,7 +1,8 @@
 """One API request while it generates: its engine requests, their tokens turned into text, and how they end.
 
 Owns text so far, held-back stop text and what was counted, per choice. Stop strings, n > 1 and several prompts exist
-only here: the engine sees single sequences of token ids. Knows nothing of HTTP, JSON or message formats.
+only here: the engine sees single sequences of token ids. Where a call has a Reading (api/answer.py), a piece's text is the
+answer's content, and thoughts and calls stand in its events. Knows nothing of HTTP, JSON or message formats.
 """
 
 from asyncio import Future, get_running_loop
@@ -14,10 +15,11 @@ from uuid import uuid4
 from anyio import create_task_group
 from msgspec import Struct
 
+from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Reading
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
-from streamserve.errors import StepFailed
-from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from streamserve.errors import DeadlineExceeded, StepFailed
+from streamserve.messages import Delta, FinishReason, GenerateRequest, Guidance, SamplingParams, TokenLogprobs
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.stops import StopStrings
@@ -39,7 +41,8 @@ class Call:
     """A checked API request: what to generate, `n` times for each prompt, and what of it to show.
 
     `client_id` is the name the client gave it, for /abort; it need not be unique. `keeps_stop`: the text that stopped
-    a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0).
+    a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0). `reading`: how thoughts and
+    calls are found in the answers; None: there are none. `deadline_s`: how long after its start the call may take.
     """
 
     id: str
@@ -53,6 +56,10 @@ class Call:
     salt: str = ""
     is_chat: bool = False
     client_id: str | None = None
+    reading: Reading | None = None
+    guidance: Guidance | None = None
+    priority: int = 0
+    deadline_s: float | None = None
 
     def is_named(self, prefix: str) -> bool:
         """Whether the call's own id, or the name its client gave it, starts with `prefix`."""
@@ -60,7 +67,10 @@ class Call:
 
 
 class Piece(Struct, gc=False):
-    """What one choice gained since the last piece. `logprobs` belongs to `text`, `token_ids` includes a final stop token."""
+    """What one choice gained since the last piece. `logprobs` belongs to `text`, `token_ids` includes a final stop token.
+
+    `events` is set where the call has a reading: content, thoughts and calls in order; `text` is the content among them.
+    """
 
     index: int
     text: str = ""
@@ -70,15 +80,25 @@ class Piece(Struct, gc=False):
     matched_stop: int | str | None = None
     prompt: Prompt | None = None  # set on a choice's first piece
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    events: tuple[Event, ...] | None = None
+
+
+def events_of(piece: Piece) -> tuple[Event, ...]:
+    """A piece's events, whether its call has a reading or not."""
+    if piece.events is None:
+        return (Content(piece.text),) if piece.text else ()
+    return piece.events
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a call. Each prompt counts once, whatever n is."""
+    """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
+    jumped_tokens: int = 0
 
 
 class Choice:
@@ -88,11 +108,15 @@ class Choice:
         "_call",
         "_detokenizer",
         "_is_first",
+        "_reader",
         "_stops",
+        "_unplaced",
         "index",
         "is_finished",
         "mailbox",
         "num_cached",
+        "num_jumped",
+        "num_thought",
         "num_tokens",
         "prompt",
         "request",
@@ -105,12 +129,29 @@ class Choice:
         self._is_first = True
         self.index = index
         self.prompt = call.prompts[index // call.n]
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=call.skips_special, prompt_ids=self.prompt.token_ids)
-        self.request = GenerateRequest(f"{call.id}-{index}", self.prompt.token_ids, _nth_sampling(call.sampling, nth), call.salt)
+        reading = call.reading
+        self._reader = None if reading is None else AnswerReader(reading)
+        self._unplaced: list[tuple[TokenLogprobs, int]] = []  # tokens not yet known to be content, with their text's length
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            skip_special_tokens=call.skips_special,
+            prompt_ids=self.prompt.token_ids,
+            shows=frozenset() if reading is None else reading.marker_ids,
+        )
+        self.request = GenerateRequest(
+            f"{call.id}-{index}",
+            self.prompt.token_ids,
+            _nth_sampling(call.sampling, nth),
+            call.salt,
+            call.guidance,
+            call.priority,
+        )
         self.mailbox: Mailbox | None = None
         self.is_finished = False
         self.num_tokens = 0
         self.num_cached: int | None = None  # unknown until something arrives
+        self.num_jumped = 0
+        self.num_thought = 0
 
     def take(self, delta: Delta) -> Piece:
         """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
@@ -122,12 +163,15 @@ class Choice:
             piece.finish_reason = delta.finish_reason.value
             piece.matched_stop = delta.matched_stop
         self.num_cached = delta.num_cached_tokens
+        self.num_jumped, self.num_thought = delta.num_jumped, delta.num_thought
         if self._is_first:
             self._is_first = False
             piece.prompt = self.prompt
             piece.prompt_logprobs = delta.prompt_logprobs
         if self._call.drops_output:
             self._drop(piece)
+        elif self._reader is not None:
+            self._take_read(delta, piece, self._reader)
         elif self._stops is None:
             self._take_all(delta, piece)
         else:
@@ -143,7 +187,10 @@ class Choice:
 
     def _shown(self, delta: Delta) -> int:
         """How many of the delta's tokens may be text: all but the stop token."""
-        return len(delta.token_ids) - (delta.matched_stop is not None and not self._call.keeps_stop)
+        is_hidden = delta.matched_stop is not None and not self._call.keeps_stop
+        if is_hidden and self._call.reading is not None and delta.matched_stop in self._call.reading.marker_ids:
+            is_hidden = False  # a marker that ends the answer too, as the end of a call does in some formats
+        return len(delta.token_ids) - is_hidden
 
     def _take_all(self, delta: Delta, piece: Piece) -> None:
         token_ids, piece.logprobs = delta.token_ids, delta.logprobs
@@ -176,6 +223,76 @@ class Choice:
             piece.finish_reason, piece.matched_stop = FinishReason.STOP.value, stops.matched
         piece.text = "".join(parts)
         self.num_tokens += len(piece.token_ids)
+
+    def _take_read(self, delta: Delta, piece: Piece, reader: AnswerReader) -> None:
+        """Through the reader: all at once, or token by token where a stop string or log-probabilities need to know the token."""
+        shown = self._shown(delta)
+        push, stops = self._detokenizer.push, self._stops
+        events: list[Event] = []
+        used = len(delta.token_ids)
+        logprobs: list[TokenLogprobs] = []
+        if stops is None and not delta.logprobs:
+            events += reader.push(push(delta.token_ids[:shown]))
+        else:
+            for index, token in enumerate(delta.token_ids[:shown]):
+                text = push((token,))
+                gained = reader.push(text)
+                if stops is not None and self.num_tokens + index + 1 > self._call.sampling.min_new_tokens:
+                    gained = _until_stop(gained, stops)
+                if delta.logprobs:
+                    self._unplaced.append((delta.logprobs[index], len(text)))
+                    logprobs += self._placed(gained)
+                events += gained
+                if stops is not None and stops.matched is not None:
+                    used = index + 1
+                    break
+        piece.token_ids = delta.token_ids[:used]
+        if stops is not None and stops.matched is not None:
+            piece.finish_reason, piece.matched_stop = reader.finish(FinishReason.STOP.value)[1], stops.matched
+        elif piece.finish_reason is not None:
+            rest = reader.push(self._detokenizer.finish())
+            held, piece.finish_reason = reader.finish(piece.finish_reason)
+            rest += held
+            if stops is not None:
+                rest = _until_stop(rest, stops)
+                if text := stops.flush():
+                    rest.append(Content(text))
+                if stops.matched is not None:
+                    piece.finish_reason, piece.matched_stop = FinishReason.STOP.value, stops.matched
+            logprobs += self._placed(rest)
+            events += rest
+        piece.events = tuple(events)
+        piece.text = "".join([event.text for event in events if type(event) is Content])
+        piece.logprobs = tuple(logprobs)
+        self.num_tokens += used
+
+    def _placed(self, events: list[Event]) -> list[TokenLogprobs]:
+        """Of the tokens whose place was open those that turn out to be content: as many of the last ones as its text is long."""
+        if not events or not self._unplaced:
+            return []
+        length = sum(len(event.text) for event in events if type(event) is Content)
+        start = len(self._unplaced)
+        while length > 0 and start > 0:
+            start -= 1
+            length -= self._unplaced[start][1]
+        found = [entry for entry, _ in self._unplaced[start:]]
+        self._unplaced = []
+        return found
+
+
+def _until_stop(events: list[Event], stops: StopStrings) -> list[Event]:
+    """The events before a stop string in their content. What is held back comes before a thought or a call at the latest."""
+    kept: list[Event] = []
+    for event in events:
+        is_content = type(event) is Content
+        text = stops.push(event.text)[0] if type(event) is Content else stops.flush()
+        if text:
+            kept.append(Content(text))
+        if stops.matched is not None:
+            break
+        if not is_content:
+            kept.append(event)
+    return kept
 
 
 def _nth_sampling(sampling: SamplingParams, nth: int) -> SamplingParams:
@@ -228,7 +345,7 @@ class Pace:
 class Run:
     """A call on its way through the engine."""
 
-    __slots__ = ("_answers", "_client", "_is_cancelled", "_pace", "_started_s", "_watch", "call", "choices", "outcome")
+    __slots__ = ("_answers", "_client", "_is_cancelled", "_limit_s", "_pace", "_started_s", "_watch", "call", "choices", "outcome")
 
     def __init__(
         self,
@@ -244,6 +361,7 @@ class Run:
         self._answers = answers if call.is_chat else None
         self._watch = watch
         self._is_cancelled = False
+        self._limit_s: float | None = None  # the time that was allowed, once it is over
         self._started_s = 0.0
         self.outcome = FinishReason.ABORT.value  # until a choice has finished
         self.call = call
@@ -268,6 +386,15 @@ class Run:
             if not choice.is_finished:
                 self._client.abort(choice.request.id)
 
+    def end_thought(self) -> int:
+        """End the reasoning of every choice that is still at it; returns how many that were."""
+        return sum(self._client.end_thought(choice.request.id) for choice in self.choices if not choice.is_finished)
+
+    def expire(self, limit_s: float) -> None:
+        """The time for the answer is over: abort it; `deliver` will raise DeadlineExceeded."""
+        self._limit_s = limit_s
+        self.abort()
+
     async def deliver(self, emit: Emit) -> None:
         """Hand every piece of every choice to `emit`, in order within a choice; until all have finished.
 
@@ -283,6 +410,8 @@ class Run:
                             tasks.start_soon(self._pump, choice, emit)
         finally:
             self.abort()
+        if self._limit_s is not None:
+            raise DeadlineExceeded(f"the answer was not complete after {self._limit_s:g} s, the time the request or the server allows")
 
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         """The path of every token. A turn runs as a plain call of the event loop's; this task only waits where it has to."""
@@ -313,7 +442,8 @@ class Run:
                     token_ids.extend(piece.token_ids)
                 if piece.finish_reason is not None:
                     self._note_end(choice, delta, piece)
-                    if answers is not None and not isinstance(piece.matched_stop, str):
+                    has_more = choice.num_thought or piece.finish_reason == TOOL_CALLS  # tokens that its text does not stand for
+                    if answers is not None and not has_more and not isinstance(piece.matched_stop, str):
                         end = len(token_ids) - (piece.matched_stop is not None)
                         answers.note("".join(texts), token_ids[:end])
                 waits_for = emit(piece)
@@ -359,7 +489,13 @@ class Run:
             completion_tokens += sum(choice.num_tokens for choice in choices)
             known = [choice.num_cached for choice in choices if choice.num_cached is not None]
             cached_tokens += min(min(known, default=0), num_prompt - 1)
-        return Usage(prompt_tokens, completion_tokens, cached_tokens)
+        return Usage(
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+            sum(choice.num_thought for choice in self.choices),
+            sum(choice.num_jumped for choice in self.choices),
+        )
 
 
 @dataclass(slots=True)
@@ -374,6 +510,7 @@ class Collected:
     matched_stop: int | str | None = None
     prompt: Prompt | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    events: list[Event] | None = None
 
     def add(self, piece: Piece) -> None:
         """Append a piece."""
@@ -383,6 +520,9 @@ class Collected:
         self.finish_reason, self.matched_stop = piece.finish_reason, piece.matched_stop
         if piece.prompt is not None:
             self.prompt, self.prompt_logprobs = piece.prompt, piece.prompt_logprobs
+        if piece.events is not None:
+            self.events = self.events or []
+            self.events += piece.events
 
     def as_piece(self) -> Piece:
         """The whole choice as one piece."""
@@ -395,6 +535,7 @@ class Collected:
             self.matched_stop,
             self.prompt,
             self.prompt_logprobs,
+            None if self.events is None else tuple(self.events),
         )
 
 

@@ -18,11 +18,20 @@ class Detokenizer:
     left out instead of shown as U+FFFD. Bytes that are not UTF-8 become U+FFFD as soon as that is certain.
     """
 
-    __slots__ = ("_hidden", "_is_open", "_strips", "_tokenizer", "_utf8")
+    __slots__ = ("_hidden", "_is_open", "_shows", "_strips", "_tokenizer", "_utf8")
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        shows: frozenset[int] = frozenset(),
+    ) -> None:
+        """`shows`: control tokens that are shown although `skip_special_tokens`."""
         self._tokenizer = tokenizer
         self._hidden = skip_special_tokens
+        self._shows = shows
         self._utf8 = _Utf8Decoder("replace")
         before = self._tail(prompt_ids)
         self._is_open = False  # bytes of a character wait in _utf8
@@ -56,9 +65,14 @@ class Detokenizer:
     def _bytes(self, ids: Sequence[int]) -> bytes:
         tokenizer = self._tokenizer
         if len(ids) == 1:  # as nearly always: a step's token
-            return b"" if self._hidden and tokenizer.is_special(ids[0]) else tokenizer.token_bytes(ids[0])
+            return (
+                b""
+                if self._hidden and tokenizer.is_special(ids[0]) and ids[0] not in self._shows
+                else tokenizer.token_bytes(ids[0])
+            )
         if self._hidden:
-            return b"".join([tokenizer.token_bytes(id) for id in ids if not tokenizer.is_special(id)])
+            shows = self._shows
+            return b"".join([tokenizer.token_bytes(id) for id in ids if not tokenizer.is_special(id) or id in shows])
         return b"".join([tokenizer.token_bytes(id) for id in ids])
 
     def _tail(self, ids: Sequence[int]) -> bytes:
