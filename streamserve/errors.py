@@ -12,6 +12,7 @@
     │   └── QueueFull                429  too many requests wait; try again after `retry_after_s`
     ├── EngineError                  the server is at fault
     │   ├── StepFailed               500  the step that held this request raised
+    │   ├── DeadlineExceeded         504  the time the request, or the server, allows for an answer was over
     │   ├── SlowReader               500  the client stopped reading; its request was aborted
     │   └── EngineStopped            503  starting, draining or broken
     └── StartError                   the server cannot start; the message says what to do
@@ -112,6 +113,14 @@ class StepFailed(EngineError):
     """The step that held this request raised; other requests go on."""
 
     code: ClassVar[str] = "step_failed"
+
+
+class DeadlineExceeded(EngineError):
+    """The time that the request or the server allows for an answer was over; what ran was aborted."""
+
+    status: ClassVar[int] = 504
+    type: ClassVar[str] = "timeout_error"
+    code: ClassVar[str] = "deadline_exceeded"
 
 
 class SlowReader(EngineError):

@@ -3,6 +3,7 @@
 Owns the set of live runs and what is said of them when they end. Knows nothing of message formats.
 """
 
+from asyncio import TimerHandle, get_running_loop
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -91,9 +92,11 @@ class Service:
 
     @contextmanager
     def live(self, run: Run) -> Iterator[None]:
-        """While the body runs, `run` can be found by /abort; afterwards nothing of it is left, and it is counted."""
+        """While the body runs, `run` can be found by /abort, and its deadline is watched; afterwards nothing of it is left, and it
+        is counted."""
         started = monotonic()
         self._runs.add(run)
+        timer = self._watch_deadline(run)
         outcome = "abort"
         try:
             yield
@@ -102,9 +105,15 @@ class Service:
             outcome = error.code
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             self._runs.discard(run)
             run.abort()
             self._report(run, outcome, monotonic() - started)
+
+    def _watch_deadline(self, run: Run) -> TimerHandle | None:
+        limits = [limit_s for limit_s in (run.call.deadline_s, self.config.request_timeout_s) if limit_s]
+        return get_running_loop().call_later(min(limits), run.expire, min(limits)) if limits else None
 
     def _report(self, run: Run, outcome: str, seconds: float) -> None:
         usage = run.usage

@@ -391,9 +391,10 @@ class Run:
         return sum(self._client.end_thought(choice.request.id) for choice in self.choices if not choice.is_finished)
 
     def expire(self, limit_s: float) -> None:
-        """The time for the answer is over: abort it; `deliver` will raise DeadlineExceeded."""
-        self._limit_s = limit_s
-        self.abort()
+        """The time for the answer is over: what is not finished is aborted, and `deliver` will raise DeadlineExceeded."""
+        if not all(choice.is_finished for choice in self.choices):
+            self._limit_s = limit_s
+            self.abort()
 
     async def deliver(self, emit: Emit) -> None:
         """Hand every piece of every choice to `emit`, in order within a choice; until all have finished.
@@ -411,7 +412,7 @@ class Run:
         finally:
             self.abort()
         if self._limit_s is not None:
-            raise DeadlineExceeded(f"the answer was not complete after {self._limit_s:g} s, the time the request or the server allows")
+            raise DeadlineExceeded(f"the answer was not complete after {self._limit_s:g} s; allow it more time, or ask for less")
 
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         """The path of every token. A turn runs as a plain call of the event loop's; this task only waits where it has to."""

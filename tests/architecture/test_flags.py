@@ -37,6 +37,7 @@ FLAGS = [
     "--page-size",
     "--port",
     "--random-seed",
+    "--request-timeout-s",
     "--revision",
     "--sampling-defaults",
     "--schedule-policy",
