@@ -3,8 +3,8 @@
 Owns field names, types and their documentation. Ranges of sampling parameters are SamplingParams' own. Knows nothing of
 tokens or of the model.
 
-null means "not given" for every optional field. Fields that OpenAI or SGLang define and this server does not have yet are
-refused by name; so is everything unknown: a misspelt parameter is an error, not a default.
+null means "not given" for every optional field. Fields that others define and this server does not have are refused by name
+(api/fields.py says why); so is everything unknown: a misspelt parameter is an error, not a default.
 """
 
 import re
@@ -16,6 +16,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from streamserve.api.fields import REFUSED
 from streamserve.errors import InvalidRequest
 
 MAX_CHOICES_PER_PROMPT = 128
@@ -32,6 +33,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # without effect
 
 
 class Sampled(Struct, kw_only=True):
@@ -57,17 +59,47 @@ class Sampled(Struct, kw_only=True):
     skip_special_tokens: bool = True
     stream: bool = False
     stream_options: StreamOptions | None = None
+    resumable: bool = False  # a stream whose client may leave and come back: api/resume.py
     return_token_ids: bool = False
+    prompt_logprobs: int | None = None
     cache_salt: str = ""
     rid: str | None = None
     request_id: str | None = None
-    # Checked for their types, without effect here:
+    priority: int = 0
+    timeout: float | None = None  # seconds
+    # What the answer must match: at most one of them (api/forms.py).
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    choice: list[str] | None = None
+    guided_choice: list[str] | None = None
+    json_whitespace: str | None = None
+    jump_forward: bool = True
+    # Checked for their types, without effect here (api/fields.py):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+
+class FunctionDefinition(Struct, forbid_unknown_fields=True):
+    """A function that the model may call. `parameters` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Struct, forbid_unknown_fields=True):
+    """A tool. Only functions can be served; other kinds are named to be refused."""
+
+    type: str = "function"
+    function: FunctionDefinition | None = None
+    custom: dict[str, Any] | None = None
 
 
 class ToolFunction(Struct):
@@ -93,13 +125,19 @@ class Part(Struct):
 
 
 class Message(Struct):
-    """One turn. Fields of answers that clients send back as they came (refusal, annotations, …) are passed over."""
+    """One turn. Fields of answers that clients send back as they came (refusal, annotations, …) are passed over.
+
+    `reasoning_content` is the thought of an assistant's answer; the chat template decides whether the model sees it again.
+    `function_call` is the older form of tool_calls.
+    """
 
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    function_call: ToolFunction | None = None
 
 
 class ChatRequest(Sampled, kw_only=True):
@@ -112,8 +150,22 @@ class ChatRequest(Sampled, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
-    parallel_tool_calls: bool | None = None  # without effect: there are no tools yet
-    prediction: dict[str, Any] | None = None  # without effect: a hint for speed
+    allow_control_tokens: bool = False
+    tools: list[ToolDefinition] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: str | dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    separate_reasoning: bool = True
+    stream_reasoning: bool = True
+    max_thinking_tokens: int | None = None
+    thinking_budget: int | None = None
+    # Checked for their types, without effect here (api/fields.py):
+    prediction: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
 
 class CompletionRequest(Sampled, kw_only=True):
@@ -131,10 +183,14 @@ class TokenizeRequest(Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[ToolDefinition] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    allow_control_tokens: bool = False
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -150,38 +206,6 @@ class AbortRequest(Struct, kw_only=True):
 
     rid: str | None = None
     abort_all: bool = False
-
-
-# Fields of features that come later, with the values that mean "not wanted" and are therefore accepted.
-LATER: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "suffix": ("",),
-    "separate_reasoning": (False, True),  # there are no reasoning parsers to switch off
-    "stream_reasoning": (False, True),
-    "audio": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "stop_regex": (),
-    "lora_path": (),
-    "priority": (),
-    "session_id": (),
-    "session_params": (),
-    "extra_key": (),
-    "custom_logit_processor": (),
-    "custom_params": (),
-    "return_hidden_states": (False,),
-    "input_ids": (),
-    "chat_template": (),
-}
 
 
 def load_object(body: bytes | str) -> dict[str, Any]:
@@ -219,9 +243,9 @@ def convert(given: Mapping[str, Any], kind: type[T]) -> T:
         if name in names:
             if value is not None:
                 known[name] = value
-        elif name in LATER:
-            if value is not None and value not in LATER[name]:
-                raise InvalidRequest(f"{name} is {show(value)}; it is not supported yet, leave it out", param=name)
+        elif name in REFUSED:
+            if value is not None and value not in REFUSED[name].harmless:
+                raise InvalidRequest(f"{name} is {show(value)}, which is not supported: {REFUSED[name].note}", param=name)
         else:
             raise InvalidRequest(_unknown(name, names), param=name[:MAX_NAME_CHARS])
     try:
@@ -296,7 +320,8 @@ def client_id_of(request: Sampled) -> str | None:
     return None
 
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_ROLE_OF = {"developer": "system", "function": "tool"}  # newer and older names for the same things
 
 
 def messages_of(messages: list[Message]) -> list[dict[str, Any]]:
@@ -312,15 +337,19 @@ def _message(message: Message, path: str) -> dict[str, Any]:
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{path}.content is missing; only an assistant's may be", param=f"{path}.content")
     turn: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,  # OpenAI's newer name for the same thing
+        "role": _ROLE_OF.get(message.role, message.role),
         "content": _text(message.content, f"{path}.content"),
     }
     if message.name is not None:
         turn["name"] = message.name
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         turn["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+    elif message.function_call is not None:
+        turn["tool_calls"] = [{"type": "function", "function": msgspec.to_builtins(message.function_call)}]
     return turn
 
 

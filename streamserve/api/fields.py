@@ -1,0 +1,184 @@
+"""What becomes of every field that a chat or completion body may hold: supported, accepted with a warning, or refused.
+
+Owns these decisions as data: api/schema.py refuses by them, answers carry their warnings, docs/api-fields.md is printed from
+them. `python -m streamserve.api.fields > docs/api-fields.md` writes the page anew. Knows nothing of values' meaning.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Decision(StrEnum):
+    """What happens to a field that is given."""
+
+    SUPPORTED = "supported"
+    WARNED = "accepted with a warning"
+    REFUSED = "refused with 400"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field. `note` ends the sentence that a client gets: why a field is refused, or why it has no effect. `harmless` are
+    values that ask for nothing, so that they neither warn nor fail."""
+
+    name: str
+    decision: Decision
+    note: str = ""
+    harmless: tuple[Any, ...] = ()
+
+
+def _supported(**notes: str) -> tuple[Field, ...]:
+    return tuple(Field(name, Decision.SUPPORTED, note) for name, note in notes.items())
+
+
+def _warned(name: str, note: str, *harmless: Any) -> Field:
+    return Field(name, Decision.WARNED, note, harmless)
+
+
+def _refused(name: str, note: str, *harmless: Any) -> Field:
+    return Field(name, Decision.REFUSED, note, harmless)
+
+
+_BOTH: tuple[Field, ...] = (
+    *_supported(
+        model="the served name or an alias; another name is a 404",
+        max_tokens="chat: to the end of the context when left out; completions: 16",
+        min_tokens="no end before so many tokens; a grammar that has nothing more to say ends all the same",
+        temperature="0 to 100; 0 is greedy",
+        top_p="above 0 to 1",
+        top_k="0 and -1 are off",
+        min_p="0 to 1",
+        frequency_penalty="-2 to 2",
+        presence_penalty="-2 to 2",
+        repetition_penalty="above 0 to 2",
+        logit_bias="token id to -100 … 100, at most 1024 entries",
+        seed="the same seed gives the same text, alone or in company",
+        n="1 to 128",
+        stop="a string or up to 32; where thoughts and calls are parsed it holds for content only, not inside those",
+        stop_token_ids="further tokens that end an answer",
+        ignore_eos="go on past the end token",
+        no_stop_trim="the stop string stays in the text",
+        skip_special_tokens="false: control tokens show in the text",
+        stream="server-sent events",
+        stream_options="include_usage, continuous_usage_stats; include_obfuscation true is accepted with a warning",
+        return_token_ids="token_ids and prompt_token_ids beside the text",
+        prompt_logprobs="vLLM's: log-probabilities of the prompt's tokens, with so many alternatives",
+        cache_salt="prompts of different salts share no cached prefix",
+        rid="a name for /abort_request",
+        request_id="a name for /abort_request",
+        response_format="text, json_object, json_schema (strict or not), structural_tag",
+        json_schema="SGLang's: a schema, as JSON or as a string of it",
+        regex="SGLang's: the whole answer matches it",
+        ebnf="SGLang's: a grammar, GBNF or Lark",
+        choice="the answer is one of these strings",
+        guided_choice="vLLM's name for choice",
+        json_whitespace='"compact" (default) or "flexible": white space between the parts of constrained JSON',
+        jump_forward="false: every token costs a step, even one that the grammar leaves no choice about",
+        priority="waiting requests of higher priority run first, where --schedule-policy says so",
+        timeout="seconds the request may take",
+    ),
+    _warned("user", "requests are not told apart by user"),
+    _refused("stop_regex", "a backtracking pattern could hold up everybody's answers; use regex to shape the answer, or stop"),
+    _refused("guided_json", "its name here is json_schema"),
+    _refused("guided_regex", "its name here is regex"),
+    _refused("guided_grammar", "its name here is ebnf"),
+    _refused("structured_outputs", "its parts have names of their own here: json_schema, regex, ebnf, choice"),
+    _refused("lora_path", "adapters are not loaded here"),
+    _refused("session_id", "the prefix cache finds conversations by itself"),
+    _refused("session_params", "the prefix cache finds conversations by itself"),
+    _refused("extra_key", "its name here is cache_salt"),
+    _refused("custom_logit_processor", "the server runs no code of its clients"),
+    _refused("custom_params", "the server runs no code of its clients"),
+    _refused("return_hidden_states", "hidden states do not leave the engine", False),
+    _refused("bad_words", "use logit_bias"),
+)
+
+CHAT: tuple[Field, ...] = (
+    *_supported(
+        messages="system, developer, user, assistant, tool, function; text parts; reasoning_content of assistants",
+        max_completion_tokens="OpenAI's newer name for max_tokens",
+        logprobs="log-probabilities of the content's tokens",
+        top_logprobs="0 to 20",
+        tools="functions; strict ones are held to their schema even where nobody forces a call",
+        tool_choice="auto, none (the model does not see the tools), required, a named function, allowed_tools",
+        parallel_tool_calls="false: at most one call",
+        functions="OpenAI's older form of tools; answers come in its form too",
+        function_call="OpenAI's older form of tool_choice",
+        reasoning_effort="handed to the chat template; none also turns thinking off",
+        separate_reasoning="false: thoughts stay in the content, as the model wrote them",
+        stream_reasoning="false: a thought comes as one delta when it is over",
+        max_thinking_tokens="the thought is ended after so many tokens",
+        thinking_budget="another name for max_thinking_tokens",
+        add_generation_prompt="false: the prompt ends with the last message",
+        continue_final_message="the answer goes on from the last message, an assistant's",
+        chat_template_kwargs="variables of the chat template, as enable_thinking",
+        allow_control_tokens="true: the text of control tokens in messages becomes those tokens, instead of plain text",
+        verbosity="handed to the chat template",
+    ),
+    _warned("metadata", "chat completions are not stored"),
+    _warned("store", "chat completions are not stored; /v1/responses stores", False),
+    _warned("service_tier", "there is one tier", "auto", "default"),
+    _warned("prompt_cache_key", "the prefix cache finds shared prompts by itself"),
+    _warned("prompt_cache_retention", "the prefix cache keeps what fits"),
+    _warned("prompt_cache_options", "the prefix cache finds shared prompts by itself"),
+    _warned("safety_identifier", "requests are not told apart by user"),
+    _warned("prediction", "a predicted answer does not make this one faster"),
+    _refused("modalities", "answers are text", ["text"]),
+    _refused("audio", "answers are text"),
+    _refused("web_search_options", "the server does not search; give a tool that does"),
+    _refused("moderation", "there is no moderation model here, and an answer must not look as if one had seen it"),
+    _refused("chat_template", "a template is a program; set the server's with --chat-template"),
+    _refused("input_ids", "use /v1/completions for token ids"),
+)
+
+COMPLETION: tuple[Field, ...] = (
+    *_supported(
+        prompt="a text, token ids, or a list of either",
+        echo="the prompt in front of the answer; with logprobs the prompt's too",
+        logprobs="0 to 20 alternatives",
+        best_of="so many are generated, and the n with the best mean log-probability come back; not with stream",
+    ),
+    _warned("metadata", "completions are not stored"),
+    _warned("store", "completions are not stored; /v1/responses stores", False),
+    _warned("service_tier", "there is one tier", "auto", "default"),
+    _warned("prompt_cache_key", "the prefix cache finds shared prompts by itself"),
+    _warned("safety_identifier", "requests are not told apart by user"),
+    _refused("suffix", "the model is not asked to fill in the middle", ""),
+)
+
+# Every route's table, for the page. Other dialects add theirs.
+TABLES: Mapping[str, tuple[Field, ...]] = {
+    "POST /v1/chat/completions": (*CHAT, *_BOTH),
+    "POST /v1/completions": (*COMPLETION, *_BOTH),
+}
+REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
+
+
+def warnings_of(fields: Iterable[Field], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence for each field of `given` that has no effect. Fields left out, and harmless values, say nothing."""
+    return tuple(
+        f"{field.name} has no effect: {field.note}"
+        for field in fields
+        if field.decision is Decision.WARNED and given.get(field.name) is not None and given[field.name] not in field.harmless
+    )
+
+
+def page() -> str:
+    """docs/api-fields.md"""
+    lines = [
+        "# Fields of requests",
+        "",
+        "What becomes of every field, printed from `streamserve/api/fields.py`. Nothing is ignored in silence: a field that has",
+        "no effect is named in the header `x-streamserve-warning` of the answer; one that cannot be served, or that nobody",
+        "knows, is a 400 that says why. `null` means the same as leaving a field out.",
+    ]
+    for route, fields in TABLES.items():
+        lines += ["", f"## {route}", "", "| Field | | |", "|---|---|---|"]
+        lines += [f"| `{field.name}` | {field.decision} | {field.note} |" for field in fields]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
