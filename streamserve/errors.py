@@ -8,6 +8,8 @@
     │   ├── ModelNotFound            404  no such model is served
     │   ├── NotFound                 404  no such route or object
     │   ├── MethodNotAllowed         405  the route exists, the method does not
+    │   ├── StreamTaken              409  another connection reads the stream now
+    │   ├── StreamGone               410  the events asked for are no longer kept
     │   ├── RequestTooLarge          413  body or frame over the limit
     │   └── QueueFull                429  too many requests wait; try again after `retry_after_s`
     ├── EngineError                  the server is at fault
@@ -84,6 +86,20 @@ class MethodNotAllowed(RequestError):
 
     status: ClassVar[int] = 405
     code: ClassVar[str] = "method_not_allowed"
+
+
+class StreamTaken(RequestError):
+    """Another connection reads the stream now."""
+
+    status: ClassVar[int] = 409
+    code: ClassVar[str] = "stream_taken"
+
+
+class StreamGone(RequestError):
+    """The events asked for are no longer kept."""
+
+    status: ClassVar[int] = 410
+    code: ClassVar[str] = "stream_gone"
 
 
 class RequestTooLarge(RequestError):

@@ -147,12 +147,14 @@ async def _not_a_page(exchange: Exchange) -> None:
 
 
 def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
-    completions = Completions(service)
+    streams, completions = service.streams, Completions(service)
     native, admin = Native(service), Admin(service)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
-        RouteSpec("POST", "/v1/chat/completions", completions.chat, ChatRequest),
-        RouteSpec("POST", "/v1/completions", completions.completion, CompletionRequest),
+        RouteSpec("POST", "/v1/chat/completions", streams.again(completions.chat), ChatRequest),
+        RouteSpec("POST", "/v1/completions", streams.again(completions.completion), CompletionRequest),
+        RouteSpec("GET", "/v1/streams/{id}", streams.read),
+        RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         RouteSpec("GET", "/v1/models", admin.models),
         RouteSpec("GET", "/v1/models/{model_id:path}", admin.model),
         *_twice("/tokenize", "/v1/tokenize", "POST", native.tokenize, TokenizeRequest),

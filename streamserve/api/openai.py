@@ -5,6 +5,7 @@ Owns what the fields of both bodies mean. Knows nothing of WebSocket, whose fram
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -26,7 +27,7 @@ from streamserve.api.schema import (
     stops_of,
 )
 from streamserve.api.service import SAMPLING_FIELDS, Service
-from streamserve.api.sse import EventStream
+from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
 from streamserve.api.wire import Exchange, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
@@ -54,6 +55,7 @@ class Job:
     run: Run
     shape: Shape
     wants_stream: bool
+    is_resumable: bool = False
 
 
 class Completions:
@@ -68,7 +70,7 @@ class Completions:
         """A chat body, checked. Raises RequestError naming the field at fault."""
         request = convert(given, ChatRequest)
         prepared = await self.prepare_chat(request, is_socket=is_socket)
-        return self._job(ChatShape, prepared.run, wishes_of(request, prepared.top_logprobs), request.stream)
+        return self._job(ChatShape, prepared.run, wishes_of(request, prepared.top_logprobs), request)
 
     async def prepare_chat(self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False) -> Prepared:
         """A chat in whatever dialect it came, checked and tokenised; `kind` begins its id. For how to run it see api/answer.py.
@@ -110,7 +112,7 @@ class Completions:
         max_tokens = self._completion_len(request, prompts)
         sampling = self._sampling(request, max_tokens or 1, logprobs=request.logprobs, with_prompt=request.echo)
         call = self._call("cmpl", request, prompts, sampling, drops_output=request.max_tokens == 0)
-        return self._job(TextShape, self._service.run(call), wishes_of(request, request.logprobs), request.stream)
+        return self._job(TextShape, self._service.run(call), wishes_of(request, request.logprobs), request)
 
     def _check_common(self, request: Sampled, is_socket: bool) -> None:
         self._service.check_model(request.model)
@@ -204,8 +206,9 @@ class Completions:
             client_id=client_id_of(request),
         )
 
-    def _job(self, kind: type[ChatShape] | type[TextShape], run: Run, wishes: Wishes, wants_stream: bool) -> Job:
-        return Job(run, kind(run, self._service.model_name, wishes, self._service.text.tokenizer), wants_stream)
+    def _job(self, kind: type[ChatShape] | type[TextShape], run: Run, wishes: Wishes, request: Sampled) -> Job:
+        shape = kind(run, self._service.model_name, wishes, self._service.text.tokenizer)
+        return Job(run, shape, request.stream, request.resumable)
 
     # ---- routes --------------------------------------------------------------------------------------------------
 
@@ -218,21 +221,18 @@ class Completions:
         await self._answer(exchange, await self.completion_job(load_object(await exchange.body(self._service.max_body_bytes))))
 
     async def _answer(self, exchange: Exchange, job: Job) -> None:
-        run = job.run
-        headers = [(b"x-request-id", run.call.id.encode())]
+        run, streams = job.run, self._service.streams
+        if job.wants_stream:
+            await streams.answer(exchange, run, partial(self._stream, job), is_resumable=job.is_resumable)
+            return
+        streams.check_whole(exchange, job.is_resumable)
         with self._service.live(run):
-            async with leaving_noticed(exchange, run.abort) as tasks:
+            async with leaving_noticed(exchange, run.abort):
                 await run.start()
-                if job.wants_stream:
-                    stream = EventStream(exchange)
-                    await stream.start(headers)
-                    tasks.start_soon(stream.keep_alive, self._service.config.keep_alive_s)
-                    await self._stream(stream, job)
-                else:
-                    pieces = await collect(run)
-                    await exchange.answer_json(job.shape.whole(pieces), headers=headers)
+                pieces = await collect(run)
+                await exchange.answer_json(job.shape.whole(pieces), headers=[(b"x-request-id", run.call.id.encode())])
 
-    async def _stream(self, stream: EventStream, job: Job) -> None:
+    async def _stream(self, job: Job, stream: Events) -> None:
         def emit(piece: Piece) -> Awaitable[None] | None:
             chunks = job.shape.chunks(piece)
             return stream.events(*chunks) if chunks else None

@@ -14,6 +14,7 @@ from anyio import Event
 
 from streamserve.api.auth import Door
 from streamserve.api.prompts import Prompts
+from streamserve.api.resume import Streams
 from streamserve.api.stream import Call, Pace, Run, Watch
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
@@ -78,6 +79,13 @@ class Service:
         self._pace = Pace(config.send_interval_ms)
         self.max_body_bytes = config.max_body_mb * MIB
         self.max_frame_bytes = config.max_frame_mb * MIB
+        self.streams = Streams(
+            self.live,
+            window_s=config.resume_window_s,
+            keep_alive_s=config.keep_alive_s,
+            max_body_bytes=self.max_body_bytes,
+            needs_key=self.door.needs_key,
+        )
         self.closing = Event()
         self._runs: set[Run] = set()
 
@@ -92,8 +100,8 @@ class Service:
 
     @contextmanager
     def live(self, run: Run) -> Iterator[None]:
-        """While the body runs, `run` can be found by /abort, and its deadline is watched; afterwards nothing of it is left, and it
-        is counted."""
+        """While the body runs, `run` can be found by /abort, and its deadline is watched; afterwards nothing of it is left, and
+        it is counted."""
         started = monotonic()
         self._runs.add(run)
         timer = self._watch_deadline(run)

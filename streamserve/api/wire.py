@@ -5,6 +5,7 @@ Owns the limits on body size and on how long a client may leave a write blocked.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from hashlib import blake2b
 from math import ceil
 from types import coroutine
 from typing import Any
@@ -20,6 +21,7 @@ from streamserve.errors import InvalidRequest, QueueFull, RequestTooLarge, SlowR
 log = structlog.get_logger(__name__)
 
 JSON = b"application/json"
+RESUMABLE = b"x-streamserve-resumable"  # the header that asks for a stream to come back to, as "resumable" in a body does
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -74,7 +76,7 @@ def _rest(steps: Generator[Any, Any, Any], waits_for: Any) -> Generator[Any, Any
 class Exchange:
     """A request and its answer. `headers` go on every answer, errors included."""
 
-    __slots__ = ("_has_whole_body", "_put_part", "has_ended", "has_started", "headers", "receive", "scope", "send")
+    __slots__ = ("_has_whole_body", "_put_part", "digest", "has_ended", "has_started", "headers", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: BoundedSend, headers: Headers) -> None:
         self.scope = scope
@@ -83,6 +85,7 @@ class Exchange:
         self.headers = headers
         self.has_started = False
         self.has_ended = False
+        self.digest = b""  # of the body, where it may be sent again to go on with a stream
         self._has_whole_body = scope["method"] in ("GET", "HEAD")
         self._put_part: PutPart = _put_nothing
 
@@ -109,7 +112,10 @@ class Exchange:
                 raise _too_large(size, max_bytes)
             parts.append(part)
             self._has_whole_body = not message.get("more_body", False)
-        return b"".join(parts)
+        body = b"".join(parts)
+        if b'"resumable"' in body or self.header(RESUMABLE) is not None:
+            self.digest = digest_of(body)
+        return body
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
@@ -172,6 +178,11 @@ class Exchange:
 def _put_nothing(part: bytes) -> bool:
     """For transports without a shortcut."""
     return False
+
+
+def digest_of(data: bytes) -> bytes:
+    """Tells data apart without keeping it."""
+    return blake2b(data, digest_size=16).digest()
 
 
 def _too_large(size: int, max_bytes: int) -> RequestTooLarge:

@@ -38,6 +38,7 @@ FLAGS = [
     "--port",
     "--random-seed",
     "--request-timeout-s",
+    "--resume-window-s",
     "--revision",
     "--sampling-defaults",
     "--schedule-policy",

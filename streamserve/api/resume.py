@@ -1,0 +1,505 @@
+"""Streams of events that survive their connection, for every dialect that writes to `Events` (sse.py).
+
+    without a wish         the client leaves, the request ends before the next plan
+    "resumable": true,     every event has an id, STREAM:N with N from 1 on. A client that left comes back with the header
+    or the header          `Last-Event-ID: STREAM:N` and gets everything behind N, as it would have come: to
+    x-streamserve-           GET /v1/streams/STREAM      (STREAM is the answer's x-request-id; without the header: from the start)
+      resumable: 1           POST the same body again    (what clients made after the browser's EventSource do)
+                           DELETE /v1/streams/STREAM ends the request: a lost connection no longer does.
+
+The answer is written into a recording, by a task of its own; a connection reads from it. While nobody reads, the request goes
+on for `--resume-window-s`; then it ends, and nothing of it is left. A finished stream is kept as long. At most `max_bytes` of a
+stream are kept: what was sent longest ago is forgotten first, and when it is all unread, nothing more is written: tokens merge
+in their mailbox, as they do for a slow reader, and no text is lost. Of two readers the newer one goes on. Only the key that
+began a stream may read or end it.
+
+Owns recordings and the tasks that write them. Knows nothing of what is in an event.
+"""
+
+from asyncio import CancelledError, Future, Task, TimerHandle, get_running_loop
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+
+import orjson
+import structlog
+from anyio import CancelScope, move_on_after
+from starlette.types import Scope
+
+from streamserve.api.auth import given_key
+from streamserve.api.sse import Events, EventStream
+from streamserve.api.stream import Run
+from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
+from streamserve.errors import InvalidRequest, NotFound, StreamGone, StreamServeError, StreamTaken, error_body
+
+log = structlog.get_logger(__name__)
+
+Produce = Callable[[Events], Awaitable[None]]  # writes a whole answer, errors in mid-stream included
+Live = Callable[[Run], AbstractContextManager[None]]
+
+LAST_EVENT_ID = b"last-event-id"
+MAX_BYTES = 4 << 20  # of one stream
+MAX_TOTAL_BYTES = 256 << 20  # of all streams
+MAX_ORPHANS = 64  # requests that go on without a reader
+MAX_BATCH_BYTES = 64 * 1024
+FAREWELL_S = 1.0
+RETRY = b"retry: 1000\n\n"  # ms that the browser's EventSource waits before it comes back
+
+
+class Recording:
+    """The events of one stream, numbered from 1 on: written once, read by one reader at a time. An `Events`."""
+
+    def __init__(self, id: str, owner: bytes, body: bytes, max_bytes: int, note_bytes: Callable[[int], None]) -> None:
+        self.id = id
+        self.owner = owner  # digests: of the key, and of the body that asked for it
+        self.body = body
+        self.reader: Reader | None = None
+        self.has_ended = False
+        self.is_dropped = False
+        self.comments: list[bytes] = []  # only for who reads now
+        self._head = b"id: %b:" % id.encode()
+        self._max_bytes = max_bytes
+        self._note_bytes = note_bytes
+        self._frames: deque[bytes] = deque()
+        self._first = 1  # the number of the oldest frame
+        self._num_bytes = 0
+        self.num_given = 0  # events that a reader has been given
+        self._unread_bytes = 0  # of those behind them
+        self._arrived: Future[None] | None = None  # its reader waits for it
+        self._room: Future[None] | None = None  # its writer waits for it
+
+    # ---- the writer's side -----------------------------------------------------------------------------------------
+
+    def events(self, *events: bytes) -> Awaitable[None] | None:
+        """See Events."""
+        return self._add([b"data: %b\n\n" % event for event in events])
+
+    def named(self, *events: tuple[bytes, bytes]) -> Awaitable[None] | None:
+        """See Events."""
+        return self._add([b"event: %b\ndata: %b\n\n" % event for event in events])
+
+    def comment(self, text: bytes) -> Awaitable[None] | None:
+        """See Events. Comments have no number, and only who reads at the moment gets them."""
+        if self.reader is not None:
+            self.comments = [*self.comments[-16:], b": %b\n\n" % text]
+            self.wake_reader()
+        return None
+
+    async def end(self, *events: bytes) -> None:
+        """See Events."""
+        self._add([b"data: %b\n\n" % event for event in events])
+        self.close()
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self.has_ended = True
+        self.wake_reader()
+
+    def _add(self, frames: list[bytes]) -> Awaitable[None] | None:
+        if self.is_dropped:
+            return None
+        number = self.num_events
+        num_bytes = 0
+        for frame in frames:
+            number += 1
+            self._frames.append(b"%b%d\n%b" % (self._head, number, frame))
+            num_bytes += len(self._frames[-1])
+        self._num_bytes += num_bytes
+        self._unread_bytes += num_bytes
+        self._note_bytes(num_bytes)
+        self._forget()
+        self.wake_reader()
+        return self._wait_for_room() if self._unread_bytes > self._max_bytes // 2 else None
+
+    def _forget(self) -> None:
+        """Let go of what was sent longest ago. At least half of the room stays for it: what was sent may be lost on its way."""
+        floor = self.num_given if self.reader is None else self.reader.position
+        while self._num_bytes > self._max_bytes and self._first <= floor:
+            size = len(self._frames.popleft())
+            self._first += 1
+            self._num_bytes -= size
+            self._note_bytes(-size)
+
+    async def _wait_for_room(self) -> None:
+        while self._unread_bytes > self._max_bytes // 2 and not self.is_dropped:
+            self._room = get_running_loop().create_future()
+            await self._room
+
+    def drop(self) -> None:
+        """Nobody comes back: forget everything, and take nothing any more."""
+        self.is_dropped = self.has_ended = True
+        self._frames.clear()
+        self._note_bytes(-self._num_bytes)
+        self._num_bytes = self._unread_bytes = 0
+        _wake(self._room)
+        self.wake_reader()
+
+    # ---- the reader's side -----------------------------------------------------------------------------------------
+
+    @property
+    def num_events(self) -> int:
+        """How many events were written so far."""
+        return self._first + len(self._frames) - 1
+
+    @property
+    def num_forgotten(self) -> int:
+        """So many events, the first ones, can no longer be had."""
+        return self._first - 1
+
+    def take(self, position: int) -> list[bytes]:
+        """Some of the frames behind a position; none: all are read."""
+        frames: list[bytes] = []
+        size = 0
+        while size < MAX_BATCH_BYTES and position + len(frames) < self.num_events:
+            frames.append(self._frames[position + len(frames) + 1 - self._first])
+            size += len(frames[-1])
+        number = position + len(frames)
+        if number > self.num_given:
+            fresh = frames[self.num_given - number :]
+            self._unread_bytes -= sum(map(len, fresh))
+            self.num_given = number
+            if self._unread_bytes <= self._max_bytes // 2:
+                _wake(self._room)
+        return frames
+
+    async def wait(self) -> None:
+        """Until there is something new for the reader, or it has to go."""
+        self._arrived = get_running_loop().create_future()
+        await self._arrived
+
+    def wake_reader(self) -> None:
+        """Something has changed."""
+        _wake(self._arrived)
+
+
+def _wake(waiter: Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class Reader:
+    """A connection that reads a recording. `position`: events it was given."""
+
+    __slots__ = ("has_lost", "position", "scope")
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.scope = CancelScope()
+        self.has_lost = False  # its place to a newer one
+
+    def give_way(self) -> None:
+        """A newer reader goes on."""
+        self.has_lost = True
+        self.scope.cancel()
+
+
+class Kept:
+    """A recording, its run and the task that writes it; and how long it may go on without a reader."""
+
+    __slots__ = ("expiry", "headers", "recording", "run", "task")
+
+    def __init__(self, recording: Recording, run: Run, headers: Headers) -> None:
+        self.recording = recording
+        self.run = run
+        self.headers = headers
+        self.task: Task[None] | None = None
+        self.expiry: TimerHandle | None = None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Computed for nobody at the moment."""
+        return self.recording.reader is None and not self.recording.has_ended
+
+
+class Streams:
+    """All streams of one server, resumable or not, and the routes to come back to the former."""
+
+    def __init__(
+        self,
+        live: Live,
+        *,
+        window_s: float,
+        keep_alive_s: float,
+        max_body_bytes: int,
+        needs_key: bool,
+        max_bytes: int = MAX_BYTES,
+        max_total_bytes: int = MAX_TOTAL_BYTES,
+        max_orphans: int = MAX_ORPHANS,
+    ) -> None:
+        self._live = live
+        self._window_s = window_s
+        self._keep_alive_s = keep_alive_s
+        self._max_body_bytes = max_body_bytes
+        self._needs_key = needs_key
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._max_orphans = max_orphans
+        self._kept: dict[str, Kept] = {}  # who was left longest ago stands first
+        self._tasks: set[Task[None]] = set()
+        self.num_bytes = 0
+
+    @property
+    def num_kept(self) -> int:
+        """Resumable streams that can be read now."""
+        return len(self._kept)
+
+    # ---- streams ---------------------------------------------------------------------------------------------------
+
+    async def answer(
+        self, exchange: Exchange, run: Run, produce: Produce, headers: Headers = (), *, is_resumable: bool = False
+    ) -> None:
+        """Start the run, then answer 200 with the events that `produce` writes. What the run's start raises is raised."""
+        headers = [(b"x-request-id", run.call.id.encode()), *headers]
+        if is_resumable or self._wishes(exchange):
+            kept = await self._begin(exchange, run, produce, headers)
+            await self._follow(exchange, kept, 0)
+            return
+        with self._live(run):
+            async with leaving_noticed(exchange, run.abort) as tasks:
+                await run.start()
+                stream = EventStream(exchange)
+                await stream.start(headers)
+                tasks.start_soon(stream.keep_alive, self._keep_alive_s)
+                await produce(stream)
+
+    def check_whole(self, exchange: Exchange, is_resumable: bool) -> None:
+        """For an answer that is no stream. Raises InvalidRequest when it is to be resumable."""
+        if is_resumable or self._wishes(exchange):
+            name = "resumable" if is_resumable else RESUMABLE.decode()
+            raise InvalidRequest(f"{name} is given but stream is not true: only streams can be resumed", param=name)
+
+    def _wishes(self, exchange: Exchange) -> bool:
+        given = exchange.header(RESUMABLE) or b"0"
+        if given not in (b"0", b"1"):
+            name = RESUMABLE.decode()
+            raise InvalidRequest(f"{name} is {given[:60].decode('latin1')!r}; allowed is 1 or 0", param=name)
+        return given == b"1"
+
+    async def _begin(self, exchange: Exchange, run: Run, produce: Produce, headers: Headers) -> Kept:
+        if self._window_s <= 0:
+            raise InvalidRequest("this server keeps no streams (--resume-window-s 0); leave resumable out", param="resumable")
+        owner = self._owner(exchange.scope)
+        recording = Recording(run.call.id, owner, exchange.digest, self._max_bytes, self._note_bytes)
+        kept = Kept(recording, run, headers)
+        started: Future[StreamServeError | None] = get_running_loop().create_future()
+        kept.task = get_running_loop().create_task(self._record(kept, produce, started))
+        self._tasks.add(kept.task)
+        kept.task.add_done_callback(self._tasks.discard)
+        try:
+            error = await started
+        except CancelledError:
+            kept.task.cancel()  # nobody knows the stream's name yet
+            raise
+        if error is not None:
+            raise error
+        self._kept[recording.id] = kept
+        return kept
+
+    async def _record(self, kept: Kept, produce: Produce, started: Future[StreamServeError | None]) -> None:
+        """Write the whole answer. A task of its own, because no connection's task group may hold it; it ends with the run."""
+        run, recording = kept.run, kept.recording
+        error: StreamServeError | None = None
+        try:
+            with self._live(run):
+                await run.start()
+                _settle(started, None)
+                await produce(recording)
+        except StreamServeError as refused:
+            error = refused
+        except CancelledError:
+            error = StreamGone("the stream was ended: nobody read it")
+        except Exception as bug:
+            error = unforeseen(bug, id=run.call.id)
+        if error is not None:
+            _settle(started, error)
+            recording.events(_json(error))
+        recording.close()
+        if recording.reader is None and recording.id in self._kept:
+            self._leave(kept)  # the time in which a finished stream can be had begins now
+
+    def _owner(self, scope: Scope) -> bytes:
+        """Who may read the stream: the holder of this key. Without keys on the server, whoever knows its name."""
+        key = (given_key(scope) or b"") if self._needs_key else b""
+        return digest_of(key)
+
+    # ---- time and memory ---------------------------------------------------------------------------------------------
+
+    def _note_bytes(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        if self.num_bytes > self._max_total_bytes and num_bytes > 0:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop streams that nobody reads: finished ones first, of each kind the one that was left longest ago."""
+        unread = [kept for kept in self._kept.values() if kept.recording.reader is None]
+        for kept in sorted(unread, key=lambda kept: kept.is_orphan):
+            if self.num_bytes <= self._max_total_bytes:
+                return
+            self._drop(kept)
+
+    def _leave(self, kept: Kept) -> None:
+        """Nobody reads it from now on: its window begins."""
+        self._hold(kept)
+        self._kept[kept.recording.id] = self._kept.pop(kept.recording.id)
+        kept.expiry = get_running_loop().call_later(self._window_s, self._drop, kept)
+        orphans = [other for other in self._kept.values() if other.is_orphan]
+        for oldest in orphans[: max(0, len(orphans) - self._max_orphans)]:
+            self._drop(oldest)
+
+    def _hold(self, kept: Kept) -> None:
+        if kept.expiry is not None:
+            kept.expiry.cancel()
+            kept.expiry = None
+
+    def _drop(self, kept: Kept) -> None:
+        """End it, before the next plan if it still runs; nothing of it is left."""
+        self._hold(kept)
+        if self._kept.pop(kept.recording.id, None) is None:
+            return
+        if not kept.recording.has_ended:
+            log.info("stream_dropped", id=kept.recording.id, events=kept.recording.num_events)
+            kept.run.abort()
+            if kept.task is not None:
+                kept.task.cancel()
+        kept.recording.drop()
+
+    # ---- readers -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self, exchange: Exchange, kept: Kept, position: int) -> None:
+        """Send what is behind a position, until the stream ends, the client leaves or a newer reader comes."""
+        recording, reader = kept.recording, Reader(position)
+        if recording.reader is not None:
+            recording.reader.give_way()
+        recording.reader = reader
+        recording.comments = []
+        self._hold(kept)
+        try:
+            async with leaving_noticed(exchange, _nothing) as tasks:
+                stream = EventStream(exchange)
+                with reader.scope:
+                    await stream.start(kept.headers)
+                    tasks.start_soon(stream.keep_alive, self._keep_alive_s)
+                    await exchange.write(RETRY)
+                    await self._send(recording, reader, stream)
+                if reader.has_lost:
+                    error = StreamTaken("another connection reads this stream now")
+                    if not exchange.has_started:
+                        raise error
+                    with move_on_after(FAREWELL_S):
+                        await stream.end(_json(error))
+                else:
+                    await stream.end()
+        finally:
+            if recording.reader is reader:
+                recording.reader = None
+                if recording.id in self._kept:
+                    self._leave(kept)
+                else:
+                    recording.drop()
+
+    async def _send(self, recording: Recording, reader: Reader, stream: EventStream) -> None:
+        while True:
+            frames = recording.take(reader.position)
+            reader.position += len(frames)
+            comments, recording.comments = recording.comments, []
+            if frames or comments:
+                waits_for = stream.raw(b"".join([*comments, *frames]))
+                if waits_for is not None:
+                    await waits_for
+            elif recording.has_ended:
+                return
+            else:
+                await recording.wait()
+
+    # ---- routes ------------------------------------------------------------------------------------------------------
+
+    def again(self, answer: Callable[[Exchange], Awaitable[None]]) -> Callable[[Exchange], Awaitable[None]]:
+        """A POST route whose streams can be resumed by sending the same body again, with the header Last-Event-ID."""
+
+        @wraps(answer)
+        async def route(exchange: Exchange) -> None:
+            if not exchange.header(LAST_EVENT_ID):
+                await answer(exchange)
+                return
+            body = await exchange.body(self._max_body_bytes)
+            last = exchange.header(LAST_EVENT_ID) or b""
+            kept = self._find(exchange, last.rpartition(b":")[0].decode("latin1"))
+            if digest_of(body) != kept.recording.body:
+                raise InvalidRequest(
+                    "Last-Event-ID names a stream that another body has asked for; leave the header out to begin a new one",
+                    param="last-event-id",
+                )
+            await self._go_on(exchange, kept)
+
+        return route
+
+    async def read(self, exchange: Exchange) -> None:
+        """GET /v1/streams/{id}"""
+        await self._go_on(exchange, self._find(exchange, exchange.scope["path_params"]["id"]))
+
+    async def stop(self, exchange: Exchange) -> None:
+        """DELETE /v1/streams/{id}: its reader gets what there is, with finish_reason "abort"; nobody can come back to it."""
+        kept = self._find(exchange, exchange.scope["path_params"]["id"])
+        was_running = not kept.recording.has_ended
+        kept.run.abort()
+        self._hold(kept)
+        if kept.recording.reader is None:
+            self._drop(kept)
+        else:
+            del self._kept[kept.recording.id]
+        await exchange.answer_json({"id": kept.recording.id, "object": "stream.deleted", "deleted": True, "aborted": was_running})
+
+    def _find(self, exchange: Exchange, id: str) -> Kept:
+        kept = self._kept.get(id)
+        # Somebody else's stream is told apart from none in no way.
+        if kept is None or kept.recording.owner != self._owner(exchange.scope):
+            raise NotFound(
+                f"there is no stream {id[:80]!r} to go on with: one is kept for {self._window_s:g} s after its reader left "
+                "(--resume-window-s), and only for the key that began it",
+                param="last-event-id",
+            )
+        return kept
+
+    async def _go_on(self, exchange: Exchange, kept: Kept) -> None:
+        recording = kept.recording
+        position = _number_of(exchange.header(LAST_EVENT_ID), recording)
+        if position < recording.num_forgotten:
+            raise StreamGone(
+                f"events {position + 1} to {recording.num_forgotten} of this stream are no longer kept "
+                f"({self._max_bytes} bytes of a stream are)",
+                param="last-event-id",
+            )
+        if recording.has_ended and position == recording.num_events:
+            await exchange.start(204, [(b"x-request-id", recording.id.encode())])  # to EventSource: do not come back
+            await exchange.end()
+            return
+        await self._follow(exchange, kept, position)
+
+
+def _json(error: StreamServeError) -> bytes:
+    return orjson.dumps({"error": error_body(error)["error"]})
+
+
+def _nothing() -> None:
+    """A reader's leaving ends nothing but its reading."""
+
+
+def _settle(future: Future[StreamServeError | None], error: StreamServeError | None) -> None:
+    if not future.done():
+        future.set_result(error)
+
+
+def _number_of(header: bytes | None, recording: Recording) -> int:
+    """N of a Last-Event-ID; 0 without one."""
+    if not header:
+        return 0
+    id, _, number = header.rpartition(b":")
+    given = recording.num_given
+    if id != recording.id.encode() or not number.isdigit() or len(number) > 12 or int(number) > given:
+        raise InvalidRequest(
+            f"Last-Event-ID is {header[:120].decode('latin1')!r}; an id of this stream's events is expected, "
+            f"{recording.id}:1 to {recording.id}:{given}",
+            param="last-event-id",
+        )
+    return int(number)
