@@ -54,7 +54,7 @@ class Reading:
 class AnswerReader:
     """Reads one choice: pieces of text in, events out. Neighbouring events of one kind are joined."""
 
-    __slots__ = ("_blank", "_events", "_has_calls", "_hidden", "_parser", "_splitter", "_streams_thought", "_thought")
+    __slots__ = ("_events", "_has_calls", "_hidden", "_parser", "_splitter", "_streams_thought", "_thought")
 
     def __init__(self, reading: Reading) -> None:
         self._splitter = None if reading.splitter is None else reading.splitter()
@@ -62,7 +62,6 @@ class AnswerReader:
         self._hidden = reading.hidden
         self._streams_thought = reading.streams_thought
         self._thought: list[str] = []  # of a thought that is to come as a whole
-        self._blank = ""  # white space at the end of content: models write some before and between calls, for nobody to see
         self._has_calls = False
         self._events: list[Event] = []
 
@@ -86,8 +85,6 @@ class AnswerReader:
                 self._add(event)
             is_cut = self._parser.is_inside_call
         self._release_thought()
-        if not self._has_calls:
-            self._release_blank()
         has_called = self._has_calls and not is_cut and finish_reason == FinishReason.STOP
         return self._given(), TOOL_CALLS if has_called else finish_reason
 
@@ -108,7 +105,6 @@ class AnswerReader:
     def _add(self, event: Event) -> None:
         match event:
             case Thought(text):
-                self._release_blank()
                 if not self._streams_thought:
                     self._thought.append(text)
                 elif text:
@@ -117,28 +113,15 @@ class AnswerReader:
                 self._release_thought()
                 for marker in self._hidden:
                     text = text.replace(marker, "")
-                self._add_content(text)
+                if text:
+                    self._join(Content(text))
             case CallBegan(index, name, id):
                 self._release_thought()
-                self._blank = ""
                 self._has_calls = True
                 self._events.append(event if id is not None else CallBegan(index, name, new_call_id()))
             case CallGrew(_, arguments):
                 if arguments:
                     self._join(event)
-
-    def _add_content(self, text: str) -> None:
-        if self._parser is not None and text:
-            text, self._blank = self._blank + text, ""
-            kept = text.rstrip()
-            text, self._blank = kept, text[len(kept) :]
-        if text:
-            self._join(Content(text))
-
-    def _release_blank(self) -> None:
-        if self._blank:
-            self._join(Content(self._blank))
-            self._blank = ""
 
     def _join(self, event: Content | Thought | CallGrew) -> None:
         """Add an event to the one before it, where both are of a kind."""

@@ -13,19 +13,29 @@ from typing import Any, Protocol
 
 import orjson
 
-from streamserve.api.stream import Piece, Run, Usage
+from streamserve.api.answer import TOOL_CALLS, CallBegan, CallGrew, Content, Event, MadeCall, Thought, fold
+from streamserve.api.stream import Piece, Run, Usage, events_of
 from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a client wants to see beside text. `top_logprobs` None: no log-probabilities."""
+    """What a client wants to see beside text. `top_logprobs` None: no log-probabilities; `prompt_logprobs` None: none of the prompt.
+
+    `has_thoughts`, `has_calls`: the answer may hold such. `is_legacy`: a call is shown in OpenAI's older form, function_call.
+    `best`: of each prompt's choices only so many are shown, the likeliest; None: all.
+    """
 
     usage: bool = False
     running_usage: bool = False
     token_ids: bool = False
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    has_thoughts: bool = False
+    has_calls: bool = False
+    is_legacy: bool = False
+    best: int | None = None
 
 
 class Shape(Protocol):
@@ -55,6 +65,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, "jumped_tokens": usage.jumped_tokens},
     }
 
 
@@ -80,10 +91,19 @@ class _Shape:
         self._tokenizer = tokenizer
         self._tail = b"}" if not wishes.usage or wishes.running_usage else b',"usage":null}'
         self._before_index = self._chunk_head + b',"choices":[{"index":'
-        self._is_plain = not wishes.running_usage and not wishes.token_ids and wishes.top_logprobs is None
+        self._is_plain = (
+            not wishes.running_usage
+            and not wishes.token_ids
+            and wishes.top_logprobs is None
+            and wishes.prompt_logprobs is None
+            and not wishes.has_thoughts
+            and not wishes.has_calls
+        )
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
+    def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
         body = self._chunk_head + b',"choices":[' + orjson.dumps(choice) + b"]"
+        if more:
+            body += b"," + orjson.dumps(more)[1:-1]
         return body + (self._usage() if self._wishes.running_usage else self._tail)
 
     def _usage(self) -> bytes:
@@ -98,6 +118,27 @@ class _Shape:
             return True
         return bool(piece.logprobs or piece.prompt_logprobs or (self._wishes.token_ids and piece.token_ids))
 
+    def _add_prompt_logprobs(self, piece: Piece, to: dict[str, Any]) -> None:
+        """vLLM's form: per prompt token the token itself and the best ones, by id."""
+        num_top = self._wishes.prompt_logprobs
+        if num_top is not None and piece.prompt_logprobs is not None:
+            to["prompt_logprobs"] = [
+                None if entry is None else self._prompt_entry(entry, num_top) for entry in piece.prompt_logprobs
+            ]
+
+    def _prompt_entry(self, entry: TokenLogprobs, num_top: int) -> dict[str, dict[str, Any]]:
+        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
+        own = {entry.token_id: ranked.get(entry.token_id, (entry.logprob, None))}  # beyond the best ones its rank is not known
+        best = {token: ranked[token] for token, _ in entry.top[:num_top]}
+        return {
+            str(token): {
+                "logprob": max(logprob, -9999.0),
+                "rank": rank,
+                "decoded_token": token_text(self._tokenizer.token_bytes(token)),
+            }
+            for token, (logprob, rank) in (own | best).items()
+        }
+
 
 class ChatShape(_Shape):
     """Answers of /v1/chat/completions."""
@@ -107,7 +148,10 @@ class ChatShape(_Shape):
 
     def opening(self) -> list[bytes]:
         """One chunk per choice, in order: clients take the first to be index 0."""
-        delta = {"role": "assistant", "content": ""}
+        wishes = self._wishes
+        delta: dict[str, Any] = {"role": "assistant", "content": None if wishes.has_calls or wishes.has_thoughts else ""}
+        if wishes.has_thoughts:
+            delta["reasoning_content"] = None
         return [
             self._chunk({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None})
             for choice in self._run.choices
@@ -116,12 +160,18 @@ class ChatShape(_Shape):
     def chunks(self, piece: Piece) -> list[bytes]:
         """See Shape."""
         made: list[bytes] = []
-        if self._shows(piece):
-            made.append(self._plain(piece) if self._is_plain else self._full(piece))
+        if self._is_plain:
+            if piece.text:
+                made.append(self._plain(piece))
+        elif piece.events or self._shows(piece):
+            made += self._full(piece)
         if piece.finish_reason is not None:
-            end = {"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": piece.finish_reason}
+            end = {"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": self._reason(piece)}
             made.append(self._chunk({**end, "matched_stop": piece.matched_stop}))
         return made
+
+    def _reason(self, piece: Piece) -> str | None:
+        return "function_call" if self._wishes.is_legacy and piece.finish_reason == TOOL_CALLS else piece.finish_reason
 
     def _plain(self, piece: Piece) -> bytes:
         return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b' % (
@@ -131,18 +181,45 @@ class ChatShape(_Shape):
             self._tail,
         )
 
-    def _full(self, piece: Piece) -> bytes:
-        choice: dict[str, Any] = {
-            "index": piece.index,
-            "delta": {"content": piece.text},
-            "logprobs": self._logprobs(piece.logprobs),
-            "finish_reason": None,
-        }
-        if self._wishes.token_ids:
-            choice["token_ids"] = piece.token_ids
-            if piece.prompt is not None:
-                choice["prompt_token_ids"] = piece.prompt.token_ids
-        return self._chunk(choice)
+    def _full(self, piece: Piece) -> list[bytes]:
+        """A chunk per event. What belongs to the piece as a whole is on the first one, log-probabilities on the content's."""
+        deltas = [self._delta(event) for event in events_of(piece)] or [{}]
+        scored = next((place for place, delta in enumerate(deltas) if "content" in delta), 0)
+        made: list[bytes] = []
+        for place, delta in enumerate(deltas):
+            if self._wishes.has_thoughts and delta:
+                delta.setdefault("reasoning_content", None)  # clients read it by attribute
+            choice: dict[str, Any] = {
+                "index": piece.index,
+                "delta": delta or {"content": ""},
+                "logprobs": self._logprobs(piece.logprobs) if place == scored else None,
+                "finish_reason": None,
+            }
+            more: dict[str, Any] = {}
+            if place == 0:
+                if self._wishes.token_ids:
+                    choice["token_ids"] = piece.token_ids
+                    if piece.prompt is not None:
+                        choice["prompt_token_ids"] = piece.prompt.token_ids
+                self._add_prompt_logprobs(piece, more)
+            made.append(self._chunk(choice, more))
+        return made
+
+    def _delta(self, event: Event) -> dict[str, Any]:
+        match event:
+            case Content(text):
+                return {"content": text}
+            case Thought(text):
+                return {"reasoning_content": text}
+            case CallBegan(index, name, id):
+                function = {"name": name, "arguments": ""}
+                if self._wishes.is_legacy:
+                    return {"function_call": function}
+                return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+            case CallGrew(index, arguments):
+                if self._wishes.is_legacy:
+                    return {"function_call": {"arguments": arguments}}
+                return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See Shape."""
@@ -153,19 +230,37 @@ class ChatShape(_Shape):
         }
         if self._wishes.token_ids and pieces[0].prompt is not None:
             answer["prompt_token_ids"] = pieces[0].prompt.token_ids
+        self._add_prompt_logprobs(pieces[0], answer)
         return answer
 
     def _choice(self, piece: Piece) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": piece.index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": self._message(piece),
             "logprobs": self._logprobs(piece.logprobs),
-            "finish_reason": piece.finish_reason,
+            "finish_reason": self._reason(piece),
             "matched_stop": piece.matched_stop,
         }
         if self._wishes.token_ids:
             choice["token_ids"] = piece.token_ids
         return choice
+
+    def _message(self, piece: Piece) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.events is None:
+            return message
+        answer = fold(piece.events)
+        if answer.calls:
+            message["content"] = piece.text or None
+            if self._wishes.is_legacy:
+                message["function_call"] = _function(answer.calls[0])
+            else:
+                message["tool_calls"] = [
+                    {"id": call.id, "type": "function", "function": _function(call)} for call in answer.calls
+                ]
+        if self._wishes.has_thoughts:
+            message["reasoning_content"] = answer.thought or None
+        return message
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if self._wishes.top_logprobs is None:
@@ -179,6 +274,10 @@ class ChatShape(_Shape):
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = self._tokenizer.token_bytes(token_id)
         return {"token": token_text(raw), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+
+def _function(call: MadeCall) -> dict[str, str]:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 class TextShape(_Shape):
@@ -216,8 +315,21 @@ class TextShape(_Shape):
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See Shape."""
+        pieces = self._best(pieces)
         choices = [self._choice(piece, piece.finish_reason, piece.matched_stop) for piece in pieces]
         return {**self._head, "choices": choices, "usage": usage_json(self._run.usage)}
+
+    def _best(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Of each prompt's choices the ones that are to be shown, likeliest first, numbered anew."""
+        best, num_each = self._wishes.best, self._run.call.n
+        if best is None:
+            return pieces
+        kept: list[Piece] = []
+        for first in range(0, len(pieces), num_each):
+            kept += sorted(pieces[first : first + num_each], key=_mean_logprob, reverse=True)[:best]
+        for index, piece in enumerate(kept):
+            piece.index = index
+        return kept
 
     def _choice(self, piece: Piece, finish_reason: str | None, matched_stop: int | str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {
@@ -232,15 +344,18 @@ class TextShape(_Shape):
             choice["token_ids"] = piece.token_ids
             if piece.prompt is not None:
                 choice["prompt_token_ids"] = piece.prompt.token_ids
+        self._add_prompt_logprobs(piece, choice)
         return choice
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         num_top = self._wishes.top_logprobs
         if num_top is None:
             return None
-        entries: list[TokenLogprobs | None] = [*(piece.prompt_logprobs or ()), *piece.logprobs]
+        has_echo = piece.prompt is not None and piece.prompt.echo is not None
+        before = (piece.prompt_logprobs or ()) if has_echo else ()
+        entries: list[TokenLogprobs | None] = [*before, *piece.logprobs]
         ids = [entry.token_id if entry is not None else -1 for entry in entries]
-        if piece.prompt_logprobs and piece.prompt is not None:
+        if before and piece.prompt is not None:
             ids[0] = piece.prompt.token_ids[0]  # the first prompt token follows nothing, so it has no probability
         raws = [self._tokenizer.token_bytes(token) for token in ids]
         ruler = self._rulers.setdefault(piece.index, _Ruler())
@@ -255,6 +370,10 @@ class TextShape(_Shape):
         tops = {token_text(self._tokenizer.token_bytes(token)): max(logprob, -9999.0) for token, logprob in entry.top[:num_top]}
         tops.setdefault(token_text(self._tokenizer.token_bytes(entry.token_id)), max(entry.logprob, -9999.0))
         return tops
+
+
+def _mean_logprob(piece: Piece) -> float:
+    return sum(entry.logprob for entry in piece.logprobs) / max(1, len(piece.logprobs))
 
 
 class _Ruler:

@@ -42,6 +42,7 @@ class TextModel:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         answers: Answers | None = None,
+        allow_control_tokens: bool = False,
     ) -> list[int]:
         """Ids of a chat; see template.encode_chat."""
         if self.template is None:
@@ -58,6 +59,7 @@ class TextModel:
             tools=tools,
             kwargs=kwargs,
             answers=answers,
+            allow_control_tokens=allow_control_tokens,
         )
 
     def detokenizer(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> Detokenizer:

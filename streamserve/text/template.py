@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -29,11 +29,36 @@ _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, At
 _OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 
+# A tool, a call of it and its result, by whose names one sees what a template leaves out.
+_PROBES = "".join(chr(_PRIVATE_USE[0][place]) for place in range(3))
+_PROBE_TOOLS: tuple[Message, ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": _PROBES[0],
+            "description": "probe",
+            "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "probe"}}, "required": ["x"]},
+        },
+    },
+)
+_PROBE_CHAT: tuple[Message, ...] = (
+    {"role": "user", "content": "probe"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "a1b2c3d4e", "type": "function", "function": {"name": "probe", "arguments": {"x": _PROBES[1]}}},
+        ],
+    },
+    {"role": "tool", "name": "probe", "tool_call_id": "a1b2c3d4e", "content": _PROBES[2]},
+)
+
 
 class ChatTemplate:
     """A compiled chat template. CheckpointError when it does not compile. May be used from several threads at once.
 
-    `tool_source` is the template to use when a request brings tools, where the model has one of its own for that.
+    `tool_source` is the template to use when a request brings tools, where the model has one of its own for that. `source` is the
+    text that tools go through; `variables` are the names that a request may set in `kwargs`, as far as the template reads them.
     """
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
@@ -42,6 +67,13 @@ class ChatTemplate:
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
         self._takes_parts = self._wants_parts()
+        self.source = source if tool_source is None else tool_source
+        read = meta.find_undeclared_variables(environment.parse(source)) | meta.find_undeclared_variables(
+            environment.parse(self.source)
+        )
+        self.variables = frozenset(read - _OWN_VARIABLES - set(environment.globals) - set(self._special_tokens))
+        self.renders_tools = self._shows_all(_PROBE_CHAT[:1], _PROBE_TOOLS, 1)
+        self.renders_calls = self._shows_all(_PROBE_CHAT, _PROBE_TOOLS, 3)
 
     def render(
         self,
@@ -107,6 +139,14 @@ class ChatTemplate:
         probe = chr(_PRIVATE_USE[0][0])
         return not self._shows(probe, probe) and self._shows(probe, [{"type": "text", "text": probe}])
 
+    def _shows_all(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], count: int) -> bool:
+        """Whether what the first `count` letters of _PROBES stand for gets into the prompt."""
+        try:
+            text = self._render(self._variables(self.normalise(messages), tools, None), tools, True)
+        except InvalidRequest:
+            return False
+        return all(probe in text for probe in _PROBES[:count])
+
     def _shows(self, probe: str, content: Any) -> bool:
         variables = self._variables([{"role": "user", "content": content}], None, None)
         try:
@@ -125,8 +165,10 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     answers: Answers | None = None,
+    allow_control_tokens: bool = False,
 ) -> list[int]:
-    """Ids of a chat. The template writes control tokens; the same text inside messages, tools or kwargs stays plain text.
+    """Ids of a chat. The template writes control tokens; the same text inside messages, tools or kwargs stays plain text, unless
+    `allow_control_tokens`.
 
     Such text is replaced by one private letter per control token before rendering and encoded on its own afterwards.
     Begin and end tokens are the template's business; none is added. An assistant's message that `answers` knows keeps the
@@ -134,7 +176,7 @@ def encode_chat(
     """
     try:
         given = {"messages": template.normalise(messages), "tools": tools, "kwargs": kwargs}
-        disguise = _Disguise(tokenizer, given, answers)
+        disguise = _Disguise(tokenizer, given, answers, hides_control_tokens=not allow_control_tokens)
         given = disguise.apply(given)
     except RecursionError as error:
         raise InvalidRequest("messages or tools are nested too deeply", param="messages") from error
@@ -151,11 +193,14 @@ def encode_chat(
 class _Disguise:
     """Control tokens' texts found in a request, each with a letter that occurs nowhere in it."""
 
-    def __init__(self, tokenizer: Tokenizer, given: Any, answers: Answers | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, given: Any, answers: Answers | None = None, *, hides_control_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._pattern = tokenizer.control_pattern
         known = {text: ids for text in _answers(given["messages"]) if (ids := answers.get(text))} if answers is not None else {}
-        found = {text for string in _strings(given) for text in self._pattern.findall(string)}
+        strings = _strings(given) if hides_control_tokens else ()
+        found = {text for string in strings for text in self._pattern.findall(string)}
         letters = _free_letters(given) if found or known else iter(())
         self._letter_of = {text: next(letters) for text in sorted(found)}
         self._answer_letter = {text: next(letters) for text in sorted(known)}

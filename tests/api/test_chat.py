@@ -240,6 +240,7 @@ async def test_a_plain_answer_has_openais_shape(http: httpx.AsyncClient) -> None
             "completion_tokens": 7,
             "total_tokens": len(PROMPT) + 7,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0, "jumped_tokens": 0},
         },
     }
 

@@ -1,0 +1,49 @@
+"""Tools for chat templates that know none: what such a template would leave out, as text of ordinary messages.
+
+Owns how calls and their results look then: as in Hermes' format, which most models have read. Knows nothing of who parses the
+answer. The words that explain the tools come from text/tools/find.py.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = Mapping[str, Any]
+
+
+def explained(messages: Sequence[Message], instructions: str) -> list[Message]:
+    """The conversation with `instructions` at the end of its system message."""
+    first = messages[0] if messages else None
+    if first is None or first["role"] != "system":
+        return [{"role": "system", "content": instructions}, *messages]
+    return [{**first, "content": f"{first['content']}\n\n{instructions}".lstrip()}, *messages[1:]]
+
+
+def spelt_out(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with calls as the assistant's text, and their results as the user's. Results that follow each other are
+    one message."""
+    chat: list[Message] = []
+    results: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(f"<tool_response>\n{message['content']}\n</tool_response>")
+            continue
+        if results:
+            chat.append({"role": "user", "content": "\n".join(results)})
+            results = []
+        calls = message.get("tool_calls")
+        if not calls:
+            chat.append(message)
+            continue
+        said = [message["content"]] if message.get("content") else []
+        said += [f"<tool_call>\n{_call(call['function'])}\n</tool_call>" for call in calls]
+        chat.append({**{key: value for key, value in message.items() if key != "tool_calls"}, "content": "\n".join(said)})
+    if results:
+        chat.append({"role": "user", "content": "\n".join(results)})
+    return chat
+
+
+def _call(function: Mapping[str, Any]) -> str:
+    name, arguments = json.dumps(function["name"], ensure_ascii=False), function.get("arguments") or "{}"
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f'{{"name": {name}, "arguments": {written}}}'
