@@ -292,6 +292,7 @@ class Streams:
             kept.task.cancel()  # nobody knows the stream's name yet
             raise
         if error is not None:
+            recording.drop()
             raise error
         self._kept[recording.id] = kept
         return kept
