@@ -148,10 +148,64 @@ COMPLETION: tuple[Field, ...] = (
     _refused("suffix", "the model is not asked to fill in the middle", ""),
 )
 
+# Of _BOTH's fields the responses API takes these as they are.
+_SHARED = frozenset(
+    (
+        *("model", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+        *("logit_bias", "seed", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "no_stop_trim", "skip_special_tokens"),
+        *("regex", "ebnf", "choice", "json_whitespace", "jump_forward", "cache_salt", "rid", "request_id", "priority", "timeout"),
+        *("stream", "user"),
+    )
+)
+RESPONSES: tuple[Field, ...] = (
+    *_supported(
+        input="a text, or items: message, function_call, function_call_output, reasoning, item_reference",
+        instructions="the system message; not carried over by previous_response_id",
+        previous_response_id="the conversation up to that response comes before the input",
+        store="true (default): kept under its id, in memory or in --response-store",
+        background="true: goes on without its client; GET and cancel it by its id",
+        stream_options="include_obfuscation",
+        resumable="true: the stream survives its connection",
+        max_output_tokens="to the end of the context when left out; reasoning counts",
+        include="message.output_text.logprobs; the others concern what is not served and are accepted with a warning",
+        top_logprobs="0 to 20; turns log-probabilities on",
+        text="format: text, json_object, json_schema; verbosity is handed to the chat template",
+        reasoning="effort is handed to the chat template, none turns thinking off; summary and context: a warning",
+        max_thinking_tokens="the thought is ended after so many tokens",
+        tools="functions; strict ones are held to their schema",
+        tool_choice="auto, none, required, a named function, allowed_tools",
+        parallel_tool_calls="false: at most one call",
+        truncation="auto: the oldest turns are left out until the rest fits",
+        metadata="at most 16 entries, kept with the response",
+        chat_template_kwargs="variables of the chat template",
+        allow_control_tokens="true: the text of control tokens in messages becomes those tokens, instead of plain text",
+    ),
+    *(field for field in _BOTH if field.name in _SHARED),
+    _warned("max_tool_calls", "it limits tools that the server runs, and there are none"),
+    _warned("service_tier", "there is one tier", "auto", "default"),
+    _warned("prompt_cache_key", "the prefix cache finds shared prompts by itself"),
+    _warned("prompt_cache_retention", "the prefix cache keeps what fits"),
+    _warned("prompt_cache_options", "the prefix cache finds shared prompts by itself"),
+    _warned("safety_identifier", "requests are not told apart by user"),
+    _refused("conversation", "conversations are not kept as objects; chain responses with previous_response_id"),
+    _refused("prompt", "prompt templates are not kept here; send input and instructions"),
+    _refused("context_management", "nothing is compacted; truncation auto leaves out the oldest turns"),
+    _refused("moderation", "there is no moderation model here, and an answer must not look as if one had seen it"),
+    _refused("messages", "its name here is input"),
+    _refused("max_tokens", "its name here is max_output_tokens"),
+    _refused("max_completion_tokens", "its name here is max_output_tokens"),
+    _refused("response_format", "its name here is text.format"),
+    _refused("reasoning_effort", "its name here is reasoning.effort"),
+    _refused("verbosity", "its name here is text.verbosity"),
+    _refused("logprobs", 'ask for them with include: ["message.output_text.logprobs"]', False),
+    _refused("n", "a response is one answer", 1),
+)
+
 # Every route's table, for the page. Other dialects add theirs.
 TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/chat/completions": (*CHAT, *_BOTH),
     "POST /v1/completions": (*COMPLETION, *_BOTH),
+    "POST /v1/responses": RESPONSES,
 }
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 

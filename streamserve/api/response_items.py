@@ -1,0 +1,280 @@
+"""Items of the Responses API: what a client may give as input, and the chat messages they make.
+
+Owns the types of input items, how they are checked, kept and turned into messages. Knows nothing of requests, stores, engines.
+
+Items that an earlier response put out are valid input. Reasoning goes with the assistant's message that follows it, calls
+with the one before them: one response is one turn, as it was when the model wrote it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import Struct
+
+from streamserve.api.schema import convert, show
+from streamserve.errors import InvalidRequest
+
+Json = dict[str, Any]
+MAX_ITEMS = 10_000
+ROLES = ("user", "assistant", "system", "developer")
+TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+OTHER_PARTS = ("input_image", "input_file", "input_audio", "computer_screenshot", "image_url")
+_OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]{4,}")
+
+
+class Part(Struct):
+    """A part of an item's content. Fields of answers that come back as they were given (annotations, …) are passed over."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class MessageItem(Struct, kw_only=True):
+    """A message of any role; an assistant's may be one that an earlier response put out."""
+
+    role: str
+    content: str | list[Part]
+    type: str = "message"
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class FunctionCallItem(Struct, kw_only=True):
+    """A call that the model made earlier."""
+
+    call_id: str
+    name: str
+    arguments: str
+    type: str = "function_call"
+    id: str | None = None
+    status: str | None = None
+    namespace: str | None = None
+    created_by: str | None = None
+    caller: Json | None = None
+    parsed_arguments: Any = None  # the openai client's parse() adds it
+
+
+class FunctionCallOutputItem(Struct, kw_only=True):
+    """What a client's function gave back."""
+
+    call_id: str
+    output: str | list[Part]
+    type: str = "function_call_output"
+    id: str | None = None
+    status: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+    created_by: str | None = None
+    caller: Json | None = None
+
+
+class ReasoningItem(Struct, kw_only=True):
+    """What the model thought before it answered, as an earlier response put it out."""
+
+    summary: list[Part] = []
+    content: list[Part] | None = None
+    type: str = "reasoning"
+    id: str | None = None
+    status: str | None = None
+    encrypted_content: str | None = None
+
+
+class ItemReference(Struct, kw_only=True):
+    """An item of a stored response, by its id."""
+
+    id: str
+    type: str = "item_reference"
+
+
+KINDS: Mapping[str, type[Struct]] = {
+    "message": MessageItem,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionCallOutputItem,
+    "reasoning": ReasoningItem,
+    "item_reference": ItemReference,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A checked item and where it came from: the request's field to name when it turns out to be wrong."""
+
+    value: Struct
+    path: str
+
+
+def read_items(given: str | Sequence[Any], path: str = "input") -> list[Item]:
+    """Input as items. A text is a user's message. Raises InvalidRequest naming what is wrong."""
+    if isinstance(given, str):
+        return [Item(MessageItem(role="user", content=given), path)]
+    if len(given) > MAX_ITEMS:
+        raise InvalidRequest(f"{path} has {len(given)} items; at most {MAX_ITEMS} are allowed", param=path)
+    return [Item(_read(item, f"{path}[{index}]"), f"{path}[{index}]") for index, item in enumerate(given)]
+
+
+def _read(given: Any, path: str) -> Struct:
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{path} is {show(given)}; an item (an object) is expected", param=path)
+    kind = given.get("type") or ("message" if "role" in given else None)
+    if kind is None:
+        raise InvalidRequest(f"{path}.type is missing", param=f"{path}.type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InvalidRequest(f"{path}.type is {show(kind)}; allowed is {', '.join(KINDS)}", param=f"{path}.type")
+    try:
+        item = convert(given, KINDS[kind])
+        if isinstance(item, MessageItem) and item.role not in ROLES:
+            raise InvalidRequest(f"role is {show(item.role)}; allowed is {', '.join(ROLES)}", param="role")
+        if isinstance(item, ReasoningItem) and item.encrypted_content and not (item.content or item.summary):
+            raise InvalidRequest(
+                "encrypted_content comes from another server, which alone can read it; leave the item out",
+                param="encrypted_content",
+            )
+        for field in ("content", "output", "summary"):
+            _check_parts(getattr(item, field, None), field)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{path}: {error}", param=f"{path}.{error.param}") from None
+    return item
+
+
+def _check_parts(parts: Any, field: str) -> None:
+    for index, part in enumerate(parts if isinstance(parts, list) else ()):
+        place = f"{field}[{index}]"
+        if part.type in OTHER_PARTS:
+            raise InvalidRequest(f"{place}.type is {part.type}; this model takes text only", param=f"{place}.type")
+        if part.type == "refusal" and part.refusal is not None:
+            continue
+        if part.type not in TEXT_PARTS:
+            raise InvalidRequest(f"{place}.type is {show(part.type)}; allowed is input_text, output_text", param=f"{place}.type")
+        if part.text is None:
+            raise InvalidRequest(f"{place}.text is missing", param=f"{place}.text")
+
+
+def text_of(content: str | list[Part] | None) -> str:
+    """The text of a content, parts joined as chat messages join theirs."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join([part.text if part.text is not None else part.refusal or "" for part in content])
+
+
+# ---- messages ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A chat message as chat completions take it, and the path of the item it began with."""
+
+    value: Json
+    path: str
+
+
+def messages_of(items: Iterable[Item], instructions: str | None = None) -> list[Message]:
+    """The conversation that items make. Instructions come first; system messages right behind them join them, because many
+    templates take one system message only. Raises InvalidRequest for an output without its call."""
+    made: list[Message] = []
+    if instructions:
+        made.append(Message({"role": "system", "content": instructions}, "instructions"))
+    open_calls: set[str] = set()
+    for item in items:
+        value, path = item.value, item.path
+        if isinstance(value, MessageItem):
+            _add_message(made, value, path)
+        elif isinstance(value, ReasoningItem):
+            made.append(Message({"role": "assistant", "content": "", "reasoning_content": _thought(value)}, path))
+        elif isinstance(value, FunctionCallItem):
+            turn = _assistant(made, path)
+            call = {"id": value.call_id, "type": "function", "function": {"name": value.name, "arguments": value.arguments}}
+            turn.setdefault("tool_calls", []).append(call)
+            open_calls.add(value.call_id)
+        elif isinstance(value, FunctionCallOutputItem):
+            if value.call_id not in open_calls:
+                raise InvalidRequest(
+                    f"{path}.call_id is {show(value.call_id)}, but no function_call before it has this call_id",
+                    param=f"{path}.call_id",
+                )
+            made.append(Message({"role": "tool", "tool_call_id": value.call_id, "content": text_of(value.output)}, path))
+        else:
+            raise AssertionError("references are resolved before messages are made")
+    return made
+
+
+def _add_message(made: list[Message], item: MessageItem, path: str) -> None:
+    text = text_of(item.content)
+    if item.role == "assistant":
+        last = made[-1].value if made else None
+        if last is not None and last["role"] == "assistant" and not last["content"] and "tool_calls" not in last:
+            last["content"] = text  # what it thought before it said so
+        else:
+            made.append(Message({"role": "assistant", "content": text}, path))
+    elif item.role in ("system", "developer") and len(made) == 1 and made[0].path == "instructions":
+        made[0].value["content"] += "\n\n" + text
+    else:
+        made.append(Message({"role": item.role, "content": text}, path))
+
+
+def _assistant(made: list[Message], path: str) -> Json:
+    if not made or made[-1].value["role"] != "assistant":
+        made.append(Message({"role": "assistant", "content": ""}, path))
+    return made[-1].value
+
+
+def _thought(item: ReasoningItem) -> str:
+    return text_of(item.content) if item.content else text_of(item.summary)
+
+
+def groups_of(messages: Sequence[Message]) -> list[list[Message]]:
+    """Messages that can only be left out together: what begins with a user's message and ends before the next one."""
+    groups: list[list[Message]] = []
+    for message in messages:
+        if not groups or message.value["role"] == "user":
+            groups.append([])
+        groups[-1].append(message)
+    return groups
+
+
+# ---- kept items --------------------------------------------------------------------------------------------------
+
+
+def kept_items(items: Iterable[Item], suffix: str) -> list[Json]:
+    """Items as they are kept and listed; each has an id. `suffix` is the response's id without its prefix."""
+    return [_kept(item.value, f"{suffix}i{index:04x}") for index, item in enumerate(items)]
+
+
+def _kept(item: Struct, name: str) -> Json:
+    if isinstance(item, MessageItem):
+        is_answer = item.role == "assistant"
+        parts: list[Json] = (
+            [{"type": "output_text", "text": text, "annotations": [], "logprobs": []} for text in _texts(item.content)]
+            if is_answer
+            else [{"type": "input_text", "text": text} for text in _texts(item.content)]
+        )
+        kept: Json = {"type": "message", "role": item.role, "content": parts}
+        prefix = "msg"
+    elif isinstance(item, FunctionCallItem):
+        kept = {"type": "function_call", "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+        prefix = "fc"
+    elif isinstance(item, FunctionCallOutputItem):
+        output = item.output if isinstance(item.output, str) else [{"type": "input_text", "text": t} for t in _texts(item.output)]
+        kept = {"type": "function_call_output", "call_id": item.call_id, "output": output}
+        prefix = "fco"
+    else:
+        assert isinstance(item, ReasoningItem), "references are resolved before items are kept"
+        content = [{"type": "reasoning_text", "text": text} for text in _texts(item.content or [])]
+        summary = [{"type": "summary_text", "text": text} for text in _texts(item.summary)]
+        kept = {"type": "reasoning", "summary": summary, "content": content}
+        prefix = "rs"
+    given = item.id
+    return {"id": given or f"{prefix}_{name}", **kept, "status": item.status or "completed"}
+
+
+def _texts(content: str | list[Part]) -> list[str]:
+    return [content] if isinstance(content, str) else [text_of([part]) for part in content]
+
+
+def response_of(item_id: str) -> str | None:
+    """The id of the response that an item belongs to, which its own id names; None for an id that is not ours."""
+    match = _OWN_ID.fullmatch(item_id)
+    return f"resp_{match[1]}" if match else None
