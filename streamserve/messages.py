@@ -248,3 +248,26 @@ class CacheSummary:
     def hit_rate(self) -> float:
         """Share of prompt tokens that came from the cache."""
         return self.prompt_tokens_hit / self.prompt_tokens_seen if self.prompt_tokens_seen else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """One sequence for an encoder. From token `second_from` on it is the second text of a pair; None: there is one text."""
+
+    token_ids: tuple[int, ...]
+    second_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What the API needs to know of an encoder. One with `labels` classifies (a single label: a score for a pair of texts,
+    `is_squashed` when it is meant to go through a sigmoid); one without gives vectors of `dimension` numbers, of length 1 if
+    `is_normalised`.
+    """
+
+    max_len: int
+    vocab_size: int
+    dimension: int = 0
+    is_normalised: bool = False
+    labels: tuple[str, ...] = ()
+    is_squashed: bool = False

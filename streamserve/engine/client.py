@@ -5,10 +5,14 @@ Owns undelivered deltas and the order in which readers get theirs. Knows nothing
 
 from asyncio import Future, TimerHandle, get_running_loop
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from streamserve.messages import CacheSummary, Delta, EngineFacts, GenerateRequest
+from streamserve.messages import CacheSummary, Delta, EncoderFacts, EncoderInput, EngineFacts, GenerateRequest
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
 
 MAX_PENDING = 64  # deltas; then they are merged, so that a slow reader costs little memory and, on average, little time
 MIN_SLICE = 16  # readers; fewer would cost more loop iterations than they save time
@@ -169,6 +173,22 @@ class EngineClient(Protocol):
 
     def cache_summary(self, max_prefixes: int = 10) -> CacheSummary:
         """The prefix tree right now."""
+        ...
+
+
+class EncoderClient(Protocol):
+    """What the API may ask of an encoder, which may stand beside an engine. All methods are called on the event loop."""
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """What it gives, and its limits."""
+        ...
+
+    async def encode(self, inputs: Sequence[EncoderInput]) -> "NDArray[float32]":
+        """One row per input: its vector, or the logits of its classes. Raises QueueFull, EngineStopped or StepFailed.
+
+        Every input holds 1 to `facts.max_len` tokens of the vocabulary. Cancelling the call takes what has not been computed yet
+        out of the queue."""
         ...
 
 

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from streamserve.errors import CheckpointError
+from streamserve.models.bert import FAMILIES
 from streamserve.models.decoder import Decoder
 
 
@@ -12,7 +13,8 @@ def find(model_type: str) -> type[Decoder]:
     supported = supported_types()
     file_name = model_type.replace("-", "_")
     if file_name not in supported:
-        raise CheckpointError(f"model_type {model_type!r} is not supported; supported are {', '.join(supported)}")
+        hint = "; it is an encoder: name it with --embedding-model" if model_type in FAMILIES else ""
+        raise CheckpointError(f"model_type {model_type!r} is not supported; supported are {', '.join(supported)}{hint}")
     model: type[Decoder] = importlib.import_module(f"{__name__}.{file_name}").Model
     return model
 
@@ -23,5 +25,5 @@ def supported_types() -> list[str]:
 
 
 _NOT_FAMILIES = frozenset(
-    {"checkpoint", "decoder", "dummy", "gguf_file", "hf_folder", "hub", "layers", "network", "spec", "staging"}
+    {"bert", "checkpoint", "decoder", "dummy", "encoder", "gguf_file", "hf_folder", "hub", "layers", "network", "spec", "staging"}
 )

@@ -115,6 +115,8 @@ class FolderSource:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{shard} cannot be read ({error}): download it again") from error
         for name, (offset, kind, shape) in _layout(shard).items():
+            if name.endswith("embeddings.position_ids"):  # 0, 1, 2 …: older versions of transformers saved them
+                continue
             if kind not in _FLOATS:
                 raise CheckpointError(f"{name} in {shard} is held as {kind}; supported are {', '.join(_FLOATS)}")
             self._files[name], self._entries[name] = file, _Entry(shard, offset, _FLOATS[kind], shape)

@@ -66,6 +66,7 @@ TORCH_FREE = (
     "streamserve.text",
     "streamserve.api",
     "streamserve.engine.client",
+    "streamserve.engine.embedder",
     "streamserve.engine.pause",
     "streamserve.engine.plan",
     "streamserve.engine.prefix_groups",

@@ -1,0 +1,56 @@
+"""Small random encoders as transformers saves them, with sentence-transformers' modules beside them where wanted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 120,
+    "max_position_embeddings": 66,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "red", "green", "blue", "fox", "##es", "jump", "##s", "."]
+
+
+def save_encoder(folder: Path, kind: str = "bert", *, labels: int = 0, **more: Any) -> Any:
+    """A model of that type with random weights, saved with a tokenizer; returns transformers' own. `labels`: a classifier."""
+    torch.manual_seed(3)
+    if labels:
+        more["id2label"] = {index: f"class {index}" for index in range(labels)}
+        more["label2id"] = {name: index for index, name in more["id2label"].items()}
+    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **more})
+    auto: Any = transformers.AutoModelForSequenceClassification if labels else transformers.AutoModel
+    model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return model
+
+
+def tokenizer() -> Tokenizer:
+    """WordPiece over WORDS."""
+    found = Tokenizer(tokenizers.models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    found.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return found
+
+
+def add_modules(folder: Path, **pooling: Any) -> None:
+    """modules.json with this pooling, and without normalising."""
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules.append({"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (folder / "modules.json").write_text(json.dumps(modules))

