@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from streamserve.cache.kv_cache import KVCache
-from streamserve.config import Config
+from streamserve.config import Config, served_names
 from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.fake import FakeRunner
@@ -62,13 +62,15 @@ class Quiet:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine."""
+    """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine. `resolved`: what was
+    decided for it; None where there was nothing to decide."""
 
     engine: Engine
     text: TextModel
     model_name: str
     cache: KVCache
     close: Callable[[], None]
+    resolved: Resolved | None = None
 
 
 def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
@@ -104,7 +106,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
-    return Built(engine, text, resolved.served_model_name, cache, runner.close)
+    return Built(engine, text, resolved.served_model_name, cache, runner.close, resolved)
 
 
 class ClosableRunner(Runner, Protocol):
@@ -272,7 +274,7 @@ def _warm_up_plan() -> Plan:
 
 
 def _build_fake(config: Config, observer: StepObserver | None, display: Display) -> Built:
-    name = config.model.served_model_name or FAKE_MODEL_NAME
+    name = next(iter(served_names(config)), FAKE_MODEL_NAME)
     display.hello(name, "no device")
     text = byte_text_model()
     tokenizer = text.tokenizer
@@ -308,7 +310,12 @@ def _load_text(config: Config, path: Path) -> TextModel:
 
 def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[int]) -> EngineOptions:
     return EngineOptions(
-        context_len, vocab_size, eos, max_queued=config.scheduler.max_queued_requests, seed=config.scheduler.random_seed
+        context_len,
+        vocab_size,
+        eos,
+        max_queued=config.scheduler.max_queued_requests,
+        seed=config.scheduler.random_seed,
+        takes_priorities=config.scheduler.schedule_policy == "priority",
     )
 
 

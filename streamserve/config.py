@@ -3,7 +3,7 @@
 A field's help text and choices stand in its metadata. None means: decided at start by resolve(), which says why.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -16,7 +16,9 @@ class ModelConfig:
     """Which network is served, and how its weights are held."""
 
     model_path: str | None = _flag(None, "GGUF file, Hugging Face folder or hub id; without it the default model", common=True)
-    served_model_name: str | None = _flag(None, "name clients use for the model", common=True)
+    served_model_name: str | None = _flag(
+        None, "name clients use for the model; NAME,OTHER adds names, and NAME,* accepts whatever name comes", common=True
+    )
     load_format: str = _flag("auto", "auto, or dummy: random weights from a config-only folder", choices=("auto", "dummy"))
     dtype: str = _flag(
         "auto",
@@ -80,9 +82,11 @@ class ServerConfig:
     host: str = _flag("127.0.0.1", "address to bind", common=True)
     port: int = _flag(30000, "port to bind; 0 picks one and prints it", common=True)
     api_key: tuple[str, ...] = _flag(
-        (), "key that clients must send, or @FILE with one a line; repeatable; also STREAMSERVE_API_KEY", common=True
+        (), "key that clients must send, or @FILE with one a line; repeatable; also STREAMSERVE_API_KEY", common=True, secret=True
     )
-    admin_api_key: str | None = _flag(None, "key that routes for operators ask for instead; also STREAMSERVE_ADMIN_API_KEY")
+    admin_api_key: str | None = _flag(
+        None, "key that routes for operators ask for instead; also STREAMSERVE_ADMIN_API_KEY", secret=True
+    )
     cors_origins: tuple[str, ...] = _flag(("*",), "origins that browsers may call from; repeatable")
     max_body_mb: int = _flag(32, "largest request body, MiB")
     max_frame_mb: int = _flag(8, "largest WebSocket frame from a client, MiB")
@@ -113,3 +117,19 @@ class Config:
     scheduler: SchedulerConfig = SchedulerConfig()
     device: DeviceConfig = DeviceConfig()
     server: ServerConfig = ServerConfig()
+
+
+def served_names(config: Config) -> tuple[str, ...]:
+    """The names that --served-model-name gives, the model's own first; "*" among them stands for any."""
+    return tuple(name for name in map(str.strip, (config.model.served_model_name or "").split(",")) if name)
+
+
+def shown_settings(config: Config) -> dict[str, Any]:
+    """Every setting by its name, for others to see: of a secret only that it is there."""
+    shown: dict[str, Any] = {}
+    for part in fields(config):
+        owner = getattr(config, part.name)
+        for entry in fields(owner):
+            value = getattr(owner, entry.name)
+            shown[entry.name] = "(set)" if value and entry.metadata.get("secret") else value
+    return shown

@@ -7,11 +7,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from streamserve.config import Config
+from streamserve.config import Config, shown_settings
 from streamserve.flags import settings
 from streamserve.resolve import Reason, Resolved
-
-SECRET = ("api_key", "admin_api_key")
 
 
 def run(config: Config, given: frozenset[str], *, explain: bool, as_json: bool) -> int:
@@ -35,12 +33,12 @@ def run(config: Config, given: frozenset[str], *, explain: bool, as_json: bool) 
 def setting_rows(config: Config, given: frozenset[str]) -> list[dict[str, Any]]:
     """One row per setting: flag, value, origin ("flag", "default", or "open": decided when the model is known)."""
     rows = []
+    shown = shown_settings(config)
     for setting in settings():
         name = setting.field.name
         value = getattr(getattr(config, setting.group), name)
         origin = "flag" if name in given else "open" if value is None and name in _DECIDED else "default"
-        shown = "(set)" if name in SECRET and value else value
-        rows.append({"flag": setting.flag, "value": shown, "origin": origin})
+        rows.append({"flag": setting.flag, "value": shown[name], "origin": origin})
     return rows
 
 

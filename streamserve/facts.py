@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from streamserve.calibrate import PACKED, race
-from streamserve.config import Config
+from streamserve.config import Config, served_names
 from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
 from streamserve.errors import ConfigError
 from streamserve.kernels.devices.cpu import CPU
@@ -52,8 +52,8 @@ def model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
 
 def model_name(config: Config) -> str:
     """What clients call the model: as asked, or the last part of its path without .gguf."""
-    if config.model.served_model_name is not None:
-        return config.model.served_model_name
+    if names := served_names(config):
+        return names[0]
     if config.model.model_path is None:
         return DEFAULT_MODEL_NAME
     return config.model.model_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")

@@ -7,7 +7,7 @@ plain numbers out: the callers read checkpoints and ask the operating system.
 from dataclasses import dataclass, fields
 from typing import Any
 
-from streamserve.config import Config
+from streamserve.config import Config, served_names
 from streamserve.errors import ConfigError
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -140,7 +140,7 @@ def resolve(
     threads = _threads(config, device)
     num_tokens = int(pages.value) * config.cache.page_size
     return Resolved(
-        served_model_name=config.model.served_model_name or model.name,
+        served_model_name=next(iter(served_names(config)), model.name),
         context_len=int(context.value),
         dtype=dtype.value,
         kv_dtype=kv_dtype,
@@ -192,6 +192,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_body_mb", 1, 4096),
     ("max_frame_mb", 1, 4096),
     ("keep_alive_s", 0, 86_400),
+    ("request_timeout_s", 0, 86_400),
     ("write_timeout_s", 0.1, 86_400),
     ("drain_timeout_s", 0, 86_400),
     ("fake_step_ms", 0, 60_000),
@@ -207,6 +208,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"{flag_of(name)} is {value}; allowed is {low:g} to {high:g}")
     if config.cache.mem_fraction_static is not None and config.cache.max_total_tokens is not None:
         raise ConfigError("--mem-fraction-static and --max-total-tokens both fix the KV memory; give one of them")
+    if served_names(config)[:1] == ("*",):
+        raise ConfigError("--served-model-name begins with *, which stands for any name; give the model's own first: NAME,*")
     if (config.server.ssl_certfile is None) != (config.server.ssl_keyfile is None):
         raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both or neither")
 

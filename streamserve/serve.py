@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from streamserve.api.auth import read_keys
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
 from streamserve.build import Built, build
-from streamserve.config import Config, ServerConfig
+from streamserve.config import Config, ServerConfig, served_names, shown_settings
 from streamserve.errors import ConfigError, StartError
 from streamserve.metrics import Metrics
 from streamserve.startup import StartUp
@@ -109,6 +109,8 @@ class Server:
             built.text,
             self._config.server,
             model_name=built.model_name,
+            aliases=served_names(self._config)[1:],
+            settings=settings_of(self._config, built),
             metrics=self._metrics,
             sampling_defaults=self._config.model.sampling_defaults,
         )
@@ -148,6 +150,14 @@ class Server:
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()
+
+
+def settings_of(config: Config, built: Built) -> dict[str, Any]:
+    """What /server_info shows: every setting, and what was decided where one was left open."""
+    shown = shown_settings(config)
+    if built.resolved is not None:
+        shown |= {"resolved": {name: value for name, value in asdict(built.resolved).items() if name != "reasons"}}
+    return shown
 
 
 def _quiet_about_cancelled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,16 +1,29 @@
 """Routes for operators: health, readiness, metrics, the prefix cache, the served model's card.
 
-Owns the shapes of these answers. Knows nothing of generation.
+Owns the shapes of these answers, which are SGLang's where it has such a route. Knows nothing of generation.
 """
 
 from dataclasses import asdict
-from time import time
+from time import monotonic, time
 from typing import Any
+from urllib.parse import parse_qsl
 
-from streamserve.api.service import Service
+from anyio import move_on_after, sleep
+
+from streamserve import __version__
+from streamserve.api.routes import Key, RouteSpec
+from streamserve.api.service import ANY, Service
+from streamserve.api.stream import new_id
 from streamserve.api.wire import Exchange
-from streamserve.errors import EngineStopped, ModelNotFound, NotFound
-from streamserve.messages import PrefixSummary
+from streamserve.engine.client import collect
+from streamserve.errors import EngineStopped, InvalidRequest, ModelNotFound, NotFound, QueueFull
+from streamserve.messages import FinishReason, GenerateRequest, PrefixSummary, SamplingParams
+
+PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
+MAX_FLUSH_WAIT_S = 600.0
+LOOK_EVERY_S = 0.01
+
+FLUSH_QUERY = (("timeout", "seconds to wait for running requests to end; 0 refuses at once"),)
 
 
 class Admin:
@@ -20,12 +33,53 @@ class Admin:
         self._service = service
         self._created = int(time())
 
+    def routes(self) -> list[RouteSpec]:
+        """What there is here. get_… are SGLang's older names."""
+        return [
+            RouteSpec("GET", "/v1/models", self.models),
+            RouteSpec("GET", "/v1/models/{model_id:path}", self.model),
+            RouteSpec("GET", "/health", self.health, key=Key.NONE),
+            RouteSpec("GET", "/health_generate", self.health_generate, key=Key.NONE),
+            RouteSpec("GET", "/ready", self.ready, key=Key.NONE),
+            RouteSpec("GET", "/ping", self.ping),
+            RouteSpec("GET", "/metrics", self.metrics, key=Key.NONE),
+            RouteSpec("GET", "/cache", self.cache),
+            *(RouteSpec("GET", path, self.model_info) for path in ("/model_info", "/get_model_info")),
+            *(RouteSpec("GET", path, self.server_info) for path in ("/server_info", "/get_server_info")),
+            RouteSpec("GET", "/v1/loads", self.loads),
+            *(
+                RouteSpec(method, "/flush_cache", self.flush_cache, key=Key.ADMIN, query=FLUSH_QUERY)
+                for method in ("GET", "POST")
+            ),
+        ]
+
     async def health(self, exchange: Exchange) -> None:
         """GET /health: whether the engine's loop is alive. Generates nothing."""
         facts = self._service.client.facts()
         if not facts.is_healthy:
             raise EngineStopped("the engine has stopped; see the server's log")
         await exchange.answer_json({"status": "ready" if facts.is_ready else "draining"})
+
+    async def health_generate(self, exchange: Exchange) -> None:
+        """GET /health_generate: whether a token can be generated, now."""
+        client = self._service.client
+        params = SamplingParams(max_new_tokens=1, temperature=0.0)
+        request = GenerateRequest(new_id("health"), (0,), params)
+        finish = None
+        try:
+            with move_on_after(PROBE_WAIT_S):
+                finish = (await collect(await client.submit(request))).finish_reason
+        except QueueFull as full:
+            raise EngineStopped(f"no token was generated: {full}") from None
+        finally:
+            client.abort(request.id)
+        if finish not in (FinishReason.STOP, FinishReason.LENGTH):
+            raise EngineStopped(f"no token was generated within {PROBE_WAIT_S:g} s")
+        await exchange.answer_json({"status": "ready"})
+
+    async def ping(self, exchange: Exchange) -> None:
+        """GET /ping: that somebody answers."""
+        await exchange.answer_json({"status": "ok"})
 
     async def ready(self, exchange: Exchange) -> None:
         """GET /ready: whether requests are taken."""
@@ -56,16 +110,92 @@ class Admin:
         answer["preview"] = self._service.text.tokenizer.decode(first, skip_special_tokens=False) if shows_text else None
         return answer
 
+    async def flush_cache(self, exchange: Exchange) -> None:
+        """GET or POST /flush_cache: forget every cached prefix. While requests run that is refused, or waited for (`timeout`)."""
+        wait_s = timeout_of(exchange)
+        until = monotonic() + wait_s
+        client = self._service.client
+        while not client.flush_cache():
+            if monotonic() >= until:
+                load = client.facts().load
+                raise InvalidRequest(
+                    f"{load.running} requests run and {load.waiting} wait: the cache cannot be forgotten now; "
+                    f"?timeout=SECONDS waits for them",
+                    param="timeout",
+                )
+            await sleep(LOOK_EVERY_S)
+        await exchange.answer_json({"success": True, "message": "the cache is empty"})
+
+    async def model_info(self, exchange: Exchange) -> None:
+        """GET /model_info: what the served model is and takes."""
+        service, facts = self._service, self._service.client.facts()
+        await exchange.answer_json(
+            {
+                "model_path": service.settings.get("model_path") or service.model_name,
+                "served_model_name": service.model_name,
+                "tokenizer_path": service.settings.get("tokenizer_path")
+                or service.settings.get("model_path")
+                or service.model_name,
+                "is_generation": True,
+                "preferred_sampling_params": dict(service.defaults) or None,
+                "weight_version": "default",
+                "has_image_understanding": False,
+                "has_audio_understanding": False,
+                "max_model_len": facts.context_len,
+                "vocab_size": facts.vocab_size,
+                "eos_token_ids": sorted(facts.eos_token_ids),
+            }
+        )
+
+    async def server_info(self, exchange: Exchange) -> None:
+        """GET /server_info: the settings, what was decided where one was open, and the engine's state. No secrets."""
+        facts = self._service.client.facts()
+        state = {
+            **asdict(facts.load),
+            "is_healthy": facts.is_healthy,
+            "is_ready": facts.is_ready,
+            "page_size": facts.page_size,
+            "cache_hit_rate": self._service.client.cache_summary(0).hit_rate,
+        }
+        await exchange.answer_json(
+            {
+                **self._service.settings,
+                "served_model_name": self._service.model_name,
+                "max_total_num_tokens": facts.load.total_tokens,
+                "context_length": facts.context_len,
+                "version": __version__,
+                "internal_states": [state],
+            }
+        )
+
+    async def loads(self, exchange: Exchange) -> None:
+        """GET /v1/loads: running and waiting requests, KV tokens; under SGLang's names as well."""
+        load = self._service.client.facts().load
+        used = load.total_tokens - load.free_tokens - load.evictable_tokens
+        rank = {
+            "dp_rank": 0,
+            "num_running_reqs": load.running,
+            "num_waiting_reqs": load.waiting,
+            "num_total_reqs": load.running + load.waiting,
+            "num_used_tokens": used,
+            "max_total_num_tokens": load.total_tokens,
+            "token_usage": round(used / load.total_tokens, 4) if load.total_tokens else 0.0,
+        }
+        await exchange.answer_json(
+            {**asdict(load), "timestamp": time(), "version": __version__, "dp_rank_count": 1, "loads": [rank]}
+        )
+
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models"""
-        names = (self._service.model_name, *self._service.aliases)
+        names = [name for name in (self._service.model_name, *self._service.aliases) if name != ANY]
         await exchange.answer_json({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, exchange: Exchange) -> None:
         """GET /v1/models/{id}"""
         name: str = exchange.scope["path_params"]["model_id"]
-        if name != self._service.model_name and name not in self._service.aliases:
-            raise ModelNotFound(f"model {name[:200]!r} is not served here; {self._service.model_name!r} is", param="model")
+        if name == ANY:
+            raise ModelNotFound(f"model {name!r} is not served here; {self._service.model_name!r} is", param="model")
+        self._service.check_model(name)
         await exchange.answer_json(self._card(name))
 
     def _card(self, name: str) -> dict[str, Any]:
@@ -79,3 +209,18 @@ class Admin:
             "max_model_len": self._service.client.facts().context_len,
             "sampling_defaults": dict(self._service.defaults),
         }
+
+
+def timeout_of(exchange: Exchange) -> float:
+    """`?timeout=SECONDS`, 0 where it is not given. Raises InvalidRequest for anything else in the query."""
+    seconds = 0.0
+    for name, value in parse_qsl(exchange.scope["query_string"].decode("latin1"), keep_blank_values=True):
+        if name != "timeout":
+            raise InvalidRequest(f"unknown parameter {name[:200]!r}; timeout is one", param=name[:200])
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds <= MAX_FLUSH_WAIT_S:
+            raise InvalidRequest(f"timeout is {value[:200]!r}; allowed is 0 to {MAX_FLUSH_WAIT_S:g} seconds", param="timeout")
+    return seconds

@@ -1,12 +1,14 @@
-"""Routes beside OpenAI's: tokens, aborting, load.
+"""Routes beside OpenAI's: tokens, aborting.
 
 Owns the shapes of these answers. Knows nothing of generation.
 """
 
-from dataclasses import asdict
 from typing import Any
 
+from streamserve.api.generate import Generate
+from streamserve.api.generate_schema import NativeRequest
 from streamserve.api.openai import chat_options
+from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.schema import AbortRequest, DetokenizeRequest, TokenizeRequest, convert, load_object, messages_of
 from streamserve.api.service import Service
 from streamserve.api.wire import Exchange
@@ -18,6 +20,17 @@ class Native:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._generate = Generate(service)
+
+    def routes(self) -> list[RouteSpec]:
+        """What there is here."""
+        return [
+            *(RouteSpec(method, "/generate", self._generate, NativeRequest) for method in ("POST", "PUT")),
+            *(RouteSpec("POST", path, self.tokenize, TokenizeRequest) for path in ("/tokenize", "/v1/tokenize")),
+            *(RouteSpec("POST", path, self.detokenize, DetokenizeRequest) for path in ("/detokenize", "/v1/detokenize")),
+            # /abort_request is SGLang's name.
+            *(RouteSpec("POST", path, self.abort, AbortRequest, key=Key.ADMIN) for path in ("/abort", "/abort_request")),
+        ]
 
     async def _given(self, exchange: Exchange) -> dict[str, Any]:
         return load_object(await exchange.body(self._service.max_body_bytes))
@@ -52,7 +65,3 @@ class Native:
         if request.rid == "":
             raise InvalidRequest("rid is empty; to end every request send abort_all", param="rid")
         await exchange.answer_json({"aborted": self._service.abort(request.rid or "")})
-
-    async def loads(self, exchange: Exchange) -> None:
-        """GET /v1/loads"""
-        await exchange.answer_json(asdict(self._service.client.facts().load))

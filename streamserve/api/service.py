@@ -18,12 +18,14 @@ from streamserve.api.resume import Streams
 from streamserve.api.stream import Call, Pace, Run, Watch
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
-from streamserve.errors import ModelNotFound, StreamServeError
+from streamserve.errors import InvalidRequest, ModelNotFound, StreamServeError
 from streamserve.messages import EngineLoad
 from streamserve.text.model import TextModel
 
 log = structlog.get_logger(__name__)
 MIB = 1 << 20
+MAX_DEADLINE_S = 86_400.0
+ANY = "*"  # among a model's aliases: whatever name comes is taken for it
 
 
 class Meter(Watch, Protocol):
@@ -66,12 +68,14 @@ class Service:
         aliases: tuple[str, ...],
         sampling_defaults: str,
         meter: Meter | None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.client = client
         self.text = text
         self.config = config
         self.model_name = model_name
         self.aliases = aliases
+        self.settings = settings or {}
         self.defaults = _known_defaults(text.defaults) if sampling_defaults == "model" else {}
         self.meter = meter
         self.door = Door(config)
@@ -91,11 +95,15 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound unless the name, where one is given, is the served model's."""
-        if name is not None and name != self.model_name and name not in self.aliases:
+        if name is not None and name != self.model_name and name not in self.aliases and ANY not in self.aliases:
             raise ModelNotFound(f"model {name[:200]!r} is not served here; {self.model_name!r} is", param="model")
 
     def run(self, call: Call) -> Run:
-        """A run of `call` that is not started yet."""
+        """A run of `call` that is not started yet. Raises InvalidRequest for a deadline out of range."""
+        if call.deadline_s is not None and not 0 < call.deadline_s <= MAX_DEADLINE_S:
+            raise InvalidRequest(
+                f"timeout is {call.deadline_s:g}; allowed is above 0 up to {MAX_DEADLINE_S:g} seconds", param="timeout"
+            )
         return Run(self.client, self.text.tokenizer, call, self.meter, self.prompts.answers, self._pace)
 
     @contextmanager

@@ -46,13 +46,15 @@ class StepObserver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Limits at the engine's door. `seed` feeds the seeds of requests that bring none."""
+    """Limits at the engine's door. `seed` feeds the seeds of requests that bring none. `takes_priorities`: whether the scheduler's
+    policy looks at requests' priorities; one that would have no effect is refused."""
 
     context_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
     max_queued: int = 1024
     seed: int | None = None
+    takes_priorities: bool = True
 
 
 class Engine:
@@ -118,6 +120,11 @@ class Engine:
     def _check(self, request: GenerateRequest) -> None:
         if self._scheduler.find(request.id) is not None:
             raise InvalidRequest(f"request id {request.id!r} is in use by a live request", param="request_id")
+        if request.priority and not self._options.takes_priorities:
+            raise InvalidRequest(
+                f"priority is {request.priority}, but this server does not order requests by it (--schedule-policy priority)",
+                param="priority",
+            )
         num_prompt, context_len = len(request.token_ids), self._options.context_len
         if num_prompt == 0:
             raise InvalidRequest("the prompt has no tokens; at least 1 is needed", param="prompt")

@@ -1,0 +1,363 @@
+"""SGLang's native /generate: a text or its tokens in, text, tokens and a `meta_info` out; one prompt or many.
+
+Owns what the fields of its body mean and how its answers look. Every prompt of a batch is a run of its own, since each may bring
+sampling parameters of its own. Streams carry the text so far in every event, as SGLang's do, or with `incremental` what is new.
+Ends of streams: `[DONE]`. Knows nothing of chats: a prompt is taken as it is.
+"""
+
+from collections.abc import Awaitable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import orjson
+from anyio import create_task_group
+
+from streamserve.api.generate_schema import (
+    UNWANTED,
+    NativeRequest,
+    NativeSampling,
+    each,
+    rids_of,
+    samplings_of,
+    stops_of,
+    without,
+)
+from streamserve.api.prompts import INLINE_CHARS, MIXED
+from streamserve.api.schema import check_range, convert, load_object, show
+from streamserve.api.service import Service
+from streamserve.api.sse import EventStream
+from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
+from streamserve.api.wire import Exchange, leaving_noticed, one_error, unforeseen
+from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
+from streamserve.messages import MAX_LOGPROBS, FinishReason, SamplingParams, TokenLogprobs
+
+MAX_PROMPTS = 1024
+DEFAULT_NEW_TOKENS = 128  # SGLang's
+LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
+DONE = b"[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobWishes:
+    """Which log-probabilities an answer shows. `start` -1: none of the prompt's; else from that prompt token on."""
+
+    start: int
+    num_top: int
+    with_text: bool
+
+
+@dataclass(slots=True)
+class Gained:
+    """What one choice has so far, or gained with one piece."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        """Append a piece."""
+        self.texts.append(piece.text)
+        self.token_ids += piece.token_ids
+        self.logprobs += piece.logprobs
+
+
+class NativeShape:
+    """The answers of one prompt's run. `first` is the place of its first choice in the whole answer."""
+
+    def __init__(self, service: Service, run: Run, request: NativeRequest, logprobs: LogprobWishes | None, first: int) -> None:
+        self._tokenizer = service.text.tokenizer
+        self._run = run
+        self._request = request
+        self._logprobs = logprobs
+        self._first = first
+        self._started_s = monotonic()
+        self._so_far = [Gained() for _ in run.choices]
+        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+
+    def event(self, piece: Piece, *, has_index: bool) -> bytes:
+        """An event of the stream."""
+        gained = Gained() if self._request.incremental else self._so_far[piece.index]
+        gained.add(piece)
+        answer = self._answer(piece, gained)
+        if has_index:
+            answer["index"] = self._first + piece.index
+        return orjson.dumps(answer)
+
+    def whole(self, piece: Piece, *, has_index: bool) -> dict[str, Any]:
+        """A whole choice."""
+        gained = Gained()
+        gained.add(piece)
+        answer = self._answer(piece, gained)
+        if has_index:
+            answer["index"] = self._first + piece.index
+        return answer
+
+    def _answer(self, piece: Piece, gained: Gained) -> dict[str, Any]:
+        choice = self._run.choices[piece.index]
+        if piece.prompt_logprobs is not None:
+            self._prompt_logprobs = piece.prompt_logprobs
+        meta: dict[str, Any] = {
+            "id": self._run.call.client_id or self._run.call.id,
+            "finish_reason": finish_json(piece, choice),
+            "prompt_tokens": len(choice.prompt.token_ids),
+            "completion_tokens": choice.num_tokens,
+            "cached_tokens": choice.num_cached or 0,
+            "cached_tokens_details": {"device": choice.num_cached or 0, "host": 0},
+            "reasoning_tokens": choice.num_thought,
+            "weight_version": "default",
+        }
+        if piece.finish_reason is not None:
+            meta["e2e_latency"] = round(monotonic() - self._started_s, 6)
+        if self._logprobs is not None:
+            meta |= self._logprob_lists(gained, choice, self._logprobs, is_first=piece.prompt is not None)
+        answer: dict[str, Any] = {"text": "".join(gained.texts), "output_ids": gained.token_ids, "meta_info": meta}
+        if self._request.return_prompt_token_ids:
+            answer["prompt_token_ids"] = choice.prompt.token_ids
+        return answer
+
+    def _logprob_lists(self, gained: Gained, choice: Choice, wishes: LogprobWishes, *, is_first: bool) -> dict[str, Any]:
+        lists: dict[str, Any] = {"output_token_logprobs": [self._entry(entry, wishes) for entry in gained.logprobs]}
+        if wishes.num_top:
+            lists["output_top_logprobs"] = [self._top(entry, wishes) for entry in gained.logprobs]
+        start = wishes.start
+        if start >= 0 and (is_first or not self._request.incremental):
+            # The prompt's first token follows nothing, so it has no probability.
+            ids = choice.prompt.token_ids
+            shown = list(zip(ids, self._prompt_logprobs, strict=False))[start:]
+            lists["input_token_logprobs"] = [
+                [None, token, self._text(token, wishes)] if entry is None else self._entry(entry, wishes)
+                for token, entry in shown
+            ]
+            if wishes.num_top:
+                lists["input_top_logprobs"] = [None if entry is None else self._top(entry, wishes) for _, entry in shown]
+        else:
+            lists["input_token_logprobs"] = []
+        return lists
+
+    def _entry(self, entry: TokenLogprobs, wishes: LogprobWishes) -> list[Any]:
+        return [max(entry.logprob, LOWEST), entry.token_id, self._text(entry.token_id, wishes)]
+
+    def _top(self, entry: TokenLogprobs, wishes: LogprobWishes) -> list[list[Any]]:
+        return [[max(logprob, LOWEST), token, self._text(token, wishes)] for token, logprob in entry.top[: wishes.num_top]]
+
+    def _text(self, token: int, wishes: LogprobWishes) -> str | None:
+        return self._tokenizer.decode([token], skip_special_tokens=False) if wishes.with_text else None
+
+
+def finish_json(piece: Piece, choice: Choice) -> dict[str, Any] | None:
+    """Why a choice ended, as SGLang says it."""
+    match piece.finish_reason:
+        case None:
+            return None
+        case FinishReason.STOP:
+            return {"type": "stop", "matched": piece.matched_stop}
+        case FinishReason.LENGTH:
+            return {"type": "length", "length": choice.num_tokens}
+        case other:
+            return {"type": other, "message": "the request was aborted"}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A checked body: one run with its shape per prompt. `is_list`: the answer is a list, for several prompts or choices."""
+
+    runs: list[Run]
+    shapes: list[NativeShape]
+    is_list: bool
+    wants_stream: bool
+
+
+class Generate:
+    """The route /generate."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """POST /generate: complete prompts, in SGLang's native form."""
+        batch = await self.batch(load_object(await exchange.body(self._service.max_body_bytes)))
+
+        def abort() -> None:
+            for run in batch.runs:
+                run.abort()
+
+        with ExitStack() as live:
+            for run in batch.runs:
+                live.enter_context(self._service.live(run))
+            async with leaving_noticed(exchange, abort) as tasks:
+                for run in batch.runs:
+                    await run.start()
+                headers = [(b"x-request-id", batch.runs[0].call.id.encode())]
+                if batch.wants_stream:
+                    stream = EventStream(exchange)
+                    await stream.start(headers)
+                    tasks.start_soon(stream.keep_alive, self._service.config.keep_alive_s)
+                    await self._stream(stream, batch)
+                else:
+                    await exchange.answer_json(await whole(batch), headers=headers)
+
+    async def _stream(self, stream: EventStream, batch: Batch) -> None:
+        try:
+            with one_error():
+                async with create_task_group() as tasks:
+                    for run, shape in zip(batch.runs, batch.shapes, strict=True):
+                        tasks.start_soon(self._deliver, stream, run, shape, batch.is_list)
+        except SlowReader:
+            raise
+        except Exception as failure:  # the status is sent: what remains is an event that says so
+            error = failure if isinstance(failure, StreamServeError) else unforeseen(failure, id=batch.runs[0].call.id)
+            for run in batch.runs:
+                run.outcome = error.code
+            body = {**error_body(error)["error"], "retryable": error.status in (429, 503, 504)}
+            await stream.end(orjson.dumps({"error": body}), DONE)
+        else:
+            await stream.end(DONE)
+
+    @staticmethod
+    async def _deliver(stream: EventStream, run: Run, shape: NativeShape, is_list: bool) -> None:
+        def emit(piece: Piece) -> Awaitable[None] | None:
+            return stream.events(shape.event(piece, has_index=is_list))
+
+        await run.deliver(emit)
+
+    # ---- bodies ----------------------------------------------------------------------------------------------------
+
+    async def batch(self, given: Mapping[str, Any]) -> Batch:
+        """A body, checked. Raises RequestError naming the field at fault."""
+        request = convert(without(given, UNWANTED), NativeRequest)
+        self._service.check_model(request.model)
+        for name in ("cache_salt", "extra_key"):
+            if len(getattr(request, name)) > 256:
+                raise InvalidRequest(f"{name} has over 256 characters; at most 256 are allowed", param=name)
+        prompts, is_batch = await self._prompts(request)
+        samplings = samplings_of({} if request.sampling_params is None else request.sampling_params, len(prompts), is_batch)
+        is_list = is_batch or samplings[0][0].n > 1
+        num_choices = sum(sampling.n for sampling, _ in samplings)
+        if num_choices > MAX_PROMPTS:
+            raise InvalidRequest(
+                f"sampling_params.n makes {num_choices} choices; at most {MAX_PROMPTS} are allowed", param="sampling_params.n"
+            )
+        num = len(prompts)
+        wants = each("return_logprob", request.return_logprob, num, is_batch)
+        starts = each("logprob_start_len", request.logprob_start_len, num, is_batch)
+        tops = each("top_logprobs_num", request.top_logprobs_num, num, is_batch)
+        rids = rids_of(request.rid, num, is_batch)
+        runs: list[Run] = []
+        shapes: list[NativeShape] = []
+        first = 0
+        for index, (prompt, (sampling, where)) in enumerate(zip(prompts, samplings, strict=True)):
+            wishes = None
+            if wants[index]:
+                check_range("top_logprobs_num", tops[index], 0, MAX_LOGPROBS)
+                check_range("logprob_start_len", starts[index], -1, len(prompt))
+                wishes = LogprobWishes(starts[index], tops[index], request.return_text_in_logprobs)
+            run = self._service.run(self._call(request, prompt, sampling, wishes, rids[index], where))
+            runs.append(run)
+            shapes.append(NativeShape(self._service, run, request, wishes, first))
+            first += sampling.n
+        return Batch(runs, shapes, is_list, request.stream)
+
+    async def _prompts(self, request: NativeRequest) -> tuple[list[tuple[int, ...]], bool]:
+        """Token ids of each prompt, and whether they came as a list."""
+        prompts = self._service.prompts
+        if (request.text is None) == (request.input_ids is None):
+            raise InvalidRequest("give either text or input_ids", param="text")
+        if isinstance(request.text, str):
+            return [await prompts.of_text(request.text, "text")], False
+        ids = request.input_ids
+        if ids is not None and ids and isinstance(ids[0], int):
+            return [prompts.check_ids(ids, "input_ids")], False  # type: ignore[arg-type]
+        name, entries = ("input_ids", ids) if ids is not None else ("text", request.text)
+        assert entries is not None
+        if not entries or len(entries) > MAX_PROMPTS:
+            raise InvalidRequest(f"{name} has {len(entries)} entries; allowed is 1 to {MAX_PROMPTS}", param=name)
+        is_long = sum(len(entry) for entry in entries if isinstance(entry, str)) > INLINE_CHARS
+        found: list[tuple[int, ...]] = []
+        for index, entry in enumerate(entries):
+            if isinstance(entry, str):
+                found.append(await prompts.of_text(entry, f"text[{index}]", is_long=is_long))
+            elif isinstance(entry, list):
+                found.append(prompts.check_ids(entry, f"input_ids[{index}]"))
+            else:
+                raise InvalidRequest(MIXED.format("input_ids"), param="input_ids")
+        return found, True
+
+    def _call(
+        self,
+        request: NativeRequest,
+        prompt: tuple[int, ...],
+        sampling: NativeSampling,
+        wishes: LogprobWishes | None,
+        rid: str | None,
+        where: str,
+    ) -> Call:
+        context_len = self._service.client.facts().context_len
+        wanted = sampling.max_new_tokens
+        max_new = min(DEFAULT_NEW_TOKENS, max(1, context_len - len(prompt))) if wanted is None else wanted
+        prompt_name = "text" if request.text is not None else "input_ids"
+        self._service.prompts.check_room(prompt, max_new, prompt_name, f"{where}.max_new_tokens")
+        check_range(f"{where}.min_new_tokens", sampling.min_new_tokens, 0, max_new)
+        try:
+            params = SamplingParams(
+                max_new_tokens=max_new or 1,  # 0: only the prompt is looked at, which takes a step that samples
+                min_new_tokens=sampling.min_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                frequency_penalty=sampling.frequency_penalty,
+                presence_penalty=sampling.presence_penalty,
+                repetition_penalty=sampling.repetition_penalty,
+                logit_bias=self._logit_bias(sampling.logit_bias or {}, f"{where}.logit_bias"),
+                seed=sampling.sampling_seed,
+                stop_token_ids=frozenset(
+                    self._service.prompts.check_ids(sampling.stop_token_ids or [], f"{where}.stop_token_ids")
+                ),
+                ignore_eos=sampling.ignore_eos,
+                logprobs=None if wishes is None else wishes.num_top,
+                prompt_logprobs=wishes.num_top if wishes is not None and wishes.start >= 0 else None,
+            )
+        except InvalidRequest as error:
+            if error.param is None or error.param.startswith(where):
+                raise
+            name = "sampling_seed" if error.param == "seed" else error.param
+            raise InvalidRequest(f"{where}.{error}".replace(".seed ", ".sampling_seed ", 1), param=f"{where}.{name}") from None
+        return Call(
+            id=new_id("gen"),
+            prompts=(Prompt(prompt),),
+            sampling=params,
+            n=sampling.n,
+            stops=stops_of(sampling, where),
+            keeps_stop=sampling.no_stop_trim,
+            skips_special=sampling.skip_special_tokens,
+            drops_output=max_new == 0,
+            salt="\n".join(filter(None, (request.cache_salt, request.extra_key))),
+            client_id=rid,
+            priority=request.priority,
+            deadline_s=request.timeout,
+        )
+
+    def _logit_bias(self, given: dict[str, float], param: str) -> tuple[tuple[int, float], ...]:
+        vocab_size = self._service.client.facts().vocab_size
+        for token in given:
+            if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
+                raise InvalidRequest(f"{param} names token {show(token)}; allowed is 0 to {vocab_size - 1}", param=param)
+        return tuple((int(token), bias) for token, bias in given.items())
+
+
+async def whole(batch: Batch) -> Any:
+    """The plain answer: an object, or a list of them."""
+    answers: list[list[dict[str, Any]]] = [[] for _ in batch.runs]
+
+    async def gather(index: int) -> None:
+        shape = batch.shapes[index]
+        answers[index] = [shape.whole(piece, has_index=batch.is_list) for piece in await collect(batch.runs[index])]
+
+    with one_error():
+        async with create_task_group() as tasks:
+            for index in range(len(batch.runs)):
+                tasks.start_soon(gather, index)
+    flat = [answer for some in answers for answer in some]
+    return flat if batch.is_list else flat[0]
