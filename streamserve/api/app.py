@@ -4,9 +4,11 @@ Owns the route table and the shape of every failure. Knows nothing of what the r
 are written straight to ASGI, because wrappers around `send` would be paid for on every token.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import orjson
 import structlog
-from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
@@ -17,7 +19,7 @@ from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.playground import Playground, static_folder
 from streamserve.api.routes import Answer, Key, RouteSpec
-from streamserve.api.schema import AbortRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from streamserve.api.schema import ChatRequest, CompletionRequest
 from streamserve.api.service import Meter, Service
 from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
 from streamserve.api.ws import Sockets
@@ -155,16 +157,8 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
         RouteSpec("POST", "/v1/completions", streams.again(completions.completion), CompletionRequest),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
-        RouteSpec("GET", "/v1/models", admin.models),
-        RouteSpec("GET", "/v1/models/{model_id:path}", admin.model),
-        *_twice("/tokenize", "/v1/tokenize", "POST", native.tokenize, TokenizeRequest),
-        *_twice("/detokenize", "/v1/detokenize", "POST", native.detokenize, DetokenizeRequest),
-        *_twice("/abort", "/abort_request", "POST", native.abort, AbortRequest, Key.ADMIN),  # the second is SGLang's name
-        RouteSpec("GET", "/v1/loads", native.loads),
-        RouteSpec("GET", "/health", admin.health, key=Key.NONE),
-        RouteSpec("GET", "/ready", admin.ready, key=Key.NONE),
-        RouteSpec("GET", "/metrics", admin.metrics, key=Key.NONE),
-        RouteSpec("GET", "/cache", admin.cache),
+        *native.routes(),
+        *admin.routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE),
         RouteSpec("GET", "/v1/ws", _not_a_page),
@@ -172,12 +166,6 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
     table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
     sockets = WebSocketRoute("/v1/ws", Sockets(service, completions))
     return Router([*table, sockets], redirect_slashes=False, default=_nowhere), routes
-
-
-def _twice(
-    path: str, alias: str, method: str, answer: Answer, body: type[Struct] | None = None, key: Key = Key.USER
-) -> tuple[RouteSpec, RouteSpec]:
-    return RouteSpec(method, path, answer, body, key=key), RouteSpec(method, alias, answer, body, key=key)
 
 
 def create_app(
@@ -189,8 +177,9 @@ def create_app(
     aliases: tuple[str, ...] = (),
     sampling_defaults: str = "model",
     metrics: Meter | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Api:
-    """The HTTP and WebSocket side of one served model.
+    """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
     `sampling_defaults`: "model" takes what a request leaves out from the model's files, "openai" from OpenAI's defaults.
     """
@@ -203,5 +192,6 @@ def create_app(
             aliases=aliases,
             sampling_defaults=sampling_defaults,
             meter=metrics,
+            settings=settings,
         )
     )
