@@ -14,6 +14,8 @@ from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from streamserve.api.admin import Admin
+from streamserve.api.anthropic import Messages, anthropic_error_body
+from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
 from streamserve.api.gate import run_lifespan
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
@@ -39,6 +41,7 @@ from streamserve.text.model import TextModel
 log = structlog.get_logger(__name__)
 
 EXCHANGE = "streamserve.exchange"  # where a request's Exchange stands in its scope
+ANTHROPIC = "/v1/messages"  # paths whose clients expect errors in Anthropic's shape
 PAGE_FILES = "/static/"  # the only open route whose path has a parameter
 
 
@@ -104,9 +107,14 @@ class Api:
         try:
             if isinstance(error, StreamServeError):
                 is_key = isinstance(error, AuthenticationFailed)
-                await exchange.answer_error(error, [(b"www-authenticate", b"Bearer")] if is_key else ())
+                headers = [(b"www-authenticate", b"Bearer")] if is_key else []
             else:
-                await exchange.answer_error(*_own(error, exchange.scope))
+                error, headers = _own(error, exchange.scope)
+            body = None
+            if exchange.scope["path"].startswith(ANTHROPIC):
+                body = anthropic_error_body(error)
+                headers = [*headers, (b"request-id", body["request_id"].encode())]
+            await exchange.answer_error(error, headers, body)
         except SlowReader:
             log.info("client_cut", path=exchange.scope["path"])
 
@@ -150,11 +158,13 @@ async def _not_a_page(exchange: Exchange) -> None:
 
 def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
     streams, completions = service.streams, Completions(service)
-    native, admin = Native(service), Admin(service)
+    native, admin, messages = Native(service), Admin(service), Messages(service, completions)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
         RouteSpec("POST", "/v1/chat/completions", streams.again(completions.chat), ChatRequest),
         RouteSpec("POST", "/v1/completions", streams.again(completions.completion), CompletionRequest),
+        RouteSpec("POST", "/v1/messages", streams.again(messages.create), MessagesRequest),
+        RouteSpec("POST", "/v1/messages/count_tokens", messages.count_tokens, CountTokensRequest),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),

@@ -168,11 +168,12 @@ class Exchange:
         """Send a complete JSON answer."""
         await self.answer(status, orjson.dumps(value), headers=headers)
 
-    async def answer_error(self, error: StreamServeError, headers: Headers = ()) -> None:
-        """Send an error with its status, its body and, when the queue is full, the time to come back."""
+    async def answer_error(self, error: StreamServeError, headers: Headers = (), body: dict[str, Any] | None = None) -> None:
+        """Send an error with its status, its body (OpenAI's shape without one) and, when the queue is full, the time to come
+        back."""
         if isinstance(error, QueueFull):
             headers = [*headers, (b"retry-after", str(ceil(error.retry_after_s)).encode())]
-        await self.answer_json(error_body(error), error.status, headers)
+        await self.answer_json(error_body(error) if body is None else body, error.status, headers)
 
 
 def _put_nothing(part: bytes) -> bool:

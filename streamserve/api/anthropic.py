@@ -1,0 +1,185 @@
+"""Anthropic's Messages API: bodies to runs, and runs to messages, whole or as events.
+
+Owns how a message is run and answered. What bodies mean is in anthropic_schema.py, what answers look like in anthropic_events.py;
+tokens, tools and grammars are those of a chat.
+"""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from streamserve.api.anthropic_events import (
+    Blocks,
+    End,
+    MessageEvents,
+    NamedEvent,
+    anthropic_error_body,
+    end_of,
+    message_json,
+    usage_json,
+    whole_blocks,
+)
+from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, Translation, read_body, translate
+from streamserve.api.openai import Completions, Prepared
+from streamserve.api.schema import load_object
+from streamserve.api.service import Service
+from streamserve.api.sse import Events
+from streamserve.api.stream import Piece, Run, collect, events_of
+from streamserve.api.wire import Exchange, Headers, leaving_noticed, unforeseen
+from streamserve.errors import InvalidRequest, SlowReader, StreamServeError
+
+__all__ = ["Messages", "anthropic_error_body"]
+
+WARNING = b"x-streamserve-warning"
+# What a chat calls the fields of these bodies, where an error names one.
+_FIELDS = {
+    "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "max_completion_tokens": "max_tokens",
+    "max_thinking_tokens": "thinking.budget_tokens",
+    "reasoning_effort": "output_config.effort",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked request: its run, not yet started. `is_capped`: the context ends before max_tokens does."""
+
+    run: Run
+    model: str
+    headers: Headers
+    is_capped: bool
+    omits_thinking: bool
+    more: dict[str, Any]  # fields that only some answers have
+
+    def end(self, piece: Piece) -> End:
+        """How the answer ended with its last piece."""
+        assert piece.finish_reason is not None
+        end = end_of(piece.finish_reason, piece.matched_stop)
+        return End("model_context_window_exceeded") if self.is_capped and piece.finish_reason == "length" else end
+
+
+class Messages:
+    """These routes."""
+
+    def __init__(self, service: Service, completions: Completions) -> None:
+        self._service = service
+        self._completions = completions
+
+    # ---- routes --------------------------------------------------------------------------------------------------
+
+    async def create(self, exchange: Exchange) -> None:
+        """POST /v1/messages"""
+        request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), MessagesRequest)
+        job = await self._job(request)
+        if request.stream:
+            produce = partial(self._stream, job)
+            await self._service.streams.answer(exchange, job.run, produce, job.headers, is_resumable=request.resumable)
+            return
+        self._service.streams.check_whole(exchange, request.resumable)
+        run = job.run
+        with self._service.live(run):
+            async with leaving_noticed(exchange, run.abort):
+                await run.start()
+                (piece,) = await collect(run)
+                await exchange.answer_json(
+                    self._whole(job, piece), headers=[(b"x-request-id", run.call.id.encode()), *job.headers]
+                )
+
+    async def count_tokens(self, exchange: Exchange) -> None:
+        """POST /v1/messages/count_tokens: the tokens of the prompt that the same body would make."""
+        request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), CountTokensRequest)
+        prepared = await self._prepare(translate(request))
+        (prompt,) = prepared.run.call.prompts
+        await exchange.answer_json({"input_tokens": len(prompt.token_ids)})
+
+    # ---- bodies to jobs ------------------------------------------------------------------------------------------
+
+    async def _prepare(self, given: Translation) -> Prepared:
+        """Its length is still open: as with Anthropic, an answer ends where the context does, if that is before max_tokens."""
+        try:
+            return await self._completions.prepare_chat(given.chat, kind="msg")
+        except InvalidRequest as error:
+            raise _renamed(error) from None
+
+    async def _job(self, request: MessagesRequest) -> Job:
+        given = translate(request)
+        prepared = await self._prepare(given)
+        call = prepared.run.call
+        room = self._service.client.facts().context_len - len(call.prompts[0].token_ids)
+        limit = max(1, min(request.max_tokens, room))  # 0 is for those who want the prompt in the cache, and nothing else
+        sampling = replace(call.sampling, max_new_tokens=limit)
+        call = replace(call, sampling=sampling, drops_output=request.max_tokens == 0)
+        headers = [(b"request-id", call.id.encode())]
+        headers += [(WARNING, warning.encode()) for warning in given.warnings]
+        return Job(
+            run=self._service.run(call),
+            model=self._service.model_name,
+            headers=headers,
+            is_capped=request.max_tokens > room,
+            omits_thinking=request.thinking is not None and request.thinking.display == "omitted",
+            more={} if request.context_management is None else {"context_management": await self._edits(given.cleared)},
+        )
+
+    async def _edits(self, cleared: Sequence[str]) -> dict[str, Any]:
+        """What became of the wish to leave thoughts out."""
+        if not cleared:
+            return {"applied_edits": []}
+        num_tokens = 0
+        for thought in cleared:
+            num_tokens += len(await self._service.prompts.of_text(thought, "messages", add_special_tokens=False))
+        counts = {"cleared_thinking_turns": len(cleared), "cleared_input_tokens": num_tokens}
+        return {"applied_edits": [{"type": "clear_thinking_20251015", **counts}]}
+
+    # ---- jobs to answers -----------------------------------------------------------------------------------------
+
+    def _whole(self, job: Job, piece: Piece) -> dict[str, Any]:
+        blocks = Blocks(omits_thinking=job.omits_thinking)
+        content = whole_blocks([*blocks.take(events_of(piece)), *blocks.finish()])
+        return message_json(job.run.call.id, job.model, content, job.end(piece), usage_json(job.run.usage), **job.more)
+
+    async def _stream(self, job: Job, stream: Events) -> None:
+        blocks, shape = Blocks(omits_thinking=job.omits_thinking), MessageEvents()
+        has_begun = False
+
+        def emit(piece: Piece) -> Awaitable[None] | None:
+            nonlocal has_begun
+            made: list[NamedEvent] = []
+            if not has_begun:  # not earlier: what the cache held is known by now, and clients read it here
+                has_begun = True
+                usage = {**usage_json(job.run.usage), "output_tokens": 0}
+                made += shape.opening(message_json(job.run.call.id, job.model, [], None, usage))
+            made += shape.of(blocks.take(events_of(piece)))
+            if piece.finish_reason is not None:
+                made += shape.of(blocks.finish())
+                made += shape.closing(job.end(piece), usage_json(job.run.usage), **job.more)
+            return stream.named(*made) if made else None
+
+        try:
+            await job.run.deliver(emit)
+        except SlowReader:
+            raise
+        except Exception as failure:  # the status is sent: what remains is an event that says so
+            error = failure if isinstance(failure, StreamServeError) else unforeseen(failure, id=job.run.call.id)
+            job.run.outcome = error.code
+            waits_for = stream.named(*shape.failure(error))
+            if waits_for is not None:
+                await waits_for
+        await stream.end()
+
+
+def _renamed(error: InvalidRequest) -> InvalidRequest:
+    """The same error, naming the field of these bodies that a chat's field was made from."""
+    param, message = error.param or "", str(error)
+    for theirs, ours in _FIELDS.items():
+        if param == theirs or param.startswith((f"{theirs}.", f"{theirs}[")):
+            renamed = ours + param[len(theirs) :]
+            break
+    else:
+        renamed = param.replace(".function.parameters", ".input_schema").replace(".function", "")
+    if renamed == param:
+        return error
+    return type(error)(message.replace(param, renamed), param=renamed)
