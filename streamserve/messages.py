@@ -54,7 +54,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
-        for name, low, high in _RANGES:
+        for name, low, high in RANGES:
             value = getattr(self, name)
             if value is None:
                 continue
@@ -78,7 +78,7 @@ class SamplingParams:
         return self.temperature < 1e-6 or self.top_k == 1
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_new_tokens", 1, 10_000_000),
     ("min_new_tokens", 0, 10_000_000),
     ("temperature", 0.0, 100.0),
@@ -92,7 +92,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
 )
-assert {name for name, _, _ in _RANGES} <= {f.name for f in fields(SamplingParams)}
+assert {name for name, _, _ in RANGES} <= {f.name for f in fields(SamplingParams)}
 
 
 @dataclass(frozen=True, slots=True)
