@@ -1,6 +1,6 @@
 """Anthropic's Messages API: bodies to runs, and runs to messages, whole or as events.
 
-Owns how a message is run and answered. What bodies mean is in anthropic_schema.py, what answers look like in anthropic_events.py;
+Owns how a message is run and answered. What bodies mean is in anthropic_chat.py, what answers look like in anthropic_events.py;
 tokens, tools and grammars are those of a chat.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from streamserve.api.anthropic_chat import Translation, translate
 from streamserve.api.anthropic_events import (
     Blocks,
     End,
@@ -20,7 +21,7 @@ from streamserve.api.anthropic_events import (
     usage_json,
     whole_blocks,
 )
-from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, Translation, read_body, translate
+from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
 from streamserve.api.openai import Completions, Prepared
 from streamserve.api.schema import load_object
 from streamserve.api.service import Service

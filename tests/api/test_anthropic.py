@@ -6,7 +6,8 @@ import httpx
 import msgspec
 import pytest
 
-from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, Translation, read_body, translate
+from streamserve.api.anthropic_chat import Translation, translate
+from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
 from streamserve.errors import EngineStopped, InvalidRequest, QueueFull
 from streamserve.messages import Delta, FinishReason
 from tests.api.anthropic_checks import joined, parse_events

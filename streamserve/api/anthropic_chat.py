@@ -1,0 +1,353 @@
+"""Bodies of Anthropic's Messages API in the words of a chat: how blocks become turns, and settings those of a chat.
+
+Owns what these bodies mean. Knows nothing of tokens, runs or answers.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import orjson
+from msgspec import Struct
+
+from streamserve.api.anthropic_events import unseal
+from streamserve.api.anthropic_schema import (
+    ALLOWED,
+    Block,
+    ContextManagement,
+    CountTokensRequest,
+    DocumentBlock,
+    ImageBlock,
+    Keep,
+    MessagesRequest,
+    OutputConfig,
+    RedactedThinkingBlock,
+    SearchResultBlock,
+    TextBlock,
+    Thinking,
+    ThinkingBlock,
+    Tool,
+    ToolReferenceBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
+from streamserve.api.schema import (
+    ChatRequest,
+    FunctionDefinition,
+    Message,
+    ToolCall,
+    ToolDefinition,
+    ToolFunction,
+    check_range,
+    show,
+)
+from streamserve.errors import InvalidRequest
+
+# Claude Code's first line of a system prompt. It differs in every request, so that no prefix would ever be found in the cache.
+BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
+OLD_NAME = "output_format"  # of output_config.format
+MAX_TOKENS = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A request in the words of a chat. `cleared`: thoughts that it asked to leave out. `warnings`: what of it has no effect."""
+
+    chat: ChatRequest
+    cleared: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def translate(request: CountTokensRequest) -> Translation:
+    """The request in the words of a chat. Raises InvalidRequest naming the field at fault."""
+    turns = _Turns(request)
+    thinking = request.thinking
+    chat = ChatRequest(
+        model=request.model,
+        messages=turns.made,
+        continue_final_message=turns.is_open,
+        add_generation_prompt=not turns.is_open,
+        chat_template_kwargs=_thinking_switch(thinking),
+        tools=_tools(request, turns.references),
+        **_calls(request),
+        **_output(request),
+    )
+    if thinking is not None and thinking.type == "enabled":
+        chat.max_thinking_tokens = thinking.budget_tokens
+    if isinstance(request, MessagesRequest):
+        _add_sampling(request, chat)
+    return Translation(chat, tuple(turns.cleared), tuple(_warnings(request)))
+
+
+def _warnings(request: CountTokensRequest) -> Iterator[str]:
+    if any(isinstance(block, RedactedThinkingBlock) for turn in request.messages for block in _as_blocks(turn.content)):
+        yield "redacted_thinking has no effect: only Anthropic can read it"
+    if isinstance(request, MessagesRequest):
+        if request.metadata is not None and request.metadata.user_id is not None:
+            yield "metadata.user_id has no effect: this server keeps no accounts"
+        if request.service_tier == "standard_only":
+            yield "service_tier has no effect: there is one tier"
+
+
+def _add_sampling(request: MessagesRequest, chat: ChatRequest) -> None:
+    check_range("max_tokens", request.max_tokens, 0, MAX_TOKENS)
+    if request.temperature is not None and not 0 <= request.temperature <= 1:
+        raise InvalidRequest(f"temperature is {request.temperature}; allowed is 0 to 1", param="temperature")
+    thinking = request.thinking
+    if thinking is not None and thinking.type == "enabled":
+        budget = thinking.budget_tokens
+        if budget is None:
+            raise InvalidRequest("thinking.budget_tokens is missing", param="thinking.budget_tokens")
+        if not 1 <= budget < request.max_tokens:
+            raise InvalidRequest(
+                f"thinking.budget_tokens is {budget}; allowed is 1 to {request.max_tokens - 1}, below max_tokens, "
+                f"which holds thought and answer",
+                param="thinking.budget_tokens",
+            )
+    chat.stop = request.stop_sequences
+    chat.stream, chat.resumable = request.stream, request.resumable
+    chat.temperature, chat.top_p, chat.top_k, chat.seed = request.temperature, request.top_p, request.top_k, request.seed
+    chat.priority, chat.timeout = request.priority, request.timeout
+
+
+def _thinking_switch(thinking: Thinking | None) -> dict[str, Any]:
+    """Templates have two names for one switch. Who does not ask for thinking gets none, as with Anthropic."""
+    wants = thinking is not None and thinking.type != "disabled"
+    return {"enable_thinking": wants, "thinking": wants}
+
+
+def _output(request: CountTokensRequest) -> dict[str, Any]:
+    config = request.output_config or OutputConfig()
+    if config.format is not None and request.output_format is not None:
+        raise InvalidRequest(f"{OLD_NAME} and output_config.format are both given; only one can be", param=OLD_NAME)
+    made: dict[str, Any] = {}
+    if (wanted := config.format or request.output_format) is not None:
+        schema = {"name": "output", "schema": wanted.schema, "strict": True}
+        made["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if config.effort is not None:  # models know three levels
+        made["reasoning_effort"] = config.effort if config.effort in ("low", "medium") else "high"
+    return made
+
+
+# ---- tools ----------------------------------------------------------------------------------------------------------------
+
+
+def _tools(request: CountTokensRequest, references: Mapping[str, str]) -> list[ToolDefinition] | None:
+    """The tools that the model knows of at this point."""
+    given = request.tools or []
+    names = {tool.name for tool in given}
+    for name, path in references.items():
+        if name not in names:
+            raise InvalidRequest(f"{path}.tool_name is {show(name)}; tools has none of that name", param=f"{path}.tool_name")
+    known = [tool for tool in given if not tool.defer_loading or tool.name in references]
+    if given and not known:
+        raise InvalidRequest("defer_loading is true for all tools; the model needs one to begin with", param="tools")
+    return [_tool(tool) for tool in known] or None
+
+
+def _tool(tool: Tool) -> ToolDefinition:
+    description = tool.description or ""
+    if tool.input_examples:
+        lines = [orjson.dumps(example).decode() for example in tool.input_examples]
+        description = "\n".join([description, "Examples of its input:", *lines]).lstrip()
+    return ToolDefinition(function=FunctionDefinition(tool.name, description, tool.input_schema, tool.strict))
+
+
+def _calls(request: CountTokensRequest) -> dict[str, Any]:
+    choice = request.tool_choice
+    if choice is None:
+        return {}
+    if not request.tools and choice.type != "none":
+        raise InvalidRequest(f"tool_choice is {choice.type}, but there are no tools", param="tool_choice")
+    made: dict[str, Any] = {}
+    if choice.disable_parallel_tool_use:
+        made["parallel_tool_calls"] = False
+    if choice.type != "tool":
+        if choice.name is not None:
+            raise InvalidRequest(f"tool_choice.name is given, but tool_choice.type is {choice.type}", param="tool_choice.name")
+        return {**made, "tool_choice": "required" if choice.type == "any" else choice.type}
+    if choice.name is None:
+        raise InvalidRequest("tool_choice.name is missing", param="tool_choice.name")
+    return {**made, "tool_choice": {"type": "function", "function": {"name": choice.name}}}
+
+
+# ---- messages ---------------------------------------------------------------------------------------------------------------
+
+
+class _Turns:
+    """The conversation as a chat's messages. Neighbours of one role become one turn: templates expect roles to alternate.
+
+    `is_open`: the last one is the assistant's, to be continued. `references`: tools that results named, and where. `cleared`:
+    thoughts that were left out.
+    """
+
+    def __init__(self, request: CountTokensRequest) -> None:
+        self.made: list[Message] = []
+        self.references: dict[str, str] = {}
+        self.cleared: list[str] = []
+        self._names: dict[str, str] = {}  # of the tools that were called, by the call's id
+        system = list(_system(request.system or ()))
+        rest = list(enumerate(request.messages))
+        while rest and rest[0][1].role == "system":
+            index, turn = rest.pop(0)
+            system += _system(_checked(turn, index))
+        if text := "\n".join(system):
+            self.made.append(Message(role="system", content=text))
+        if not rest:
+            raise InvalidRequest("messages holds no message of a user; at least one is needed", param="messages")
+        without_thought = _turns_to_clear(request)
+        for index, turn in rest:
+            blocks = _checked(turn, index)
+            if turn.role == "assistant":
+                self._assistant(blocks, keeps_thought=index not in without_thought)
+            elif turn.role == "system":
+                self._add("system", "\n".join(_system(blocks)))
+            else:
+                self._user(blocks, f"messages[{index}]")
+        self.is_open = self._ends_open(rest[-1][0])
+
+    def _ends_open(self, index: int) -> bool:
+        last = self.made[-1]
+        if last.role != "assistant":
+            return False
+        if last.tool_calls:
+            raise InvalidRequest(
+                f"messages[{index}] ends with a tool_use; a message with its tool_result has to follow",
+                param=f"messages[{index}]",
+            )
+        if last.content:
+            return True
+        self.made.pop()  # nothing to continue: an answer begins
+        return False
+
+    def _add(self, role: str, text: str) -> None:
+        last = self.made[-1] if self.made else None
+        if last is not None and last.role == role:
+            last.content = f"{last.content}\n{text}"
+        else:
+            self.made.append(Message(role=role, content=text))
+
+    def _user(self, blocks: Sequence[Block], path: str) -> None:
+        texts: list[str] = []
+        for index, block in enumerate(blocks):
+            where = f"{path}.content[{index}]"
+            if isinstance(block, ToolResultBlock):
+                if texts:
+                    self._add("user", "\n".join(texts))
+                    texts = []
+                self._result(block, where)
+            else:
+                texts.append(_text(block, where))
+        if texts or not blocks:
+            self._add("user", "\n".join(texts))
+
+    def _result(self, block: ToolResultBlock, path: str) -> None:
+        name = self._names.get(block.tool_use_id)
+        if name is None:
+            raise InvalidRequest(
+                f"{path}.tool_use_id is {show(block.tool_use_id)}; no tool_use before it has that id", param=f"{path}.tool_use_id"
+            )
+        parts: list[str] = []
+        for index, part in enumerate(_as_blocks(block.content)):
+            where = f"{path}.content[{index}]"
+            if isinstance(part, ToolReferenceBlock):
+                self.references.setdefault(part.tool_name, where)
+                parts.append(f"The tool {part.tool_name} can be used now.")
+            else:
+                parts.append(_text(part, where))
+        text = "\n".join(parts)
+        if block.is_error and not text.lower().startswith("error"):
+            text = f"Error: {text}" if text else "Error"
+        self.made.append(Message(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
+
+    def _assistant(self, blocks: Sequence[Block], *, keeps_thought: bool) -> None:
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        for block in blocks:
+            if isinstance(block, TextBlock):
+                texts.append(block.text)
+            elif isinstance(block, ThinkingBlock):
+                thoughts.append(block.thinking or unseal(block.signature) or "")
+            elif isinstance(block, ToolUseBlock):
+                self._names[block.id] = block.name
+                arguments = orjson.dumps(block.input).decode()
+                calls.append(ToolCall(function=ToolFunction(name=block.name, arguments=arguments), id=block.id))
+        thought = "\n".join(filter(None, thoughts))
+        if thought and not keeps_thought:
+            self.cleared.append(thought)
+            thought = ""
+        last = self.made[-1] if self.made else None
+        if last is None or last.role != "assistant":
+            last = Message(role="assistant", content="")
+            self.made.append(last)
+        last.content = f"{last.content}{''.join(texts)}"
+        last.tool_calls = [*(last.tool_calls or ()), *calls] or None
+        if thought:
+            last.reasoning_content = "\n".join(filter(None, (last.reasoning_content, thought)))
+
+
+def _turns_to_clear(request: CountTokensRequest) -> frozenset[int]:
+    """The messages whose thoughts the request asks to leave out."""
+    keeps: list[int] = []
+    for index, edit in enumerate((request.context_management or ContextManagement()).edits or []):
+        keep = Keep("all") if edit.keep == "all" else edit.keep or Keep("thinking_turns", 1)
+        assert isinstance(keep, Keep)
+        if keep.type == "thinking_turns":
+            if keep.value is None or keep.value < 1:
+                param = f"context_management.edits[{index}].keep.value"
+                raise InvalidRequest(f"{param} is {show(keep.value)}; allowed is 1 and more", param=param)
+            keeps.append(keep.value)
+    if not keeps:
+        return frozenset()
+    thinking = [
+        index
+        for index, turn in enumerate(request.messages)
+        if turn.role == "assistant" and any(isinstance(block, ThinkingBlock) for block in _as_blocks(turn.content))
+    ]
+    return frozenset(thinking[: -min(keeps)])
+
+
+def _as_blocks(content: str | Sequence[Any] | None) -> Sequence[Any]:
+    """A text is short for one block of it."""
+    if isinstance(content, str):
+        return (TextBlock(content),)
+    return content or ()
+
+
+def _checked(turn: Turn, index: int) -> Sequence[Any]:
+    """A message's blocks, all of kinds that its role may have."""
+    blocks = _as_blocks(turn.content)
+    for position, block in enumerate(blocks):
+        if not isinstance(block, ALLOWED[turn.role]):
+            _refuse(block, turn.role, f"messages[{index}].content[{position}]")
+    return blocks
+
+
+def _refuse(block: Struct, role: str, path: str) -> NoReturn:
+    kind = block.__struct_config__.tag
+    if isinstance(block, (ImageBlock, DocumentBlock)):
+        raise InvalidRequest(f"{path}.type is {kind}; this model takes text only", param=f"{path}.type")
+    allowed = ", ".join(str(kind.__struct_config__.tag) for kind in ALLOWED[role])
+    raise InvalidRequest(f"{path}.type is {kind}; a message of role {role} may hold {allowed}", param=f"{path}.type")
+
+
+def _system(content: str | Iterable[TextBlock]) -> Iterator[str]:
+    """Texts of a system prompt, without the line that is for Anthropic's accounts."""
+    for block in _as_blocks(content if isinstance(content, str) else list(content)):
+        line = BILLING_LINE.match(block.text)
+        text = block.text[line.end() :] if line else block.text
+        if text:
+            yield text
+
+
+def _text(block: Any, path: str) -> str:
+    if isinstance(block, TextBlock):
+        return block.text
+    if not isinstance(block, SearchResultBlock):
+        _refuse(block, "user", path)
+    if block.citations is not None and block.citations.enabled:
+        raise InvalidRequest(f"{path}.citations is enabled; answers here hold no citations", param=f"{path}.citations")
+    return "\n".join([f"{block.title} ({block.source})", *(part.text for part in block.content)])
