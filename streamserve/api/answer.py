@@ -41,20 +41,33 @@ class Reading:
 
     `splitter` parts thoughts from the rest, `parser` finds calls in that rest; None: there is nothing to find. `marker_ids` are
     control tokens whose text the two need to see; `hidden` are the texts of those, which must not reach the client as content.
-    `streams_thought` False: a thought comes as one event when it is over.
+    `has_thoughts`: the answer may hold some. `streams_thought` False: a thought comes as one event when it is over. `max_calls`:
+    the answer is over with the last of so many calls; None: any number.
     """
 
     splitter: Callable[[], Splitter] | None = None
     parser: Callable[[], Parser] | None = None
     marker_ids: frozenset[int] = frozenset()
     hidden: tuple[str, ...] = ()
+    has_thoughts: bool = False
     streams_thought: bool = True
+    max_calls: int | None = None
 
 
 class AnswerReader:
     """Reads one choice: pieces of text in, events out. Neighbouring events of one kind are joined."""
 
-    __slots__ = ("_events", "_has_calls", "_hidden", "_parser", "_splitter", "_streams_thought", "_thought")
+    __slots__ = (
+        "_events",
+        "_hidden",
+        "_is_beyond",
+        "_max_calls",
+        "_num_calls",
+        "_parser",
+        "_splitter",
+        "_streams_thought",
+        "_thought",
+    )
 
     def __init__(self, reading: Reading) -> None:
         self._splitter = None if reading.splitter is None else reading.splitter()
@@ -62,7 +75,9 @@ class AnswerReader:
         self._hidden = reading.hidden
         self._streams_thought = reading.streams_thought
         self._thought: list[str] = []  # of a thought that is to come as a whole
-        self._has_calls = False
+        self._max_calls = reading.max_calls
+        self._num_calls = 0
+        self._is_beyond = False  # another call has begun, behind the last one that there may be
         self._events: list[Event] = []
 
     def push(self, text: str) -> list[Event]:
@@ -83,9 +98,9 @@ class AnswerReader:
         if self._parser is not None:
             for event in self._parser.finish():
                 self._add(event)
-            is_cut = self._parser.is_inside_call
+            is_cut = self._parser.is_inside_call and not self._is_beyond
         self._release_thought()
-        has_called = self._has_calls and not is_cut and finish_reason == FinishReason.STOP
+        has_called = self._num_calls > 0 and not is_cut and finish_reason == FinishReason.STOP
         return self._given(), TOOL_CALLS if has_called else finish_reason
 
     def _take(self, split: Iterable[Content | Thought]) -> None:
@@ -102,6 +117,18 @@ class AnswerReader:
             for event in self._parser.push(text):
                 self._add(event)
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the answer may be over before the model ends it."""
+        return self._max_calls is not None
+
+    @property
+    def is_over(self) -> bool:
+        """As many calls as there may be are made, the last of them whole."""
+        if self._parser is None or self._num_calls != self._max_calls:
+            return False
+        return self._is_beyond or not self._parser.is_inside_call
+
     def _add(self, event: Event) -> None:
         match event:
             case Thought(text):
@@ -115,9 +142,11 @@ class AnswerReader:
                     text = text.replace(marker, "")
                 if text:
                     self._join(Content(text))
+            case CallBegan(index, _, _) | CallGrew(index, _) if index == self._max_calls or self._is_beyond:
+                self._is_beyond = True
             case CallBegan(index, name, id):
                 self._release_thought()
-                self._has_calls = True
+                self._num_calls = index + 1
                 self._events.append(event if id is not None else CallBegan(index, name, new_call_id()))
             case CallGrew(_, arguments):
                 if arguments:

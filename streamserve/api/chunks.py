@@ -21,7 +21,7 @@ from streamserve.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a client wants to see beside text. `top_logprobs` None: no log-probabilities; `prompt_logprobs` None: none of the prompt.
+    """What a client wants to see beside text. `top_logprobs` None: no log-probabilities, and so `prompt_logprobs` of the prompt.
 
     `has_thoughts`, `has_calls`: the answer may hold such. `is_legacy`: a call is shown in OpenAI's older form, function_call.
     `best`: of each prompt's choices only so many are shown, the likeliest; None: all.

@@ -62,6 +62,7 @@ _BOTH: tuple[Field, ...] = (
         no_stop_trim="the stop string stays in the text",
         skip_special_tokens="false: control tokens show in the text",
         stream="server-sent events",
+        resumable="the stream goes on for a while when its client leaves, and can be read on: api/resume.py",
         stream_options="include_usage, continuous_usage_stats; include_obfuscation true is accepted with a warning",
         return_token_ids="token_ids and prompt_token_ids beside the text",
         prompt_logprobs="vLLM's: log-probabilities of the prompt's tokens, with so many alternatives",
@@ -210,12 +211,12 @@ TABLES: Mapping[str, tuple[Field, ...]] = {
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 
 
-def warnings_of(fields: Iterable[Field], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """A sentence for each field of `given` that has no effect. Fields left out, and harmless values, say nothing."""
+def warnings_of(fields: Iterable[Field], request: object) -> tuple[str, ...]:
+    """A sentence for each field of a body that has no effect. Fields left out, and harmless values, say nothing."""
     return tuple(
         f"{field.name} has no effect: {field.note}"
-        for field in fields
-        if field.decision is Decision.WARNED and given.get(field.name) is not None and given[field.name] not in field.harmless
+        for field in (*fields, *_BOTH)
+        if field.decision is Decision.WARNED and getattr(request, field.name) not in (None, *field.harmless)
     )
 
 

@@ -3,19 +3,23 @@
 Owns what the fields of both bodies mean. Knows nothing of WebSocket, whose frames carry the same bodies and chunks.
 """
 
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import orjson
 
+from streamserve.api.answer import Reading
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
+from streamserve.api.fields import CHAT, COMPLETION, warnings_of
+from streamserve.api.forms import Forms, template_variables
 from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import (
     MAX_CHOICES_PER_PROMPT,
     ChatRequest,
     CompletionRequest,
+    ControlRequest,
     Sampled,
     TokenizeRequest,
     check_range,
@@ -29,13 +33,16 @@ from streamserve.api.schema import (
 from streamserve.api.service import SAMPLING_FIELDS, Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
-from streamserve.api.wire import Exchange, leaving_noticed, unforeseen
-from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
-from streamserve.messages import MAX_LOGPROBS, SamplingParams
+from streamserve.api.wire import Exchange, Headers, leaving_noticed, unforeseen
+from streamserve.errors import InvalidRequest, NotFound, SlowReader, StreamServeError, error_body
+from streamserve.messages import MAX_LOGPROBS, Guidance, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 MAX_CHOICES = 1024
 MAX_TOKENS = 10_000_000
+MAX_PRIORITY = 1_000_000
+MAX_TIMEOUT_S = 86_400
+END_REASONING = "end_reasoning"
 DONE = b"[DONE]"
 
 
@@ -56,6 +63,7 @@ class Job:
     shape: Shape
     wants_stream: bool
     is_resumable: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Completions:
@@ -63,6 +71,7 @@ class Completions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._forms = Forms(service.text, service.config)
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
 
@@ -70,7 +79,14 @@ class Completions:
         """A chat body, checked. Raises RequestError naming the field at fault."""
         request = convert(given, ChatRequest)
         prepared = await self.prepare_chat(request, is_socket=is_socket)
-        return self._job(ChatShape, prepared.run, wishes_of(request, prepared.top_logprobs), request)
+        reading = prepared.run.call.reading
+        wishes = replace(
+            wishes_of(request, prepared.top_logprobs),
+            has_thoughts=reading is not None and reading.has_thoughts,
+            has_calls=reading is not None and reading.parser is not None,
+            is_legacy=request.functions is not None,
+        )
+        return self._job(ChatShape, prepared.run, wishes, request, prepared.warnings)
 
     async def prepare_chat(self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False) -> Prepared:
         """A chat in whatever dialect it came, checked and tokenised; `kind` begins its id. For how to run it see api/answer.py.
@@ -86,42 +102,72 @@ class Completions:
         check_range("max_tokens", request.max_tokens, 1, MAX_TOKENS)
         check_range("max_completion_tokens", request.max_completion_tokens, 1, MAX_TOKENS)
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        sampling = self._sampling(request, max_tokens, logprobs=top_logprobs)
-        prompt = await self._service.prompts.of_chat(messages_of(request.messages), chat_options(request))
+        sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
+        messages = messages_of(request.messages)
+        form = await self._forms.of_chat(request)
+        prompt = await self._service.prompts.of_chat(messages, chat_options(request, form.shown_tools))
         self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
-        call = self._call(kind, request, (Prompt(prompt),), sampling)
-        return Prepared(self._service.run(call), top_logprobs)
+        guidance, reading = form.behind(prompt)
+        call = self._call(kind, request, (Prompt(prompt),), sampling, guidance, reading)
+        warnings = (*warnings_of(CHAT, request), *self._forms.warnings_of(request), *_stream_warnings(request))
+        return Prepared(self._service.run(call), top_logprobs, warnings)
 
     async def completion_job(self, given: dict[str, Any], *, is_socket: bool = False) -> Job:
         """A text completion body, checked. Raises RequestError naming the field at fault."""
         request = convert(given, CompletionRequest)
         self._check_common(request, is_socket)
-        if request.best_of is not None and request.best_of != request.n:
-            raise InvalidRequest(
-                f"best_of is {request.best_of}; only best_of equal to n ({request.n}) is supported", param="best_of"
-            )
+        num_each = self._num_each(request, is_socket)
         check_range("logprobs", request.logprobs, 0, MAX_LOGPROBS)
         check_range("max_tokens", request.max_tokens, 0 if request.echo else 1, MAX_TOKENS)
+        guidance = await self._forms.of_completion(request)
         prompts = await self._prompts(request)
-        if len(prompts) * request.n > MAX_CHOICES:
+        if len(prompts) * num_each > MAX_CHOICES:
             raise InvalidRequest(
-                f"{len(prompts)} prompts with n {request.n} make {len(prompts) * request.n} choices; "
+                f"{len(prompts)} prompts with n {num_each} make {len(prompts) * num_each} choices; "
                 f"at most {MAX_CHOICES} are allowed",
-                param="n" if request.n > 1 else "prompt",
+                param="n" if request.n > 1 else "best_of" if num_each > 1 else "prompt",
             )
         max_tokens = self._completion_len(request, prompts)
-        sampling = self._sampling(request, max_tokens or 1, logprobs=request.logprobs, with_prompt=request.echo)
-        call = self._call("cmpl", request, prompts, sampling, drops_output=request.max_tokens == 0)
-        return self._job(TextShape, self._service.run(call), wishes_of(request, request.logprobs), request)
+        ranks = num_each > request.n
+        sampling = self._sampling(
+            request,
+            max_tokens or 1,
+            logprobs=0 if ranks and request.logprobs is None else request.logprobs,
+            prompt_logprobs=_most(request.prompt_logprobs, request.logprobs if request.echo else None),
+        )
+        call = self._call("cmpl", request, prompts, sampling, guidance, n=num_each, drops_output=request.max_tokens == 0)
+        wishes = replace(wishes_of(request, request.logprobs), best=request.n if ranks else None)
+        warnings = (*warnings_of(COMPLETION, request), *_stream_warnings(request))
+        return self._job(TextShape, self._service.run(call), wishes, request, warnings)
+
+    def _num_each(self, request: CompletionRequest, is_socket: bool) -> int:
+        """How many choices are generated for each prompt."""
+        best_of = request.best_of
+        check_range("best_of", best_of, 1, MAX_CHOICES_PER_PROMPT)
+        if best_of is None or best_of == request.n:
+            return request.n
+        if best_of < request.n:
+            raise InvalidRequest(f"best_of is {best_of}; allowed is {request.n} (n) or more", param="best_of")
+        if request.stream or is_socket:
+            raise InvalidRequest(
+                f"best_of is {best_of}; in a stream, where choices are shown before they are compared, only n ({request.n}) is "
+                f"allowed",
+                param="best_of",
+            )
+        return best_of
 
     def _check_common(self, request: Sampled, is_socket: bool) -> None:
         self._service.check_model(request.model)
         check_range("n", request.n, 1, MAX_CHOICES_PER_PROMPT)
+        check_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
+        check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if request.timeout is not None and not 0 < request.timeout <= MAX_TIMEOUT_S:
+            raise InvalidRequest(f"timeout is {request.timeout:g}; allowed is above 0 up to {MAX_TIMEOUT_S} s", param="timeout")
         if request.stream_options is not None and not request.stream and not is_socket:
             raise InvalidRequest("stream_options is given but stream is not true", param="stream_options")
 
     def _sampling(
-        self, request: Sampled, max_tokens: int | None, *, logprobs: int | None, with_prompt: bool = False
+        self, request: Sampled, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None
     ) -> SamplingParams:
         check_range("min_tokens", request.min_tokens, 0, MAX_TOKENS if max_tokens is None else max_tokens)
         given = {name: getattr(request, name) for name in (*SAMPLING_FIELDS, "seed") if getattr(request, name) is not None}
@@ -133,7 +179,7 @@ class Completions:
             stop_token_ids=frozenset(self._service.prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")),
             ignore_eos=request.ignore_eos,
             logprobs=logprobs,
-            prompt_logprobs=logprobs if with_prompt else None,
+            prompt_logprobs=prompt_logprobs,
             **{**defaults, **given},
         )
 
@@ -186,7 +232,16 @@ class Completions:
         return request.max_tokens
 
     def _call(
-        self, kind: str, request: Sampled, prompts: tuple[Prompt, ...], sampling: SamplingParams, *, drops_output: bool = False
+        self,
+        kind: str,
+        request: Sampled,
+        prompts: tuple[Prompt, ...],
+        sampling: SamplingParams,
+        guidance: Guidance | None,
+        reading: Reading | None = None,
+        *,
+        n: int | None = None,
+        drops_output: bool = False,
     ) -> Call:
         if len(request.cache_salt) > 256:
             raise InvalidRequest(
@@ -196,7 +251,7 @@ class Completions:
             id=new_id(kind),
             prompts=prompts,
             sampling=sampling,
-            n=request.n,
+            n=request.n if n is None else n,
             stops=stops_of(request),
             keeps_stop=request.no_stop_trim,
             skips_special=request.skip_special_tokens,
@@ -204,11 +259,22 @@ class Completions:
             salt=request.cache_salt,
             is_chat=isinstance(request, ChatRequest),
             client_id=client_id_of(request),
+            reading=reading,
+            guidance=guidance,
+            priority=request.priority,
+            deadline_s=request.timeout,
         )
 
-    def _job(self, kind: type[ChatShape] | type[TextShape], run: Run, wishes: Wishes, request: Sampled) -> Job:
+    def _job(
+        self,
+        kind: type[ChatShape] | type[TextShape],
+        run: Run,
+        wishes: Wishes,
+        request: Sampled,
+        warnings: tuple[str, ...],
+    ) -> Job:
         shape = kind(run, self._service.model_name, wishes, self._service.text.tokenizer)
-        return Job(run, shape, request.stream, request.resumable)
+        return Job(run, shape, request.stream, request.resumable, warnings)
 
     # ---- routes --------------------------------------------------------------------------------------------------
 
@@ -220,17 +286,27 @@ class Completions:
         """POST /v1/completions"""
         await self._answer(exchange, await self.completion_job(load_object(await exchange.body(self._service.max_body_bytes))))
 
+    async def control(self, exchange: Exchange) -> None:
+        """POST /v1/chat/completions/control: end the reasoning of a live chat, so that its answer begins."""
+        request = convert(load_object(await exchange.body(self._service.max_body_bytes)), ControlRequest)
+        if request.action != END_REASONING:
+            raise InvalidRequest(f'action is {show(request.action)}; allowed is "{END_REASONING}"', param="action")
+        runs = self._service.named(request.id)
+        if not runs:
+            raise NotFound(f"no live request is called {show(request.id)}", param="id")
+        await exchange.answer_json({"id": request.id, "action": request.action, "ended": sum(run.end_thought() for run in runs)})
+
     async def _answer(self, exchange: Exchange, job: Job) -> None:
-        run, streams = job.run, self._service.streams
+        run, streams, headers = job.run, self._service.streams, warning_headers(job.warnings)
         if job.wants_stream:
-            await streams.answer(exchange, run, partial(self._stream, job), is_resumable=job.is_resumable)
+            await streams.answer(exchange, run, partial(self._stream, job), headers, is_resumable=job.is_resumable)
             return
         streams.check_whole(exchange, job.is_resumable)
         with self._service.live(run):
             async with leaving_noticed(exchange, run.abort):
                 await run.start()
                 pieces = await collect(run)
-                await exchange.answer_json(job.shape.whole(pieces), headers=[(b"x-request-id", run.call.id.encode())])
+                await exchange.answer_json(job.shape.whole(pieces), headers=[(b"x-request-id", run.call.id.encode()), *headers])
 
     async def _stream(self, job: Job, stream: Events) -> None:
         def emit(piece: Piece) -> Awaitable[None] | None:
@@ -261,11 +337,12 @@ def wishes_of(request: Sampled, top_logprobs: int | None) -> Wishes:
         running_usage=bool(options and options.continuous_usage_stats),
         token_ids=request.return_token_ids,
         top_logprobs=top_logprobs,
+        prompt_logprobs=request.prompt_logprobs,
     )
 
 
-def chat_options(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
-    """How the template is to end, and its own variables."""
+def chat_options(request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """How the template is to end, its tools, and its own variables."""
     continues = request.continue_final_message
     if continues and request.messages and request.messages[-1].role != "assistant":
         raise InvalidRequest("continue_final_message needs an assistant's message at the end", param="continue_final_message")
@@ -276,5 +353,22 @@ def chat_options(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     return {
         "add_generation_prompt": not continues if request.add_generation_prompt is None else request.add_generation_prompt,
         "continue_final_message": continues,
-        "kwargs": request.chat_template_kwargs,
+        "kwargs": template_variables(request) or None,
+        "tools": tools or None,
+        "allow_control_tokens": request.allow_control_tokens,
     }
+
+
+def warning_headers(warnings: Sequence[str]) -> Headers:
+    """What of a request has no effect, for its client to read."""
+    return [(b"x-streamserve-warning", "; ".join(warnings).encode("ascii", "replace"))] if warnings else []
+
+
+def _stream_warnings(request: Sampled) -> tuple[str, ...]:
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        return ("stream_options.include_obfuscation has no effect: events are as long as their text",)
+    return ()
+
+
+def _most(*given: int | None) -> int | None:
+    return max((value for value in given if value is not None), default=None)

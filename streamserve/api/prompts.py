@@ -4,7 +4,7 @@ Owns where tokenising runs: short texts on the loop, long ones in a worker threa
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -14,6 +14,7 @@ from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.messages import EngineFacts
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
+from streamserve.text.toolless import explained, spelt_out
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
 CHARS_PER_MESSAGE = 40  # what a template does for a message costs about as much as so much of its text
@@ -43,14 +44,36 @@ class Prompts:
         return await self._encode(encode, [text], param, is_long=is_long or len(text) > INLINE_CHARS)
 
     async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
-        """Token ids of a conversation; control tokens come from the template only, answers keep their tokens."""
+        """Token ids of a conversation; control tokens come from the template only, answers keep their tokens.
+
+        Tools and calls that the template would leave out are written into the messages.
+        """
+        tools = options.get("tools")
         texts = [message["content"] for message in messages]
-        is_long = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE > INLINE_CHARS
+        num_chars = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE
+        if tools:
+            texts.append(str(tools))  # an estimate of their JSON
+            num_chars += len(texts[-1])
+        num_chars += sum(len(str(message["tool_calls"])) for message in messages if "tool_calls" in message)
 
         def encode() -> list[int]:
-            return self._text.encode_chat(messages, **options, answers=self.answers)
+            chat, shown = self._fitted(messages, tools)
+            return self._text.encode_chat(chat, **{**options, "tools": shown}, answers=self.answers)
 
-        return await self._encode(encode, texts, "messages", is_long=is_long)
+        return await self._encode(encode, texts, "messages", is_long=num_chars > INLINE_CHARS)
+
+    def _fitted(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]:
+        """Messages and tools as this model's template can show them."""
+        template = self._text.template
+        if template is None:
+            return messages, tools
+        if not template.renders_calls:
+            messages = spelt_out(messages)
+        if tools and not template.renders_tools:
+            return explained(messages, str(tools)), None
+        return messages, tools
 
     async def _encode(self, encode: Callable[[], list[int]], texts: list[str], param: str, *, is_long: bool) -> tuple[int, ...]:
         if not is_long:

@@ -201,6 +201,13 @@ class DetokenizeRequest(Struct, kw_only=True):
     skip_special_tokens: bool = True
 
 
+class ControlRequest(Struct, kw_only=True):
+    """Body of POST /v1/chat/completions/control. `id` is the answer's, or the name its client gave it."""
+
+    id: str
+    action: str
+
+
 class AbortRequest(Struct, kw_only=True):
     """Body of POST /abort: one of the two."""
 

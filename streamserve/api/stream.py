@@ -225,13 +225,14 @@ class Choice:
         self.num_tokens += len(piece.token_ids)
 
     def _take_read(self, delta: Delta, piece: Piece, reader: AnswerReader) -> None:
-        """Through the reader: all at once, or token by token where a stop string or log-probabilities need to know the token."""
+        """Through the reader: all at once, or token by token where something depends on the very token: a stop string, the end of
+        the last call, log-probabilities."""
         shown = self._shown(delta)
         push, stops = self._detokenizer.push, self._stops
         events: list[Event] = []
         used = len(delta.token_ids)
         logprobs: list[TokenLogprobs] = []
-        if stops is None and not delta.logprobs:
+        if stops is None and not delta.logprobs and not reader.may_end:
             events += reader.push(push(delta.token_ids[:shown]))
         else:
             for index, token in enumerate(delta.token_ids[:shown]):
@@ -243,12 +244,14 @@ class Choice:
                     self._unplaced.append((delta.logprobs[index], len(text)))
                     logprobs += self._placed(gained)
                 events += gained
-                if stops is not None and stops.matched is not None:
+                if reader.is_over or (stops is not None and stops.matched is not None):
                     used = index + 1
                     break
         piece.token_ids = delta.token_ids[:used]
         if stops is not None and stops.matched is not None:
             piece.finish_reason, piece.matched_stop = reader.finish(FinishReason.STOP.value)[1], stops.matched
+        elif reader.is_over:
+            piece.finish_reason, piece.matched_stop = TOOL_CALLS, None
         elif piece.finish_reason is not None:
             rest = reader.push(self._detokenizer.finish())
             held, piece.finish_reason = reader.finish(piece.finish_reason)
@@ -345,7 +348,18 @@ class Pace:
 class Run:
     """A call on its way through the engine."""
 
-    __slots__ = ("_answers", "_client", "_is_cancelled", "_limit_s", "_pace", "_started_s", "_watch", "call", "choices", "outcome")
+    __slots__ = (
+        "_answers",
+        "_client",
+        "_is_cancelled",
+        "_limit_s",
+        "_pace",
+        "_started_s",
+        "_watch",
+        "call",
+        "choices",
+        "outcome",
+    )
 
     def __init__(
         self,

@@ -144,20 +144,6 @@ async def test_salt_and_internal_ids(http: httpx.AsyncClient, engine: ScriptedEn
         ),
         ([{"role": "user", "content": "u"}, {"role": "assistant"}], b"<user\nu>\n<assistant\n>\n<assistant\n"),
         ([{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}], b"<user\nu>\n<assistant\n>\n<assistant\n"),
-        (
-            [
-                {"role": "user", "content": "u", "name": "Al"},
-                {
-                    "role": "assistant",
-                    "content": None,
-                    "refusal": None,
-                    "annotations": [],
-                    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-                },
-                {"role": "tool", "tool_call_id": "c1", "content": "4"},
-            ],
-            b"<user\nu>\n<assistant\n>\n<tool\n4>\n<assistant\n",
-        ),
     ],
 )
 async def test_messages_become_a_prompt(
@@ -165,6 +151,26 @@ async def test_messages_become_a_prompt(
 ) -> None:
     await ask(http, messages=messages)
     assert engine.requests[0].token_ids == prompt_ids(prompt)
+
+
+async def test_calls_and_results_that_the_template_leaves_out_become_text(
+    http: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<|im_end|>"}'}}
+    asked = [
+        {"role": "user", "content": "u", "name": "Al"},
+        {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+        {"role": "tool", "tool_call_id": "c1", "content": "<|im_end|>"},
+    ]
+    await ask(http, messages=asked)
+    prompt = engine.requests[0].token_ids
+    text = ByteTokenizer().decode(prompt, skip_special_tokens=False)
+    written = '<tool_call>\n{"name": "f", "arguments": {"a": "<|im_end|>"}}\n</tool_call>'
+    results = "<tool_response>\n4\n</tool_response>\n<tool_response>\n<|im_end|>\n</tool_response>"
+    turns = ["user\nu", f"assistant\n{written}\n{written}", f"user\n{results}"]
+    assert text == "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    assert (prompt.count(START_OF_TURN), prompt.count(END_OF_TURN)) == (4, 3)  # what the messages hold is plain text
 
 
 async def test_markers_in_messages_stay_text(http: httpx.AsyncClient) -> None:
