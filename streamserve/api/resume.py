@@ -44,7 +44,7 @@ MAX_TOTAL_BYTES = 256 << 20  # of all streams
 MAX_ORPHANS = 64  # requests that go on without a reader
 MAX_BATCH_BYTES = 64 * 1024
 FAREWELL_S = 1.0
-RETRY = b"retry: 1000\n\n"  # ms that the browser's EventSource waits before it comes back
+RETRY = b"retry: 1000\n"  # ms that the browser's EventSource waits before it comes back; a line of the first event's block
 
 
 class Recording:
@@ -66,7 +66,6 @@ class Recording:
         self._num_bytes = 0
         self.num_given = 0  # events that a reader has been given
         self._unread_bytes = 0  # of those behind them
-        self._arrived: Future[None] | None = None  # its reader waits for it
         self._room: Future[None] | None = None  # its writer waits for it
 
     # ---- the writer's side -----------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ class Recording:
     def comment(self, text: bytes) -> Awaitable[None] | None:
         """See Events. Comments have no number, and only who reads at the moment gets them."""
         if self.reader is not None:
-            self.comments = [*self.comments[-16:], b": %b\n\n" % text]
+            self.comments = [*self.comments[-16:], b": %b\n" % text]
             self.wake_reader()
         return None
 
@@ -163,14 +162,10 @@ class Recording:
                 _wake(self._room)
         return frames
 
-    async def wait(self) -> None:
-        """Until there is something new for the reader, or it has to go."""
-        self._arrived = get_running_loop().create_future()
-        await self._arrived
-
     def wake_reader(self) -> None:
-        """Something has changed."""
-        _wake(self._arrived)
+        """There is something new."""
+        if self.reader is not None:
+            _wake(self.reader.arrived)
 
 
 def _wake(waiter: Future[None] | None) -> None:
@@ -181,12 +176,18 @@ def _wake(waiter: Future[None] | None) -> None:
 class Reader:
     """A connection that reads a recording. `position`: events it was given."""
 
-    __slots__ = ("has_lost", "position", "scope")
+    __slots__ = ("arrived", "has_lost", "position", "scope")
 
     def __init__(self, position: int) -> None:
         self.position = position
         self.scope = CancelScope()
         self.has_lost = False  # its place to a newer one
+        self.arrived: Future[None] | None = None  # it waits for it
+
+    async def wait(self) -> None:
+        """Until there is something new."""
+        self.arrived = get_running_loop().create_future()
+        await self.arrived
 
     def give_way(self) -> None:
         """A newer reader goes on."""
@@ -377,7 +378,7 @@ class Streams:
         self._hold(kept)
         try:
             async with leaving_noticed(exchange, _nothing) as tasks:
-                stream = EventStream(exchange)
+                stream = EventStream(exchange, has_ids=True)
                 with reader.scope:
                     await stream.start(kept.headers)
                     tasks.start_soon(stream.keep_alive, self._keep_alive_s)
@@ -400,7 +401,7 @@ class Streams:
                     recording.drop()
 
     async def _send(self, recording: Recording, reader: Reader, stream: EventStream) -> None:
-        while True:
+        while not reader.has_lost:  # its cancellation may come a turn later
             frames = recording.take(reader.position)
             reader.position += len(frames)
             comments, recording.comments = recording.comments, []
@@ -411,7 +412,7 @@ class Streams:
             elif recording.has_ended:
                 return
             else:
-                await recording.wait()
+                await reader.wait()
 
     # ---- routes ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ HEADERS: Headers = (
     (b"cache-control", b"no-cache, no-transform"),  # proxies must neither keep nor compress it: both hold events back
     (b"x-accel-buffering", b"no"),  # nginx's name for the same wish
 )
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Events(Protocol):
@@ -40,11 +39,16 @@ class Events(Protocol):
 
 
 class EventStream:
-    """One stream of events to one client."""
+    """One stream of events to one client.
 
-    __slots__ = ("_exchange", "_wrote_s")
+    A comment is a block of its own, but not where events have ids: OpenAI's and Anthropic's clients keep the last id and take
+    every block behind it, empty or not, for an event. There a comment is the first line of the next event's block.
+    """
 
-    def __init__(self, exchange: Exchange) -> None:
+    __slots__ = ("_comment", "_exchange", "_wrote_s")
+
+    def __init__(self, exchange: Exchange, *, has_ids: bool = False) -> None:
+        self._comment = b": %b\n" if has_ids else b": %b\n\n"
         self._exchange = exchange
         self._wrote_s = monotonic()
 
@@ -63,7 +67,7 @@ class EventStream:
 
     def comment(self, text: bytes) -> Awaitable[None] | None:
         """See Events."""
-        return self.raw(b": %b\n\n" % text)
+        return self.raw(self._comment % text)
 
     def raw(self, frames: bytes) -> Awaitable[None] | None:
         """Send what is framed already."""
@@ -80,7 +84,7 @@ class EventStream:
             quiet_s = monotonic() - self._wrote_s
             if quiet_s >= interval_s:
                 self._wrote_s = monotonic()
-                await self._exchange.write(KEEP_ALIVE)
+                await self._exchange.write(self._comment % b"keep-alive")
             else:
                 await sleep(interval_s - quiet_s)
 

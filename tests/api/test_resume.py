@@ -206,7 +206,7 @@ async def test_a_finished_stream_can_be_read_again_until_its_window_ends() -> No
             again = s.come_back(first.stream, after)
             await again.task
             assert again.numbers == list(range((after or 0) + 1, last + 1))
-            assert first.data.endswith(again.data.removeprefix(b"retry: 1000\n\n"))
+            assert first.data.endswith(again.data.removeprefix(b"retry: 1000\n"))
         nothing_left = s.come_back(first.stream, last)
         await nothing_left.task
         assert (nothing_left.status, nothing_left.data) == (204, b"")
@@ -236,6 +236,21 @@ async def test_the_newer_of_two_readers_goes_on() -> None:
         s.say("two", FinishReason.LENGTH)
         await second.task
         assert second.text == "two"
+
+
+async def test_events_that_come_while_a_reader_takes_over_wake_the_new_one() -> None:
+    async with stage() as s:
+        readers = [await s.begin()]
+        for turns in range(12):
+            s.say(f"{turns:02} ")
+            readers.append(s.come_back(readers[0].stream))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        s.say("end", FinishReason.LENGTH)
+        await readers[-1].until("[DONE]")
+        assert readers[-1].text == "".join(f"{turns:02} " for turns in range(12)) + "end"
+        await asyncio.gather(*(reader.task for reader in readers))
 
 
 async def test_a_reader_whose_socket_is_blocked_gives_way_too() -> None:

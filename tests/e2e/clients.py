@@ -60,10 +60,10 @@ class H2Client:
     def flush(self) -> None:
         self._writer.write(self.connection.data_to_send())
 
-    def post(self, path: str, body: dict[str, Any], *, reads: bool = True) -> int:
+    def post(self, path: str, body: dict[str, Any], *, reads: bool = True, headers: dict[str, str] | None = None) -> int:
         """Start a request; the result is its stream id."""
         stream = self.connection.get_next_available_stream_id()
-        head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x")]
+        head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x"), *(headers or {}).items()]
         self.connection.send_headers(stream, head)
         self.connection.send_data(stream, json.dumps(body).encode(), end_stream=True)
         self.received[stream] = bytearray()
