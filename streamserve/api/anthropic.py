@@ -22,7 +22,7 @@ from streamserve.api.anthropic_events import (
     whole_blocks,
 )
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
-from streamserve.api.openai import Completions, Prepared
+from streamserve.api.openai import Completions, Prepared, warning_headers
 from streamserve.api.schema import load_object
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
@@ -32,7 +32,6 @@ from streamserve.errors import InvalidRequest, SlowReader, StreamServeError
 
 __all__ = ["Messages", "anthropic_error_body"]
 
-WARNING = b"x-streamserve-warning"
 # What a chat calls the fields of these bodies, where an error names one.
 _FIELDS = {
     "stop": "stop_sequences",
@@ -93,11 +92,15 @@ class Messages:
     async def count_tokens(self, exchange: Exchange) -> None:
         """POST /v1/messages/count_tokens: the tokens of the prompt that the same body would make."""
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), CountTokensRequest)
-        prepared = await self._prepare(translate(request))
+        prepared = await self._prepare(self._translated(request))
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"input_tokens": len(prompt.token_ids)})
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
+
+    def _translated(self, request: CountTokensRequest) -> Translation:
+        template = self._service.text.template
+        return translate(request, template.variables if template is not None else frozenset())
 
     async def _prepare(self, given: Translation) -> Prepared:
         """Its length is still open: as with Anthropic, an answer ends where the context does, if that is before max_tokens."""
@@ -107,19 +110,18 @@ class Messages:
             raise _renamed(error) from None
 
     async def _job(self, request: MessagesRequest) -> Job:
-        given = translate(request)
+        given = self._translated(request)
         prepared = await self._prepare(given)
         call = prepared.run.call
         room = self._service.client.facts().context_len - len(call.prompts[0].token_ids)
         limit = max(1, min(request.max_tokens, room))  # 0 is for those who want the prompt in the cache, and nothing else
         sampling = replace(call.sampling, max_new_tokens=limit)
         call = replace(call, sampling=sampling, drops_output=request.max_tokens == 0)
-        headers = [(b"request-id", call.id.encode())]
-        headers += [(WARNING, warning.encode()) for warning in given.warnings]
+        warnings = warning_headers((*given.warnings, *prepared.warnings))
         return Job(
             run=self._service.run(call),
             model=self._service.model_name,
-            headers=headers,
+            headers=[(b"request-id", call.id.encode()), *warnings],
             is_capped=request.max_tokens > room,
             omits_thinking=request.thinking is not None and request.thinking.display == "omitted",
             more={} if request.context_management is None else {"context_management": await self._edits(given.cleared)},

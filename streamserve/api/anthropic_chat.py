@@ -4,7 +4,7 @@ Owns what these bodies mean. Knows nothing of tokens, runs or answers.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -33,6 +33,8 @@ from streamserve.api.anthropic_schema import (
     ToolUseBlock,
     Turn,
 )
+from streamserve.api.fields import MESSAGES, Decision
+from streamserve.api.forms import THINKING_SWITCHES
 from streamserve.api.schema import (
     ChatRequest,
     FunctionDefinition,
@@ -60,8 +62,9 @@ class Translation:
     warnings: tuple[str, ...]
 
 
-def translate(request: CountTokensRequest) -> Translation:
-    """The request in the words of a chat. Raises InvalidRequest naming the field at fault."""
+def translate(request: CountTokensRequest, template_reads: Set[str]) -> Translation:
+    """The request in the words of a chat. `template_reads` are the variables of the model's chat template. Raises InvalidRequest
+    naming the field at fault."""
     turns = _Turns(request)
     thinking = request.thinking
     chat = ChatRequest(
@@ -69,7 +72,7 @@ def translate(request: CountTokensRequest) -> Translation:
         messages=turns.made,
         continue_final_message=turns.is_open,
         add_generation_prompt=not turns.is_open,
-        chat_template_kwargs=_thinking_switch(thinking),
+        chat_template_kwargs=_thinking_switch(thinking, template_reads),
         tools=_tools(request, turns.references),
         **_calls(request),
         **_output(request),
@@ -82,13 +85,13 @@ def translate(request: CountTokensRequest) -> Translation:
 
 
 def _warnings(request: CountTokensRequest) -> Iterator[str]:
+    """Of what has no effect here; for the rest see fields.py."""
     if any(isinstance(block, RedactedThinkingBlock) for turn in request.messages for block in _as_blocks(turn.content)):
         yield "redacted_thinking has no effect: only Anthropic can read it"
     if isinstance(request, MessagesRequest):
-        if request.metadata is not None and request.metadata.user_id is not None:
-            yield "metadata.user_id has no effect: this server keeps no accounts"
-        if request.service_tier == "standard_only":
-            yield "service_tier has no effect: there is one tier"
+        for field in MESSAGES:
+            if field.decision is Decision.WARNED and getattr(request, field.name) not in (None, *field.harmless):
+                yield f"{field.name} has no effect: {field.note}"
 
 
 def _add_sampling(request: MessagesRequest, chat: ChatRequest) -> None:
@@ -112,10 +115,10 @@ def _add_sampling(request: MessagesRequest, chat: ChatRequest) -> None:
     chat.priority, chat.timeout = request.priority, request.timeout
 
 
-def _thinking_switch(thinking: Thinking | None) -> dict[str, Any]:
-    """Templates have two names for one switch. Who does not ask for thinking gets none, as with Anthropic."""
+def _thinking_switch(thinking: Thinking | None, template_reads: Set[str]) -> dict[str, Any] | None:
+    """Who does not ask for thinking gets none, as with Anthropic; models that always think do so all the same."""
     wants = thinking is not None and thinking.type != "disabled"
-    return {"enable_thinking": wants, "thinking": wants}
+    return {name: wants for name in THINKING_SWITCHES if name in template_reads} or None
 
 
 def _output(request: CountTokensRequest) -> dict[str, Any]:

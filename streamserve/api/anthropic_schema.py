@@ -12,10 +12,12 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
+from streamserve.api.fields import MESSAGES, Decision
 from streamserve.api.schema import convert, show
 from streamserve.errors import InvalidRequest
 
 T = TypeVar("T", bound=Struct)
+REFUSED = {field.name: field for field in MESSAGES if field.decision is Decision.REFUSED}
 
 
 class CacheControl(Struct, forbid_unknown_fields=True):
@@ -242,9 +244,12 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
 
 def read_body(given: Mapping[str, Any], kind: type[T]) -> T:
     """A body as a checked value of `kind`. Raises InvalidRequest naming the field."""
+    for name, value in given.items():
+        if name in REFUSED and value is not None and value not in REFUSED[name].harmless:
+            raise InvalidRequest(f"{name} is {show(value)}, which is not supported: {REFUSED[name].note}", param=name)
     _refuse_foreign_tools(given.get("tools"))
     try:
-        return convert(given, kind)
+        return convert({name: value for name, value in given.items() if name not in REFUSED}, kind)
     except InvalidRequest as error:
         raise _explained(error) from None
 

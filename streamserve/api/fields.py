@@ -63,6 +63,7 @@ _BOTH: tuple[Field, ...] = (
         skip_special_tokens="false: control tokens show in the text",
         stream="server-sent events",
         resumable="the stream goes on for a while when its client leaves, and can be read on: api/resume.py",
+        return_progress="comments in a stream, frames on a socket: how much of a long prompt is computed",
         stream_options="include_usage, continuous_usage_stats; include_obfuscation true is accepted with a warning",
         return_token_ids="token_ids and prompt_token_ids beside the text",
         prompt_logprobs="vLLM's: log-probabilities of the prompt's tokens, with so many alternatives",
@@ -202,11 +203,53 @@ RESPONSES: tuple[Field, ...] = (
     _refused("n", "a response is one answer", 1),
 )
 
+MESSAGES: tuple[Field, ...] = (
+    *_supported(
+        model="the served name or an alias; another name is a 404",
+        messages="blocks text, tool_use, tool_result, thinking, redacted_thinking (nothing here can read it: a warning), "
+        "search_result, tool_reference; image and document are refused. Role system too; a last message of role assistant is "
+        "continued",
+        max_tokens="where the context ends earlier, stop_reason is model_context_window_exceeded; 0 only fills the cache",
+        system="a text or text blocks; Claude Code's line x-anthropic-billing-header is left out: it would spoil every cached "
+        "prefix",
+        stop_sequences="up to 32; they hold for text only, not inside thoughts and calls",
+        stream="server-sent events",
+        temperature="0 to 1",
+        top_p="above 0 to 1",
+        top_k="0 and -1 are off",
+        thinking="enabled (budget_tokens below max_tokens), adaptive, disabled; without it the model is asked not to think. "
+        "display omitted: the thought travels in the signature",
+        tools="of type custom, defer_loading included; those that Anthropic runs or defines are refused",
+        tool_choice="auto, any, tool, none; disable_parallel_tool_use",
+        output_config="format json_schema; effort low, medium, and high for the levels above",
+        output_format="the older name of output_config.format",
+        context_management="clear_thinking_20251015; other edits are refused",
+        cache_control="here and on blocks: every prompt is cached, whatever it says",
+        speed="standard; fast is refused",
+        seed="not Anthropic's: the same seed gives the same text",
+        priority="not Anthropic's: see chat",
+        timeout="not Anthropic's: seconds the request may take",
+        resumable="not Anthropic's: the stream survives its connection",
+    ),
+    _warned("metadata", "requests are not told apart by user"),
+    _warned("service_tier", "there is one tier", "auto"),
+    _refused("container", "no code is run here"),
+    _refused("mcp_servers", "no servers are called from here; offer their tools as custom ones", []),
+    _refused("inference_geo", "requests are served where the server stands"),
+    _refused("diagnostics", "usage says what the cache held; GET /cache shows more"),
+    _refused("compaction", "nothing is compacted here"),
+    _refused("thread", "conversations are not kept; send all of their messages"),
+    _refused("fallbacks", "one model is served"),
+    _refused("fallback_credit_token", "there are no accounts"),
+    _refused("billing_policy", "there are no accounts"),
+)
+
 # Every route's table, for the page. Other dialects add theirs.
 TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/chat/completions": (*CHAT, *_BOTH),
     "POST /v1/completions": (*COMPLETION, *_BOTH),
     "POST /v1/responses": RESPONSES,
+    "POST /v1/messages": MESSAGES,
 }
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 

@@ -8,6 +8,7 @@ import pytest
 
 from streamserve.api.anthropic_chat import Translation, translate
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
+from streamserve.api.fields import MESSAGES, Decision
 from streamserve.errors import EngineStopped, InvalidRequest, QueueFull
 from streamserve.messages import Delta, FinishReason
 from tests.api.anthropic_checks import joined, parse_events
@@ -24,7 +25,7 @@ async def post(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 
 def given(**fields: Any) -> Translation:
-    return translate(read_body({**BODY, **fields}, MessagesRequest))
+    return translate(read_body({**BODY, **fields}, MessagesRequest), {"enable_thinking", "messages"})
 
 
 def turns(*messages: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
@@ -115,11 +116,28 @@ async def test_a_prompt_that_does_not_fit_is_refused(http: httpx.AsyncClient) ->
 
 async def test_what_has_no_effect_is_said(http: httpx.AsyncClient) -> None:
     answer = await post(http, metadata={"user_id": "u"}, service_tier="standard_only")
-    assert [warning.split()[0] for warning in answer.headers.get_list("x-streamserve-warning")] == [
-        "metadata.user_id",
-        "service_tier",
-    ]
-    assert "x-streamserve-warning" not in (await post(http, metadata={})).headers
+    warning = answer.headers["x-streamserve-warning"]
+    assert [part.split()[0] for part in warning.split("; ")] == ["metadata", "service_tier"]
+    assert "x-streamserve-warning" not in (await post(http, service_tier="auto")).headers
+
+
+def test_every_field_of_the_official_client_is_decided() -> None:
+    from anthropic.types import message_count_tokens_params, message_create_params
+    from anthropic.types.beta import message_create_params as beta
+
+    in_headers = {"betas", "user_profile_id", "workspace_id"}
+    decided = {field.name for field in MESSAGES}
+    create = {
+        *message_create_params.MessageCreateParamsStreaming.__annotations__,
+        *beta.MessageCreateParamsStreaming.__annotations__,
+    }
+    create |= {*message_create_params.MessageCreateParamsBase.__annotations__, *beta.MessageCreateParamsBase.__annotations__}
+    assert {"max_tokens", "stream"} < create
+    assert create - in_headers - decided == set()
+    taken = set(MessagesRequest.__struct_encode_fields__)
+    assert taken == {field.name for field in MESSAGES if field.decision is not Decision.REFUSED}
+    counted = set(message_count_tokens_params.MessageCountTokensParams.__annotations__) - in_headers
+    assert counted <= set(CountTokensRequest.__struct_encode_fields__)
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------------
@@ -150,7 +168,7 @@ async def test_what_has_no_effect_is_said(http: httpx.AsyncClient) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice is any, but there are no tools"),
         ({"tools": [ADD], "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
         ({"tools": [ADD], "tool_choice": {"type": "auto", "name": "add"}}, "tool_choice.name is given"),
-        ({"mcp_servers": []}, 'unknown field "mcp_servers"'),
+        ({"mcp_servers": [{}]}, "mcp_servers is [{}], which is not supported: "),
         ({"speed": "fast"}, "speed is"),
         ({"output_config": {"task_budget": {}}}, "output_config.task_budget"),
         ({"model": "other"}, "model 'other' is not served here"),
@@ -276,7 +294,7 @@ def test_thinking_is_off_unless_asked_for() -> None:
         ({"type": "enabled", "budget_tokens": 20}, True, 20),
     ):
         chat = given(thinking=thinking).chat
-        assert chat.chat_template_kwargs == {"enable_thinking": wants, "thinking": wants}
+        assert chat.chat_template_kwargs == {"enable_thinking": wants}
         assert chat.max_thinking_tokens == budget
 
 
