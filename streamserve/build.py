@@ -14,7 +14,9 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config, served_names
 from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
+from streamserve.engine.embedder import Embedder
 from streamserve.engine.fake import FakeRunner
+from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
@@ -22,6 +24,7 @@ from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.messages import SamplingParams
 from streamserve.resolve import Reason, Resolved
 from streamserve.text.byte_tokenizer import byte_text_model
+from streamserve.text.encoder_text import EncoderText, load_encoder_text
 from streamserve.text.model import TextModel, load_text_model
 
 if TYPE_CHECKING:  # what serves without torch must not load it
@@ -61,9 +64,18 @@ class Quiet:
 
 
 @dataclass(frozen=True, slots=True)
+class BuiltEncoder:
+    """An embedding model. `embedder.run()` has yet to be started."""
+
+    name: str
+    embedder: Embedder
+    text: EncoderText
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
     """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine. `resolved`: what was
-    decided for it; None where there was nothing to decide."""
+    decided for it; None where there was nothing to decide. `encoder`: the embedding model beside it."""
 
     engine: Engine
     text: TextModel
@@ -71,6 +83,7 @@ class Built:
     cache: KVCache
     close: Callable[[], None]
     resolved: Resolved | None = None
+    encoder: BuiltEncoder | None = None
 
 
 def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
@@ -89,10 +102,11 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
 
         device = facts.find_device(config)
     display.hello(facts.model_name(config), device.model)
+    encoder = _build_encoder(config, display)  # first: what it holds is not free for the KV memory
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
         build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
-        runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+        runner, text, grammars, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -103,10 +117,10 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         burst_limits(resolved),
         runner.long_chunk,
     )
-    engine = _engine(config, cache, limits, runner, options, observer)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
-    return Built(engine, text, resolved.served_model_name, cache, runner.close, resolved)
+    return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, encoder), resolved, encoder)
 
 
 class ClosableRunner(Runner, Protocol):
@@ -117,7 +131,7 @@ class ClosableRunner(Runner, Protocol):
     def close(self) -> None: ...
 
 
-Parts = tuple[ClosableRunner, TextModel, Resolved]
+Parts = tuple[ClosableRunner, TextModel, Grammars, Resolved]
 
 
 def _eos(text: TextModel, checkpoint: "Checkpoint") -> frozenset[int]:
@@ -136,7 +150,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
 
     resolved, choices = facts.decide(config, checkpoint, cpu)
     display.decided(resolved, facts.kernel_reasons(choices))
-    text = _load_text(config, checkpoint.path)
+    text, grammars = _load_text(config, checkpoint)
     kv_dtype = getattr(torch, resolved.kv_dtype)
     pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
     network = build_network(
@@ -154,7 +168,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         max_len=resolved.context_len,
     )
     runner.execute(_warm_up_plan())
-    return runner, text, resolved
+    return runner, text, grammars, resolved
 
 
 def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
@@ -172,7 +186,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     spec = checkpoint.spec
     planned, choices = facts.decide(config, checkpoint, gpu)
     with display.phase("tokenizer"):
-        text = _load_text(config, checkpoint.path)
+        text, grammars = _load_text(config, checkpoint)
     dtype = getattr(torch, planned.dtype)
     with display.phase("weights"):
         network = build_device_network(
@@ -236,7 +250,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:
         runner.capture(progress)
-    return runner, text, resolved
+    return runner, text, grammars, resolved
 
 
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
@@ -276,6 +290,7 @@ def _warm_up_plan() -> Plan:
 def _build_fake(config: Config, observer: StepObserver | None, display: Display) -> Built:
     name = next(iter(served_names(config)), FAKE_MODEL_NAME)
     display.hello(name, "no device")
+    encoder = _build_encoder(config, display)
     text = byte_text_model()
     tokenizer = text.tokenizer
     eos = min(tokenizer.eos_token_ids)
@@ -294,8 +309,64 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
         config.scheduler.max_running_requests or 256, config.scheduler.chunked_prefill_size or 512, tokenizer.eos_token_ids
     )
     options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
-    engine = _engine(config, cache, limits, runner, options, observer)
-    return Built(engine, text, name, cache, lambda: None)
+    grammars = Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars)
+    return Built(engine, text, name, cache, _closing(grammars.close, encoder), encoder=encoder)
+
+
+CPU_BATCH_TOKENS = 1024  # all-MiniLM-L6-v2 takes 0.1 s for them on two cores, and is no faster with more
+GPU_BATCH_TOKENS = 16384
+
+
+def _build_encoder(config: Config, display: Display) -> BuiltEncoder | None:
+    """The embedding model that the settings name, on the LLM's device (a GPU: in half precision), in a thread of its own."""
+    asked = config.model.embedding_model
+    if asked is None:
+        return None
+    with display.phase("embedding model"):
+        import torch
+
+        from streamserve import facts
+        from streamserve.kernels.devices.cpu import CPU
+        from streamserve.messages import EncoderInput
+        from streamserve.models.encoder import Encoder, locate_encoder
+
+        name, path = _name_and_path(asked)
+        folder = locate_encoder(path)
+        device = facts.find_device(config)
+        is_cpu = isinstance(device, CPU)
+        encoder = Encoder(
+            folder,
+            device=torch.device("cpu") if isinstance(device, CPU) else device.torch_device,
+            dtype=torch.float32 if is_cpu else torch.float16,
+            threads=(config.device.threads or device.num_cores) if isinstance(device, CPU) else 1,
+        )
+        threads = torch.get_num_threads()
+        embedder = Embedder(
+            encoder,
+            batch_tokens=CPU_BATCH_TOKENS if is_cpu else GPU_BATCH_TOKENS,
+            max_queued=config.scheduler.max_queued_requests,
+        )
+        torch.set_num_threads(threads)  # see Encoder.enter_thread
+        embedder.warm_up(EncoderInput((0,) * min(8, encoder.facts.max_len)))
+        return BuiltEncoder(name, embedder, load_encoder_text(folder))
+
+
+def _name_and_path(asked: str) -> tuple[str, str]:
+    """NAME=MODEL, or a model that is called after the last part of its path."""
+    name, equals, path = asked.partition("=")
+    if equals and name and path and not Path(asked).exists():
+        return name, path
+    return asked.rstrip("/").rsplit("/", 1)[-1], asked
+
+
+def _closing(close: Callable[[], None], encoder: BuiltEncoder | None) -> Callable[[], None]:
+    def close_both() -> None:
+        close()
+        if encoder is not None:
+            encoder.embedder.shut()
+
+    return close_both
 
 
 def _load_text(config: Config, path: Path) -> TextModel:
@@ -320,7 +391,13 @@ def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[i
 
 
 def _engine(
-    config: Config, cache: KVCache, limits: Limits, runner: Runner, options: EngineOptions, observer: StepObserver | None
+    config: Config,
+    cache: KVCache,
+    limits: Limits,
+    runner: Runner,
+    options: EngineOptions,
+    observer: StepObserver | None,
+    grammars: Grammars,
 ) -> Engine:
     scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy])
     return Engine(scheduler, runner, options, observer=observer)

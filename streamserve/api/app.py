@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
+from streamserve.api.embeddings import Embeddings
+from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import run_lifespan
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
@@ -169,6 +171,7 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
         *admin.routes(),
+        *Embeddings(service).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE),
         RouteSpec("GET", "/v1/ws", _not_a_page),
@@ -188,6 +191,7 @@ def create_app(
     sampling_defaults: str = "model",
     metrics: Meter | None = None,
     settings: Mapping[str, Any] | None = None,
+    encoder: EncoderModel | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
@@ -203,5 +207,6 @@ def create_app(
             sampling_defaults=sampling_defaults,
             meter=metrics,
             settings=settings,
+            encoder=encoder,
         )
     )

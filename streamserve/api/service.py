@@ -13,6 +13,7 @@ import structlog
 from anyio import Event
 
 from streamserve.api.auth import Door
+from streamserve.api.encoders import EncoderModel
 from streamserve.api.prompts import Prompts
 from streamserve.api.resume import Streams
 from streamserve.api.stream import Call, Pace, Run, Watch
@@ -69,6 +70,7 @@ class Service:
         sampling_defaults: str,
         meter: Meter | None,
         settings: Mapping[str, Any] | None = None,
+        encoder: EncoderModel | None = None,
     ) -> None:
         self.client = client
         self.text = text
@@ -76,6 +78,7 @@ class Service:
         self.model_name = model_name
         self.aliases = aliases
         self.settings = settings or {}
+        self.encoder = encoder
         self.defaults = _known_defaults(text.defaults) if sampling_defaults == "model" else {}
         self.meter = meter
         self.door = Door(config)
@@ -94,9 +97,23 @@ class Service:
         self._runs: set[Run] = set()
 
     def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFound unless the name, where one is given, is the served model's."""
+        """Raises ModelNotFound unless the name, where one is given, is the served model's: the one that generates text."""
+        if self.encoder is not None and name == self.encoder.name:
+            raise ModelNotFound(f"model {name!r} generates no text; it answers {self.encoder.routes}", param="model")
         if name is not None and name != self.model_name and name not in self.aliases and ANY not in self.aliases:
             raise ModelNotFound(f"model {name[:200]!r} is not served here; {self.model_name!r} is", param="model")
+
+    def encoder_named(self, name: str | None) -> EncoderModel:
+        """The embedding model that a request means: by its name, or the only one. Raises ModelNotFound or InvalidRequest."""
+        if self.encoder is not None:
+            takes_any = ANY in self.aliases and name not in (self.model_name, *self.aliases)
+            if takes_any or name in (None, self.encoder.name):
+                return self.encoder
+        if name is None:
+            raise InvalidRequest("no embedding model is served; start the server with --embedding-model", param="model")
+        self.check_model(name)
+        other = f"{self.encoder.name!r} does" if self.encoder else "start the server with --embedding-model for that"
+        raise InvalidRequest(f"model {name[:200]!r} generates text and does not embed it; {other}", param="model")
 
     def run(self, call: Call) -> Run:
         """A run of `call` that is not started yet. Raises InvalidRequest for a deadline out of range."""
@@ -152,6 +169,10 @@ class Service:
                 cached_tokens=usage.cached_tokens,
                 completion_tokens=usage.completion_tokens,
             )
+
+    def named(self, name: str) -> list[Run]:
+        """The live runs of that very id, or of that name given by their client."""
+        return [run for run in self._runs if name in (run.call.id, run.call.client_id)]
 
     def abort(self, prefix: str) -> int:
         """Abort the live runs whose id, or the name their client gave them, starts with `prefix`; "" means all."""

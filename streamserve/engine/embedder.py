@@ -148,6 +148,10 @@ class Embedder:
         """Wait until nothing is left to do."""
         await self._idle.wait()
 
+    def warm_up(self, given: EncoderInput) -> None:
+        """Compute one input and forget it: the first call is slow on some devices. Blocks; before `run`."""
+        self._thread.submit(self._encoder.encode, [given]).result()
+
     def shut(self) -> None:
         """Wait for the running batch and end the thread."""
         self._thread.shutdown(wait=True)

@@ -54,10 +54,11 @@ class EncoderText:
         return ids
 
     def _cut_pair(self, first: str, second: str, room: int) -> tokenizers.Encoding:
-        encodings = [self.rust.encode(text, add_special_tokens=False) for text in (first, second)]
-        for encoding, length in zip(encodings, _lengths(*map(len, encodings), max(0, room)), strict=True):
-            encoding.truncate(length)
-        return self.rust.post_process(*encodings)
+        one, two = (self.rust.encode(text, add_special_tokens=False) for text in (first, second))
+        lengths = _lengths(len(one), len(two), max(0, room))
+        one.truncate(lengths[0])
+        two.truncate(lengths[1])
+        return self.rust.post_process(one, two)
 
 
 def _lengths(first: int, second: int, room: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ FLAGS = [
     "--disable-radix-cache",
     "--drain-timeout-s",
     "--dtype",
+    "--embedding-model",
     "--fake",
     "--fake-step-ms",
     "--host",
