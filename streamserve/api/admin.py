@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from anyio import move_on_after, sleep
 
 from streamserve import __version__
-from streamserve.api.encoders import EncoderModel
+from streamserve.api.results import CacheInfo, Done, Loads, ModelCard, ModelInfo, ModelList, ServerInfo, Status
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.service import ANY, Service
 from streamserve.api.stream import new_id
@@ -24,7 +24,7 @@ PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
 MAX_FLUSH_WAIT_S = 600.0
 LOOK_EVERY_S = 0.01
 
-FLUSH_QUERY = (("timeout", "seconds to wait for running requests to end; 0 refuses at once"),)
+FLUSH_QUERY = (("timeout", "seconds to wait for running requests to end, at most 600; 0 refuses at once"),)
 
 
 class Admin:
@@ -37,19 +37,19 @@ class Admin:
     def routes(self) -> list[RouteSpec]:
         """What there is here. get_… are SGLang's older names."""
         return [
-            RouteSpec("GET", "/v1/models", self.models),
-            RouteSpec("GET", "/v1/models/{model_id:path}", self.model),
-            RouteSpec("GET", "/health", self.health, key=Key.NONE),
-            RouteSpec("GET", "/health_generate", self.health_generate, key=Key.NONE),
-            RouteSpec("GET", "/ready", self.ready, key=Key.NONE),
-            RouteSpec("GET", "/ping", self.ping),
-            RouteSpec("GET", "/metrics", self.metrics, key=Key.NONE),
-            RouteSpec("GET", "/cache", self.cache),
-            *(RouteSpec("GET", path, self.model_info) for path in ("/model_info", "/get_model_info")),
-            *(RouteSpec("GET", path, self.server_info) for path in ("/server_info", "/get_server_info")),
-            RouteSpec("GET", "/v1/loads", self.loads),
+            RouteSpec("GET", "/v1/models", self.models, result=ModelList),
+            RouteSpec("GET", "/v1/models/{model_id:path}", self.model, result=ModelCard),
+            RouteSpec("GET", "/health", self.health, result=Status, key=Key.NONE),
+            RouteSpec("GET", "/health_generate", self.health_generate, result=Status, key=Key.NONE),
+            RouteSpec("GET", "/ready", self.ready, result=Status, key=Key.NONE),
+            RouteSpec("GET", "/ping", self.ping, result=Status),
+            RouteSpec("GET", "/metrics", self.metrics, media="text/plain", key=Key.NONE),
+            RouteSpec("GET", "/cache", self.cache, result=CacheInfo),
+            *(RouteSpec("GET", path, self.model_info, result=ModelInfo) for path in ("/model_info", "/get_model_info")),
+            *(RouteSpec("GET", path, self.server_info, result=ServerInfo) for path in ("/server_info", "/get_server_info")),
+            RouteSpec("GET", "/v1/loads", self.loads, result=Loads),
             *(
-                RouteSpec(method, "/flush_cache", self.flush_cache, key=Key.ADMIN, query=FLUSH_QUERY)
+                RouteSpec(method, "/flush_cache", self.flush_cache, result=Done, key=Key.ADMIN, query=FLUSH_QUERY)
                 for method in ("GET", "POST")
             ),
         ]
@@ -90,7 +90,7 @@ class Admin:
         await exchange.answer_json({"status": "ready"})
 
     async def metrics(self, exchange: Exchange) -> None:
-        """GET /metrics, for Prometheus"""
+        """GET /metrics: counters, gauges and histograms for Prometheus."""
         if self._service.meter is None:
             raise NotFound("this server keeps no metrics")
         page, content_type = self._service.meter.render(self._service.client.facts().load)
@@ -187,34 +187,17 @@ class Admin:
         )
 
     async def models(self, exchange: Exchange) -> None:
-        """GET /v1/models"""
+        """GET /v1/models: the served model, under each of its names."""
         names = [name for name in (self._service.model_name, *self._service.aliases) if name != ANY]
-        encoder = self._service.encoder
-        cards = [self._card(name) for name in names] + ([self._encoder_card(encoder)] if encoder is not None else [])
-        await exchange.answer_json({"object": "list", "data": cards})
+        await exchange.answer_json({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, exchange: Exchange) -> None:
-        """GET /v1/models/{id}"""
+        """GET /v1/models/{id}: one name of the served model."""
         name: str = exchange.scope["path_params"]["model_id"]
         if name == ANY:
             raise ModelNotFound(f"model {name!r} is not served here; {self._service.model_name!r} is", param="model")
-        encoder = self._service.encoder
-        if encoder is not None and name == encoder.name:
-            await exchange.answer_json(self._encoder_card(encoder))
-            return
         self._service.check_model(name)
         await exchange.answer_json(self._card(name))
-
-    def _encoder_card(self, encoder: EncoderModel) -> dict[str, Any]:
-        return {
-            "id": encoder.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "streamserve",
-            "root": encoder.name,
-            "parent": None,
-            "max_model_len": encoder.facts.max_len,
-        }
 
     def _card(self, name: str) -> dict[str, Any]:
         return {

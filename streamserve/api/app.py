@@ -13,14 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from streamserve.api import results
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
-from streamserve.api.embeddings import Embeddings
-from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import run_lifespan
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
+from streamserve.api.openapi import OpenApi
 from streamserve.api.playground import Playground, static_folder
 from streamserve.api.routes import Answer, Key, RouteSpec
 from streamserve.api.schema import ChatRequest, CompletionRequest
@@ -163,19 +163,37 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
     native, admin, messages = Native(service), Admin(service), Messages(service, completions)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
-        RouteSpec("POST", "/v1/chat/completions", streams.again(completions.chat), ChatRequest),
-        RouteSpec("POST", "/v1/completions", streams.again(completions.completion), CompletionRequest),
+        RouteSpec(
+            "POST",
+            "/v1/chat/completions",
+            streams.again(completions.chat),
+            ChatRequest,
+            results.ChatCompletion,
+            results.ChatChunk,
+            example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 64},
+        ),
+        RouteSpec(
+            "POST",
+            "/v1/completions",
+            streams.again(completions.completion),
+            CompletionRequest,
+            results.TextCompletion,
+            results.TextCompletion,
+            example={"prompt": "Once upon a time", "max_tokens": 32},
+        ),
         RouteSpec("POST", "/v1/messages", streams.again(messages.create), MessagesRequest),
         RouteSpec("POST", "/v1/messages/count_tokens", messages.count_tokens, CountTokensRequest),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
         *admin.routes(),
-        *Embeddings(service).routes(),
-        RouteSpec("GET", "/", playground.page, key=Key.NONE),
-        RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE),
-        RouteSpec("GET", "/v1/ws", _not_a_page),
+        RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),
+        RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
+        RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE, is_shown=False),
+        RouteSpec("GET", "/v1/ws", _not_a_page, is_shown=False),
     ]
+    openapi = OpenApi(routes, needs_key=service.door.needs_key)
+    routes.append(RouteSpec("GET", "/openapi.json", openapi.show, result=dict[str, Any], key=Key.NONE))
     table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
     sockets = WebSocketRoute("/v1/ws", Sockets(service, completions))
     return Router([*table, sockets], redirect_slashes=False, default=_nowhere), routes
@@ -191,7 +209,6 @@ def create_app(
     sampling_defaults: str = "model",
     metrics: Meter | None = None,
     settings: Mapping[str, Any] | None = None,
-    encoder: EncoderModel | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
@@ -207,6 +224,5 @@ def create_app(
             sampling_defaults=sampling_defaults,
             meter=metrics,
             settings=settings,
-            encoder=encoder,
         )
     )

@@ -175,7 +175,7 @@ class Generate:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def create(self, exchange: Exchange) -> None:
         """POST /generate: complete prompts, in SGLang's native form."""
         batch = await self.batch(load_object(await exchange.body(self._service.max_body_bytes)))
 

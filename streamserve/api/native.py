@@ -8,6 +8,7 @@ from typing import Any
 from streamserve.api.generate import Generate
 from streamserve.api.generate_schema import NativeRequest
 from streamserve.api.openai import chat_options
+from streamserve.api.results import Aborted, NativeAnswer, Tokens, TokensText
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.schema import AbortRequest, DetokenizeRequest, TokenizeRequest, convert, load_object, messages_of
 from streamserve.api.service import Service
@@ -24,12 +25,26 @@ class Native:
 
     def routes(self) -> list[RouteSpec]:
         """What there is here."""
+        answers = NativeAnswer | list[NativeAnswer]
+        generate = {"text": "The capital of France is", "sampling_params": {"max_new_tokens": 16, "temperature": 0}}
         return [
-            *(RouteSpec(method, "/generate", self._generate, NativeRequest) for method in ("POST", "PUT")),
-            *(RouteSpec("POST", path, self.tokenize, TokenizeRequest) for path in ("/tokenize", "/v1/tokenize")),
-            *(RouteSpec("POST", path, self.detokenize, DetokenizeRequest) for path in ("/detokenize", "/v1/detokenize")),
+            *(
+                RouteSpec(method, "/generate", self._generate.create, NativeRequest, answers, NativeAnswer, example=generate)
+                for method in ("POST", "PUT")
+            ),
+            *(
+                RouteSpec("POST", path, self.tokenize, TokenizeRequest, Tokens, example={"prompt": "Hello"})
+                for path in ("/tokenize", "/v1/tokenize")
+            ),
+            *(
+                RouteSpec("POST", path, self.detokenize, DetokenizeRequest, TokensText, example={"tokens": [72, 105]})
+                for path in ("/detokenize", "/v1/detokenize")
+            ),
             # /abort_request is SGLang's name.
-            *(RouteSpec("POST", path, self.abort, AbortRequest, key=Key.ADMIN) for path in ("/abort", "/abort_request")),
+            *(
+                RouteSpec("POST", path, self.abort, AbortRequest, Aborted, key=Key.ADMIN, example={"rid": "my-request"})
+                for path in ("/abort", "/abort_request")
+            ),
         ]
 
     async def _given(self, exchange: Exchange) -> dict[str, Any]:

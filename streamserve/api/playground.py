@@ -47,6 +47,10 @@ class Playground:
         """GET /"""
         await self._send(exchange, "index.html")
 
+    async def docs(self, exchange: Exchange) -> None:
+        """GET /docs: a page that shows /openapi.json and lets one try it."""
+        await self._send(exchange, "docs.html")
+
     async def file(self, exchange: Exchange) -> None:
         """GET /static/{name}"""
         await self._send(exchange, exchange.scope["path_params"]["name"])

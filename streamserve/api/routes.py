@@ -3,7 +3,7 @@
 Owns nothing. Knows nothing of what the routes do.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -28,8 +28,9 @@ class RouteSpec:
     """One route. The first sentence of `answer`'s docstring is its summary.
 
     `body` is the type that checks the request's JSON, `result` the type of the answer, `event` the type of each event's data
-    when the request asks for a stream; None where there is no such thing or it is not JSON. `query` names parameters in
-    the URL and says what they are for.
+    when the request asks for a stream; None where there is no such thing. `media` is the type of an answer that is no JSON.
+    `query` names parameters in the URL and says what they are for. `example` is a body to try. `is_shown`: it stands in
+    /openapi.json.
     """
 
     method: str
@@ -39,4 +40,7 @@ class RouteSpec:
     result: Any = None
     event: Any = None
     key: Key = Key.USER
+    media: str | None = None
     query: tuple[tuple[str, str], ...] = ()
+    example: Mapping[str, Any] | None = None
+    is_shown: bool = True

@@ -1,0 +1,248 @@
+"""Answers as types: what /openapi.json promises of them. tests/e2e/test_openapi.py holds a running server to it.
+
+Owns the promises only: answers are written by whoever owns them, nothing is made from these types. More fields than are named
+here may come with an answer; clients are to pass over what they do not know.
+"""
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "tool_calls", "function_call", "abort"]
+
+
+class ErrorFields(Struct):
+    """What went wrong. `param` names the field at fault, where one is."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class ErrorAnswer(Struct):
+    """OpenAI's nested `error`, and the same beside it, where other clients look."""
+
+    error: ErrorFields
+    object: Literal["error"]
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class AnthropicErrorFields(Struct):
+    """What went wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(Struct):
+    """An error as Anthropic's clients expect it."""
+
+    type: Literal["error"]
+    error: AnthropicErrorFields
+    request_id: str
+
+
+class PromptDetails(Struct):
+    """Of a prompt's tokens."""
+
+    cached_tokens: int
+
+
+class CompletionUsage(Struct):
+    """Tokens of a request. Each prompt counts once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class ChatMessage(Struct):
+    """An assistant's answer."""
+
+    role: Literal["assistant"]
+    content: str | None
+
+
+class ChatChoice(Struct):
+    """One of n answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(Struct):
+    """The answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class ChunkChoice(Struct):
+    """What one of n answers gained."""
+
+    index: int
+    delta: dict[str, Any]
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(Struct):
+    """One event of a chat's stream. The last one before `[DONE]` has no choices and the usage, where that was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+
+
+class TextChoice(Struct):
+    """One of n completions of a prompt; of a stream's event, what it gained."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: FinishReason | None
+
+
+class TextCompletion(Struct):
+    """The answer of POST /v1/completions, and an event of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+
+
+class NativeMeta(Struct):
+    """How an answer of /generate came about. `finish_reason` is null in a stream until the choice ends."""
+
+    id: str
+    finish_reason: dict[str, Any] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class NativeAnswer(Struct):
+    """One answer of POST /generate. `index` where there are several."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: NativeMeta
+    index: int = 0
+
+
+class ModelCard(Struct):
+    """A name of the served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+
+
+class ModelList(Struct):
+    """All names."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokens(Struct):
+    """The answer of POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class TokensText(Struct):
+    """The answer of POST /detokenize, under vLLM's name and SGLang's."""
+
+    prompt: str
+    text: str
+
+
+class Aborted(Struct):
+    """How many requests were ended."""
+
+    aborted: int
+
+
+class Status(Struct):
+    """That the server answers, and how it is."""
+
+    status: str
+
+
+class Done(Struct):
+    """That an order was carried out."""
+
+    success: bool
+    message: str
+
+
+class RankLoad(Struct):
+    """The load under SGLang's names."""
+
+    dp_rank: int
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_used_tokens: int
+    max_total_num_tokens: int
+
+
+class Loads(Struct):
+    """The answer of GET /v1/loads."""
+
+    running: int
+    waiting: int
+    free_tokens: int
+    evictable_tokens: int
+    total_tokens: int
+    loads: list[RankLoad]
+
+
+class ModelInfo(Struct):
+    """The answer of GET /model_info."""
+
+    model_path: str
+    served_model_name: str
+    is_generation: bool
+    max_model_len: int
+    vocab_size: int
+
+
+class ServerInfo(Struct):
+    """The answer of GET /server_info: every setting by its name beside these."""
+
+    version: str
+    served_model_name: str
+    context_length: int
+    internal_states: list[dict[str, Any]]
+
+
+class CacheInfo(Struct):
+    """The answer of GET /cache."""
+
+    num_nodes: int
+    cached_tokens: int
+    evictable_tokens: int
+    free_tokens: int
+    total_tokens: int
+    hit_rate: float
+    top_prefixes: list[dict[str, Any]]
