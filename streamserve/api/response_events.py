@@ -212,25 +212,23 @@ class Growing:
         return made
 
     def _take_content(self, text: str, logprobs: list[Json], made: list[bytes]) -> None:
-        if not (type(self._open) is _Text and self._open.id.startswith("msg")):
-            self._space += text
-            self._space_logprobs += logprobs
-            if not self._space or self._space.isspace():
+        is_open = type(self._open) is _Text and self._open.id.startswith("msg")
+        if not is_open or self._space_logprobs:
+            text, logprobs = self._space + text, [*self._space_logprobs, *logprobs]
+            self._space, self._space_logprobs = "", []
+            if not is_open and (not text or text.isspace()):
+                self._space, self._space_logprobs = text, logprobs
                 return
-            text, self._space = self._space, ""
-        if self._space_logprobs:
-            logprobs = self._space_logprobs if logprobs is self._space_logprobs else [*self._space_logprobs, *logprobs]
-            self._space_logprobs = []
         item = self._text_item(made, is_thought=False)
         made.append(self._delta(item.delta(text, logprobs), text))
 
-    def finish(self, reason: str, usage: Json) -> list[bytes]:
+    def finish(self, reason: str, usage: Json, *, is_silent: bool = False) -> list[bytes]:
         """The model has ended, with a finish reason of chat completions; the last events."""
         status = {"length": "incomplete", "abort": "cancelled"}.get(reason, "completed")
         self._usage = usage
         self._reason = "max_output_tokens" if status == "incomplete" else None
         made = self.begin()
-        if not self._done and self._open is None:  # not even one word: a message all the same
+        if not self._done and self._open is None and not is_silent:  # not even one word: a message all the same
             space, logprobs = self._space, self._space_logprobs
             item = self._text_item(made, is_thought=False)
             if space or logprobs:

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamserve.api.fields import RESPONSES, Decision, warnings_of
+from streamserve.api.fields import RESPONSES, Decision
 from streamserve.api.response_items import Json, Message
 from streamserve.api.schema import ChatRequest, check_range, convert, show
 from streamserve.errors import InvalidRequest, RequestError
@@ -232,7 +232,11 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 def warnings_for(request: CreateResponse) -> tuple[str, ...]:
     """A sentence for each wish that has no effect."""
-    warnings = [*warnings_of(RESPONSES, {name: getattr(request, name) for name in request.__struct_fields__})]
+    warnings = [
+        f"{field.name} has no effect: {field.note}"
+        for field in RESPONSES
+        if field.decision is Decision.WARNED and getattr(request, field.name) not in (None, *field.harmless)
+    ]
     warnings += [f"include {name} has no effect: {INCLUDES[name]}" for name in request.include or () if INCLUDES[name]]
     reasoning = request.reasoning
     if reasoning is not None and (reasoning.summary or reasoning.generate_summary):

@@ -1,0 +1,204 @@
+"""One response on its way: its run, what it has put out so far, and who follows it.
+
+Owns a response from its checked request to its last event, and the journal of a response that can be read again. Knows nothing
+of HTTP, sockets or stores.
+"""
+
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from time import time
+from typing import Any
+
+import orjson
+from anyio import Event, to_thread
+
+from streamserve.api.chunks import token_text
+from streamserve.api.response_events import Growing, Json, usage_json
+from streamserve.api.response_schema import CreateResponse, repeated
+from streamserve.api.response_store import Record
+from streamserve.api.stream import Emit, Piece, Run, events_of
+from streamserve.api.wire import Headers, unforeseen
+from streamserve.errors import SlowReader, StreamServeError
+from streamserve.messages import TokenLogprobs
+from streamserve.text.tokenizer import Tokenizer
+
+INLINE_BYTES = 64 * 1024  # of a journal; packing more takes longer than handing it to a thread
+
+
+class Journal:
+    """Every event of a response, in order, for readers who come later or again. An event's place is its sequence number."""
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self.has_ended = False
+        self._grew = Event()
+
+    def add(self, events: Sequence[bytes]) -> None:
+        """More of them."""
+        self.events += events
+        self._wake()
+
+    def end(self) -> None:
+        """Nothing follows."""
+        self.has_ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._grew.set()
+        self._grew = Event()
+
+    async def follow(self, start: int) -> AsyncIterator[list[bytes]]:
+        """The events from number `start` on, as they come, until the last one."""
+        while True:
+            grew = self._grew
+            events = self.events[start:]
+            start += len(events)
+            if events:
+                yield events
+            elif self.has_ended:
+                return
+            else:
+                await grew.wait()
+
+    async def packed(self) -> bytes:
+        """All of them as a record keeps them."""
+        events = b"\n".join(self.events)
+        if len(events) <= INLINE_BYTES:
+            return zlib.compress(events, 1)
+        return await to_thread.run_sync(zlib.compress, events, 1)
+
+
+async def unpacked(events: bytes) -> list[bytes]:
+    """The events of a record."""
+    if len(events) <= INLINE_BYTES // 8:
+        return zlib.decompress(events).split(b"\n")
+    return (await to_thread.run_sync(zlib.decompress, events)).split(b"\n")
+
+
+class ResponseJob:
+    """A checked request and its response. It is a Shape (api/chunks.py) as well, for who runs it like a chat."""
+
+    def __init__(
+        self,
+        run: Run,
+        request: CreateResponse,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        owner: str,
+        input: list[Json],
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        sampling = run.call.sampling
+        fields = {
+            "id": run.call.id,
+            "object": "response",
+            "created_at": int(time()),
+            "model": model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **repeated(request),
+            **({"warnings": warnings} if warnings else {}),  # sockets have no headers
+        }
+        options = request.stream_options
+        self.run = run
+        self.request = request
+        self.owner = owner
+        self.input = input
+        self.headers: Headers = [(b"x-streamserve-warning", warning.encode("latin1", "replace")) for warning in warnings]
+        self.growing = Growing(
+            fields, is_queued=request.background, obfuscates=bool(options is not None and options.include_obfuscation)
+        )
+        self.journal = Journal() if request.background else None
+        self.has_ended = Event()
+        self.is_forgotten = not request.store
+        self._tokenizer = tokenizer
+        self._num_top = request.top_logprobs or 0
+        self._finish_reason = "abort"  # until it says otherwise
+
+    @property
+    def id(self) -> str:
+        """The response's id."""
+        return self.run.call.id
+
+    @property
+    def shape(self) -> "ResponseJob":
+        """For who runs it like a chat."""
+        return self
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return self.request.stream
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def opening(self) -> list[bytes]:
+        """Events that come before any token."""
+        return self._noted(self.growing.opening())
+
+    def chunks(self, piece: Piece) -> list[bytes]:
+        """The events of a piece."""
+        if piece.finish_reason is not None:
+            self._finish_reason = piece.finish_reason
+        logprobs = [self._entry(entry) for entry in piece.logprobs]
+        return self._noted([*self.growing.begin(), *self.growing.take(events_of(piece), logprobs)])
+
+    def closing(self) -> list[bytes]:
+        """The last events, of an answer that has ended by itself or was aborted."""
+        if self.run.call.drops_output and self._finish_reason == "length":
+            return self._noted(self.growing.finish("stop", self._usage(), is_silent=True))
+        return self._noted(self.growing.finish(self._finish_reason, self._usage()))
+
+    def failing(self, error: StreamServeError) -> list[bytes]:
+        """The last events, of an answer that has failed."""
+        self.run.outcome = error.code
+        return self._noted(self.growing.fail(error, self._usage()))
+
+    def whole(self, pieces: Sequence[Piece]) -> Json:
+        """The response of an answer that was collected."""
+        for piece in pieces:
+            self.chunks(piece)
+        self.closing()
+        return self.growing.as_json()
+
+    async def deliver(self, emit: Emit) -> list[bytes]:
+        """Hand every piece to `emit`, to the answer's end; returns the last events. What goes wrong now is the last of them: a
+        status was sent long ago."""
+        try:
+            await self.run.deliver(emit)
+        except SlowReader:
+            raise
+        except Exception as failure:
+            return self.failing(failure if isinstance(failure, StreamServeError) else unforeseen(failure, id=self.id))
+        return self.closing()
+
+    def _noted(self, events: list[bytes]) -> list[bytes]:
+        if self.journal is not None and events:
+            self.journal.add(events)
+        return events
+
+    def _usage(self) -> Json:
+        usage = self.run.usage
+        return usage_json(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
+
+    def _entry(self, entry: TokenLogprobs) -> Json:
+        top = [self._token(*alternative) for alternative in entry.top[: self._num_top]]
+        return {**self._token(entry.token_id, entry.logprob), "top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self._tokenizer.token_bytes(token_id)
+        return {"token": token_text(raw), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+    # ---- afterwards ----------------------------------------------------------------------------------------------
+
+    async def record(self) -> Record:
+        """What is kept of it."""
+        return Record(
+            self.id,
+            self.owner,
+            self.request.previous_response_id,
+            orjson.dumps(self.growing.as_json()),
+            orjson.dumps(self.input),
+            b"" if self.journal is None else await self.journal.packed(),
+        )

@@ -1,0 +1,276 @@
+"""The Responses API over a WebSocket at /v1/responses, as the openai client's `responses.connect()` speaks it.
+
+    client -> server
+    {"type": "response.create", …, "stream_id": S}        body of POST /v1/responses; stream_id is optional
+    {"type": "response.cancel", "stream_id": S}            ours: ends what runs on the stream, and what waits behind it
+    {"type": "auth", "api_key": K}                        ours: first frame, where a key is needed and no header could carry it
+
+    server -> client
+    the events of a response, one per frame, with the stream_id of its response.create
+    {"type": "error", "status": N, "error": {…}, …}        a frame that began no response; the socket lives
+    {"type": "auth.ok"}
+
+Responses of one stream_id (or of none) come one after the other, in the order they were asked for; those of different ones
+side by side. A response with `store` false can be continued on the socket it was made on. `generate` false computes the input,
+for the cache, and answers nothing: what continues it begins sooner. Back-pressure, limits and closing are those of /v1/ws.
+
+Owns sockets. Knows nothing of what is in a body.
+"""
+
+import re
+from collections import deque
+from math import inf
+from typing import Any
+
+import orjson
+import structlog
+from anyio import Event, create_task_group, move_on_after
+from anyio.abc import TaskGroup
+from starlette.types import Receive, Scope
+
+from streamserve.api.auth import given_key
+from streamserve.api.response_job import ResponseJob
+from streamserve.api.response_store import MIB, MemoryStore
+from streamserve.api.responses import Responses
+from streamserve.api.schema import load_object, show
+from streamserve.api.service import Service
+from streamserve.api.stream import Piece
+from streamserve.api.wire import BoundedSend, one_error, unforeseen
+from streamserve.api.ws import AUTH_WAIT_S, CLOSE_GOING_AWAY, CLOSE_POLICY, MAX_REQUESTS, Lane, Outbox
+from streamserve.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    QueueFull,
+    RequestTooLarge,
+    SlowReader,
+    StreamServeError,
+    error_body,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_RECORD_BYTES = 32 * MIB  # of responses that live as long as their socket
+STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+
+
+class ResponseSockets:
+    """The route."""
+
+    def __init__(self, service: Service, responses: Responses) -> None:
+        self._service = service
+        self._responses = responses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
+        """Serve one socket until either side closes it."""
+        assert (await receive())["type"] == "websocket.connect"
+        door = self._service.door
+        key = given_key(scope)
+        if not door.allows_origin(scope):
+            raise AuthenticationFailed("pages of this origin may not open a socket here (--cors-origins)", param="origin")
+        if key is not None:
+            door.check_key(scope)
+        await send({"type": "websocket.accept"})
+        socket = ResponseSocket(self._service, self._responses, receive, send)
+        await socket.serve(key if key is not None or door.needs_key else b"")
+
+
+class Stream:
+    """One stream_id of a socket: what waits, and what runs."""
+
+    __slots__ = ("is_cancelled", "job", "lane", "tail", "waiting")
+
+    def __init__(self, id: str | None) -> None:
+        self.lane = Lane()
+        self.waiting: deque[dict[str, Any]] = deque()
+        self.job: ResponseJob | None = None
+        self.is_cancelled = False
+        self.tail = b"" if id is None else b',"stream_id":%b' % orjson.dumps(id)
+
+    def cancel(self) -> None:
+        """End what runs, or as soon as it has begun; what waits never begins."""
+        self.waiting.clear()
+        self.is_cancelled = True
+        if self.job is not None:
+            self.job.run.abort()
+
+
+class ResponseSocket:
+    """One open socket."""
+
+    def __init__(self, service: Service, responses: Responses, receive: Receive, send: BoundedSend) -> None:
+        self._service = service
+        self._responses = responses
+        self._receive = receive
+        self._outbox = Outbox(send)
+        self._replies = Lane()  # for everything that belongs to no stream
+        self._streams: dict[str | None, Stream] = {}  # those on which something runs
+        self._records = MemoryStore(MAX_RECORD_BYTES, inf)
+        self._owner = ""
+        self._ended = Event()  # replaced whenever somebody waits for the next stream to fall idle
+
+    async def serve(self, key: bytes | None) -> None:
+        """Until it closes; nothing of its responses lives on. `key` None: one is needed, and has to come in the first frame."""
+        try:
+            with one_error():
+                async with create_task_group() as tasks:
+                    tasks.start_soon(self._write, tasks)
+                    tasks.start_soon(self._close_when_idle)
+                    if key is None:
+                        key = await self._authenticate()
+                    if key is not None:
+                        self._owner = self._responses.owner_with(key)
+                        await self._read(tasks)
+                        tasks.cancel_scope.cancel()
+        except SlowReader as error:
+            log.info("socket_cut", reason=str(error), streams=len(self._streams))
+        finally:
+            self._cancel_all()
+
+    def _cancel_all(self) -> None:
+        for stream in self._streams.values():
+            stream.cancel()
+
+    async def _write(self, tasks: TaskGroup) -> None:
+        await self._outbox.run()
+        tasks.cancel_scope.cancel()
+
+    async def _close_when_idle(self) -> None:
+        await self._service.closing.wait()
+        while self._streams:
+            self._ended = Event()
+            await self._ended.wait()
+        self._outbox.close(CLOSE_GOING_AWAY, "the server is shutting down")
+
+    # ---- frames in -----------------------------------------------------------------------------------------------
+
+    async def _next(self) -> dict[str, Any] | None:
+        """The next frame that is a JSON object, or None when the client has left. Others are answered with an error."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                self._cancel_all()  # here, not in the clean-up: before the next plan
+                return None
+            try:
+                return self._parse(message.get("text") or message.get("bytes"))
+            except StreamServeError as error:
+                await self._put_error(self._replies, b"", error)
+
+    def _parse(self, frame: str | bytes | None) -> dict[str, Any]:
+        frame = frame or b""
+        limit = self._service.max_frame_bytes
+        size = len(frame) if isinstance(frame, bytes) or frame.isascii() else len(frame.encode())
+        if size > limit:
+            raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-frame-mb)", param="frame")
+        return load_object(frame)
+
+    async def _authenticate(self) -> bytes | None:
+        error = AuthenticationFailed('the first frame must be {"type": "auth", "api_key": KEY} with the server\'s key')
+        with move_on_after(AUTH_WAIT_S):
+            frame = await self._next()
+            key = None if frame is None or frame.get("type") != "auth" else frame.get("api_key")
+            if isinstance(key, str) and self._service.door.is_key(key.encode()):
+                await self._outbox.put(self._replies, b'{"type":"auth.ok"}')
+                return key.encode()
+        await self._put_error(self._replies, b"", error)
+        self._outbox.close(CLOSE_POLICY, "missing or wrong API key")
+        return None
+
+    async def _read(self, tasks: TaskGroup) -> None:
+        while (frame := await self._next()) is not None:
+            tail = b""
+            try:
+                id = _stream_id(frame)
+                tail = Stream(id).tail
+                self._take(id, frame, tasks)
+            except StreamServeError as error:
+                await self._put_error(self._replies, tail, error)
+
+    def _take(self, id: str | None, frame: dict[str, Any], tasks: TaskGroup) -> None:
+        kind = frame.pop("type", None)
+        stream = self._streams.get(id)
+        if kind == "response.create":
+            if sum(1 + len(busy.waiting) for busy in self._streams.values()) >= MAX_REQUESTS:
+                raise QueueFull(f"{MAX_REQUESTS} responses run or wait on this socket; wait for one to end", retry_after_s=1.0)
+            if stream is None:
+                stream = self._streams[id] = Stream(id)
+                tasks.start_soon(self._serve, id, stream)
+            stream.waiting.append(frame)
+        elif kind == "response.cancel":
+            if frame:
+                raise InvalidRequest(f"unknown field {show(min(frame))}; allowed is stream_id", param=min(frame)[:256])
+            if stream is None:
+                raise InvalidRequest("nothing runs on this stream; it may have ended already", param="stream_id")
+            stream.cancel()
+        else:
+            raise InvalidRequest(f"type is {show(kind)}; allowed is response.create, response.cancel", param="type")
+
+    # ---- responses -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, id: str | None, stream: Stream) -> None:
+        while stream.waiting:
+            frame = stream.waiting.popleft()
+            error: StreamServeError | None = None
+            try:
+                await self._answer(stream, frame)
+            except StreamServeError as refused:
+                error = refused
+            except Exception as bug:
+                error = unforeseen(bug, stream=id)
+            stream.job, stream.is_cancelled = None, False
+            if error is not None:
+                await self._put_error(stream.lane, stream.tail, error)
+        del self._streams[id]
+        self._ended.set()
+
+    async def _answer(self, stream: Stream, frame: dict[str, Any]) -> None:
+        only_reads = _only_reads(frame)
+        job = stream.job = await self._responses.job(frame, self._owner, records=self._records, only_reads=only_reads)
+        if stream.is_cancelled:
+            job.run.abort()
+
+        async def put(events: list[bytes]) -> None:
+            for event in events:
+                await self._outbox.put(stream.lane, b"%b%b}" % (event[:-1], stream.tail))
+
+        async def emit(piece: Piece) -> None:
+            await put(job.chunks(piece))
+
+        with self._service.live(job.run):
+            await job.run.start()
+            async with self._responses.under_way(job):
+                await put(job.opening())
+                last = await job.deliver(emit)
+                if not job.request.store:
+                    await self._records.put(await job.record())
+                await put(last)
+
+    async def _put_error(self, lane: Lane, tail: bytes, error: StreamServeError) -> None:
+        nested = error_body(error)["error"]
+        flat = {name: nested[name] for name in ("code", "message", "param")}  # where the openai client's type has them
+        event = {"type": "error", "status": error.status, "error": nested, **flat, "sequence_number": 0}
+        await self._outbox.put(lane, b"%b%b}" % (orjson.dumps(event)[:-1], tail))
+
+
+def _stream_id(frame: dict[str, Any]) -> str | None:
+    id = frame.pop("stream_id", None)
+    if id is not None and not (isinstance(id, str) and STREAM_ID.fullmatch(id)):
+        raise InvalidRequest(
+            f"stream_id is {show(id)}; 1 to 256 letters, digits, '_', '.' and '-' are expected", param="stream_id"
+        )
+    return id
+
+
+def _only_reads(frame: dict[str, Any]) -> bool:
+    """Take what is a socket's own out of a body. Whether nothing is to be generated."""
+    stream, background, generates = frame.pop("stream", None), frame.get("background"), frame.pop("generate", None)
+    if stream not in (None, True):
+        raise InvalidRequest(f"stream is {show(stream)}; over a WebSocket every response is streamed", param="stream")
+    if background:
+        raise InvalidRequest("background is not supported over a WebSocket; use POST /v1/responses", param="background")
+    if generates not in (None, True, False):
+        raise InvalidRequest(f"generate is {show(generates)}; allowed is true, false", param="generate")
+    if frame.get("resumable"):
+        raise InvalidRequest("resumable is not supported over a WebSocket: it is for server-sent events", param="resumable")
+    if frame.get("stream_options") is not None:
+        frame["stream"] = True  # they are a stream's
+    return generates is False
