@@ -132,6 +132,7 @@ class GenerateRequest:
 
     `id` is unique among live requests of one engine. `salt` separates prefix-cache namespaces: requests with different
     salts never share cached tokens. `priority`: of waiting requests higher ones run first, in order of arrival among equals.
+    `wants_progress`: a delta after each part of a prompt that takes several steps.
     """
 
     id: str
@@ -140,6 +141,7 @@ class GenerateRequest:
     salt: str = ""
     guidance: Guidance | None = None
     priority: int = 0
+    wants_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class Delta(Struct, frozen=True, gc=False):
     for, else empty. `num_cached_tokens` (prompt tokens taken from the prefix cache) is right from the first delta on.
     `prompt_logprobs` has one entry per prompt token, None for the first; set on the first delta only.
     `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows. `num_jumped` counts
-    the answer's tokens so far that cost no step of their own; `num_thought` those of its thought.
+    the answer's tokens so far that cost no step of their own; `num_thought` those of its thought. A delta without tokens and
+    without an end says how much of the prompt is computed: `num_computed`, cached tokens included.
 
     Made for every row of every step, so it is a Struct: a frozen dataclass takes ten times as long to make.
     """
@@ -172,6 +175,7 @@ class Delta(Struct, frozen=True, gc=False):
     error: str | None = None
     num_jumped: int = 0
     num_thought: int = 0
+    num_computed: int = 0
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
@@ -189,6 +193,7 @@ class Delta(Struct, frozen=True, gc=False):
             error=last.error,
             num_jumped=last.num_jumped,
             num_thought=last.num_thought,
+            num_computed=last.num_computed,
         )
 
 

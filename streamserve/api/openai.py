@@ -165,6 +165,10 @@ class Completions:
             raise InvalidRequest(f"timeout is {request.timeout:g}; allowed is above 0 up to {MAX_TIMEOUT_S} s", param="timeout")
         if request.stream_options is not None and not request.stream and not is_socket:
             raise InvalidRequest("stream_options is given but stream is not true", param="stream_options")
+        if request.return_progress and not request.stream and not is_socket:
+            raise InvalidRequest("return_progress is given but stream is not true", param="return_progress")
+        if request.resumable and is_socket:
+            raise InvalidRequest("resumable is for streams over HTTP; what runs on a socket ends with it", param="resumable")
 
     def _sampling(
         self, request: Sampled, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None
@@ -263,6 +267,7 @@ class Completions:
             guidance=guidance,
             priority=request.priority,
             deadline_s=request.timeout,
+            wants_progress=request.return_progress,
         )
 
     def _job(

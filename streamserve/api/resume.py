@@ -29,7 +29,7 @@ from starlette.types import Scope
 
 from streamserve.api.auth import given_key
 from streamserve.api.sse import Events, EventStream
-from streamserve.api.stream import Run
+from streamserve.api.stream import Progress, Run
 from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, StreamGone, StreamServeError, StreamTaken, error_body
 
@@ -260,6 +260,7 @@ class Streams:
             async with leaving_noticed(exchange, run.abort) as tasks:
                 await run.start()
                 stream = EventStream(exchange)
+                _tell_progress(run, stream)
                 await stream.start(headers)
                 tasks.start_soon(stream.keep_alive, self._keep_alive_s)
                 await produce(stream)
@@ -306,6 +307,7 @@ class Streams:
             with self._live(run):
                 await run.start()
                 _settle(started, None)
+                _tell_progress(run, recording)
                 await produce(recording)
         except StreamServeError as refused:
             error = refused
@@ -481,6 +483,15 @@ class Streams:
 
 def _json(error: StreamServeError) -> bytes:
     return orjson.dumps({"error": error_body(error)["error"]})
+
+
+def _tell_progress(run: Run, stream: Events) -> None:
+    """Comments about a long prompt, where the request asks for them."""
+
+    def tell(progress: Progress) -> Awaitable[None] | None:
+        return stream.comment(b"prompt_progress %b" % orjson.dumps(progress.as_json()))
+
+    run.on_progress = tell if run.call.wants_progress else None
 
 
 def _nothing() -> None:

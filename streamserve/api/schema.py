@@ -60,6 +60,7 @@ class Sampled(Struct, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     resumable: bool = False  # a stream whose client may leave and come back: api/resume.py
+    return_progress: bool = False  # of a prompt that takes several steps
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
     cache_salt: str = ""

@@ -60,10 +60,25 @@ class Call:
     guidance: Guidance | None = None
     priority: int = 0
     deadline_s: float | None = None
+    wants_progress: bool = False
 
     def is_named(self, prefix: str) -> bool:
         """Whether the call's own id, or the name its client gave it, starts with `prefix`."""
         return self.id.startswith(prefix) or (self.client_id is not None and self.client_id.startswith(prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a choice's prompt is computed; `cached` tokens of it did not have to be."""
+
+    index: int
+    computed: int
+    total: int
+    cached: int
+
+    def as_json(self) -> dict[str, int]:
+        """For clients: llama.cpp's names."""
+        return {"index": self.index, "processed": self.computed, "total": self.total, "cache": self.cached}
 
 
 class Piece(Struct, gc=False):
@@ -81,6 +96,7 @@ class Piece(Struct, gc=False):
     prompt: Prompt | None = None  # set on a choice's first piece
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     events: tuple[Event, ...] | None = None
+    progress: Progress | None = None  # then there is nothing else, and it goes to Run.on_progress
 
 
 def events_of(piece: Piece) -> tuple[Event, ...]:
@@ -145,6 +161,7 @@ class Choice:
             call.salt,
             call.guidance,
             call.priority,
+            call.wants_progress,
         )
         self.mailbox: Mailbox | None = None
         self.is_finished = False
@@ -156,6 +173,9 @@ class Choice:
     def take(self, delta: Delta) -> Piece:
         """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
         piece = Piece(self.index)
+        if not delta.token_ids and delta.finish_reason is None:
+            piece.progress = Progress(self.index, delta.num_computed, len(self.prompt.token_ids), delta.num_cached_tokens)
+            return piece
         if delta.finish_reason is not None:
             if delta.finish_reason is FinishReason.ERROR:
                 self.is_finished = True
@@ -358,6 +378,7 @@ class Run:
         "_watch",
         "call",
         "choices",
+        "on_progress",
         "outcome",
     )
 
@@ -377,6 +398,7 @@ class Run:
         self._is_cancelled = False
         self._limit_s: float | None = None  # the time that was allowed, once it is over
         self._started_s = 0.0
+        self.on_progress: Callable[[Progress], Awaitable[None] | None] | None = None
         self.outcome = FinishReason.ABORT.value  # until a choice has finished
         self.call = call
         self.choices = [Choice(call, index, tokenizer) for index in range(len(call.prompts) * call.n)]
@@ -399,6 +421,9 @@ class Run:
         for choice in self.choices:
             if not choice.is_finished:
                 self._client.abort(choice.request.id)
+
+    def _tell(self, progress: Progress) -> Awaitable[None] | None:
+        return None if self.on_progress is None else self.on_progress(progress)
 
     def end_thought(self) -> int:
         """End the reasoning of every choice that is still at it; returns how many that were."""
@@ -461,7 +486,7 @@ class Run:
                     if answers is not None and not has_more and not isinstance(piece.matched_stop, str):
                         end = len(token_ids) - (piece.matched_stop is not None)
                         answers.note("".join(texts), token_ids[:end])
-                waits_for = emit(piece)
+                waits_for = emit(piece) if piece.progress is None else self._tell(piece.progress)
             except Exception as error:
                 mailbox.listen(None)
                 handover.set_exception(error)
