@@ -16,7 +16,6 @@ from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.embedder import Embedder
 from streamserve.engine.fake import FakeRunner
-from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
@@ -106,7 +105,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
         build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
-        runner, text, grammars, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+        runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -117,7 +116,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         burst_limits(resolved),
         runner.long_chunk,
     )
-    engine = _engine(config, cache, limits, runner, options, observer, grammars)
+    engine = _engine(config, cache, limits, runner, options, observer)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
     return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, encoder), resolved, encoder)
@@ -131,7 +130,7 @@ class ClosableRunner(Runner, Protocol):
     def close(self) -> None: ...
 
 
-Parts = tuple[ClosableRunner, TextModel, Grammars, Resolved]
+Parts = tuple[ClosableRunner, TextModel, Resolved]
 
 
 def _eos(text: TextModel, checkpoint: "Checkpoint") -> frozenset[int]:
@@ -150,7 +149,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
 
     resolved, choices = facts.decide(config, checkpoint, cpu)
     display.decided(resolved, facts.kernel_reasons(choices))
-    text, grammars = _load_text(config, checkpoint)
+    text = _load_text(config, checkpoint.path)
     kv_dtype = getattr(torch, resolved.kv_dtype)
     pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
     network = build_network(
@@ -168,7 +167,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         max_len=resolved.context_len,
     )
     runner.execute(_warm_up_plan())
-    return runner, text, grammars, resolved
+    return runner, text, resolved
 
 
 def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
@@ -186,7 +185,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     spec = checkpoint.spec
     planned, choices = facts.decide(config, checkpoint, gpu)
     with display.phase("tokenizer"):
-        text, grammars = _load_text(config, checkpoint)
+        text = _load_text(config, checkpoint.path)
     dtype = getattr(torch, planned.dtype)
     with display.phase("weights"):
         network = build_device_network(
@@ -250,7 +249,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:
         runner.capture(progress)
-    return runner, text, grammars, resolved
+    return runner, text, resolved
 
 
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
@@ -309,9 +308,8 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
         config.scheduler.max_running_requests or 256, config.scheduler.chunked_prefill_size or 512, tokenizer.eos_token_ids
     )
     options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
-    grammars = Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
-    engine = _engine(config, cache, limits, runner, options, observer, grammars)
-    return Built(engine, text, name, cache, _closing(grammars.close, encoder), encoder=encoder)
+    engine = _engine(config, cache, limits, runner, options, observer)
+    return Built(engine, text, name, cache, _closing(lambda: None, encoder), encoder=encoder)
 
 
 CPU_BATCH_TOKENS = 1024  # all-MiniLM-L6-v2 takes 0.1 s for them on two cores, and is no faster with more
@@ -391,13 +389,7 @@ def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[i
 
 
 def _engine(
-    config: Config,
-    cache: KVCache,
-    limits: Limits,
-    runner: Runner,
-    options: EngineOptions,
-    observer: StepObserver | None,
-    grammars: Grammars,
+    config: Config, cache: KVCache, limits: Limits, runner: Runner, options: EngineOptions, observer: StepObserver | None
 ) -> Engine:
     scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy])
     return Engine(scheduler, runner, options, observer=observer)
