@@ -177,6 +177,10 @@ class Responses:
                     f"previous_response_id: {which} not kept here (any more, or for this key); send the conversation as input",
                     param="previous_response_id",
                 )
+            if orjson.loads(record.response)["status"] == "failed":
+                raise InvalidRequest(
+                    f"previous_response_id: {show(id)} has failed; continue the one before it", param="previous_response_id"
+                )
             chain.append(record)
             if len(chain) > MAX_CHAIN:
                 raise InvalidRequest(
