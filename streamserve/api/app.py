@@ -22,6 +22,9 @@ from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.openapi import OpenApi
 from streamserve.api.playground import Playground, static_folder
+from streamserve.api.response_socket import ResponseSockets
+from streamserve.api.response_store import MemoryStore, ResponseStore
+from streamserve.api.responses import Responses
 from streamserve.api.routes import Answer, Key, RouteSpec
 from streamserve.api.schema import ChatRequest, CompletionRequest
 from streamserve.api.service import Meter, Service
@@ -60,10 +63,10 @@ class Endpoint:
 class Api:
     """The application. `close_idle_sockets` is for the shutdown: WebSockets close as soon as nothing runs on them."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, store: ResponseStore) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
-        self._router, routes = _router(service)
+        self._router, routes = _router(service, store)
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
         self._admin = frozenset(route.path for route in routes if route.key is Key.ADMIN)
@@ -128,7 +131,9 @@ class Api:
         except StreamServeError as error:
             await _refuse_socket(scope, send, error)
         except HTTPException:
-            await _refuse_socket(scope, send, NotFound(f"there is no WebSocket at {scope['path'][:200]}; /v1/ws is one"))
+            await _refuse_socket(
+                scope, send, NotFound(f"there is no WebSocket at {scope['path'][:200]}; /v1/ws and /v1/responses are")
+            )
 
 
 async def _refuse_socket(scope: Scope, send: BoundedSend, error: StreamServeError) -> None:
@@ -158,8 +163,9 @@ async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
 
-def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
+def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteSpec]]:
     streams, completions = service.streams, Completions(service)
+    responses = Responses(service, completions, store)
     native, admin, messages = Native(service), Admin(service), Messages(service, completions)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
@@ -183,6 +189,7 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
         ),
         RouteSpec("POST", "/v1/messages", streams.again(messages.create), MessagesRequest),
         RouteSpec("POST", "/v1/messages/count_tokens", messages.count_tokens, CountTokensRequest),
+        *responses.routes(),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
@@ -191,12 +198,16 @@ def _router(service: Service) -> tuple[Router, list[RouteSpec]]:
         RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/v1/ws", _not_a_page, is_shown=False),
+        RouteSpec("GET", "/v1/responses", _not_a_page, is_shown=False),
     ]
     openapi = OpenApi(routes, needs_key=service.door.needs_key)
     routes.append(RouteSpec("GET", "/openapi.json", openapi.show, result=dict[str, Any], key=Key.NONE))
     table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
-    sockets = WebSocketRoute("/v1/ws", Sockets(service, completions))
-    return Router([*table, sockets], redirect_slashes=False, default=_nowhere), routes
+    sockets = [
+        WebSocketRoute("/v1/ws", Sockets(service, completions)),
+        WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),
+    ]
+    return Router([*table, *sockets], redirect_slashes=False, default=_nowhere), routes
 
 
 def create_app(
@@ -209,9 +220,11 @@ def create_app(
     sampling_defaults: str = "model",
     metrics: Meter | None = None,
     settings: Mapping[str, Any] | None = None,
+    response_store: ResponseStore | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
+    `response_store` keeps responses of /v1/responses; without one they are kept in memory.
     `sampling_defaults`: "model" takes what a request leaves out from the model's files, "openai" from OpenAI's defaults.
     """
     return Api(
@@ -224,5 +237,6 @@ def create_app(
             sampling_defaults=sampling_defaults,
             meter=metrics,
             settings=settings,
-        )
+        ),
+        MemoryStore() if response_store is None else response_store,
     )
