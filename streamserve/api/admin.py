@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from anyio import move_on_after, sleep
 
 from streamserve import __version__
+from streamserve.api.encoders import EncoderModel
 from streamserve.api.results import CacheInfo, Done, Loads, ModelCard, ModelInfo, ModelList, ServerInfo, Status
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.service import ANY, Service
@@ -43,7 +44,7 @@ class Admin:
             RouteSpec("GET", "/health_generate", self.health_generate, result=Status, key=Key.NONE),
             RouteSpec("GET", "/ready", self.ready, result=Status, key=Key.NONE),
             RouteSpec("GET", "/ping", self.ping, result=Status),
-            RouteSpec("GET", "/metrics", self.metrics, media="text/plain", key=Key.NONE),
+            RouteSpec("GET", "/metrics", self.metrics, media="text/plain", key=Key.NONE, errors=(404,)),
             RouteSpec("GET", "/cache", self.cache, result=CacheInfo),
             *(RouteSpec("GET", path, self.model_info, result=ModelInfo) for path in ("/model_info", "/get_model_info")),
             *(RouteSpec("GET", path, self.server_info, result=ServerInfo) for path in ("/server_info", "/get_server_info")),
@@ -189,15 +190,32 @@ class Admin:
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models: the served model, under each of its names."""
         names = [name for name in (self._service.model_name, *self._service.aliases) if name != ANY]
-        await exchange.answer_json({"object": "list", "data": [self._card(name) for name in names]})
+        encoder = self._service.encoder
+        cards = [self._card(name) for name in names] + ([self._encoder_card(encoder)] if encoder is not None else [])
+        await exchange.answer_json({"object": "list", "data": cards})
 
     async def model(self, exchange: Exchange) -> None:
         """GET /v1/models/{id}: one name of the served model."""
         name: str = exchange.scope["path_params"]["model_id"]
         if name == ANY:
             raise ModelNotFound(f"model {name!r} is not served here; {self._service.model_name!r} is", param="model")
+        encoder = self._service.encoder
+        if encoder is not None and name == encoder.name:
+            await exchange.answer_json(self._encoder_card(encoder))
+            return
         self._service.check_model(name)
         await exchange.answer_json(self._card(name))
+
+    def _encoder_card(self, encoder: EncoderModel) -> dict[str, Any]:
+        return {
+            "id": encoder.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "streamserve",
+            "root": encoder.name,
+            "parent": None,
+            "max_model_len": encoder.facts.max_len,
+        }
 
     def _card(self, name: str) -> dict[str, Any]:
         return {

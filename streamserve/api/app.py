@@ -17,6 +17,8 @@ from streamserve.api import results
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
+from streamserve.api.embeddings import Embeddings
+from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import run_lifespan
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
@@ -194,6 +196,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
         *admin.routes(),
+        *Embeddings(service).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE, is_shown=False),
@@ -221,6 +224,7 @@ def create_app(
     metrics: Meter | None = None,
     settings: Mapping[str, Any] | None = None,
     response_store: ResponseStore | None = None,
+    encoder: EncoderModel | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
@@ -237,6 +241,7 @@ def create_app(
             sampling_defaults=sampling_defaults,
             meter=metrics,
             settings=settings,
+            encoder=encoder,
         ),
         MemoryStore() if response_store is None else response_store,
     )
