@@ -327,6 +327,8 @@ class Scheduler:
         if not row.samples:
             assert request.lease is not None
             self.cache.commit(request.lease, request.tokens[: request.computed])
+            if request.given.wants_progress and request.num_generated == 0:
+                request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=request.computed))
             return
         assert output.token_ids, "a sampling row yields a token"
         tokens = request.tokens

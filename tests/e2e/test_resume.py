@@ -211,3 +211,25 @@ async def test_the_openai_client_reads_a_resumable_stream() -> None:
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
         assert text == await whole_text(server, 20)
         assert re.fullmatch(r"[ -~]{20}", text)
+
+
+async def test_progress_of_a_long_prompt_comes_as_comments_where_it_is_asked_for() -> None:
+    def long(fill: str, **fields: object) -> dict[str, Any]:
+        return {"prompt": fill * 2000, "max_tokens": 3, "stream": True, **fields}
+
+    async def comments(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, int]]:
+        answer = await http.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+        return [json.loads(found) for found in re.findall(r"^: prompt_progress (.*)$", answer.text, re.M)]
+
+    async with fake_server() as server, httpx.AsyncClient(base_url=server.url, timeout=10) as http:
+        for fields in ({}, {"resumable": True}):
+            fill = "y" if fields else "x"
+            told = await comments(http, long(fill, return_progress=True, **fields))
+            assert [one["processed"] for one in told] == [512, 1024, 1536], "steps of the fake server hold 512 tokens"
+            assert {(one["index"], one["total"], one["cache"]) for one in told} == {(0, 2000, 0)}
+        assert await comments(http, long("z")) == []
+        assert await comments(http, long("x", return_progress=True)) == [], "all of it comes from the cache, in one step"
+        refused = await http.post("/v1/completions", json=long("x", return_progress=True, stream=False))
+        assert (refused.status_code, refused.json()["param"]) == (400, "return_progress")
