@@ -30,6 +30,7 @@ from streamserve.api.auth import read_keys
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
+from streamserve.api.response_store import ResponseStore, open_store
 from streamserve.build import Built, build
 from streamserve.config import Config, ServerConfig, served_names, shown_settings
 from streamserve.errors import ConfigError, StartError
@@ -63,6 +64,7 @@ class Server:
         self._closed = anyio.Event()  # it has
         self._built: Built | None = None
         self._app: Api | None = None
+        self._store: ResponseStore | None = None
         self._exit_code = 0
 
     async def run(self) -> int:
@@ -80,6 +82,8 @@ class Server:
             tasks.cancel_scope.cancel()
         if self._built is not None:
             await anyio.to_thread.run_sync(self._built.close)
+        if self._store is not None:
+            self._store.close()
         return self._exit_code
 
     async def _serve_http(self, listener: socket.socket) -> None:
@@ -98,6 +102,7 @@ class Server:
         started = time.monotonic()
         try:
             load = partial(build, self._config, self._metrics, self._display)
+            self._store = await anyio.to_thread.run_sync(open_store, self._config.server.response_store)
             built = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)  # Ctrl+C does not wait for weights
         except StartError as error:
             self._display.failed(error)
@@ -117,6 +122,7 @@ class Server:
             model_name=built.model_name,
             aliases=served_names(self._config)[1:],
             settings=settings_of(self._config, built),
+            response_store=self._store,
             metrics=self._metrics,
             sampling_defaults=self._config.model.sampling_defaults,
             encoder=encoder,

@@ -20,6 +20,7 @@ import structlog
 from anyio import CancelScope
 from starlette.types import Scope
 
+from streamserve.api import response_results as results
 from streamserve.api.auth import given_key
 from streamserve.api.openai import Completions, Prepared
 from streamserve.api.response_events import Json, named
@@ -80,12 +81,23 @@ class Responses:
         path, one = "/v1/responses", "/v1/responses/{id}"
         include = ("include", "further parts of items; all that there are come anyway")
         return [
-            RouteSpec("POST", path, self._service.streams.again(self.create), CreateResponse),
-            RouteSpec("POST", f"{path}/input_tokens", self.input_tokens, CountInputTokens),
+            RouteSpec(
+                "POST",
+                path,
+                self._service.streams.again(self.create),
+                CreateResponse,
+                results.ResponseObject,
+                results.ResponseEvent,
+                example={"input": "What is the capital of France?", "max_output_tokens": 64},
+            ),
+            RouteSpec("POST", f"{path}/input_tokens", self.input_tokens, CountInputTokens, results.InputTokens),
             RouteSpec(
                 "GET",
                 one,
                 self.retrieve,
+                None,
+                results.ResponseObject,
+                results.ResponseEvent,
                 query=(
                     ("stream", "true: the events of a background response"),
                     ("starting_after", "only events behind this sequence number"),
@@ -93,12 +105,14 @@ class Responses:
                     include,
                 ),
             ),
-            RouteSpec("DELETE", one, self.delete),
-            RouteSpec("POST", f"{one}/cancel", self.cancel),
+            RouteSpec("DELETE", one, self.delete, None, results.ResponseDeleted),
+            RouteSpec("POST", f"{one}/cancel", self.cancel, None, results.ResponseObject),
             RouteSpec(
                 "GET",
                 f"{one}/input_items",
                 self.input_items,
+                None,
+                results.InputItemList,
                 query=(
                     ("limit", f"1 to {MAX_LISTED}; 20 when left out"),
                     ("order", "desc (newest first, when left out) or asc"),

@@ -39,6 +39,7 @@ FLAGS = [
     "--port",
     "--random-seed",
     "--request-timeout-s",
+    "--response-store",
     "--resume-window-s",
     "--revision",
     "--sampling-defaults",
