@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from streamserve.text.lark import Grammar
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -81,16 +83,21 @@ class Demand:
 
 
 class ToolFormat(Protocol):
-    """One way of writing calls."""
+    """One way of writing calls. `control_tokens` are markers that are control tokens in its models' vocabularies: they must reach
+    the parser. `triggers` are texts with which calls begin. `reads_thoughts`: its parser gives Thought too, so the answer's text
+    goes to it as it is."""
 
     name: str
-    control_tokens: tuple[str, ...]  # markers that are control tokens in its models' vocabularies: they must reach the parser
+    control_tokens: tuple[str, ...]
+    triggers: tuple[str, ...]
+    reads_thoughts: bool
 
     def parser(self, tools: Sequence[Tool]) -> Parser:
         """A parser for one answer. Calls of names that are not in `tools` are text."""
         ...
 
-    def grammar(self, tools: Sequence[Tool], demand: Demand) -> str:
+    def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """The format as an llguidance grammar in Lark, arguments constrained by each tool's schema. InvalidRequest when a schema
-        cannot be a grammar's."""
+        cannot be a grammar's. With `answer` (see text/structure.py) and no call demanded, the whole answer is either calls
+        or what `answer` describes."""
         ...

@@ -1,0 +1,88 @@
+"""Pieces of grammars in llguidance's Lark notation, as text.
+
+Owns how literals, control tokens and JSON schemas are spelt there. Knows nothing of what a grammar is for, and compiles none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ANY_TEXT = "/(?s:.*)/"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """An expression to start with and the rules it refers to. Names of rules begin with a letter that their maker owns, so that
+    grammars can stand in one text."""
+
+    start: str
+    rules: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole grammar."""
+        return "\n".join((f"start: {self.start}", *self.rules)) + "\n"
+
+
+def either(*grammars: Grammar) -> Grammar:
+    """One of them."""
+    return Grammar(" | ".join(f"({grammar.start})" for grammar in grammars), tuple(r for g in grammars for r in g.rules))
+
+
+def followed(*grammars: Grammar) -> Grammar:
+    """One after another."""
+    starts = [f"({grammar.start})" if "|" in grammar.start else grammar.start for grammar in grammars if grammar.start]
+    return Grammar(" ".join(starts) or '""', tuple(rule for grammar in grammars for rule in grammar.rules))
+
+
+def literal(text: str) -> str:
+    """Exactly this text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def marked(text: str, control: Mapping[str, int]) -> str:
+    """A text in which control tokens occur: these as tokens (a grammar's text never matches one), the rest as text."""
+    parts = []
+    for piece in split_markers(text, control):
+        parts.append(f"<[{control[piece]}]>" if piece in control else literal(piece))
+    return " ".join(parts) or '""'
+
+
+def split_markers(text: str, control: Mapping[str, int]) -> list[str]:
+    """The text cut before and behind each control token in it; the longest where several begin."""
+    pieces, start, at = [], 0, 0
+    known = sorted(control, key=len, reverse=True)
+    while at < len(text):
+        token = next((token for token in known if text.startswith(token, at)), None)
+        if token is None:
+            at += 1
+            continue
+        if start < at:
+            pieces.append(text[start:at])
+        pieces.append(token)
+        start = at = at + len(token)
+    if start < len(text):
+        pieces.append(text[start:])
+    return pieces
+
+
+def json_value(schema: Any, options: Mapping[str, Any]) -> str:
+    """A JSON text that the schema describes. `options`: llguidance's x-guidance."""
+    if not isinstance(schema, Mapping):
+        schema = {"allOf": [schema]}  # a boolean has no room for options
+    return "%json " + json.dumps({"x-guidance": dict(options), **schema}, ensure_ascii=False, separators=(",", ":"))
+
+
+def repeated(expression: str, low: int, high: int | None) -> str:
+    """The expression `low` to `high` times (None: any number)."""
+    if high is None:
+        return f"({expression}){{{low},}}" if low > 1 else f"({expression}){'+' if low else '*'}"
+    if high == 0:
+        return '""'
+    return f"({expression})" if low == high == 1 else f"({expression}){{{low},{high}}}"
+
+
+def without(markers: Sequence[str]) -> str:
+    """A terminal's body: any text in which none of these occurs."""
+    return ANY_TEXT + "".join(f" & ~(/(?s:.*)/ {literal(marker)} /(?s:.*)/)" for marker in markers)

@@ -1,0 +1,38 @@
+"""Finding markers in a text that arrives in pieces, such that where it was cut changes nothing.
+
+Owns no state. Knows nothing of what the markers mean.
+"""
+
+from collections.abc import Sequence
+
+
+def find_first(text: str, markers: Sequence[str], start: int = 0) -> tuple[int, str | None]:
+    """Where the earliest marker begins at or after `start`, and which; (len(text), None) without one. Of two that begin at the
+    same place, the longer one.
+
+    A marker that another one may still grow into (one begins with the other) is the caller's to avoid.
+    """
+    at, found = len(text), None
+    for marker in markers:
+        place = text.find(marker, start, at + len(marker))
+        if place >= 0 and (place < at or (place == at and found is not None and len(marker) > len(found))):
+            at, found = place, marker
+    return at, found
+
+
+def open_at(text: str, markers: Sequence[str], start: int = 0) -> int:
+    """Where the earliest marker may have begun that the end of the text cuts off; len(text) if none may."""
+    earliest = len(text)
+    for marker in markers:
+        at = max(start, len(text) - len(marker) + 1)
+        while (at := text.find(marker[0], at, earliest)) >= 0:
+            if marker.startswith(text[at:]):
+                earliest = at
+                break
+            at += 1
+    return earliest
+
+
+def blank_from(text: str, start: int, end: int) -> int:
+    """Where the white space begins that stands right before `end`; not before `start`."""
+    return start + len(text[start:end].rstrip())

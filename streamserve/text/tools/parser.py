@@ -1,0 +1,168 @@
+"""What parsers of calls have in common: text that waits to be decided, and content that is told from calls.
+
+Owns the undecided text and the count of calls of one answer. Knows no format: each has a class of its own on top of this one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streamserve.text.markers import find_first, open_at
+from streamserve.text.tools.format import CallBegan, CallGrew, Content, Event, Thought, Tool
+
+# Text that may turn out to be a call is held back; no call has a longer beginning than this.
+MAX_UNDECIDED_CHARS = 65_536
+
+
+class CallParser:
+    """Reads text as a machine of states. A state is a method that reads on from `_pos`, says True when there is something to do
+    again, and False when it needs more text; it decides only what no further text can change, so cutting changes nothing.
+
+    Text up to `_at` is decided. White space around calls is no content unless content goes on behind it.
+    """
+
+    def __init__(self, tools: Sequence[Tool], triggers: Sequence[str]) -> None:
+        self._schemas: Mapping[str, Mapping[str, Any] | None] = {tool.name: tool.parameters for tool in tools}
+        self._triggers = tuple(triggers) if tools else ()
+        self._text = ""
+        self._at = 0
+        self._pos = 0
+        self._is_last = False
+        self._blank = ""
+        self._out: list[Event] = []
+        self._state: Callable[[], bool] = self._read_content
+        self._is_inside_call = False
+        self._is_broken = False
+        self._is_undecided = False
+        self.num_calls = 0
+
+    def push(self, text: str) -> list[Event]:
+        """See Parser."""
+        self._text = self._text[self._at :] + text
+        self._pos -= self._at
+        self._at = 0
+        self._run()
+        if self._is_undecided and len(self._text) - self._at > MAX_UNDECIDED_CHARS:
+            self._reject()
+            self._run()
+        return self._take()
+
+    def finish(self) -> list[Event]:
+        """See Parser."""
+        self._is_last = True
+        self._run()
+        while self._is_undecided:
+            self._reject()
+            self._run()
+        if self._at < len(self._text):
+            self._cut_short()
+        if not self.num_calls and self._blank:
+            self._out.append(Content(self._blank))
+            self._blank = ""
+        return self._take()
+
+    @property
+    def is_inside_call(self) -> bool:
+        """See Parser."""
+        return self._is_inside_call or self._is_broken
+
+    def _trigger(self, marker: str) -> bool:
+        """A marker was found: `_at` is before it, `_pos` behind it. Sets the next state."""
+        raise NotImplementedError
+
+    def _cut_short(self) -> None:
+        """The answer has ended inside a call, with text that waited for more: gives what there is of the arguments."""
+
+    def _run(self) -> None:
+        while self._state():
+            pass
+
+    def _read_content(self) -> bool:
+        at, marker = find_first(self._text, self._triggers, self._at)
+        if marker is None:
+            end = len(self._text) if self._is_last else open_at(self._text, self._triggers, self._at)
+            self._content(self._text[self._at : end])
+            self._at = self._pos = end
+            return False
+        self._content(self._text[self._at : at])
+        self._at, self._pos = at, at + len(marker)
+        self._is_undecided = True
+        return self._trigger(marker)
+
+    def _reject(self) -> bool:
+        """What began at `_at` is no call: its first character is content, and behind that reading begins anew."""
+        self._is_undecided = False
+        self._content(self._text[self._at : self._at + 1])
+        self._at += 1
+        self._pos = self._at
+        self._state = self._read_content
+        return True
+
+    def _content(self, text: str) -> None:
+        if not text:
+            return
+        text = self._blank + text
+        kept = text.rstrip()
+        self._blank = text[len(kept) :]
+        if kept:
+            self._out.append(Content(kept))
+
+    def _begin_call(self, name: str, id: str | None = None) -> None:
+        """All text up to `_pos` belongs to a call."""
+        self._is_undecided = False
+        self._blank = ""
+        self._settle()
+        self._out.append(CallBegan(self.num_calls, name, id))
+        self.num_calls += 1
+        self._is_inside_call = True
+
+    def _grow(self, arguments: str) -> None:
+        if arguments:
+            self._out.append(CallGrew(self.num_calls - 1, arguments))
+
+    def _end_call(self) -> None:
+        self._is_inside_call = False
+
+    def _break_call(self) -> None:
+        """The call's arguments went wrong before their end; it counts as cut short."""
+        self._is_inside_call = False
+        self._is_broken = True
+
+    def _settle(self) -> None:
+        """All text up to `_pos` is decided."""
+        self._at = self._pos
+
+    def _skip_blank(self) -> bool:
+        """Moves `_pos` over white space; whether text follows."""
+        text, pos = self._text, self._pos
+        while pos < len(text) and text[pos].isspace():
+            pos += 1
+        self._pos = pos
+        return pos < len(text)
+
+    def _expect(self, marker: str) -> bool | None:
+        """Moves `_pos` behind the marker if it stands there. False: it doesn't; None: more text must tell."""
+        if self._text.startswith(marker, self._pos):
+            self._pos += len(marker)
+            return True
+        rest = self._text[self._pos : self._pos + len(marker)]
+        return None if marker.startswith(rest) and not self._is_last else False
+
+    def _take(self) -> list[Event]:
+        out, self._out = self._out, []
+        return joined(out) if len(out) > 1 else out
+
+
+def joined(events: Sequence[Event]) -> list[Event]:
+    """The same events, pieces that follow each other as one."""
+    out: list[Event] = []
+    for event in events:
+        last = out[-1] if out else None
+        if isinstance(event, Content) and isinstance(last, Content):
+            out[-1] = Content(last.text + event.text)
+        elif isinstance(event, Thought) and isinstance(last, Thought):
+            out[-1] = Thought(last.text + event.text)
+        elif isinstance(event, CallGrew) and isinstance(last, CallGrew) and event.index == last.index:
+            out[-1] = CallGrew(event.index, last.arguments + event.arguments)
+        else:
+            out.append(event)
+    return out
