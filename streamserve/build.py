@@ -16,6 +16,7 @@ from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
 from streamserve.engine.embedder import Embedder
 from streamserve.engine.fake import FakeRunner
+from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
@@ -105,7 +106,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
         build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
-        runner, text, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+        runner, text, grammars, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -116,10 +117,10 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         burst_limits(resolved),
         runner.long_chunk,
     )
-    engine = _engine(config, cache, limits, runner, options, observer)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
-    return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, encoder), resolved, encoder)
+    return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, grammars, encoder), resolved, encoder)
 
 
 class ClosableRunner(Runner, Protocol):
@@ -130,7 +131,7 @@ class ClosableRunner(Runner, Protocol):
     def close(self) -> None: ...
 
 
-Parts = tuple[ClosableRunner, TextModel, Resolved]
+Parts = tuple[ClosableRunner, TextModel, Grammars, Resolved]
 
 
 def _eos(text: TextModel, checkpoint: "Checkpoint") -> frozenset[int]:
@@ -149,7 +150,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
 
     resolved, choices = facts.decide(config, checkpoint, cpu)
     display.decided(resolved, facts.kernel_reasons(choices))
-    text = _load_text(config, checkpoint.path)
+    text, grammars = _text_and_grammars(config, checkpoint)
     kv_dtype = getattr(torch, resolved.kv_dtype)
     pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
     network = build_network(
@@ -167,7 +168,7 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         max_len=resolved.context_len,
     )
     runner.execute(_warm_up_plan())
-    return runner, text, resolved
+    return runner, text, grammars, resolved
 
 
 def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
@@ -185,7 +186,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
     spec = checkpoint.spec
     planned, choices = facts.decide(config, checkpoint, gpu)
     with display.phase("tokenizer"):
-        text = _load_text(config, checkpoint.path)
+        text, grammars = _text_and_grammars(config, checkpoint)
     dtype = getattr(torch, planned.dtype)
     with display.phase("weights"):
         network = build_device_network(
@@ -249,7 +250,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:
         runner.capture(progress)
-    return runner, text, resolved
+    return runner, text, grammars, resolved
 
 
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
@@ -308,8 +309,9 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
         config.scheduler.max_running_requests or 256, config.scheduler.chunked_prefill_size or 512, tokenizer.eos_token_ids
     )
     options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
-    engine = _engine(config, cache, limits, runner, options, observer)
-    return Built(engine, text, name, cache, _closing(lambda: None, encoder), encoder=encoder)
+    grammars = Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars)
+    return Built(engine, text, name, cache, _closing(lambda: None, grammars, encoder), encoder=encoder)
 
 
 CPU_BATCH_TOKENS = 1024  # all-MiniLM-L6-v2 takes 0.1 s for them on two cores, and is no faster with more
@@ -358,13 +360,14 @@ def _name_and_path(asked: str) -> tuple[str, str]:
     return asked.rstrip("/").rsplit("/", 1)[-1], asked
 
 
-def _closing(close: Callable[[], None], encoder: BuiltEncoder | None) -> Callable[[], None]:
-    def close_both() -> None:
+def _closing(close: Callable[[], None], grammars: Grammars, encoder: BuiltEncoder | None) -> Callable[[], None]:
+    def close_all() -> None:
         close()
+        grammars.close()
         if encoder is not None:
             encoder.embedder.shut()
 
-    return close_both
+    return close_all
 
 
 def _load_text(config: Config, path: Path) -> TextModel:
@@ -375,6 +378,14 @@ def _load_text(config: Config, path: Path) -> TextModel:
         chat_template_path=Path(model.chat_template) if model.chat_template else None,
     )
     return replace(text, defaults={**DEFAULT_MODEL_SAMPLING, **text.defaults}) if model.model_path is None else text
+
+
+def _text_and_grammars(config: Config, checkpoint: "Checkpoint") -> tuple[TextModel, Grammars]:
+    """The text side, and grammars over its vocabulary, which a thread goes on to read while weights are loaded."""
+    text = _load_text(config, checkpoint.path)
+    grammars = Grammars(text.tokenizer, vocab_size=checkpoint.spec.vocab_size, eos_token_ids=_eos(text, checkpoint))
+    grammars.prepare()
+    return text, grammars
 
 
 def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[int]) -> EngineOptions:
@@ -389,7 +400,13 @@ def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[i
 
 
 def _engine(
-    config: Config, cache: KVCache, limits: Limits, runner: Runner, options: EngineOptions, observer: StepObserver | None
+    config: Config,
+    cache: KVCache,
+    limits: Limits,
+    runner: Runner,
+    options: EngineOptions,
+    observer: StepObserver | None,
+    grammars: Grammars,
 ) -> Engine:
     scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy])
-    return Engine(scheduler, runner, options, observer=observer)
+    return Engine(scheduler, runner, options, grammars=grammars, observer=observer)

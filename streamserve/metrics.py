@@ -52,6 +52,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended, cached ones included")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated for requests that ended")
+        self._jumped_tokens = self._counter("jumped_tokens", "Tokens that a grammar forced and that cost no step of their own")
         self._step_tokens = self._counter("step_tokens", "Tokens computed in steps, prompts and decode rows together")
         self._running = self._gauge("num_running_reqs", "Requests in the running set")
         self._waiting = self._gauge("num_queue_reqs", "Requests that wait")
@@ -76,6 +77,10 @@ class Metrics:
     def request_preempted(self) -> None:
         """A running request went back to the queue."""
         self._preemptions.inc()
+
+    def tokens_jumped(self, num_tokens: int) -> None:
+        """So many tokens joined answers without a step of their own."""
+        self._jumped_tokens.inc(num_tokens)
 
     def set_load(self, load: EngineLoad) -> None:
         """The engine's load right now."""

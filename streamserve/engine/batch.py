@@ -16,13 +16,18 @@ class SlotTables:
         self._pool = pool
         self._page_table_SP = np.zeros((num_slots, pages), dtype=np.int32)
         self._num_pages_S = np.zeros(num_slots, dtype=np.int64)
+        self._num_prompt_S = np.zeros(num_slots, dtype=np.int64)
         self._tokens_SL = np.zeros((num_slots, max_len + 1), dtype=np.int64)
 
     def build(self, plan: Plan) -> Batch:
-        """Apply the plan's admissions and new pages; return its rows as one batch."""
+        """Apply the plan's admissions, appends and new pages; return its rows as one batch."""
         for admission in plan.admissions:
             self._num_pages_S[admission.slot] = 0
+            self._num_prompt_S[admission.slot] = admission.num_prompt
             self._tokens_SL[admission.slot, : len(admission.history)] = admission.history
+        for append in plan.appends:
+            end = self._num_prompt_S[append.slot] + append.num_generated
+            self._tokens_SL[append.slot, end - len(append.token_ids) : end] = append.token_ids
         slots = np.fromiter((row.slot for row in plan.rows), np.int64, len(plan.rows))
         for row in plan.rows:
             self._append_pages(row)

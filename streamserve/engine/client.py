@@ -149,8 +149,8 @@ class EngineClient(Protocol):
     """What the API may ask of an engine. All methods are called on the event loop; none blocks it."""
 
     async def submit(self, request: GenerateRequest) -> Mailbox:
-        """Queue a request. Raises ContextOverflow, QueueFull, EngineStopped, or InvalidRequest for a grammar that does not compile
-        within its limits, before anything has started."""
+        """Queue a request. Raises ContextOverflow, QueueFull, EngineStopped, or InvalidRequest for a grammar that does not
+        compile within its limits, before anything has started."""
         ...
 
     def abort(self, request_id: str) -> bool:
@@ -160,7 +160,8 @@ class EngineClient(Protocol):
         ...
 
     def end_thought(self, request_id: str) -> bool:
-        """End the reasoning of a live request with the next token: the answer begins. False when it is not (or no longer) thinking."""
+        """End the reasoning of a live request after its next token: the answer begins. False when it is not thinking, or no
+        longer."""
         ...
 
     def flush_cache(self) -> bool:

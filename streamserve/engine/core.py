@@ -8,7 +8,9 @@ While the device runs step n, the loop takes in step n-1, streams its tokens and
     loop        plan n   commit n-1  commit n
                          plan n+1    plan n+2
 
-The loop never blocks: a runner's `forward` only hands work over, and a step is awaited like a socket. While streams still have
+The loop never blocks: a runner's `forward` and `sample` only hand work over, and a step is awaited like a socket. A step whose
+samples depend on tokens that are still under way (a grammar's masks do) is sampled when these were taken in; its rows are being
+computed meanwhile, and where masks take long, a helper thread fills them. While streams still have
 to be served, the loop looks at the device between two slices of them (engine/client.py): the device goes first.
 """
 
@@ -23,11 +25,13 @@ import structlog
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox, Turns
-from streamserve.engine.plan import Runner, Step
+from streamserve.engine.grammar import Grammars
+from streamserve.engine.guide import Guide
+from streamserve.engine.plan import NO_EDITS, Edits, Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Flight, Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
-from streamserve.messages import CacheSummary, EngineFacts, EngineLoad, GenerateRequest
+from streamserve.messages import CacheSummary, EngineFacts, EngineLoad, GenerateRequest, Guidance, SamplingParams
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +47,15 @@ class StepObserver(Protocol):
         """A running request went back to the queue."""
         ...
 
+    def tokens_jumped(self, num_tokens: int) -> None:
+        """So many tokens joined answers without a step of their own."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Limits at the engine's door. `seed` feeds the seeds of requests that bring none. `takes_priorities`: whether the scheduler's
-    policy looks at requests' priorities; one that would have no effect is refused."""
+    """Limits at the engine's door. `seed` feeds the seeds of requests that bring none. `takes_priorities`: whether the
+    scheduler's policy looks at requests' priorities; one that would have no effect is refused."""
 
     context_len: int
     vocab_size: int
@@ -66,12 +74,14 @@ class Engine:
         runner: Runner,
         options: EngineOptions,
         *,
+        grammars: Grammars | None = None,
         observer: StepObserver | None = None,
         now: Callable[[], float] = monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._options = options
+        self._grammars = grammars
         self._observer = observer
         self._now = now
         self._seeds = Random(options.seed)
@@ -82,6 +92,7 @@ class Engine:
         self._stopped: str | None = None  # why no request is taken any more
         self._broken = False
         self._num_preemptions = 0
+        self._num_jumped = 0
         self._busy_s = 0.0
         self._cache: KVCache = scheduler.cache
         self._facts = EngineFacts(
@@ -95,15 +106,11 @@ class Engine:
 
     async def submit(self, request: GenerateRequest) -> Mailbox:
         """See EngineClient."""
-        if self._stopped is not None:
-            raise EngineStopped(self._stopped)
         self._check(request)
-        waiting = self._scheduler.num_waiting
-        if waiting >= self._options.max_queued:
-            raise QueueFull(
-                f"{waiting} requests are waiting already; at most {self._options.max_queued} may (--max-queued-requests)",
-                retry_after_s=max(1.0, waiting * self._busy_s / max(1, self._scheduler.num_finished)),
-            )
+        guide, sampling = None, request.sampling
+        if request.guidance is not None:
+            guide, sampling = await self._guide(request, request.guidance)
+            self._check(request)  # time has passed
         seed = request.sampling.seed
         live = Request(
             request,
@@ -111,13 +118,40 @@ class Engine:
             context_len=self._options.context_len,
             submitted_s=self._now(),
             turns=self._turns,
+            guide=guide,
+            sampling=sampling,
         )
         self._scheduler.add(live)
         self._idle.clear()
         self._wake.set()
         return live.mailbox
 
+    async def _guide(self, request: GenerateRequest, guidance: Guidance) -> tuple[Guide, SamplingParams]:
+        """The request's guide, and how the runner is to sample it."""
+        grammars, sampling, thought = self._grammars, request.sampling, guidance.thought
+        if grammars is None:
+            raise InvalidRequest("this engine was built without grammars and limits of thought", param=guidance.param)
+        matcher, begin_ids = None, []
+        if guidance.grammar is not None:
+            matcher = await grammars.matcher(guidance.grammar, guidance.param)
+            if thought is not None and not thought.is_open:
+                begin_ids = await grammars.encode(thought.begin)
+            sampling = replace(sampling, min_new_tokens=0)  # the guide sees to it, since only it knows what else may come
+        guide = Guide(
+            guidance,
+            matcher=matcher,
+            token_bytes=grammars.token_bytes,
+            begin_ids=begin_ids,
+            end_ids=self._options.eos_token_ids | request.sampling.stop_token_ids,
+            min_new_tokens=request.sampling.min_new_tokens,
+            # Log-probabilities come with the logits of a token's own place, and those of a prompt with a row that samples.
+            jumps=guidance.may_jump and sampling.logprobs is None and sampling.prompt_logprobs is None,
+        )
+        return guide, sampling
+
     def _check(self, request: GenerateRequest) -> None:
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
         if self._scheduler.find(request.id) is not None:
             raise InvalidRequest(f"request id {request.id!r} is in use by a live request", param="request_id")
         if request.priority and not self._options.takes_priorities:
@@ -145,6 +179,12 @@ class Engine:
             raise InvalidRequest(
                 f"logit_bias names token {bad_bias[0]}; allowed is 0 to {self._options.vocab_size - 1}", param="logit_bias"
             )
+        waiting = self._scheduler.num_waiting
+        if waiting >= self._options.max_queued:
+            raise QueueFull(
+                f"{waiting} requests are waiting already; at most {self._options.max_queued} may (--max-queued-requests)",
+                retry_after_s=max(1.0, waiting * self._busy_s / max(1, self._scheduler.num_finished)),
+            )
 
     def abort(self, request_id: str) -> bool:
         """See EngineClient."""
@@ -152,7 +192,8 @@ class Engine:
 
     def end_thought(self, request_id: str) -> bool:
         """See EngineClient."""
-        return False  # nobody thinks yet
+        live = self._scheduler.find(request_id)
+        return live is not None and live.guide is not None and live.guide.end_thought()
 
     def flush_cache(self) -> bool:
         """See EngineClient. A step may still be under way: its pages are given out again to later steps only."""
@@ -230,14 +271,45 @@ class Engine:
                 last_s = self._report(flying[0], last_s)
             else:
                 await sleep(0)
+            if flight is not None and step is not None and flight.awaits_commit and not await self._sample(flight, step):
+                step = None
             flying = (flight, step) if flight is not None and step is not None else None
 
     def _launch(self, flight: Flight) -> Step | None:
+        """Start a step's rows, and if nothing speaks against it choose its tokens right behind."""
         try:
-            return self._runner.forward(flight.plan)
+            step = self._runner.forward(flight.plan)
+            if not flight.awaits_commit:
+                step.sample()
+            return step
         except Exception as error:
             self._fail(flight, error)
             return None
+
+    async def _sample(self, flight: Flight, step: Step) -> bool:
+        """Choose the tokens of a step, now that all tokens before them are known."""
+        try:
+            step.sample(await self._edits(flight))
+            return True
+        except Exception as error:
+            self._fail(flight, error)
+            return False
+
+    async def _edits(self, flight: Flight) -> Edits:
+        samples = self._scheduler.samples(flight)
+        if not samples.guided:
+            return Edits(samples.unwanted) if samples.unwanted else NO_EDITS
+        assert self._grammars is not None
+        guides = [request.guide for _, request in samples.guided if request.guide is not None]
+        masks = await self._grammars.fill(guides)
+        unwanted = set(samples.unwanted)
+        for (i, request), guide in zip(samples.guided, guides, strict=True):
+            guide.check_mask()
+            if guide.error is not None:
+                unwanted.add(i)
+                if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
+                    self._scheduler.end_with_error(request, guide.error)
+        return Edits(frozenset(unwanted), tuple(i for i, _ in samples.guided), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:
         await sleep(0)  # a device that is always done already must not starve the rest of the loop
@@ -262,8 +334,11 @@ class Engine:
             if self._observer is not None:
                 self._observer.request_preempted()
         self._num_preemptions = self._scheduler.num_preemptions
+        num_jumped, self._num_jumped = self._scheduler.num_jumped - self._num_jumped, self._scheduler.num_jumped
         if self._observer is not None:
             plan = flight.plan
+            if num_jumped:
+                self._observer.tokens_jumped(num_jumped)
             self._observer.step_finished(
                 seconds=now - last_s, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load()
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
 from streamserve.engine.device_state import GROUPED_ROWS, TURNS, DeviceState, Loaded, StepSize
-from streamserve.engine.plan import Admission, Plan, Row, RowResult, StepResult
+from streamserve.engine.plan import NO_EDITS, Admission, Edits, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
 from streamserve.messages import SamplingParams
@@ -55,29 +55,37 @@ def _up_to(limit: int, values: Sequence[int]) -> list[int]:
 
 
 class DeviceStep:
-    """A step that was launched."""
+    """A step that was launched. `event` comes after its samples."""
 
     def __init__(
         self,
+        choose: Callable[[Edits], Pending | None],
         event: Event,
         tokens: Tensor,
         loaded: Loaded,
         plan: Plan,
         wait: ThreadPoolExecutor,
-        pending: Pending | None,
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
     ) -> None:
+        self._choose = choose
         self._event = event
         self._tokens = tokens
         self._loaded = loaded
         self._plan = plan
         self._wait = wait
-        self._pending = pending
+        self._pending: Pending | None = None
+        self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        """See Step."""
+        assert self._unwanted is None
+        self._unwanted = edits.unwanted
+        self._pending = self._choose(edits)
 
     def is_done(self) -> bool:
         """See Step."""
-        return self._event.query()
+        return self._unwanted is not None and self._event.query()
 
     async def done(self) -> StepResult:
         """See Step."""
@@ -87,6 +95,7 @@ class DeviceStep:
 
     def result(self) -> StepResult:
         """What the step brought. Its event must have come."""
+        assert self._unwanted is not None
         rows = [_NOTHING] * len(self._plan.rows)
         for i, parts in self._prompt_logprobs.items():
             entries = [entry for part, following in parts for row in part.read(following) for entry in row]
@@ -95,10 +104,13 @@ class DeviceStep:
         tokens: list[int] = self._tokens[: len(sampling)].tolist()
         if self._pending is None and not self._prompt_logprobs:
             for i, token in zip(sampling, tokens, strict=True):
-                rows[i] = RowResult((token,))
+                if i not in self._unwanted:
+                    rows[i] = RowResult((token,))
             return StepResult(rows)
         logprobs = [()] * len(sampling) if self._pending is None else self._pending.read(tokens)
         for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
+            if i in self._unwanted:
+                continue
             rows[i] = RowResult((token,), tuple(entry), rows[i].prompt_logprobs)
         return StepResult(rows)
 
@@ -173,9 +185,10 @@ class DeviceRunner:
         greedy = SamplingParams(temperature=0.0)
         admissions = tuple(Admission(slot, greedy, (0,), 1, 0) for slot in range(min(2, self._state.num_slots)))
         prompt = Row(0, 0, chunk - 1, (0,) * (chunk - 1), pages)
-        self.forward(Plan(0, admissions, (), (prompt,)))
+        self.forward(Plan(0, admissions, (), (prompt,))).sample()
         decode = Row(0, chunk - 1, 1, (0,))
-        self.forward(Plan(0, (), (), (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))))
+        rows = (decode, *(Row(a.slot, 0, 2, (0, 0), pages[:1]) for a in admissions[1:]))
+        self.forward(Plan(0, (), (), rows)).sample()
         sizes = [StepSize(rows) for rows in (1, 2, 4, 8, 16) if rows <= self._state.num_slots]
         if self._network.grouping is not None and self._state.num_slots >= GROUPED_ROWS:
             sizes.append(StepSize(GROUPED_ROWS, 0, True))
@@ -198,6 +211,7 @@ class DeviceRunner:
     def forward(self, plan: Plan) -> DeviceStep:
         """See Runner."""
         params = [(admission.slot, self._sampler.admit(admission)) for admission in plan.admissions]
+        params += [(append.slot, self._sampler.append(append)) for append in plan.appends]
         for admission in plan.admissions:
             if admission.sampling.prompt_logprobs is not None:
                 self._histories[admission.slot] = admission.history
@@ -209,17 +223,28 @@ class DeviceRunner:
             hidden_RE = self._forward(plan, loaded, prompt_logprobs)
             if loaded.sampling:
                 self._network.logits(hidden_RE, self._logits_RV[: len(loaded.sampling)])
-        pending = None
-        slots_R = loaded.inputs.logit_slots_R
-        num_rows = len(slots_R)
         back, event = self._back[self._turn]
         self._turn = (self._turn + 1) % TURNS
+        choose = partial(self._choose, loaded, back, event)
+        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs)
+
+    @torch.inference_mode()
+    def _choose(self, loaded: Loaded, back: Tensor, event: Event, edits: Edits) -> Pending | None:
+        """Launch the choice of tokens behind the rows, and their way back to the host."""
+        pending = None
+        slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
+        num_rows = len(slots_R)
         if loaded.sampling:
+            if edits.unwanted:
+                slots = [-1 if i in edits.unwanted else slot for i, slot in zip(loaded.sampling, slots, strict=True)]
+                slots_R = self._sampler.slots(slots, num_rows)
+            place = {i: at for at, i in enumerate(loaded.sampling)} if edits.masked else {}
             tokens_R = self._tokens_R[:num_rows]
-            pending = self._sampler.sample(self._logits_RV[:num_rows], slots_R, loaded.slots, tokens_R)
+            masked = [place[i] for i in edits.masked]
+            pending = self._sampler.sample(self._logits_RV[:num_rows], slots_R, slots, tokens_R, masked, edits.masks)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         event.record()
-        return DeviceStep(event, back, loaded, plan, self._wait, pending, prompt_logprobs)
+        return pending
 
     def _forward(self, plan: Plan, loaded: Loaded, prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]]) -> Tensor:
         """The stream of the rows that sample; fills `prompt_logprobs` for the rows that want all logits."""

@@ -14,10 +14,11 @@ log-probabilities), K best tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from streamserve.engine.plan import Admission
+from streamserve.engine.plan import Admission, Append, Masks
 from streamserve.kernels.devices.device import Device
 from streamserve.kernels.impl.triton_sampling import SamplingKernels, is_filtered, words
 from streamserve.messages import SamplingParams, TokenLogprobs
@@ -87,6 +88,7 @@ class DeviceSampler:
         self._last_token_S = last_token_S
         self._kernels = SamplingKernels(vocab_size, max_rows, device.torch_device, pdl=device.supports_pdl)
         self._wishes: dict[int, _Wishes] = {}  # of slots that have any
+        self._given: dict[int, tuple[SamplingParams, int, int | None]] = {}  # of each slot: what its words say, but for its count
         self._num_prompt_top: dict[int, int] = {}
         where = device.torch_device
         self._lines_LV = torch.zeros((0, vocab_size), dtype=torch.int32, device=where)
@@ -112,17 +114,46 @@ class DeviceSampler:
         )
         if wishes.is_any():
             self._wishes[slot] = wishes
+        self._given[slot] = sampling, admission.seed, wishes.line
         return words(sampling, admission.seed, num_generated, self._vocab_size, wishes.line)
 
-    def sample(self, logits_RV: Tensor, slots_R: Tensor, rows: Sequence[int], out_tokens_R: Tensor) -> Pending | None:
+    def append(self, append: Append) -> tuple[int, ...]:
+        """Tokens that were not sampled join a slot's answer. Returns the slot's sampling words from now on."""
+        sampling, seed, line = self._given[append.slot]
+        if line is not None:
+            ids = self._to_device(torch.tensor(append.token_ids, dtype=torch.int64))
+            counts_V = self._lines_LV[line]
+            counts_V.index_add_(0, ids, counts_V.new_full((len(ids),), 2))
+        wish = self._wishes.get(append.slot)
+        if wish is not None:
+            wish.bans_left = max(0, wish.bans_left - len(append.token_ids))
+        return words(sampling, seed, append.num_generated, self._vocab_size, line)
+
+    def slots(self, slots: Sequence[int], num_rows: int) -> Tensor:
+        """`slots_R` on the device: the slots of the first rows, -1 of a row to leave alone."""
+        return self._to_device(torch.tensor([*slots, *[-1] * (num_rows - len(slots))], dtype=torch.int32))
+
+    def sample(
+        self,
+        logits_RV: Tensor,
+        slots_R: Tensor,
+        rows: Sequence[int],
+        out_tokens_R: Tensor,
+        masked: Sequence[int] = (),
+        masks: Masks | None = None,
+    ) -> Pending | None:
         """One token per row into `out_tokens_R` (int32) and into the slots' places in last_token_S. May edit `logits_RV`.
 
-        `slots_R` (int32) says each row's slot, `rows` the same on the host; behind those `slots_R` may hold surplus rows (-1).
+        `slots_R` (int32) says each row's slot, -1 of one to leave alone, `rows` the same on the host; behind those `slots_R` may
+        hold surplus rows (-1). `masks` has the bits of tokens that may come, a line for each of the rows `masked`.
         Returns the log-probabilities on their way, for `rows`, if any of them wants some: those of the model itself, before
         penalties and temperature.
         """
+        lines_GW = None if masks is None or not masked else self._masks_to_device(masked, masks)
         if self._wishes and not self._wishes.keys().isdisjoint(rows):
-            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R)
+            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, lines_GW)
+        if lines_GW is not None:
+            self._kernels.mask(logits_RV, lines_GW)
         self._kernels.choose(logits_RV, slots_R, self._params_SP, out_tokens_R, self._last_token_S)
         return None
 
@@ -139,17 +170,23 @@ class DeviceSampler:
         tokens_R = torch.zeros_like(nobody_R)
         no_lines_LV, no_penalties_L4 = self._lines_LV.new_zeros((1, self._vocab_size)), self._penalties_L4.new_zeros((1, 4))
         self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4)
+        all_tokens = np.full((1, -(-self._vocab_size // 32)), -1, dtype=np.int32)
+        self._kernels.mask(logits_RV, self._masks_to_device([0], all_tokens))
         thresholds_R = self._kernels.thresholds(logits_RV, nobody_R, self._params_SP)
         self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, self._last_token_S, thresholds_R)
         self._kernels.count(tokens_R, nobody_R, self._params_SP, no_lines_LV)
 
-    def _sample_wishes(self, logits_RV: Tensor, slots_R: Tensor, rows: Sequence[int], out_tokens_R: Tensor) -> Pending | None:
+    def _sample_wishes(
+        self, logits_RV: Tensor, slots_R: Tensor, rows: Sequence[int], out_tokens_R: Tensor, lines_GW: Tensor | None
+    ) -> Pending | None:
         """`sample` where rows want more than a temperature."""
         wishes = [(i, wish) for i, slot in enumerate(rows) if (wish := self._wishes.get(slot)) is not None]
         asking = [i for i, wish in wishes if wish.num_top is not None]
         if asking:
             asking_L = self._to_device(torch.tensor(asking, dtype=torch.int64))
             unedited_LV = logits_RV.index_select(0, asking_L)
+        if lines_GW is not None:
+            self._kernels.mask(logits_RV, lines_GW)
         is_penalised = any(wish.line is not None for _, wish in wishes)
         if is_penalised:
             self._kernels.penalise(logits_RV, slots_R, self._params_SP, self._lines_LV, self._penalties_L4)
@@ -219,6 +256,15 @@ class DeviceSampler:
         banned = {*([] if sampling.ignore_eos else self._eos), *sampling.stop_token_ids}
         ids = sorted(token for token in banned if 0 <= token < self._vocab_size)
         return self._to_device(torch.tensor(ids, dtype=torch.int64)) if ids else None
+
+    def _masks_to_device(self, masked: Sequence[int], masks_GW: Masks) -> Tensor:
+        """Row and bits of each mask, as SamplingKernels.mask takes them."""
+        num_lines, num_words = masks_GW.shape
+        staged = self._device.pinned((num_lines, num_words + 1), torch.int32)
+        lines_GW = staged.numpy()
+        lines_GW[:, 0] = masked
+        lines_GW[:, 1:] = masks_GW
+        return staged.to(self._device.torch_device, non_blocking=True)
 
     def _to_device(self, values: Tensor) -> Tensor:
         """A copy on the device, through pinned memory that torch keeps until it is made."""

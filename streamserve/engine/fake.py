@@ -5,12 +5,15 @@ device would only corrupt silently: that each row continues exactly where its sl
 """
 
 from asyncio import Event, get_running_loop, sleep
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
-from streamserve.engine.plan import Plan, Row, RowResult, StepResult
+import numpy as np
+
+from streamserve.engine.plan import NO_EDITS, Edits, Masks, Plan, Row, RowResult, StepResult
 from streamserve.messages import SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
@@ -77,15 +80,21 @@ class _Slot:
 class FakeStep:
     """A step that ends at a fixed time."""
 
-    def __init__(self, clock: Clock, ends_s: float, result: StepResult) -> None:
+    def __init__(self, clock: Clock, ends_s: float, sample: Callable[[Edits], StepResult]) -> None:
         self._clock = clock
         self._ends_s = ends_s
-        self._result = result
+        self._sample = sample
+        self._result: StepResult | None = None
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        assert self._result is None, "a step is sampled once"
+        self._result = self._sample(edits)
 
     def is_done(self) -> bool:
-        return self._clock.now() >= self._ends_s
+        return self._result is not None and self._clock.now() >= self._ends_s
 
     async def done(self) -> StepResult:
+        assert self._result is not None, "a step is sampled before it is awaited"
         await self._clock.sleep_until(self._ends_s)
         return self._result
 
@@ -93,8 +102,9 @@ class FakeStep:
 class FakeRunner:
     """Runner whose every step lasts `step_s`.
 
-    The token at a position depends on the prompt and the position only. With a `script`, an answer walks through it
-    from a place that depends on the prompt, and ends with `eos_token_id` after `answer_len` tokens when both are given.
+    The token at a position depends on the prompt and the position only; if a mask forbids it, the next one allowed is taken.
+    With a `script`, an answer walks through it from a place that depends on the prompt, and ends with `eos_token_id` after
+    `answer_len` tokens when both are given.
     """
 
     def __init__(
@@ -124,11 +134,24 @@ class FakeRunner:
             self.plans.append(plan)
         for admission in plan.admissions:
             self._slots[admission.slot] = _Slot(admission.sampling, list(admission.history), admission.num_prompt)
-        result = StepResult([self._row(row) for row in plan.rows])
+        for append in plan.appends:
+            slot = self._slots[append.slot]
+            slot.tokens += append.token_ids
+            assert len(slot.tokens) - slot.num_prompt == append.num_generated, "a token was sampled and appended over"
+        prompt_logprobs = [self._row(row) for row in plan.rows]
         self._free_at_s = max(self._free_at_s, self._clock.now()) + self._step_s
-        return FakeStep(self._clock, self._free_at_s, result)
+        return FakeStep(self._clock, self._free_at_s, partial(self._sample, plan, prompt_logprobs))
 
-    def _row(self, row: Row) -> RowResult:
+    def _sample(self, plan: Plan, prompt_logprobs: Sequence[tuple[TokenLogprobs, ...]], edits: Edits) -> StepResult:
+        masks = dict(zip(edits.masked, edits.masks, strict=True))
+        results = []
+        for i, (row, logprobs) in enumerate(zip(plan.rows, prompt_logprobs, strict=True)):
+            is_wanted = row.samples and i not in edits.unwanted
+            results.append(self._choose(row, masks.get(i), logprobs) if is_wanted else RowResult((), (), logprobs))
+        return StepResult(results)
+
+    def _row(self, row: Row) -> tuple[TokenLogprobs, ...]:
+        """The row's prompt_logprobs."""
         slot = self._slots[row.slot]
         slot.pages.extend(row.new_pages)
         end = row.start + row.num_tokens
@@ -139,13 +162,17 @@ class FakeRunner:
         else:
             assert list(row.token_ids) == slot.tokens[row.start : end]
         slot.computed = end
-        prompt_logprobs = (
-            tuple(self._logprob(token) for token in slot.tokens[row.start + 1 : end + 1]) if row.wants_all_logits else ()
-        )
-        if not row.samples:
-            return RowResult(prompt_logprobs=prompt_logprobs)
-        assert end == len(slot.tokens)
+        if not row.wants_all_logits:
+            return ()
+        return tuple(self._logprob(token) for token in slot.tokens[row.start + 1 : end + 1])
+
+    def _choose(self, row: Row, words_W: Masks | None, prompt_logprobs: tuple[TokenLogprobs, ...]) -> RowResult:
+        slot = self._slots[row.slot]
+        assert row.start + row.num_tokens == len(slot.tokens)
         token = self._token(slot)
+        if words_W is not None:
+            allowed = np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")[: self._vocab_size])
+            token = int(allowed[np.searchsorted(allowed, token) % len(allowed)])
         slot.tokens.append(token)
         logprobs = (self._logprob(token),) if slot.sampling.logprobs is not None else ()
         return RowResult((token,), logprobs, prompt_logprobs)

@@ -5,8 +5,10 @@ remote rank. Torch-free.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from streamserve.messages import SamplingParams, TokenLogprobs
 
@@ -24,6 +26,18 @@ class Admission:
     history: tuple[int, ...]
     num_prompt: int
     seed: int  # always set: the request's own, or one drawn at submit
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Tokens that joined a slot's answer without being sampled; rows of this plan on compute them.
+
+    `num_generated`: the answer's tokens with these. No step that samples for the slot is under way.
+    """
+
+    slot: int
+    token_ids: tuple[int, ...]
+    num_generated: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +69,40 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Admissions, then copies, then rows, in this order. A slot appears in at most one row."""
+    """One step. Admissions, then appends, copies and rows, in this order. A slot appears in at most one row."""
 
     step: int
     admissions: tuple[Admission, ...]
     copies: tuple[PageCopy, ...]
     rows: tuple[Row, ...]
+    appends: tuple[Append, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         return sum(row.num_tokens for row in self.rows)
 
 
+Masks = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What is known of a plan's samples only after its rows were started. Rows are named by their index in the plan.
+
+    `unwanted`: rows whose sample nobody wants; none is drawn and nothing is counted for them. `masks` has one line per row in
+    `masked`: bit t % 32 of word t // 32 says whether token t may come.
+    """
+
+    unwanted: frozenset[int] = frozenset()
+    masked: tuple[int, ...] = ()
+    masks: Masks = field(default_factory=lambda: np.empty((0, 0), np.int32))
+
+
+NO_EDITS = Edits()
+
+
 class RowResult(NamedTuple):
-    """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample.
+    """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample, or in vain.
 
     `logprobs` is parallel to `token_ids` when the request asked for it. `prompt_logprobs` has, for a row with
     `wants_all_logits`, one entry per token of the row: the log-probability of the *following* prompt token given this
@@ -88,7 +122,11 @@ class StepResult:
 
 
 class Step(Protocol):
-    """A step that is running."""
+    """A step that is running: its rows are being computed, and after `sample` its tokens are chosen."""
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        """Choose the tokens, once, when the rows are computed; before the next step is started. Never waits."""
+        ...
 
     def is_done(self) -> bool:
         """Whether `done` would not wait. Asked between slices of streams: a helper thread that waits for a device gets the GIL
@@ -96,7 +134,7 @@ class Step(Protocol):
         ...
 
     async def done(self) -> StepResult:
-        """Wait for the step. Raises what the step raised."""
+        """Wait for the step, samples and all. Raises what the step raised."""
         ...
 
 
@@ -104,5 +142,5 @@ class Runner(Protocol):
     """Executes plans in the order given, one after another."""
 
     def forward(self, plan: Plan) -> Step:
-        """Start a step behind the ones already started. Never waits."""
+        """Start computing a step's rows behind the steps already started. Never waits."""
         ...

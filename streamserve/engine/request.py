@@ -14,7 +14,8 @@ from enum import Enum, auto
 
 from streamserve.cache.kv_cache import Lease
 from streamserve.engine.client import Mailbox, Turns
-from streamserve.messages import GenerateRequest, TokenLogprobs
+from streamserve.engine.guide import Guide
+from streamserve.messages import GenerateRequest, SamplingParams, TokenLogprobs
 
 
 class State(Enum):
@@ -36,18 +37,23 @@ class Request:
     """State of one live request. `epoch` rises with each preemption, so that late results of a lost slot are told apart."""
 
     __slots__ = (
+        "appended",
         "computed",
         "epoch",
         "expected",
         "given",
+        "guide",
         "lease",
         "mailbox",
         "max_len",
         "num_cached",
+        "num_delivered",
+        "num_jumped",
         "num_prompt",
         "pages_sent",
         "planned",
         "prompt_logprobs",
+        "sampling",
         "seed",
         "slot",
         "state",
@@ -58,9 +64,20 @@ class Request:
     )
 
     def __init__(
-        self, given: GenerateRequest, *, seed: int, context_len: int, submitted_s: float, turns: Turns | None = None
+        self,
+        given: GenerateRequest,
+        *,
+        seed: int,
+        context_len: int,
+        submitted_s: float,
+        turns: Turns | None = None,
+        guide: Guide | None = None,
+        sampling: SamplingParams | None = None,
     ) -> None:
+        """`sampling`: the runner's, where it is not the one given."""
         self.given = given
+        self.guide = guide
+        self.sampling = sampling or given.sampling
         self.seed = seed
         self.submitted_s = submitted_s
         self.tokens = list(given.token_ids)
@@ -79,6 +96,9 @@ class Request:
         self.planned = 0
         self.expected = self.num_prompt
         self.num_cached = 0
+        self.num_delivered = 0  # tokens of the answer that are in the mailbox
+        self.num_jumped = 0  # tokens of the answer that were appended, not sampled
+        self.appended: list[int] = []  # those the runner has not been told of
         self.waits_for: tuple[Request, int, int] | None = None  # (request, its epoch, tokens) computing our prefix
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
 
@@ -94,6 +114,11 @@ class Request:
     def is_prefilling(self) -> bool:
         """Tokens that are already known still have no KV planned."""
         return self.planned < len(self.tokens)
+
+    @property
+    def is_in_prompt(self) -> bool:
+        """The next row computes tokens of the prompt."""
+        return self.planned < self.num_prompt
 
     @property
     def can_decode(self) -> bool:

@@ -1,34 +1,47 @@
 """Executes plans on a network: copies, batch, forward pass, sampling. One instance per device.
 
 Owns the slot tables, the sampler and the thread that runs steps. On a CPU a step runs in one worker thread, so that the
-event loop goes on serving while torch and the kernels have released the GIL; steps run in the order of `forward`.
+event loop goes on serving while torch and the kernels have released the GIL; steps run in the order of `forward` and `sample`.
 """
 
 from asyncio import Future, get_running_loop
+from collections.abc import Callable
+from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from streamserve.cache.pool import KVPool
 from streamserve.engine.batch import SlotTables
-from streamserve.engine.plan import Plan, RowResult, StepResult
+from streamserve.engine.plan import NO_EDITS, Edits, Plan, RowResult, StepResult
 from streamserve.engine.sampler import Sampler
 from streamserve.kernels.ops import Network
 
 
 class ThreadStep:
-    """A step in the worker thread."""
+    """A step in the worker thread: one job computes its rows, a second one chooses its tokens."""
 
-    def __init__(self, future: "Future[StepResult]") -> None:
-        self._future = future
+    def __init__(self, thread: ThreadPoolExecutor, logits: "Job[Tensor]", choose: Callable[[Tensor, Edits], StepResult]) -> None:
+        self._thread = thread
+        self._logits = logits
+        self._choose = choose
+        self._result: Future[StepResult] | None = None
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        """See Step."""
+        assert self._result is None
+        self._result = get_running_loop().run_in_executor(self._thread, lambda: self._choose(self._logits.result(), edits))
 
     def is_done(self) -> bool:
         """See Step."""
-        return self._future.done()
+        return self._result is not None and self._result.done()
 
     async def done(self) -> StepResult:
-        return await self._future
+        """See Step."""
+        assert self._result is not None
+        return await self._result
 
 
 class ModelRunner:
@@ -45,23 +58,29 @@ class ModelRunner:
 
     def forward(self, plan: Plan) -> ThreadStep:
         """See Runner."""
-        return ThreadStep(get_running_loop().run_in_executor(self._thread, self.execute, plan))
+        return ThreadStep(self._thread, self._thread.submit(self._compute, plan), partial(self._results, plan))
 
     def close(self) -> None:
         """Wait for the running step and end the thread."""
         self._thread.shutdown(wait=True)
 
+    def execute(self, plan: Plan, edits: Edits = NO_EDITS) -> StepResult:
+        """Run one plan to its end. Blocks."""
+        return self._results(plan, self._compute(plan), edits)
+
     @torch.inference_mode()
-    def execute(self, plan: Plan) -> StepResult:
-        """Run one plan to its end. Blocks; runs in the worker thread."""
+    def _compute(self, plan: Plan) -> Tensor:
         for admission in plan.admissions:
             self._sampler.admit(admission)
+        for append in plan.appends:
+            self._sampler.append(append)
         if plan.copies:
             self._pool.copy_pages([(copy.src, copy.dst) for copy in plan.copies])
         batch = self._tables.build(plan)
-        return self._results(plan, self._network.forward(batch))
+        return self._network.forward(batch)
 
-    def _results(self, plan: Plan, logits_RV: Tensor) -> StepResult:
+    @torch.inference_mode()
+    def _results(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
         rows = [RowResult()] * len(plan.rows)
         sampling: list[int] = []  # indexes into plan.rows
         last: list[int] = []  # and into logits_RV
@@ -71,13 +90,15 @@ class ModelRunner:
             if row.wants_all_logits:
                 rows[i] = RowResult(prompt_logprobs=self._prompt_logprobs(plan, i, logits_RV[at : at + num_logits]))
             at += num_logits
-            if row.samples:
+            if row.samples and i not in edits.unwanted:
                 sampling.append(i)
                 last.append(at - 1)
         if not sampling:
             return StepResult(rows)
         chosen_RV = logits_RV if len(last) == len(logits_RV) else logits_RV[last]
-        tokens, logprobs = self._sampler.sample(chosen_RV, [plan.rows[i].slot for i in sampling])
+        place = {i: at for at, i in enumerate(sampling)}
+        masks = {place[i]: words_W for i, words_W in zip(edits.masked, edits.masks, strict=True) if i in place}
+        tokens, logprobs = self._sampler.sample(chosen_RV, [plan.rows[i].slot for i in sampling], masks)
         for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
             row = plan.rows[i]
             self._tables.took(row.slot, row.start + row.num_tokens, token)

@@ -7,12 +7,13 @@ whatever else runs in the batch, and after a preemption too. Sampling is by inve
 tokens in a fixed order: one number per token, and each row is worked on by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from streamserve.engine.plan import Admission
+from streamserve.engine.plan import Admission, Append, Masks
 from streamserve.engine.stages import SlotState, Stage
 from streamserve.messages import SamplingParams, TokenLogprobs
 
@@ -43,10 +44,19 @@ class Sampler:
             admission.sampling, admission.seed, admission.history, admission.num_prompt, self._vocab_size
         )
 
-    def sample(self, logits_RV: Tensor, slots: Sequence[int]) -> tuple[list[int], list[tuple[TokenLogprobs, ...]]]:
-        """One token per row, and its log-probabilities where asked for. Edits `logits_RV`.
+    def append(self, append: Append) -> None:
+        """Tokens that were not sampled join a slot's answer."""
+        state = self._slots[append.slot]
+        for token_id in append.token_ids:
+            state.took(token_id)
+        assert state.num_generated == append.num_generated
 
-        Log-probabilities are those of the model itself, before penalties and temperature.
+    def sample(
+        self, logits_RV: Tensor, slots: Sequence[int], masks: Mapping[int, Masks] | None = None
+    ) -> tuple[list[int], list[tuple[TokenLogprobs, ...]]]:
+        """One token per row, and its log-probabilities where asked for. Edits `logits_RV`. `masks`: bits per token, by row.
+
+        Log-probabilities are those of the model itself, before penalties, masks and temperature.
         """
         states = [self._slots[slot] for slot in slots]
         logprobs_at = [i for i, state in enumerate(states) if state.sampling.logprobs is not None]
@@ -55,6 +65,8 @@ class Sampler:
             for i, state in enumerate(states):
                 if stage.wanted_by(state):
                     stage.apply(logits_RV[i], state)
+        for i, words_W in (masks or {}).items():
+            apply_mask(logits_RV[i], words_W)
         tokens = torch.argmax(logits_RV, dim=-1).tolist()
         for i, state in enumerate(states):
             if not state.sampling.is_greedy:
@@ -71,6 +83,12 @@ class Sampler:
         num_top = self._slots[slot].sampling.prompt_logprobs or 0
         logprobs_TV = torch.log_softmax(logits_TV[: len(following)], dim=-1)
         return tuple(token_logprobs(row_V, token, num_top) for row_V, token in zip(logprobs_TV, following, strict=True))
+
+
+def apply_mask(logits_V: Tensor, words_W: Masks) -> None:
+    """Leave only tokens whose bit is set."""
+    bits_V = np.unpackbits(words_W.view(np.uint8), bitorder="little")[: len(logits_V)]
+    logits_V.masked_fill_(torch.from_numpy(bits_V).logical_not(), float("-inf"))
 
 
 def token_logprobs(logprobs_V: Tensor, token_id: int, num_top: int) -> TokenLogprobs:

@@ -9,20 +9,28 @@ budget is empty: a long prompt costs running streams one chunk per step. Chunked
 
 On a fast device a burst of prompts is computed without the decode rows: pause.py says when. Small prompts always ride along
 with the decode rows.
+
+A request may have a guide (engine/guide.py). It is told of each token at commit and may append known tokens: these go through
+one row, like a prompt's. A row that was started before its request was appended to has computed the KV of a right token, but
+its sample is of a place that is taken: it is unwanted.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import NamedTuple
 
 from streamserve.cache.keys import common_len, pack
 from streamserve.cache.kv_cache import KVCache, Lease
+from streamserve.engine.guide import Guide
 from streamserve.engine.pause import BurstLimits, Pause
-from streamserve.engine.plan import Admission, PageCopy, Plan, Row, RowResult, StepResult
+from streamserve.engine.plan import Admission, Append, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
-from streamserve.messages import Delta, FinishReason
+from streamserve.messages import Delta, FinishReason, TokenLogprobs
+
+FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +50,44 @@ class Draft:
     """A plan in the making."""
 
     admissions: list[Admission] = field(default_factory=list)
+    appends: list[Append] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A plan that was handed to the runner, and whose rows it holds."""
+    """A plan that was handed to the runner, and whose rows it holds. `awaits_commit`: what may be sampled depends on the tokens
+    of the step before it."""
 
     plan: Plan
     owners: tuple[tuple[Request, int], ...]
+    awaits_commit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is to be sampled of a flight whose turn has come: rows by index. `unwanted` rows are not sampled, `guided` ones get a
+    mask."""
+
+    unwanted: frozenset[int]
+    guided: tuple[tuple[int, Request], ...]
+
+
+class End(NamedTuple):
+    """How an answer ended, if it did."""
+
+    finish_reason: FinishReason | None = None
+    matched_stop: int | None = None
+    error: str | None = None
+
+
+_GOES_ON = End()
 
 
 class Scheduler:
@@ -71,6 +106,7 @@ class Scheduler:
         self._step = 0
         self.num_preemptions = 0
         self.num_finished = 0
+        self.num_jumped = 0  # tokens that were appended, not sampled
 
     @property
     def num_running(self) -> int:
@@ -87,10 +123,17 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a new request. Its id must not be live."""
         assert request.id not in self._live, request.id
-        self._live[request.id] = request
-        self._waiting.append(request)
         sampling = request.given.sampling
         request.stop_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self.limits.eos_token_ids)
+        if request.guide is not None:
+            end = self._append(request, request.guide, request.guide.begin())
+            if end.finish_reason is not None:  # nothing is left to the model
+                self._deliver(request, end)
+                request.move(State.FINISHED)
+                self.num_finished += 1
+                return
+        self._live[request.id] = request
+        self._waiting.append(request)
 
     def live(self) -> list[Request]:
         """All requests that have not finished."""
@@ -105,19 +148,32 @@ class Scheduler:
             self._draw_burst(draft)
         else:
             preemptions = self.num_preemptions
-            self._draw_decode_rows(draft)
-            budget = self._draw_prompt_chunks(draft, self._riding_budget(len(draft.rows)))
+            self._draw_answers(draft)
+            budget = self._draw_prompt_chunks(draft, self._riding_budget(draft.num_tokens))
             if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
                 self._admit(draft, budget)
             self._pause.ends()
         if not draft.rows:
             return None
         self._step += 1
-        plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows))
-        return Flight(plan, tuple(draft.owners))
+        plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
+        awaits_commit = any(r.guide is not None and row.samples for row, (r, _) in zip(draft.rows, draft.owners, strict=True))
+        return Flight(plan, tuple(draft.owners), awaits_commit)
+
+    def samples(self, flight: Flight) -> Samples:
+        """What to sample of a flight, now that every step before it was taken in."""
+        unwanted, guided = set(), []
+        for i, (row, (request, epoch)) in enumerate(zip(flight.plan.rows, flight.owners, strict=True)):
+            if not row.samples:
+                continue
+            if request.state is not State.RUNNING or request.epoch != epoch or row.start + row.num_tokens < len(request.tokens):
+                unwanted.add(i)
+            elif request.guide is not None and request.guide.needs_mask:
+                guided.append((i, request))
+        return Samples(frozenset(unwanted), tuple(guided))
 
     def _riding_budget(self, num_decode: int) -> int:
-        """Prompt tokens of a step that has so many decode rows."""
+        """Prompt tokens of a step that has so many decode tokens."""
         most = max(self.limits.max_step_tokens - num_decode, self.cache.page_size)
         if not num_decode:
             return most
@@ -130,14 +186,14 @@ class Scheduler:
 
     def _has_waited(self, seconds: float) -> bool:
         """Whether a prompt has waited so long, or has begun, or there is none to wait for."""
-        if not self._waiting or any(request.is_prefilling and not request.can_decode for request in self._running):
+        if not self._waiting or any(request.is_in_prompt for request in self._running):
             return True
         now = self._now()
         return any(now - request.submitted_s >= seconds for request in self._waiting)
 
     def _has_tokens(self, least: int) -> bool:
         """Whether prompts that could run now bring so many tokens that are not in the cache."""
-        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_prefilling and not r.can_decode)
+        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_in_prompt)
         if tokens < least and self._free_slots:
             for request in self._waiting:
                 cached = self.cache.match_len(request.given.salt, request.tokens, len(request.tokens) - 1)
@@ -148,40 +204,57 @@ class Scheduler:
 
     def _draw_burst(self, draft: Draft) -> None:
         """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
-        decoding = [request for request in self._running if request.can_decode]  # before new ones join them
+        decoding = self._answering()  # before new ones join them
         budget = self._draw_prompt_chunks(draft, self._burst_budget())
         self._admit(draft, budget)
-        num_tokens = sum(row.num_tokens for row in draft.rows)
+        num_tokens = draft.num_tokens
         if num_tokens >= self.limits.bursts.tokens:
             self._pause.goes_on(num_tokens, is_felt=bool(decoding))
             return
         self._pause.ends()
         if not draft.rows:
-            self._draw_decode_rows(draft)
+            self._draw_answers(draft)
             if not draft.rows:  # the last one preempted itself: its pages are free now
                 self._admit(draft, budget)
             return
         for request in decoding:  # nobody is preempted: the victim might be in this very draft
             if self.cache.grow(self._lease(request), request.planned + 1):
-                self._draw_decode_row(draft, request)
+                self._draw_answer(draft, request, 1)
 
     def _burst_budget(self) -> int:
         """Tokens of a step of a burst. A prompt that fills a step by itself gets one: long chunks are computed best whole."""
         most = self.limits.max_step_tokens
-        prompts = [len(request.tokens) - request.planned for request in self._running if request.is_prefilling]
+        prompts = [len(request.tokens) - request.planned for request in self._running if request.is_in_prompt]
         if max((*prompts, *(len(request.tokens) for request in self._waiting)), default=0) >= most:
             return most
         return min(most, self.limits.bursts.step_tokens or most)
 
-    def _draw_decode_rows(self, draft: Draft) -> None:
-        for request in self._running:  # preemption shortens the list from its end, and the iteration with it
-            if request.can_decode and (request.planned < self._lease(request).room or self._have_pages(request)):
-                self._draw_decode_row(draft, request)
+    def _draw_answers(self, draft: Draft) -> None:
+        """A row for every running answer: one token, or more where known ones were appended."""
+        spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
+        for request in self._answering():
+            if request.state is not State.RUNNING:
+                continue  # preempted for the pages of one before it
+            num_tokens = min(len(request.tokens) - request.planned, 1 + max(0, spare)) if request.is_prefilling else 1
+            if request.planned + num_tokens <= self._lease(request).room or self._have_pages(request, num_tokens):
+                self._draw_answer(draft, request, num_tokens)
+                spare -= num_tokens - 1
 
-    def _have_pages(self, request: Request) -> bool:
-        """Make room for one more token of a running request, preempting the youngest ones if need be."""
+    def _answering(self) -> list[Request]:
+        """Running requests past their prompts whose next row can be computed now, in order of admission.
+
+        Few rows that may all be appended to wait for their tokens: a row started before its request is appended to computes one
+        token, where a row started after it computes all.
+        """
+        answering = [r for r in self._running if not r.is_in_prompt and (r.can_decode or r.is_prefilling)]
+        if len(self._running) <= FEW_ROWS and all(r.guide is not None and r.guide.may_append for r in self._running):
+            return [request for request in answering if request.planned == request.computed]
+        return answering
+
+    def _have_pages(self, request: Request, num_tokens: int) -> bool:
+        """Make room for so many more tokens of a running request, preempting the youngest ones if need be."""
         lease = self._lease(request)
-        while not self.cache.grow(lease, request.planned + 1):
+        while not self.cache.grow(lease, request.planned + num_tokens):
             victim = self._running[-1]
             if victim is request and request.planned > request.computed:
                 return False  # let the running step land first: preempted now, its token would be lost, and so every time
@@ -199,13 +272,18 @@ class Scheduler:
         for request in self._running:
             if budget <= 0:
                 break
-            if request.is_prefilling and not request.can_decode:
+            if request.is_in_prompt:
                 budget -= self._draw_chunk(draft, request, budget)
         return budget
 
-    def _draw_decode_row(self, draft: Draft, request: Request) -> None:
+    def _draw_answer(self, draft: Draft, request: Request, num_tokens: int) -> None:
         """What `_draw` would do, for the row that every stream has in every step."""
         start, tokens = request.planned, request.tokens
+        if start + 1 < len(tokens):
+            self._draw(draft, request, num_tokens, tuple(tokens[start : start + num_tokens]))
+            return
+        if request.appended:
+            self._announce(draft, request)
         request.planned = start + 1
         request.expected += 1
         token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
@@ -221,6 +299,8 @@ class Scheduler:
 
     def _draw(self, draft: Draft, request: Request, num_tokens: int, token_ids: tuple[int, ...] | None) -> None:
         start = request.planned
+        if request.appended:
+            self._announce(draft, request)
         request.planned += num_tokens
         samples = request.planned >= len(request.tokens)
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
@@ -228,6 +308,11 @@ class Scheduler:
         new_pages = self._new_pages(request)
         draft.rows.append(Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits))
         draft.owners.append((request, request.epoch))
+
+    @staticmethod
+    def _announce(draft: Draft, request: Request) -> None:
+        draft.appends.append(Append(request.slot, tuple(request.appended), request.num_generated))
+        request.appended.clear()
 
     def _new_pages(self, request: Request) -> tuple[int, ...]:
         """Pages that the runner has not been told of; it is from here on."""
@@ -272,13 +357,14 @@ class Scheduler:
         request.pages_sent = 0
         request.computed = request.planned = lease.num_cached
         request.expected = num_tokens
+        request.appended.clear()  # the admission has them
         del request.prompt_logprobs[1:]
-        if request.num_generated == 0:
-            request.num_cached = lease.num_cached
-            self.cache.note_prompt(request.num_prompt, lease.num_cached)
+        if request.num_delivered == 0:
+            request.num_cached = min(lease.num_cached, request.num_prompt)
+            self.cache.note_prompt(request.num_prompt, request.num_cached)
         if lease.copy is not None:
             draft.copies.append(PageCopy(*lease.copy))
-        sampling = request.given.sampling
+        sampling = request.sampling
         draft.admissions.append(Admission(request.slot, sampling, tuple(request.tokens), request.num_prompt, request.seed))
         return True
 
@@ -330,37 +416,86 @@ class Scheduler:
             if request.given.wants_progress and request.num_generated == 0:
                 request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=request.computed))
             return
+        if request.computed < len(request.tokens):
+            return  # its place was taken by a token that was appended meanwhile
         assert output.token_ids, "a sampling row yields a token"
-        tokens = request.tokens
-        first = len(tokens) == request.num_prompt
-        tokens += output.token_ids
-        reason, matched_stop = None, None
-        if len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
-            reason, matched_stop = self._finish_reason(request)
-        prompt_logprobs = None
-        if first and request.given.sampling.prompt_logprobs is not None:
-            prompt_logprobs = tuple(request.prompt_logprobs)
-        delta = Delta(output.token_ids, output.logprobs, prompt_logprobs, request.num_cached, reason, matched_stop)
-        request.mailbox.put_nowait(delta)
-        if reason is not None:
+        request.tokens += output.token_ids
+        if request.guide is not None:
+            end = self._follow(request, request.guide, output.token_ids[-1])
+        elif len(request.tokens) >= request.max_len or request.tokens[-1] in request.stop_ids:
+            end = self._end_of(request)
+        else:
+            end = _GOES_ON
+        is_first = request.num_delivered == 0
+        self._deliver(request, end, output.logprobs)
+        if end.finish_reason is not None:
             self._finish(request)
-        elif first:  # the prompt is complete: others may take it from the tree at once
+        elif is_first:  # the prompt is complete: others may take it from the tree at once
             assert request.lease is not None
             self.cache.commit(request.lease, request.tokens[: request.computed])
 
-    def _finish_reason(self, request: Request) -> tuple[FinishReason | None, int | None]:
+    def _follow(self, request: Request, guide: Guide, token_id: int) -> End:
+        """Tell a request's guide of its newest token, and append what must follow."""
+        end = self._end_of(request)
+        if end.finish_reason is FinishReason.STOP:
+            return end
+        forced = guide.took(token_id)
+        if end.finish_reason is None or guide.error is not None or (guide.is_over and not forced):
+            return self._append(request, guide, forced)
+        return end
+
+    def _append(self, request: Request, guide: Guide, token_ids: Sequence[int]) -> End:
+        """Known tokens join the answer, up to where it ends. What a guide says of its end holds behind them."""
+        for i, token_id in enumerate(token_ids, 1):
+            request.tokens.append(token_id)
+            request.appended.append(token_id)
+            request.num_jumped += 1
+            self.num_jumped += 1
+            end = self._end_of(request)
+            if end.finish_reason is not None and not (guide.is_over and i == len(token_ids)):
+                return end
+        if token_ids:
+            request.expected = len(request.tokens)  # what is under way will be unwanted
+        if guide.error is not None:
+            return End(FinishReason.ERROR, error=guide.error)
+        return End(FinishReason.STOP) if guide.is_over else _GOES_ON
+
+    def _deliver(self, request: Request, end: End, logprobs: tuple[TokenLogprobs, ...] = ()) -> None:
+        """What the request has gained goes to its mailbox."""
+        num_delivered, wants_prompt = request.num_delivered, request.given.sampling.prompt_logprobs is not None
+        request.num_delivered = request.num_generated
+        delta = Delta(
+            tuple(request.tokens[request.num_prompt + num_delivered :]),
+            logprobs,
+            tuple(request.prompt_logprobs) if wants_prompt and num_delivered == 0 else None,
+            request.num_cached,
+            end.finish_reason,
+            end.matched_stop,
+            end.error,
+            request.num_jumped,
+            0 if request.guide is None else request.guide.num_thought,
+        )
+        request.mailbox.put_nowait(delta)
+
+    @staticmethod
+    def _end_of(request: Request) -> End:
+        """Whether the newest token ends the answer."""
         token = request.tokens[-1]
         if token in request.stop_ids and request.num_generated >= request.given.sampling.min_new_tokens:
-            return FinishReason.STOP, token
+            return End(FinishReason.STOP, token)
         if len(request.tokens) >= request.max_len:
-            return FinishReason.LENGTH, None
-        return None, None
+            return End(FinishReason.LENGTH)
+        return _GOES_ON
 
     def fail(self, flight: Flight, message: str) -> None:
         """A step raised: the requests in it end with an error; all others go on."""
         for request, epoch in flight.owners:
             if request.state is State.RUNNING and request.epoch == epoch:
-                self._end(request, Delta(num_cached_tokens=request.num_cached, finish_reason=FinishReason.ERROR, error=message))
+                self.end_with_error(request, message)
+
+    def end_with_error(self, request: Request, message: str) -> None:
+        """End a live request that cannot go on."""
+        self._end(request, Delta(num_cached_tokens=request.num_cached, finish_reason=FinishReason.ERROR, error=message))
 
     def abort(self, request_id: str) -> bool:
         """End a live request now; its pages are free for the next plan."""

@@ -65,3 +65,7 @@ class ByteTokenizer:
     def is_special(self, id: int) -> bool:
         """See Tokenizer."""
         return id in _CONTROL_TEXT
+
+    def to_json(self) -> str | None:
+        """See Tokenizer."""
+        return None

@@ -77,6 +77,10 @@ class Tokenizer(Protocol):
         """Whether the token is a control token, hidden from answers."""
         ...
 
+    def to_json(self) -> str | None:
+        """The tokenizer as the `tokenizers` library writes it (tokenizer.json); None when it is no tokenizer of that library."""
+        ...
+
 
 def read_source(path: Path) -> TextSource:
     """The text parts of a GGUF file or a Hugging Face folder."""
@@ -144,6 +148,11 @@ class FastTokenizer:
     def is_special(self, id: int) -> bool:
         """See Tokenizer."""
         return id in self._special
+
+    def to_json(self) -> str | None:
+        """See Tokenizer."""
+        serialised: str = self._rust.to_str()
+        return serialised
 
     def _encode(self, text: str, add_special_tokens: bool, allow_special: bool) -> list[int]:
         try:

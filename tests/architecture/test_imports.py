@@ -59,6 +59,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("metrics",),
     "msgspec": ("api", "text", "messages"),
     "huggingface_hub": ("models.hub",),
+    "llguidance": ("engine.grammar",),
 }
 
 TORCH_FREE = (
@@ -75,6 +76,8 @@ TORCH_FREE = (
     "streamserve.engine.request",
     "streamserve.engine.policy",
     "streamserve.engine.fake",
+    "streamserve.engine.grammar",
+    "streamserve.engine.guide",
     "streamserve.cache.pages",
     "streamserve.cache.radix",
     "streamserve.cache.keys",

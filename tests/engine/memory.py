@@ -5,7 +5,8 @@ to two writers, a missed copy or a stale page shows up at the first row that rea
 """
 
 from streamserve.engine.fake import FakeRunner, FakeStep
-from streamserve.engine.plan import Plan, Row, RowResult
+from streamserve.engine.plan import Plan, Row
+from streamserve.messages import TokenLogprobs
 
 
 class MemoryRunner(FakeRunner):
@@ -23,7 +24,7 @@ class MemoryRunner(FakeRunner):
                     self.memory[copy.dst, offset] = self.memory[copy.src, offset]
         return super().forward(plan)
 
-    def _row(self, row: Row) -> RowResult:
+    def _row(self, row: Row) -> tuple[TokenLogprobs, ...]:
         slot = self._slots[row.slot]
         result = super()._row(row)
         prefix = 0

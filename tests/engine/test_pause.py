@@ -38,7 +38,9 @@ class Steps:
         flight = self.scheduler.next_plan()
         assert flight is not None
         step = self.runner.forward(flight.plan)
+        step.sample()
         self.clock.advance(STEP_S)
+        assert step._result is not None
         self.scheduler.commit(flight, step._result)
         return counts(flight.plan)
 

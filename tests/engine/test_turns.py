@@ -7,8 +7,8 @@ import pytest
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import LAST_WEIGHT, MIN_SLICE, SLICES, Mailbox, Turns
 from streamserve.engine.core import Engine, EngineOptions
-from streamserve.engine.fake import FakeRunner
-from streamserve.engine.plan import Plan, StepResult
+from streamserve.engine.fake import FakeRunner, FakeStep
+from streamserve.engine.plan import NO_EDITS, Edits, Plan, StepResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
@@ -109,15 +109,19 @@ async def test_a_reader_may_fill_other_mailboxes_and_its_own() -> None:
 class KnownStep:
     """A step that can say whether it is done, after having been asked `num_asks` times."""
 
-    def __init__(self, result: StepResult, num_asks: int) -> None:
-        self._result, self._num_left = result, num_asks
+    def __init__(self, step: FakeStep, num_asks: int) -> None:
+        self._step, self._num_left = step, num_asks
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        self._step.sample(edits)
 
     def is_done(self) -> bool:
         self._num_left -= 1
         return self._num_left < 0
 
     async def done(self) -> StepResult:
-        return self._result
+        assert self._step._result is not None
+        return self._step._result
 
 
 class KnownRunner(FakeRunner):
@@ -131,7 +135,7 @@ class KnownRunner(FakeRunner):
 
     def forward(self, plan: Plan) -> KnownStep:  # type: ignore[override]
         self.served.append(self.turns.num_served - sum(self.served))
-        return KnownStep(super().forward(plan)._result, self.num_asks)
+        return KnownStep(super().forward(plan), self.num_asks)
 
 
 @pytest.mark.parametrize("num_asks", [0, 1, 100])

@@ -35,6 +35,12 @@ def _of(vocab_size: int) -> list[tuple[Any, dict[str, str], dict[str, Any], dict
         (sampling.find_thresholds, _SEARCH | {"thresholds_R": "*fp32"}, search, {"num_warps": 16}),
         (sampling.add_penalties, _ROWS | lines, {"V": vocab_size, "BLOCK": BLOCK}, {"num_warps": 8}),
         (
+            sampling.apply_masks,
+            {"logits": "*fp32", "lines_GW": "*i32"},
+            {"V": vocab_size, "WORDS": -(-vocab_size // 32), "BLOCK": BLOCK},
+            {"num_warps": 8},
+        ),
+        (
             sampling.count_tokens,
             {"out_tokens_R": "*i32", "slots_R": "*i32", "params_SP": "*i32", "lines_LV": "*i32"},
             {"V": vocab_size},

@@ -1,4 +1,4 @@
-"""Logits to tokens on a GPU: penalties, the sets that top-k, top-p and min-p leave, and the choice itself.
+"""Logits to tokens on a GPU: penalties, masks, the sets that top-k, top-p and min-p leave, and the choice itself.
 
 Owns the layout of a slot's sampling words, and scratch memory. Knows no request and no step: every kernel finds what a row
 asks for through its slot, and leaves rows of slot -1 (surplus rows of a graph) alone. Nothing here waits for the device.
@@ -455,6 +455,17 @@ def count_tokens(out_tokens_R, slots_R, params_SP, lines_LV, V: tl.constexpr):
             tl.store(place, tl.load(place) + 2)
 
 
+@triton.jit(do_not_specialize_on_alignment=["lines_GW"])
+def apply_masks(logits, lines_GW, V: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per line and block. A line says the row, and behind it a bit for every token that may come."""
+    line = lines_GW + tl.program_id(0).to(tl.int64) * (WORDS + 1)
+    row = tl.load(line)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(line + 1 + i // 32, mask=i < V, other=-1)
+    place = logits + row.to(tl.int64) * V + i
+    tl.store(place, (i * 0 - _INF).to(logits.dtype.element_ty), mask=(i < V) & ((word >> (i % 32)) & 1 == 0))
+
+
 class SamplingKernels:
     """Launches the kernels for logits [R, V] of one vocabulary (contiguous, float32 or bfloat16), R up to `max_rows`.
 
@@ -554,6 +565,15 @@ class SamplingKernels:
         """Count the tokens just chosen in their lines."""
         kernel: Any = count_tokens
         kernel[(len(out_tokens_R),)](out_tokens_R, slots_R, params_SP, lines_LV, V=self._vocab_size, num_warps=1)
+
+    def mask(self, logits_RV: Tensor, lines_GW: Tensor) -> None:
+        """Forbid tokens in place. A line (int32) is a row and, from bit 0 of the word behind it on, a bit for each token that may
+        come."""
+        self._num_rows(logits_RV)
+        num_lines, width = lines_GW.shape
+        assert width == triton.cdiv(self._vocab_size, 32) + 1 and lines_GW.is_contiguous()
+        kernel: Any = apply_masks
+        kernel[(num_lines, self._blocks)](logits_RV, lines_GW, V=self._vocab_size, WORDS=width - 1, BLOCK=_BLOCK, num_warps=8)
 
     def _num_rows(self, logits_RV: Tensor) -> int:
         rows, columns = logits_RV.shape

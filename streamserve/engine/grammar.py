@@ -1,0 +1,251 @@
+"""Grammars of answers: compiled off the loop within limits, kept while they are used, and asked for masks.
+
+Owns llguidance, its view of the vocabulary, the cache of compiled grammars and two threads: one compiles, one at a time, and one
+fills masks where that takes long. Knows no request and no step; engine/guide.py follows one answer through its grammar.
+
+A grammar that asks for too much (of branches, of symbols, of the lexer) is refused by llguidance's own limits, which bound the
+time of a compilation too: about two seconds in the worst case known. llguidance works with the GIL released.
+"""
+
+from asyncio import Future, get_running_loop, shield, wait_for
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from streamserve.engine.guide import Guide
+from streamserve.engine.plan import Masks
+from streamserve.errors import InvalidRequest, QueueFull
+
+if TYPE_CHECKING:  # loaded by the thread that compiles: a server that is never asked for a grammar does without
+    from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarLimits:
+    """What a grammar may cost. `max_bytes` of its text; `compile_s` that a request waits for it; `max_compiling` that wait at
+    once; `max_cached` compiled ones that are kept, with `max_cached_bytes` of text; llguidance's own limits behind them: symbols
+    of the grammar, work of the lexer at first and per token, its states (of about 2 kB), and work of the parser per token.
+
+    Every schema in JSONSchemaBench that compiles at all does so within a tenth of these.
+    """
+
+    max_bytes: int = 2 << 20
+    compile_s: float = 20.0
+    max_compiling: int = 256
+    max_cached: int = 512
+    max_cached_bytes: int = 64 << 20
+    max_symbols: int = 32_000
+    lexer_fuel: int = 1_000_000
+    lexer_fuel_per_token: int = 100_000
+    max_lexer_states: int = 20_000
+    max_items_per_token: int = 5_000
+
+
+class Vocabulary(Protocol):
+    """What grammars need of a tokenizer: the text layer's Tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]: ...
+    def token_bytes(self, id: int) -> bytes: ...
+    def is_special(self, id: int) -> bool: ...
+    def to_json(self) -> str | None: ...
+
+
+# Masks that took less than this are filled on the loop; a thread costs a tenth of a millisecond or more of waiting.
+_INLINE_S = 0.5e-3
+
+
+class Grammars:
+    """Grammars over one model's vocabulary. Methods are called on the event loop."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        limits: GrammarLimits | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """`vocab_size`: tokens that have a logit. `eos_token_ids` end an answer that its grammar allows to end. `num_threads`
+        fill masks."""
+        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
+        self._eos = sorted(eos_token_ids)
+        self._limits = limits or GrammarLimits()
+        self._num_threads = num_threads or max(1, min(8, (cpu_count() or 1) // 2))
+        self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile")
+        self._filling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-mask")
+        self._tokenizer: LLTokenizer | None = None  # made and used by the thread that compiles
+        self._executor: LLExecutor | None = None
+        self._cache: OrderedDict[str, ThreadFuture[LLMatcher | str]] = OrderedDict()  # str: why it does not compile
+        self._cached_bytes = 0
+        self._num_compiling = 0
+        self._last_fill_s = 0.0
+        self.token_bytes = vocabulary.token_bytes
+
+    def prepare(self) -> None:
+        """Begin to read the vocabulary, in a thread, so that the first grammar need not wait for it."""
+        self._compiling.submit(self._load)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._compiling.shutdown(wait=True, cancel_futures=True)
+        self._filling.shutdown(wait=True)
+
+    async def matcher(self, grammar: str, param: str) -> "LLMatcher":
+        """A matcher at the beginning of the grammar. InvalidRequest, naming `param`, if it does not compile within its limits."""
+        limits = self._limits
+        size = len(grammar.encode("utf-8", "surrogatepass"))
+        if size > limits.max_bytes:
+            raise InvalidRequest(f"the grammar has {size} bytes; at most {limits.max_bytes} are allowed", param=param)
+        found = self._find(grammar, size)
+        try:
+            compiled = await wait_for(shield(_awaitable(found)), limits.compile_s)
+        except TimeoutError:
+            if not found.running() and not found.done():
+                raise QueueFull("other grammars are still being compiled", retry_after_s=limits.compile_s) from None
+            raise InvalidRequest(f"the grammar was not compiled within {limits.compile_s:g} seconds", param=param) from None
+        if isinstance(compiled, str):
+            raise InvalidRequest(f"the grammar cannot be used: {compiled}", param=param)
+        return compiled.deep_copy()
+
+    async def encode(self, text: bytes) -> list[int]:
+        """Tokens of a marker, a control token where it is one."""
+        return self._vocabulary.encode(text.decode(), add_special_tokens=False)
+
+    async def fill(self, guides: Sequence[Guide]) -> Masks:
+        """The masks of the guides' next tokens, one line each. A guide whose matcher failed has a line without meaning."""
+        if self._last_fill_s < _INLINE_S:
+            return self._fill(guides)
+        return await get_running_loop().run_in_executor(self._filling, self._fill, guides)
+
+    # ---- masks, on the loop or in their thread -------------------------------------------------------------------
+
+    def _fill(self, guides: Sequence[Guide]) -> Masks:
+        began_s = perf_counter()
+        masks_GW = np.empty((len(guides), -(-self._vocab_size // 32)), np.int32)
+        asked = [(guide.masking, i) for i, guide in enumerate(guides) if guide.masking is not None]
+        if asked:
+            assert self._executor is not None, "a matcher was made"
+            address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
+            self._executor.unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+        for guide, words_W in zip(guides, masks_GW, strict=True):
+            guide.edit_mask(words_W)
+        self._last_fill_s = perf_counter() - began_s
+        return masks_GW
+
+    # ---- the cache -----------------------------------------------------------------------------------------------
+
+    def _find(self, grammar: str, size: int) -> "ThreadFuture[LLMatcher | str]":
+        """The compiled grammar, or the one to be. Whoever asks for the same waits for the same."""
+        found = self._cache.get(grammar)
+        if found is not None:
+            self._cache.move_to_end(grammar)
+            return found
+        if self._num_compiling >= self._limits.max_compiling:
+            raise QueueFull(
+                f"{self._num_compiling} grammars are waiting to be compiled already; at most {self._limits.max_compiling} may",
+                retry_after_s=self._limits.compile_s,
+            )
+        loop = get_running_loop()
+        self._num_compiling += 1
+        found = self._compiling.submit(self._compile, grammar)
+        found.add_done_callback(lambda _: loop.call_soon_threadsafe(self._compiled))
+        self._cache[grammar] = found
+        self._cached_bytes += size
+        self._shrink()
+        return found
+
+    def _compiled(self) -> None:
+        self._num_compiling -= 1
+
+    def _shrink(self) -> None:
+        """Forget what was not asked for longest. What is being compiled stays: somebody waits for it."""
+        for grammar, found in list(self._cache.items()):
+            if len(self._cache) <= self._limits.max_cached and self._cached_bytes <= self._limits.max_cached_bytes:
+                return
+            if found.done():
+                del self._cache[grammar]
+                self._cached_bytes -= len(grammar.encode("utf-8", "surrogatepass"))
+
+    # ---- in the thread that compiles -----------------------------------------------------------------------------
+
+    def _load(self) -> "LLTokenizer":
+        from llguidance import LLExecutor
+
+        if self._tokenizer is None:
+            self._executor = LLExecutor(self._num_threads)
+            self._tokenizer = _tokenizer(self._vocabulary, self._vocab_size, self._eos)
+        return self._tokenizer
+
+    def _compile(self, grammar: str) -> "LLMatcher | str":
+        """The matcher, or why there is none. Its first mask is made here: what the grammar cannot even begin with is an error of
+        the request, and what llguidance works out for it is there for every copy."""
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._load(), grammar, log_level=0, limits=_parser_limits(self._limits))
+        if not matcher.is_error():
+            matcher.compute_ff_tokens()
+            matcher.compute_bitmask()
+        return _reason(matcher.get_error()) if matcher.is_error() else matcher
+
+
+def _awaitable(found: "ThreadFuture[LLMatcher | str]") -> "Future[LLMatcher | str]":
+    from asyncio import wrap_future
+
+    return wrap_future(found)
+
+
+def _parser_limits(limits: GrammarLimits) -> "LLParserLimits":
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=limits.lexer_fuel,
+        step_lexer_fuel=limits.lexer_fuel_per_token,
+        step_max_items=limits.max_items_per_token,
+        max_lexer_states=limits.max_lexer_states,
+        max_grammar_size=limits.max_symbols,
+        verbose_errors=False,  # else the parser's whole state and the grammar are in the text
+    )
+
+
+def _reason(error: str) -> str:
+    """llguidance's message without its closing remark; position and excerpt of a grammar stay."""
+    return error.removesuffix("<non-verbose/>").strip()
+
+
+def _tokenizer(vocabulary: Vocabulary, vocab_size: int, eos: list[int]) -> "LLTokenizer":
+    """llguidance's view of the vocabulary. From a tokenizer's JSON it encodes forced text by itself, without the GIL."""
+    from llguidance import LLTokenizer
+
+    serialised = vocabulary.to_json()
+    if serialised is not None:
+        return LLTokenizer(serialised, n_vocab=vocab_size, eos_token=eos)
+    return LLTokenizer(_Wrapped(vocabulary, eos), n_vocab=vocab_size, eos_token=eos)  # type: ignore[arg-type]
+
+
+class _Wrapped:
+    """A tokenizer without JSON as llguidance wants it: these names are its protocol."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, eos: list[int]) -> None:
+        ids = range(vocabulary.vocab_size)
+        self.eos_token_id = eos[0]
+        self.tokens = [vocabulary.token_bytes(id) for id in ids]
+        self.special_token_ids = [id for id in ids if vocabulary.is_special(id)]
+        self._vocabulary = vocabulary
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text if isinstance(text, str) else text.decode()
+        return self._vocabulary.encode(text, add_special_tokens=False, allow_special=False)

@@ -1,0 +1,275 @@
+"""What is known of one answer before it is sampled: forced tokens, masks, where its thought ends and its grammar is fulfilled.
+
+Owns the guidance state of one request: told of every token of the answer, it says which tokens must follow. Knows no step, no
+batch and no tensor; a grammar is a matcher that takes tokens (engine/grammar.py makes them).
+
+    BEFORE --thought.begin--> THOUGHT --thought.end, or its tokens are spent--> ANSWER: the grammar holds, if there is one
+       '--anything else, or no thought is expected--------------------------------^
+
+With a grammar nothing is left to chance: a thought that the prompt did not open is opened by force, and while it lasts the
+answer cannot end, for then it would end without what was asked for.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Protocol
+
+from streamserve.engine.plan import Masks
+from streamserve.messages import Guidance, ThoughtLimits
+
+
+class Matcher(Protocol):
+    """A grammar and how far an answer has got in it: llguidance's LLMatcher. Nothing here raises for a bad token or a spent
+    limit: the matcher is in error then, for good."""
+
+    def consume_token(self, sampled_token: int, /) -> bool: ...
+    def compute_ff_tokens(self) -> list[int]: ...
+    def is_stopped(self) -> bool: ...
+    def is_error(self) -> bool: ...
+    def get_error(self) -> str: ...
+
+
+class _Phase(Enum):
+    BEFORE = auto()
+    THOUGHT = auto()
+    ANSWER = auto()
+
+
+class Guide:
+    """Guidance of one request. `begin` first, then `took` for every token that was sampled, in order.
+
+    Tokens that must follow are returned to be appended (jump-forward), or where `jumps` is False demanded one by one by masks.
+    `end_ids` end an answer; none may come inside a thought that a grammar follows, nor before `min_new_tokens`, if the grammar
+    leaves another choice. `begin_ids` are the tokens of the thought's `begin`.
+    """
+
+    __slots__ = (
+        "_begin_ids",
+        "_end_ids",
+        "_forced",
+        "_is_ending",
+        "_jumps",
+        "_matcher",
+        "_min_new_tokens",
+        "_num_taken",
+        "_phase",
+        "_tail",
+        "_tail_lens",
+        "_thought",
+        "_token_bytes",
+        "_wants_end",
+        "error",
+        "is_over",
+        "num_thought",
+    )
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        *,
+        matcher: Matcher | None = None,
+        token_bytes: Callable[[int], bytes],
+        begin_ids: Sequence[int] = (),
+        end_ids: frozenset[int] = frozenset(),
+        min_new_tokens: int = 0,
+        jumps: bool = True,
+    ) -> None:
+        self._thought = guidance.thought
+        self._matcher = matcher
+        self._token_bytes = token_bytes
+        self._begin_ids = begin_ids
+        self._end_ids = sorted(end_ids)
+        self._min_new_tokens = min_new_tokens
+        self._jumps = jumps
+        self._phase = _Phase.BEFORE
+        self._forced: deque[int] = deque()  # tokens that must come next
+        self._num_taken = 0
+        self._tail = b""  # of the text, as far as a marker may begin in it
+        self._tail_lens: list[int] = []  # bytes of each token that reaches into the tail
+        self._wants_end = False  # somebody asked for the end of the thought
+        self._is_ending = False  # the tokens that end it are under way
+        self.num_thought = 0  # tokens of the thought, markers not counted
+        self.is_over = False  # the grammar is fulfilled and allows nothing more
+        self.error: str | None = None  # the answer cannot go on
+
+    # ---- what the scheduler asks -------------------------------------------------------------------------------
+
+    def begin(self) -> list[int]:
+        """Tokens that the answer begins with, whatever the model says."""
+        if self._thought is None:
+            self._begin_answer()
+        elif self._thought.is_open:
+            self._begin_thought()
+        elif self._matcher is not None:
+            self._forced.extend(self._begin_ids)
+        return self._jump()
+
+    def took(self, token_id: int) -> list[int]:
+        """A token was sampled. Returns tokens that follow it, whatever the model says."""
+        if self._forced and token_id != self._forced.popleft():  # demanded by a mask
+            self._forced.clear()
+            self.error = f"token {token_id} came where another was demanded"
+            return []
+        self._take(token_id)
+        return self._jump()
+
+    def end_thought(self) -> bool:
+        """The thought is to end after the next token. False when there is none, or it is ending already."""
+        if self._phase is not _Phase.THOUGHT or self._is_ending or self._wants_end:
+            return False
+        self._wants_end = True
+        return True
+
+    @property
+    def may_append(self) -> bool:
+        """Whether `took` may return tokens at any time now: the grammar holds, and jumps."""
+        return self._jumps and self._matcher is not None and self._phase is _Phase.ANSWER
+
+    # ---- masks -------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the next token is not the model's free choice."""
+        return self._matcher is not None or bool(self._forced)
+
+    @property
+    def masking(self) -> Matcher | None:
+        """The matcher that fills the next mask; None: `edit_mask` fills it alone."""
+        return self._matcher if self._phase is _Phase.ANSWER and not self._forced else None
+
+    def edit_mask(self, words_W: Masks) -> None:
+        """Finish the mask of the next token, which `masking` has filled."""
+        if self._forced:
+            words_W.fill(0)
+            _set_bit(words_W, self._forced[0])
+        elif self._phase is not _Phase.ANSWER:
+            words_W.fill(-1)
+            _clear_bits(words_W, self._end_ids)
+        elif self._num_taken < self._min_new_tokens:
+            before = words_W.copy()
+            _clear_bits(words_W, self._end_ids)
+            if not words_W.any():  # the grammar allows nothing but the end
+                words_W[:] = before
+
+    def check_mask(self) -> None:
+        """After a mask was filled: the matcher may have spent its limits on it."""
+        if self._matcher is not None and self._matcher.is_error():
+            self._fail()
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _jump(self) -> list[int]:
+        appended: list[int] = []
+        while self._jumps and self._forced:
+            token_id = self._forced.popleft()
+            appended.append(token_id)
+            self._take(token_id)
+        return appended
+
+    def _take(self, token_id: int) -> None:
+        """A token of the answer, sampled or forced."""
+        self._num_taken += 1
+        if self._phase is _Phase.ANSWER:
+            self._take_answer(token_id)
+        elif self._phase is _Phase.THOUGHT:
+            self._take_thought(token_id)
+        else:
+            self._take_before(token_id)
+
+    def _take_before(self, token_id: int) -> None:
+        """Does a thought begin? White space may stand in front of it."""
+        assert self._thought is not None
+        self._tail = (self._tail + self._token_bytes(token_id)).lstrip()
+        begin = self._thought.begin
+        if self._tail.startswith(begin):
+            rest, self._tail = self._tail[len(begin) :], b""
+            self._begin_thought()
+            if not self._is_ending:
+                self._grow_thought(self._thought, rest)
+        elif not begin.startswith(self._tail) and not self._forced:
+            self._begin_answer()
+
+    def _begin_thought(self) -> None:
+        assert self._thought is not None
+        self._phase = _Phase.THOUGHT
+        self._end_if_due(self._thought)
+
+    def _take_thought(self, token_id: int) -> None:
+        assert self._thought is not None
+        if self._is_ending:
+            if not self._forced:
+                self._begin_answer()
+            return
+        self.num_thought += 1
+        self._grow_thought(self._thought, self._token_bytes(token_id))
+        if self._phase is _Phase.THOUGHT:
+            self._end_if_due(self._thought)
+
+    def _grow_thought(self, thought: ThoughtLimits, text: bytes) -> None:
+        """More text of the thought: from one token, of which `num_thought` counts those that reach beyond a marker."""
+        self._tail += text
+        self._tail_lens.append(len(text))
+        at = self._tail.find(thought.end)
+        if at < 0:
+            keep = len(thought.end) - 1
+            self._tail = self._tail[max(0, len(self._tail) - keep) :]
+            while sum(self._tail_lens[1:]) >= keep and len(self._tail_lens) > 1:
+                del self._tail_lens[0]
+            return
+        start = len(self._tail)
+        for length in reversed(self._tail_lens):
+            start -= length
+            if start < at or self.num_thought == 0:
+                break
+            self.num_thought -= 1
+        rest = self._tail[at + len(thought.end) :]
+        if self._matcher is not None and rest.strip():
+            more = rest.decode("utf-8", "replace")
+            self.error = f"the token that ended the thought goes on with {more!r}, which the grammar has not seen"
+            return
+        self._begin_answer()
+
+    def _end_if_due(self, thought: ThoughtLimits) -> None:
+        is_spent = thought.max_tokens is not None and self.num_thought >= thought.max_tokens
+        if not self._is_ending and (is_spent or self._wants_end):
+            self._is_ending = True
+            self._forced.extend(thought.end_ids)
+            if not self._forced:
+                self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        self._phase = _Phase.ANSWER
+        self._look_ahead()
+
+    def _take_answer(self, token_id: int) -> None:
+        if self._matcher is None:
+            return
+        if not self._matcher.consume_token(token_id):
+            self._fail()
+        elif self._matcher.is_stopped():
+            self.is_over = True
+        elif not self._forced:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Ask the grammar for tokens that it leaves no choice about. Masks would find them too, one by one."""
+        if self._matcher is not None and self._jumps:
+            self._forced.extend(self._matcher.compute_ff_tokens())
+            if self._matcher.is_error():
+                self._fail()
+
+    def _fail(self) -> None:
+        assert self._matcher is not None
+        self._forced.clear()
+        self.error = f"the grammar cannot go on: {self._matcher.get_error().splitlines()[0]}"
+
+
+def _set_bit(words_W: Masks, token_id: int) -> None:
+    words_W.view("uint32")[token_id // 32] |= 1 << token_id % 32
+
+
+def _clear_bits(words_W: Masks, token_ids: Sequence[int]) -> None:
+    words = words_W.view("uint32")
+    for token_id in token_ids:
+        words[token_id // 32] &= ~(1 << token_id % 32) & 0xFFFFFFFF
