@@ -263,11 +263,11 @@ def _stream_id(frame: dict[str, Any]) -> str | None:
 def _only_reads(frame: dict[str, Any]) -> bool:
     """Take what is a socket's own out of a body. Whether nothing is to be generated."""
     stream, background, generates = frame.pop("stream", None), frame.get("background"), frame.pop("generate", None)
-    if stream not in (None, True):
+    if stream is not None and stream is not True:
         raise InvalidRequest(f"stream is {show(stream)}; over a WebSocket every response is streamed", param="stream")
     if background:
         raise InvalidRequest("background is not supported over a WebSocket; use POST /v1/responses", param="background")
-    if generates not in (None, True, False):
+    if generates is not None and not isinstance(generates, bool):
         raise InvalidRequest(f"generate is {show(generates)}; allowed is true, false", param="generate")
     if frame.get("resumable"):
         raise InvalidRequest("resumable is not supported over a WebSocket: it is for server-sent events", param="resumable")

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from streamserve.api.app import Api, create_app
 from streamserve.api.h2 import install_flow_control
+from streamserve.api.response_store import ResponseStore
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import ServerConfig
 from streamserve.engine.core import Engine, EngineOptions
@@ -74,10 +75,12 @@ def fake_engine(
 
 
 @asynccontextmanager
-async def fake_server(config: ServerConfig | None = None, **engine_options: object) -> AsyncIterator[FakeServer]:
+async def fake_server(
+    config: ServerConfig | None = None, *, response_store: ResponseStore | None = None, **engine_options: object
+) -> AsyncIterator[FakeServer]:
     """All of it, running."""
     engine, scheduler, runner = fake_engine(**engine_options)  # type: ignore[arg-type]
-    app = create_app(engine, byte_text_model(), config or ServerConfig(), model_name="tiny")
+    app = create_app(engine, byte_text_model(), config or ServerConfig(), model_name="tiny", response_store=response_store)
     async with create_task_group() as tasks:
         tasks.start_soon(engine.run)
         async with listening(app, config) as port:
