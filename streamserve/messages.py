@@ -23,6 +23,7 @@ class FinishReason(StrEnum):
 
 
 MAX_LOGPROBS = 20
+MAX_LOGPROB_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 1024
 
 
@@ -32,7 +33,8 @@ class SamplingParams:
 
     `max_new_tokens` None means: to the end of the context. `top_k` 0 (or -1 on input) is off. `logprobs` None is off,
     k >= 0 gives the chosen token's log-probability and the k best alternatives, from the model's own distribution
-    (before temperature and penalties); `prompt_logprobs` the same for every prompt token.
+    (before temperature and penalties); `prompt_logprobs` the same for every prompt token. `logprob_token_ids` are tokens whose
+    log-probability is wanted at every place of the answer beside these; they need `logprobs`.
     """
 
     max_new_tokens: int | None = None
@@ -50,6 +52,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.top_k == -1:
@@ -64,6 +67,12 @@ class SamplingParams:
             raise InvalidRequest("top_p is 0; allowed is above 0 up to 1", param="top_p")
         if self.repetition_penalty == 0.0:
             raise InvalidRequest("repetition_penalty is 0; allowed is above 0 up to 2", param="repetition_penalty")
+        if len(self.logprob_token_ids) > MAX_LOGPROB_TOKEN_IDS:
+            raise InvalidRequest(
+                f"logprob_token_ids has {len(self.logprob_token_ids)} entries; at most {MAX_LOGPROB_TOKEN_IDS} are allowed",
+                param="logprob_token_ids",
+            )
+        assert self.logprobs is not None or not self.logprob_token_ids
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(
                 f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are allowed", param="logit_bias"
@@ -146,11 +155,13 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probability of one token and of the best alternatives: `top` holds (token id, logprob), best first."""
+    """Log-probability of one token and of the best alternatives: `top` holds (token id, logprob), best first; `asked` the same of
+    the request's logprob_token_ids, in their order."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    asked: tuple[tuple[int, float], ...] = ()
 
 
 class Delta(Struct, frozen=True, gc=False):
@@ -265,8 +276,8 @@ class EncoderInput:
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """What the API needs to know of an encoder. One with `labels` classifies (a single label: a score for a pair of texts,
-    `is_squashed` when it is meant to go through a sigmoid); one without gives vectors of `dimension` numbers, of length 1 if
+    """What the API needs to know of an encoder. One with `labels` classifies (a single label: a score for a pair of texts);
+    `is_squashed`: each class goes through a sigmoid by itself. One without gives vectors of `dimension` numbers, of length 1 if
     `is_normalised`.
     """
 

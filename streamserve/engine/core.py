@@ -174,6 +174,12 @@ class Engine:
                 f"shorten the prompt or ask for at most {max(0, context_len - num_prompt)}",
                 param="max_tokens" if num_prompt < context_len else "prompt",
             )
+        bad_asked = [t for t in request.sampling.logprob_token_ids if not 0 <= t < self._options.vocab_size]
+        if bad_asked:
+            raise InvalidRequest(
+                f"logprob_token_ids names token {bad_asked[0]}; allowed is 0 to {self._options.vocab_size - 1}",
+                param="logprob_token_ids",
+            )
         bad_bias = [t for t, _ in request.sampling.logit_bias if not 0 <= t < self._options.vocab_size]
         if bad_bias:
             raise InvalidRequest(

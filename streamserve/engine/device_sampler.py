@@ -27,25 +27,39 @@ _FIRST_LINES = 8
 
 
 class Pending:
-    """Log-probabilities on their way to the host. `num_top` of each of `num_rows` rows; None: the row wants none."""
+    """Log-probabilities on their way to the host. `num_top` of each of `num_rows` rows; None: the row wants none. `asked`: for
+    rows that want some the tokens they ask for, whose values stand in `asked_N` one behind the other."""
 
-    def __init__(self, num_top: list[int | None], logprobs_L: Tensor, top_logprobs_LK: Tensor, top_ids_LK: Tensor) -> None:
+    def __init__(
+        self,
+        num_top: list[int | None],
+        logprobs_L: Tensor,
+        top_logprobs_LK: Tensor,
+        top_ids_LK: Tensor,
+        asked: Sequence[tuple[int, ...]],
+        asked_N: Tensor | None,
+    ) -> None:
         self._num_top = num_top
+        self._asked = asked
+        self._asked_N = asked_N
         self._logprobs_L = logprobs_L
         self._top_logprobs_LK = top_logprobs_LK
         self._top_ids_LK = top_ids_LK
 
     def read(self, tokens: Sequence[int]) -> list[tuple[TokenLogprobs, ...]]:
         """One entry per row that wants it, given the rows' tokens. The step's event must have come."""
-        wanting = zip(self._logprobs_L.tolist(), self._top_logprobs_LK.tolist(), self._top_ids_LK.tolist(), strict=True)
+        wanting = zip(
+            self._logprobs_L.tolist(), self._top_logprobs_LK.tolist(), self._top_ids_LK.tolist(), self._asked, strict=True
+        )
+        values = iter([] if self._asked_N is None else self._asked_N.tolist())
         entries: list[tuple[TokenLogprobs, ...]] = []
         for token, num_top in zip(tokens, self._num_top, strict=True):
             if num_top is None:
                 entries.append(())
                 continue
-            logprob, top_logprobs, top_ids = next(wanting)
+            logprob, top_logprobs, top_ids, asked = next(wanting)
             top = tuple(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True))
-            entries.append((TokenLogprobs(token, logprob, top),))
+            entries.append((TokenLogprobs(token, logprob, top, tuple((one, next(values)) for one in asked)),))
         return entries
 
 
@@ -55,6 +69,7 @@ class _Wishes:
 
     is_filtered: bool
     num_top: int | None
+    asked: tuple[int, ...]
     line: int | None
     bias: tuple[Tensor, Tensor] | None  # token ids, values
     banned: Tensor | None  # token ids
@@ -107,6 +122,7 @@ class DeviceSampler:
         wishes = _Wishes(
             is_filtered(sampling, self._vocab_size),
             sampling.logprobs,
+            sampling.logprob_token_ids,
             self._new_line(admission) if _is_penalised(sampling) else None,
             self._bias(sampling) if sampling.logit_bias else None,
             banned,
@@ -162,7 +178,8 @@ class DeviceSampler:
         `following`, by Pending.read(following)."""
         num_top = self._num_prompt_top[slot]
         chosen_T = self._to_device(torch.tensor(following, dtype=torch.int64))
-        return self._logprobs(logits_TV[: len(following)], chosen_T, [num_top] * len(following), num_top)
+        nothing_asked = [()] * len(following)
+        return self._logprobs(logits_TV[: len(following)], chosen_T, [num_top] * len(following), num_top, nothing_asked)
 
     def warm_up(self, logits_RV: Tensor) -> None:
         """Have every kernel compiled for logits like these (their type; the number of rows does not matter)."""
@@ -211,15 +228,30 @@ class DeviceSampler:
         for i, wish in wishes:
             num_top[i] = wish.num_top
         chosen_L = out_tokens_R.index_select(0, asking_L).long()
-        return self._logprobs(unedited_LV, chosen_L, num_top, max(num for num in num_top if num is not None))
+        asked = [wish.asked for _, wish in wishes if wish.num_top is not None]
+        return self._logprobs(unedited_LV, chosen_L, num_top, max(num for num in num_top if num is not None), asked)
 
-    def _logprobs(self, logits_LV: Tensor, chosen_L: Tensor, num_top: Sequence[int | None], max_top: int) -> Pending:
-        """Log-probabilities of the chosen tokens and of the best, sent to the host."""
+    def _logprobs(
+        self,
+        logits_LV: Tensor,
+        chosen_L: Tensor,
+        num_top: Sequence[int | None],
+        max_top: int,
+        asked: Sequence[tuple[int, ...]],
+    ) -> Pending:
+        """Log-probabilities of the chosen tokens, of the best and of those that were asked for, sent to the host."""
         logits_LV = logits_LV.float()
         norm_L1 = torch.logsumexp(logits_LV, dim=-1, keepdim=True)
         top_LK, ids_LK = torch.topk(logits_LV, min(max_top, self._vocab_size), dim=-1)
         logprobs_L = (logits_LV.gather(1, chosen_L.unsqueeze(1)) - norm_L1).squeeze(1)
-        return Pending(list(num_top), self._to_host(logprobs_L), self._to_host(top_LK - norm_L1), self._to_host(ids_LK))
+        asked_N = None
+        if any(asked):
+            places = [(line, token) for line, tokens in enumerate(asked) for token in tokens]
+            lines_N, tokens_N = self._to_device(torch.tensor(places, dtype=torch.int64)).unbind(1)
+            asked_N = self._to_host(logits_LV[lines_N, tokens_N] - norm_L1[lines_N, 0])
+        return Pending(
+            list(num_top), self._to_host(logprobs_L), self._to_host(top_LK - norm_L1), self._to_host(ids_LK), asked, asked_N
+        )
 
     def _new_line(self, admission: Admission) -> int:
         """A line of the slot's own, filled from its history, and its penalties beside it."""

@@ -228,7 +228,8 @@ class Embedder:
     def _enter_thread(self) -> None:
         if sys.platform == "linux":  # elsewhere priorities belong to the process
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+                thread = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
         self._encoder.enter_thread()
 
 

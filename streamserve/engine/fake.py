@@ -174,7 +174,7 @@ class FakeRunner:
             allowed = np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")[: self._vocab_size])
             token = int(allowed[np.searchsorted(allowed, token) % len(allowed)])
         slot.tokens.append(token)
-        logprobs = (self._logprob(token),) if slot.sampling.logprobs is not None else ()
+        logprobs = (self._logprob(token, slot.sampling.logprob_token_ids),) if slot.sampling.logprobs is not None else ()
         return RowResult((token,), logprobs, prompt_logprobs)
 
     def _token(self, slot: _Slot) -> int:
@@ -188,6 +188,6 @@ class FakeRunner:
         token = _mix(start + index) % self._vocab_size
         return (token + 1) % self._vocab_size if token == self._eos else token
 
-    def _logprob(self, token: int) -> TokenLogprobs:
-        logprob = -1.0 - (_mix(token) % 1000) / 500
-        return TokenLogprobs(token, logprob, ((token, logprob),))
+    def _logprob(self, token: int, asked: Sequence[int] = ()) -> TokenLogprobs:
+        (top, *others) = ((one, -1.0 - (_mix(one) % 1000) / 500) for one in (token, *asked))
+        return TokenLogprobs(token, top[1], (top,), tuple(others))

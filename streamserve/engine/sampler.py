@@ -75,7 +75,8 @@ class Sampler:
         logprobs: list[tuple[TokenLogprobs, ...]] = [()] * len(states)
         if logprobs_LV is not None:
             for logprobs_V, i in zip(logprobs_LV, logprobs_at, strict=True):
-                logprobs[i] = (token_logprobs(logprobs_V, tokens[i], states[i].sampling.logprobs or 0),)
+                sampling = states[i].sampling
+                logprobs[i] = (token_logprobs(logprobs_V, tokens[i], sampling.logprobs or 0, sampling.logprob_token_ids),)
         return tokens, logprobs
 
     def prompt_logprobs(self, logits_TV: Tensor, slot: int, following: Sequence[int]) -> tuple[TokenLogprobs, ...]:
@@ -91,10 +92,12 @@ def apply_mask(logits_V: Tensor, words_W: Masks) -> None:
     logits_V.masked_fill_(torch.from_numpy(bits_V).logical_not(), float("-inf"))
 
 
-def token_logprobs(logprobs_V: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
+def token_logprobs(logprobs_V: Tensor, token_id: int, num_top: int, asked: Sequence[int] = ()) -> TokenLogprobs:
     """The entry of one token."""
     values, ids = torch.topk(logprobs_V, num_top)
-    return TokenLogprobs(token_id, float(logprobs_V[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    others = tuple(zip(asked, logprobs_V[list(asked)].tolist(), strict=True)) if asked else ()
+    return TokenLogprobs(token_id, float(logprobs_V[token_id]), top, others)
 
 
 def draw(logits_V: Tensor, sampling: SamplingParams, u: float) -> int:

@@ -71,7 +71,8 @@ def _logprobs(request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]
     if request.sampling.logprobs is None:
         return ()
     others = tuple((other, -2.0 - other / 100) for other in range(65, 65 + 20))
-    return (TokenLogprobs(token, -0.5, ((token, -0.5), *others)[: request.sampling.logprobs]),)
+    asked = tuple((other, -1.0 - other / 100) for other in request.sampling.logprob_token_ids)
+    return (TokenLogprobs(token, -0.5, ((token, -0.5), *others)[: request.sampling.logprobs], asked),)
 
 
 class ScriptedEngine:

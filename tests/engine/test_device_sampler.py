@@ -76,6 +76,8 @@ def compare_logprobs(entries: tuple[TokenLogprobs, ...], expected: tuple[TokenLo
         assert entry.logprob == pytest.approx(other.logprob, abs=1e-5)
         assert [token for token, _ in entry.top] == [token for token, _ in other.top]
         assert [p for _, p in entry.top] == pytest.approx([p for _, p in other.top], abs=1e-5)
+        assert [token for token, _ in entry.asked] == [token for token, _ in other.asked]
+        assert [p for _, p in entry.asked] == pytest.approx([p for _, p in other.asked], abs=1e-5)
 
 
 def normal(rows: int, seed: int) -> torch.Tensor:
@@ -93,6 +95,8 @@ def test_every_edit_gives_the_tokens_of_the_cpu() -> None:
         SamplingParams(temperature=0.0, min_new_tokens=3, stop_token_ids=frozenset({5})),
         SamplingParams(temperature=0.0, min_new_tokens=2, ignore_eos=True, stop_token_ids=frozenset({6})),
         SamplingParams(temperature=0.0, logprobs=0, presence_penalty=2.0, logit_bias=((0, 6.0),), min_new_tokens=2),
+        SamplingParams(temperature=0.0, logprobs=1, logprob_token_ids=(40, 3, 40, 7)),
+        SamplingParams(temperature=0.0, logprobs=2, logprob_token_ids=(1,)),
     ]
     for slot, sampling in enumerate(asked):
         pair.admit(slot, sampling, history=(4, 4, 5, 9), num_prompt=2 + slot % 2)

@@ -129,3 +129,14 @@ def test_logprobs_are_the_models_own() -> None:
     best = torch.topk(exact, 4)
     assert [token for token, _ in entry.top] == best.indices.tolist()
     assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert entry.asked == ()
+
+
+def test_tokens_that_are_asked_for_have_the_models_own_logprobs_in_that_order() -> None:
+    row = logits(8)
+    exact = torch.log_softmax(row[0], -1)
+    params = SamplingParams(temperature=0.0, logit_bias=((3, 100.0),), logprobs=0, logprob_token_ids=(9, 3, 0))
+    _, entries = sampler_with(params).sample(row.clone(), [0])
+    (entry,) = entries[0]
+    assert [token for token, _ in entry.asked] == [9, 3, 0]
+    assert [p for _, p in entry.asked] == pytest.approx(exact[[9, 3, 0]].tolist(), abs=1e-5)
