@@ -1,5 +1,6 @@
 """POST /v1/messages: what bodies become, and how they are answered. The engine is scripted."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -138,6 +139,37 @@ def test_every_field_of_the_official_client_is_decided() -> None:
     assert taken == {field.name for field in MESSAGES if field.decision is not Decision.REFUSED}
     counted = set(message_count_tokens_params.MessageCountTokensParams.__annotations__) - in_headers
     assert counted <= set(CountTokensRequest.__struct_encode_fields__)
+
+
+async def test_a_coding_agents_request_is_taken_as_it_is(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """What Claude Code sends to a server of one's own."""
+    engine.state = replace(engine.state, context_len=4096)
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": {}, "required": []}
+    body = {
+        "model": "tiny",
+        "max_tokens": 32_000,
+        "temperature": 1,
+        "stream": True,
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.107.3d9; cc_entrypoint=cli; cch=74943;"},
+            {"type": "text", "text": "You are an agent.", **cached},
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "<reminder/>"}, {"type": "text", "text": "Hi", **cached}]}
+        ],
+        "tools": [{"name": "Bash", "description": "Runs it.", "input_schema": schema, "eager_input_streaming": True}],
+        "metadata": {"user_id": "user_1"},
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    }
+    headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "claude-code-20250219,context-management-2025-06-27"}
+    answer = await http.post("/v1/messages?beta=true", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert joined(parse_events(answer.text))["content"] == [{"type": "text", "text": "Hello!"}]
+    counted = {name: body[name] for name in ("model", "system", "messages", "tools", "thinking", "output_config")}
+    assert (await http.post("/v1/messages/count_tokens?beta=true", json=counted, headers=headers)).status_code == 200
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------------
