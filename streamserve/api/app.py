@@ -28,7 +28,8 @@ from streamserve.api.response_socket import ResponseSockets
 from streamserve.api.response_store import MemoryStore, ResponseStore
 from streamserve.api.responses import Responses
 from streamserve.api.routes import Answer, Key, RouteSpec
-from streamserve.api.schema import ChatRequest, CompletionRequest
+from streamserve.api.schema import ChatRequest, CompletionRequest, ControlRequest
+from streamserve.api.scoring import Scoring
 from streamserve.api.service import Meter, Service
 from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
 from streamserve.api.ws import Sockets
@@ -180,6 +181,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
             results.ChatChunk,
             example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 64},
         ),
+        RouteSpec("POST", "/v1/chat/completions/control", completions.control, ControlRequest, dict[str, Any], errors=(404,)),
         RouteSpec(
             "POST",
             "/v1/completions",
@@ -197,6 +199,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
         *native.routes(),
         *admin.routes(),
         *Embeddings(service).routes(),
+        *Scoring(service).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE, is_shown=False),

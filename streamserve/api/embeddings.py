@@ -110,9 +110,18 @@ class Embeddings:
     def routes(self) -> list[RouteSpec]:
         """What there is here."""
         return [
-            RouteSpec("POST", "/v1/embeddings", self.embeddings, EmbeddingRequest, EmbeddingList),
+            RouteSpec(
+                "POST",
+                "/v1/embeddings",
+                self.embeddings,
+                EmbeddingRequest,
+                EmbeddingList,
+                example={"input": ["A text", "Another"]},
+            ),
             *(
-                RouteSpec(method, "/encode", self.encode, EncodeRequest, EncodeResult | list[EncodeResult])
+                RouteSpec(
+                    method, "/encode", self.encode, EncodeRequest, EncodeResult | list[EncodeResult], example={"text": "A text"}
+                )
                 for method in ("POST", "PUT")
             ),
         ]

@@ -77,6 +77,11 @@ class EncoderModel:
             raise InvalidRequest(f"prompt_name is {show(name)}; this model's prompts are {known}", param="prompt_name")
         return self._text.prompts[name]
 
+    def prompt_for(self, role: str) -> str:
+        """What stands before a "query" or a "document", as sentence-transformers has it."""
+        names = ("query",) if role == "query" else ("document", "passage", "corpus")
+        return next((self._text.prompts[name] for name in names if name in self._text.prompts), self._text.default_prompt)
+
     async def of_texts(self, texts: Sequence[str], where: Sequence[str], cut: Cut, prompt: str = "") -> list[EncoderInput]:
         """Inputs of texts. `where` names each of them in errors."""
         for text, name in zip(texts, where, strict=True):

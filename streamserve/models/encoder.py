@@ -248,8 +248,11 @@ def _normalised(rows: Tensor) -> Tensor:
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
-    """Names of the classes, and whether a single score is meant to go through a sigmoid: so it is unless the folder says else."""
+    """Names of the classes, and whether each goes through a sigmoid by itself: where several may hold at once, and a single
+    score unless the folder says else."""
     names = config.get("id2label") or {str(index): f"LABEL_{index}" for index in range(int(config.get("num_labels", 2)))}
     labels = tuple(str(names[key]) for key in sorted(names, key=int))
     given = (config.get("sentence_transformers") or {}).get("activation_fn") or config.get("sbert_ce_default_activation_function")
-    return labels, len(labels) == 1 and not str(given or _SQUASHED).endswith("Identity")
+    if len(labels) > 1:
+        return labels, config.get("problem_type") == "multi_label_classification"
+    return labels, not str(given or _SQUASHED).endswith("Identity")
