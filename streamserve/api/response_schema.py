@@ -327,23 +327,26 @@ _FIELDS = (
 def renamed(error: RequestError, messages: Sequence[Message]) -> RequestError:
     """The same error, naming the field of these bodies that a chat's field was made from."""
     param = error.param or ""
-    ours = param
-    if message := re.match(r"messages\[(\d+)\]", param):
-        ours = messages[int(message[1])].path + param[message.end() :]
-    elif re.match(r"messages\b", param):
-        ours = "input" + param[len("messages") :]
-    elif re.match(r"tools\[\d+\]|tool_choice", param):
-        ours = param.replace(".function", "").replace(".allowed_tools", "")
-    else:
-        for theirs, name in _FIELDS:
-            if found := re.match(rf"({theirs})(?![a-z_])", param):
-                ours = name + param[found.end() :]
-                break
+    ours = own_name(param, messages)
     if ours == param:
         return error
     same = type(error)(str(error).replace(param, ours, 1), param=ours)
     assert isinstance(same, RequestError)
     return same
+
+
+def own_name(param: str, messages: Sequence[Message]) -> str:
+    """What a chat's field is called in these bodies."""
+    if message := re.match(r"messages\[(\d+)\]", param):
+        return messages[int(message[1])].path + param[message.end() :]
+    if re.match(r"messages\b", param):
+        return "input" + param[len("messages") :]
+    if re.match(r"tools\b|tool_choice\b", param):
+        return param.replace(".function", "").replace(".allowed_tools", "")
+    for theirs, name in _FIELDS:
+        if found := re.match(rf"({theirs})(?![a-z_])", param):
+            return name + param[found.end() :]
+    return param
 
 
 # ---- what a response repeats of its request ----------------------------------------------------------------------

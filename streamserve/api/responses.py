@@ -40,6 +40,7 @@ from streamserve.api.response_schema import (
     CountInputTokens,
     CreateResponse,
     chat_of,
+    own_name,
     read_count,
     read_create,
     renamed,
@@ -151,6 +152,8 @@ class Responses:
         history = await self._history(request.previous_response_id, owner, records)
         prepared = await self._prepare(request, [*history, *items])
         call = replace(prepared.run.call, id=id)
+        if call.guidance is not None:  # the engine names it where it compiles no grammar
+            call = replace(call, guidance=replace(call.guidance, param=own_name(call.guidance.param, ())))
         if only_reads:
             call = replace(call, drops_output=True, sampling=replace(call.sampling, max_new_tokens=1, min_new_tokens=0))
         return ResponseJob(
