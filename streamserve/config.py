@@ -92,6 +92,10 @@ class ServerConfig:
     admin_api_key: str | None = _flag(
         None, "key that routes for operators ask for instead; also STREAMSERVE_ADMIN_API_KEY", secret=True
     )
+    tool_call_parser: str = _flag("auto", "how the model writes calls: a format's name, as hermes; auto: by its template")
+    reasoning_parser: str = _flag(
+        "auto", "how the model marks its reasoning: a format's name, or START,END; auto: by its template; none: not at all"
+    )
     cors_origins: tuple[str, ...] = _flag(("*",), "origins that browsers may call from; repeatable")
     max_body_mb: int = _flag(32, "largest request body, MiB")
     max_frame_mb: int = _flag(8, "largest WebSocket frame from a client, MiB")

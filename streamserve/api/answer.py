@@ -12,7 +12,7 @@ choice from 0; arguments come in pieces of one JSON text. Stop strings of the cl
 nor a call is cut by them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import uuid4
@@ -26,11 +26,11 @@ TOOL_CALLS = "tool_calls"
 class Splitter(Protocol):
     """Parts thoughts from the rest (text/reasoning.py makes them). Any cutting of the text gives the same joined events."""
 
-    def push(self, text: str) -> list[Content | Thought]:
+    def push(self, text: str) -> Sequence[Event]:
         """More text."""
         ...
 
-    def finish(self) -> list[Content | Thought]:
+    def finish(self) -> Sequence[Event]:
         """The answer has ended: what was held back."""
         ...
 
@@ -41,8 +41,8 @@ class Reading:
 
     `splitter` parts thoughts from the rest, `parser` finds calls in that rest; None: there is nothing to find. `marker_ids` are
     control tokens whose text the two need to see; `hidden` are the texts of those, which must not reach the client as content.
-    `has_thoughts`: the answer may hold some. `streams_thought` False: a thought comes as one event when it is over. `max_calls`:
-    the answer is over with the last of so many calls; None: any number.
+    `has_thoughts`: thoughts are shown apart, else as content. `streams_thought` False: a thought comes as one event when it is
+    over. `max_calls`: the answer is over with the last of so many calls; None: any number.
     """
 
     splitter: Callable[[], Splitter] | None = None
@@ -59,6 +59,7 @@ class AnswerReader:
 
     __slots__ = (
         "_events",
+        "_has_thoughts",
         "_hidden",
         "_is_beyond",
         "_max_calls",
@@ -73,6 +74,7 @@ class AnswerReader:
         self._splitter = None if reading.splitter is None else reading.splitter()
         self._parser = None if reading.parser is None else reading.parser()
         self._hidden = reading.hidden
+        self._has_thoughts = reading.has_thoughts
         self._streams_thought = reading.streams_thought
         self._thought: list[str] = []  # of a thought that is to come as a whole
         self._max_calls = reading.max_calls
@@ -103,7 +105,7 @@ class AnswerReader:
         has_called = self._num_calls > 0 and not is_cut and finish_reason == FinishReason.STOP
         return self._given(), TOOL_CALLS if has_called else finish_reason
 
-    def _take(self, split: Iterable[Content | Thought]) -> None:
+    def _take(self, split: Sequence[Event]) -> None:
         for event in split:
             if type(event) is Content:
                 self._parse(event.text)
@@ -131,6 +133,9 @@ class AnswerReader:
 
     def _add(self, event: Event) -> None:
         match event:
+            case Thought(text) if not self._has_thoughts:
+                if text:
+                    self._join(Content(text))
             case Thought(text):
                 if not self._streams_thought:
                     self._thought.append(text)

@@ -6,14 +6,17 @@ answers' shapes or of how a grammar is spelt (text/structure.py, text/tools).
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+from anyio import CapacityLimiter, to_thread
 
 from streamserve.api.answer import Reading
 from streamserve.api.schema import (
     ChatRequest,
-    CompletionRequest,
     FunctionDefinition,
     Sampled,
     TokenizeRequest,
@@ -22,12 +25,25 @@ from streamserve.api.schema import (
     show,
 )
 from streamserve.config import ServerConfig
-from streamserve.errors import InvalidRequest
-from streamserve.messages import Guidance
+from streamserve.errors import ConfigError, InvalidRequest
+from streamserve.messages import Guidance, ThoughtLimits
+from streamserve.text import reasoning as reasoning_formats
+from streamserve.text import structure
+from streamserve.text.lark import Grammar, literal
 from streamserve.text.model import TextModel
-from streamserve.text.tools.format import Demand, Tool
+from streamserve.text.reasoning import ReasoningFormat
+from streamserve.text.structure import text_of
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tools import find as tool_formats
+from streamserve.text.tools.format import Demand, Tool, ToolFormat
+from streamserve.text.tools.schemas import parameters_of
+
+T = TypeVar("T")
 
 MAX_TOOLS = 1024
+INLINE_CHARS = 8000  # of schemas; about a millisecond
+DESCRIBED = "hermes"  # the format that tools are described in where the template leaves them out (text/tools/find.py)
+JSON_KINDS = ("json_object", "json_schema", "schema")
 MAX_THOUGHT_TOKENS = 10_000_000
 TAIL_LEN = 64  # tokens at a prompt's end among which the template may have opened or closed a thought
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
@@ -233,23 +249,10 @@ def constraint_of(request: Sampled) -> Constraint | None:
         raise InvalidRequest(
             f"{given[0].param} and {given[1].param} are both given; an answer has one form", param=given[1].param
         )
-    if request.json_whitespace is not None and request.json_whitespace not in ("compact", "flexible"):
-        raise InvalidRequest(
-            f'json_whitespace is {show(request.json_whitespace)}; allowed is "compact" or "flexible"', param="json_whitespace"
-        )
     return given[0] if given else None
 
 
 # ---- thoughts --------------------------------------------------------------------------------------------------------------
-
-
-def thought_limit_of(request: ChatRequest) -> int | None:
-    """The most tokens of thought; None: no limit."""
-    for name in ("max_thinking_tokens", "thinking_budget"):
-        check_range(name, getattr(request, name), 0, MAX_THOUGHT_TOKENS)
-    if request.max_thinking_tokens is not None and request.thinking_budget is not None:
-        raise InvalidRequest("max_thinking_tokens and thinking_budget are both given; they say the same", param="thinking_budget")
-    return request.max_thinking_tokens if request.thinking_budget is None else request.thinking_budget
 
 
 def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
@@ -276,38 +279,155 @@ def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Fitted:
+    """A form behind its prompt: what it is for the engine, and for the text."""
+
+    guidance: Guidance | None = None
+    reading: Reading | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """What a chat's answer is to look like, before its prompt is known."""
 
-    shown_tools: tuple[dict[str, Any], ...] = ()
+    request: ChatRequest
+    tools: Tools | None = None
+    grammar: str | None = None
+    param: str = "response_format"
+    warnings: tuple[str, ...] = ()
 
-    def behind(self, prompt: Sequence[int]) -> tuple[Guidance | None, Reading | None]:
-        """What that is for the engine and for the text, behind this prompt."""
-        return None, None
+    @property
+    def shown_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools as the template sees them."""
+        return () if self.tools is None else self.tools.shown
 
 
 class Forms:
-    """Makes forms, of one model."""
+    """Makes forms, of one model. Raises ConfigError for a format that is not known."""
 
     def __init__(self, text: TextModel, config: ServerConfig) -> None:
         self._text = text
+        self._control = control_tokens(text.tokenizer)
+        source = None if text.template is None else text.template.source
+        self.tool_format = _tool_format(config.tool_call_parser, text, source, self._control)
+        self.reasoning = _reasoning(config.reasoning_parser, source)
+        self._is_channelled = self.reasoning is not None and self.reasoning.is_channelled
+        self._limiter = CapacityLimiter(1)  # threads for large schemas
 
     async def of_chat(self, request: ChatRequest) -> Form:
         """A chat's form. Raises InvalidRequest naming the field."""
-        for name, value in (
-            ("tools", tools_of(request)),
-            ("response_format", constraint_of(request)),
-            ("max_thinking_tokens", thought_limit_of(request)),
-        ):
-            if value is not None:
-                raise InvalidRequest(f"{name}: not supported yet, leave it out", param=name)
-        return Form()
+        tools, constraint = tools_of(request), constraint_of(request)
+        for name in ("max_thinking_tokens", "thinking_budget"):
+            check_range(name, getattr(request, name), 0, MAX_THOUGHT_TOKENS)
+            if getattr(request, name) is not None and self.reasoning is None:
+                raise InvalidRequest(
+                    f"{name} is {getattr(request, name)}, but this model is not known to reason (--reasoning-parser)", param=name
+                )
+        if request.max_thinking_tokens is not None and request.thinking_budget is not None:
+            raise InvalidRequest(
+                "max_thinking_tokens and thinking_budget are both given; they say the same", param="thinking_budget"
+            )
+        whitespace = request.json_whitespace or "compact"
+        grammar = await self._made(lambda: self._grammar(tools, constraint, whitespace), _size(tools, constraint))
+        is_forced = tools is not None and tools.demand.min_calls > 0
+        warnings: list[str] = []
+        if is_forced and constraint is not None:
+            warnings.append(f"{constraint.param} has no effect: a call is demanded, and it has a form of its own")
+        elif request.json_whitespace is not None and (constraint is None or constraint.kind not in JSON_KINDS):
+            warnings.append("json_whitespace has no effect: the answer is not constrained to be JSON")
+        param = constraint.param if constraint is not None and not is_forced else "tools"
+        return Form(request, tools, grammar, param, tuple(warnings))
 
-    async def of_completion(self, request: CompletionRequest) -> Guidance | None:
+    async def of_completion(self, request: Sampled) -> Guidance | None:
         """A completion's constraint. Raises InvalidRequest naming the field."""
-        if (constraint := constraint_of(request)) is not None:
-            raise InvalidRequest(f"{constraint.param} is not supported yet, leave it out", param=constraint.param)
-        return None
+        return await self.guidance(constraint_of(request), request.json_whitespace or "compact", may_jump=request.jump_forward)
+
+    async def guidance(
+        self, constraint: Constraint | None, whitespace: str = "compact", *, may_jump: bool = True
+    ) -> Guidance | None:
+        """A constraint as the engine takes it, for answers without thoughts. Raises InvalidRequest naming its field."""
+        if constraint is None:
+            return None
+        grammar = await self._made(lambda: text_of(grammar_of(constraint, whitespace)), _size(None, constraint))
+        return Guidance(grammar, constraint.param, may_jump)
+
+    async def _made(self, make: Callable[[], T], size: int) -> T:
+        if size <= INLINE_CHARS:
+            return make()
+        return await to_thread.run_sync(make, limiter=self._limiter)
+
+    def _grammar(self, tools: Tools | None, constraint: Constraint | None, whitespace: str) -> str | None:
+        is_forced = tools is not None and tools.demand.min_calls > 0
+        answer = None if constraint is None or is_forced else grammar_of(constraint, whitespace)
+        if tools is not None and (is_forced or answer is not None or any(tool.is_strict for tool in tools.callable)):
+            held = tools.callable if is_forced else [_held(tool) for tool in tools.callable]
+            return self.tool_format.grammar(held, tools.demand, answer)
+        if answer is None:
+            return None
+        if self._is_channelled:
+            return self.tool_format.grammar((), Demand(0, 0), answer)
+        return text_of(answer)
+
+    def fit(self, form: Form, prompt: Sequence[int]) -> Fitted:
+        """The form behind this prompt, in which a template may have begun a thought, or ruled it out."""
+        request, tools, reasoning = form.request, form.tools, self.reasoning
+        is_open, may_think = self._thinks(request, prompt)
+        warnings = list(form.warnings)
+        thought: ThoughtLimits | None = None
+        limit = request.thinking_budget if request.max_thinking_tokens is None else request.max_thinking_tokens
+        if reasoning is not None and may_think:
+            thought = ThoughtLimits(reasoning.begin.encode(), reasoning.end.encode(), self._end_ids(reasoning), is_open, limit)
+        elif limit is not None:
+            warnings.append("the limit of thinking has no effect: thinking is off")
+        guidance = None
+        if form.grammar is not None or thought is not None:
+            lead = "" if thought is None or reasoning is None else reasoning.lead
+            grammar = form.grammar if form.grammar is None or not lead else led(form.grammar, lead)
+            guidance = Guidance(grammar, form.param, request.jump_forward, thought)
+        return Fitted(guidance, self._reading(request, tools, is_open), tuple(warnings))
+
+    def _thinks(self, request: ChatRequest, prompt: Sequence[int]) -> tuple[bool, bool]:
+        """Whether the prompt ends inside a thought; whether the answer may hold one."""
+        reasoning = self.reasoning
+        if reasoning is None:
+            return False, False
+        if request.continue_final_message:
+            content = request.messages[-1].content
+            is_open = reasoning.is_open(content if isinstance(content, str) else "", continues=True)
+            return is_open, is_open
+        tail = self._text.tokenizer.decode(prompt[-TAIL_LEN:], skip_special_tokens=False)
+        is_open = reasoning.is_open(tail)
+        return is_open, is_open or not tail.rstrip().endswith(reasoning.end)
+
+    def _end_ids(self, reasoning: ReasoningFormat) -> tuple[int, ...]:
+        end = reasoning.end if reasoning.is_channelled else "\n" + reasoning.end
+        return tuple(self._text.tokenizer.encode(end, continues=True))
+
+    def _reading(self, request: ChatRequest, tools: Tools | None, is_open: bool) -> Reading | None:
+        reasoning, format = self.reasoning, self.tool_format
+        splits = reasoning is not None and not reasoning.is_channelled and request.separate_reasoning
+        if not splits and tools is None and not self._is_channelled:
+            return None
+        markers: list[str] = []
+        splitter = parser = None
+        if reasoning is not None and not reasoning.is_channelled:
+            markers += (reasoning.begin, reasoning.end)
+            if splits:
+                splitter = partial(reasoning.splitter, is_open=is_open, triggers=() if tools is None else format.triggers)
+        if tools is not None or self._is_channelled:
+            markers += format.control_tokens
+            parser = partial(format.parser, () if tools is None else tools.callable)
+        found = {text: id for text, id in self._control.items() if any(text in marker for marker in markers)}
+        return Reading(
+            splitter,
+            parser,
+            frozenset(found.values()),
+            hidden=tuple(found) if request.skip_special_tokens and request.separate_reasoning else (),
+            has_thoughts=splits or (self._is_channelled and request.separate_reasoning),
+            streams_thought=request.stream_reasoning,
+            max_calls=None if tools is None else tools.demand.max_calls,
+        )
 
     def warnings_of(self, request: ChatRequest) -> tuple[str, ...]:
         """What is meant for the chat template, and the template does not read."""
@@ -324,3 +444,107 @@ class Forms:
         if unread := sorted(set(request.chat_template_kwargs or ()) - read):
             warnings.append(f"chat_template_kwargs.{unread[0][:64]} has no effect: the chat template does not read it")
         return tuple(warnings)
+
+
+def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The vocabulary's control tokens by their texts."""
+    ids = (id for id in range(tokenizer.vocab_size) if tokenizer.is_special(id))
+    return {text: id for id in ids if (text := tokenizer.id_to_text(id))}
+
+
+def _tool_format(name: str, text: TextModel, source: str | None, control: Mapping[str, int]) -> ToolFormat:
+    has_own = text.template is not None and text.template.renders_tools
+    if name == "auto":
+        return tool_formats.auto(source, control) if has_own else tool_formats.find(DESCRIBED, control)
+    try:
+        found = tool_formats.find(name, control)
+    except InvalidRequest as error:
+        raise ConfigError(f"--tool-call-parser: {error}") from None
+    if not has_own and found.name != DESCRIBED:
+        raise ConfigError(
+            f"--tool-call-parser is {name}, but the chat template shows no tools to the model, so that they are described to it "
+            f"with calls in the form of {DESCRIBED}; leave the flag out, or give a template with --chat-template"
+        )
+    return found
+
+
+def _reasoning(name: str, source: str | None) -> ReasoningFormat | None:
+    if name == "none" or (name == "auto" and source is None):
+        return None
+    try:
+        return reasoning_formats.auto(source or "") if name == "auto" else reasoning_formats.find(name)
+    except InvalidRequest as error:
+        raise ConfigError(f"--reasoning-parser: {error}; none and auto are too") from None
+
+
+def _held(tool: Tool) -> Tool:
+    """A tool that the model may call or not: one that is not strict is held to its schema only where a grammar can."""
+    if not tool.is_strict:
+        try:
+            parameters_of(tool)
+        except InvalidRequest:
+            return replace(tool, parameters={})
+    return tool
+
+
+def grammar_of(constraint: Constraint, whitespace: str) -> Grammar:
+    """What a constraint allows. Raises InvalidRequest naming the place in the request that cannot be."""
+    param, value = constraint.param, constraint.value
+    match constraint.kind:
+        case "json_object":
+            _check_keys(value, ("type",), param)
+            return structure.json_object(whitespace)
+        case "json_schema":
+            return _described_schema(value, param, whitespace)
+        case "schema":
+            return structure.json_schema(_loaded(value, param), param, whitespace, closes_objects=True)
+        case "regex":
+            return structure.regex(value, param)
+        case "ebnf":
+            return structure.ebnf(value, param)
+        case "choice":
+            return structure.choice(value, param)
+    raise InvalidRequest(f"{param} is a {constraint.kind}, which is not supported", param=param)
+
+
+def _described_schema(value: Mapping[str, Any], param: str, whitespace: str) -> Grammar:
+    _check_keys(value, ("type", "json_schema"), param)
+    described = value.get("json_schema")
+    path = f"{param}.json_schema"
+    if not isinstance(described, Mapping):
+        raise InvalidRequest(f"{path} is {show(described)}; it must be an object with a schema", param=path)
+    _check_keys(described, ("name", "description", "schema", "strict"), path)
+    schema = described.get("schema")
+    if schema is None:
+        raise InvalidRequest(f"{path}.schema is missing", param=f"{path}.schema")
+    return structure.json_schema(schema, f"{path}.schema", whitespace, closes_objects=True)
+
+
+def _check_keys(value: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    if unknown := sorted(set(value) - set(known)):
+        raise InvalidRequest(f"unknown field {show(unknown[0])} in {path}; leave it out", param=f"{path}.{unknown[0]}"[:256])
+
+
+def _loaded(value: Any, param: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"{param} is {show(value)}, which is not JSON: {error.msg} (at {error.pos})", param=param) from None
+
+
+def led(grammar: str, lead: str) -> str:
+    """A grammar behind a text that must come first."""
+    head = "start: "
+    if not grammar.startswith(head):  # a whole Lark text of the client's own
+        return grammar
+    return f"{head}{literal(lead)} behind_lead\nbehind_lead: {grammar[len(head) :]}"
+
+
+def _size(tools: Tools | None, constraint: Constraint | None) -> int:
+    """About how many characters there are to go through."""
+    size = 0 if constraint is None else len(str(constraint.value))
+    if tools is not None and (tools.demand.min_calls or constraint is not None or any(t.is_strict for t in tools.callable)):
+        size += sum(len(str(tool.parameters)) for tool in tools.callable)
+    return size

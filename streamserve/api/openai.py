@@ -71,7 +71,7 @@ class Completions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._forms = Forms(service.text, service.config)
+        self.forms = Forms(service.text, service.config)
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
 
@@ -104,12 +104,17 @@ class Completions:
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
         messages = messages_of(request.messages)
-        form = await self._forms.of_chat(request)
+        form = await self.forms.of_chat(request)
         prompt = await self._service.prompts.of_chat(messages, chat_options(request, form.shown_tools))
         self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
-        guidance, reading = form.behind(prompt)
-        call = self._call(kind, request, (Prompt(prompt),), sampling, guidance, reading)
-        warnings = (*warnings_of(CHAT, request), *self._forms.warnings_of(request), *_stream_warnings(request))
+        fitted = self.forms.fit(form, prompt)
+        call = self._call(kind, request, (Prompt(prompt),), sampling, fitted.guidance, fitted.reading)
+        warnings = (
+            *warnings_of(CHAT, request),
+            *self.forms.warnings_of(request),
+            *fitted.warnings,
+            *_stream_warnings(request),
+        )
         return Prepared(self._service.run(call), top_logprobs, warnings)
 
     async def completion_job(self, given: dict[str, Any], *, is_socket: bool = False) -> Job:
@@ -119,7 +124,7 @@ class Completions:
         num_each = self._num_each(request, is_socket)
         check_range("logprobs", request.logprobs, 0, MAX_LOGPROBS)
         check_range("max_tokens", request.max_tokens, 0 if request.echo else 1, MAX_TOKENS)
-        guidance = await self._forms.of_completion(request)
+        guidance = await self.forms.of_completion(request)
         prompts = await self._prompts(request)
         if len(prompts) * num_each > MAX_CHOICES:
             raise InvalidRequest(
@@ -284,11 +289,11 @@ class Completions:
     # ---- routes --------------------------------------------------------------------------------------------------
 
     async def chat(self, exchange: Exchange) -> None:
-        """POST /v1/chat/completions"""
+        """POST /v1/chat/completions: an assistant's answer to a conversation."""
         await self._answer(exchange, await self.chat_job(load_object(await exchange.body(self._service.max_body_bytes))))
 
     async def completion(self, exchange: Exchange) -> None:
-        """POST /v1/completions"""
+        """POST /v1/completions: how a text, or its tokens, go on."""
         await self._answer(exchange, await self.completion_job(load_object(await exchange.body(self._service.max_body_bytes))))
 
     async def control(self, exchange: Exchange) -> None:

@@ -15,6 +15,8 @@ from streamserve.messages import EngineFacts
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
 from streamserve.text.toolless import explained, spelt_out
+from streamserve.text.tools.find import instructions
+from streamserve.text.tools.format import Tool
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
 CHARS_PER_MESSAGE = 40  # what a template does for a message costs about as much as so much of its text
@@ -72,7 +74,7 @@ class Prompts:
         if not template.renders_calls:
             messages = spelt_out(messages)
         if tools and not template.renders_tools:
-            return explained(messages, str(tools)), None
+            return explained(messages, instructions([_tool(shown) for shown in tools])), None
         return messages, tools
 
     async def _encode(self, encode: Callable[[], list[int]], texts: list[str], param: str, *, is_long: bool) -> tuple[int, ...]:
@@ -137,3 +139,8 @@ class Prompts:
                 f"{context_len}; ask for at most {context_len - num_prompt}",
                 param=length_param,
             )
+
+
+def _tool(shown: Mapping[str, Any]) -> Tool:
+    function = shown["function"]
+    return Tool(function["name"], function["description"], function["parameters"])

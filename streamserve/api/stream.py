@@ -15,7 +15,7 @@ from uuid import uuid4
 from anyio import create_task_group
 from msgspec import Struct
 
-from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Reading
+from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Reading, Thought
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
 from streamserve.errors import DeadlineExceeded, StepFailed
@@ -147,7 +147,7 @@ class Choice:
         self.prompt = call.prompts[index // call.n]
         reading = call.reading
         self._reader = None if reading is None else AnswerReader(reading)
-        self._unplaced: list[tuple[TokenLogprobs, int]] = []  # tokens not yet known to be content, with their text's length
+        self._unplaced: list[tuple[TokenLogprobs, str]] = []  # tokens not yet known to be content, and their text
         self._detokenizer = Detokenizer(
             tokenizer,
             skip_special_tokens=call.skips_special,
@@ -261,7 +261,7 @@ class Choice:
                 if stops is not None and self.num_tokens + index + 1 > self._call.sampling.min_new_tokens:
                     gained = _until_stop(gained, stops)
                 if delta.logprobs:
-                    self._unplaced.append((delta.logprobs[index], len(text)))
+                    self._unplaced.append((delta.logprobs[index], text))
                     logprobs += self._placed(gained)
                 events += gained
                 if reader.is_over or (stops is not None and stops.matched is not None):
@@ -290,16 +290,25 @@ class Choice:
         self.num_tokens += used
 
     def _placed(self, events: list[Event]) -> list[TokenLogprobs]:
-        """Of the tokens whose place was open those that turn out to be content: as many of the last ones as its text is long."""
-        if not events or not self._unplaced:
-            return []
-        length = sum(len(event.text) for event in events if type(event) is Content)
-        start = len(self._unplaced)
-        while length > 0 and start > 0:
-            start -= 1
-            length -= self._unplaced[start][1]
-        found = [entry for entry, _ in self._unplaced[start:]]
-        self._unplaced = []
+        """Of the tokens whose place was open, those that these events show to be content. A token is where its text is; one that
+        the reader holds back stays open."""
+        found: list[TokenLogprobs] = []
+        for event in events:
+            if type(event) is not Content and type(event) is not Thought:
+                self._unplaced = []  # a call's, or its marker's
+                continue
+            text, waiting = event.text, self._unplaced
+            start = "".join([piece for _, piece in waiting]).find(text)
+            if start < 0:  # part of it came with a token that has its place already, or a marker was left out of it
+                start = max(0, sum(len(piece) for _, piece in waiting) - len(text))
+            end, at = start + len(text), 0
+            self._unplaced = []
+            for entry, piece in waiting:
+                if at >= end:
+                    self._unplaced.append((entry, piece))
+                elif type(event) is Content and at + len(piece) > start - (not piece):  # part of a character has no text yet
+                    found.append(entry)
+                at += len(piece)
         return found
 
 

@@ -38,6 +38,7 @@ FLAGS = [
     "--page-size",
     "--port",
     "--random-seed",
+    "--reasoning-parser",
     "--request-timeout-s",
     "--response-store",
     "--resume-window-s",
@@ -50,6 +51,7 @@ FLAGS = [
     "--ssl-keyfile",
     "--threads",
     "--tokenizer-path",
+    "--tool-call-parser",
     "--write-timeout-s",
 ]
 

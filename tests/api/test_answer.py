@@ -1,0 +1,104 @@
+"""What an AnswerReader makes of one choice's text, however it comes."""
+
+import random
+from functools import partial
+
+import pytest
+
+from streamserve.api.answer import Answer, AnswerReader, CallBegan, CallGrew, Content, Event, Reading, Thought, fold
+from streamserve.text.reasoning import find as find_reasoning
+from streamserve.text.tools.find import find as find_format
+from streamserve.text.tools.format import Tool
+
+TOOLS = (Tool("add", parameters={"type": "object"}), Tool("now"))
+QWEN, HERMES = find_reasoning("qwen3"), find_format("hermes")
+ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "}"]}}\n</tool_call>'
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+TEXT = f"<think>\nOne and two?\n</think>\n\nLet me see.\n{ADD}\n{NOW}"
+
+
+def reading(*, is_open: bool = False, streams_thought: bool = True, max_calls: int | None = None) -> Reading:
+    return Reading(
+        partial(QWEN.splitter, is_open=is_open, triggers=HERMES.triggers),
+        partial(HERMES.parser, TOOLS),
+        has_thoughts=True,
+        streams_thought=streams_thought,
+        max_calls=max_calls,
+    )
+
+
+def read(of: Reading, pieces: list[str], reason: str = "stop") -> tuple[list[Event], str]:
+    reader = AnswerReader(of)
+    events: list[Event] = []
+    for piece in pieces:
+        events += reader.push(piece)
+        if reader.is_over:
+            return events, "tool_calls"
+    rest, reason = reader.finish(reason)
+    return [*events, *rest], reason
+
+
+def without_ids(answer: Answer) -> tuple[str, str, list[tuple[str, str]]]:
+    return answer.thought, answer.content, [(call.name, call.arguments) for call in answer.calls]
+
+
+WHOLE = ("One and two?", "Let me see.", [("add", '{"a": 1, "b": [2, "}"]}'), ("now", "{}")])
+
+
+def test_any_cutting_of_the_text_gives_the_same_answer() -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        cuts = sorted(rng.sample(range(1, len(TEXT)), rng.randrange(1, 30)))
+        pieces = [TEXT[start:end] for start, end in zip([0, *cuts], [*cuts, len(TEXT)], strict=True)]
+        events, reason = read(reading(), pieces)
+        assert without_ids(fold(events)) == WHOLE
+        assert reason == "tool_calls"
+
+
+def test_a_call_has_its_name_first_then_its_arguments_and_an_id_of_its_own() -> None:
+    events, _ = read(reading(), list(TEXT))
+    calls = [event for event in events if isinstance(event, CallBegan | CallGrew)]
+    for index in (0, 1):
+        first, *rest = [event for event in calls if event.index == index]
+        assert isinstance(first, CallBegan)
+        assert rest and all(isinstance(event, CallGrew) for event in rest)
+    ids = [event.id for event in calls if isinstance(event, CallBegan)]
+    assert len(set(ids)) == 2
+    assert all(id is not None and id.startswith("call_") and len(id) == 29 for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "reason"),
+    [
+        (TEXT, "stop", "tool_calls"),
+        (TEXT, "length", "length"),
+        (TEXT[: TEXT.index("[2") + 1], "stop", "stop"),  # inside the arguments
+        (TEXT[: TEXT.index("[2") + 1], "length", "length"),
+        ("Only text", "stop", "stop"),
+        ('<tool_call>\n{"name": "nope", "arguments": {}}\n</tool_call>', "stop", "stop"),
+    ],
+)
+def test_the_finish_reason_is_tool_calls_only_when_every_call_is_whole(text: str, given: str, reason: str) -> None:
+    assert read(reading(), [text], given)[1] == reason
+
+
+def test_a_thought_comes_as_one_event_where_it_is_not_to_be_streamed() -> None:
+    events, _ = read(reading(streams_thought=False), list(TEXT))
+    assert events[0] == Thought("One and two?")
+    assert not any(isinstance(event, Thought) for event in events[1:])
+    assert isinstance(events[1], Content)
+    cut, _ = read(reading(is_open=True, streams_thought=False), list("I think and th"), "length")
+    assert cut == [Thought("I think and th")]
+
+
+def test_an_answer_of_at_most_one_call_is_over_with_its_last_brace() -> None:
+    for pieces in (list(TEXT), [TEXT]):
+        events, reason = read(reading(max_calls=1), pieces)
+        assert without_ids(fold(events)) == (*WHOLE[:2], WHOLE[2][:1])
+        assert reason == "tool_calls"
+
+
+def test_texts_of_control_tokens_do_not_reach_the_content() -> None:
+    of = Reading(parser=partial(HERMES.parser, TOOLS), hidden=("<tool_call>", "<|x|>"))
+    events, _ = read(of, ["a<|x|>b<tool_call>no call"])
+    assert fold(events).content == "abno call"
