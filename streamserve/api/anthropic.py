@@ -76,7 +76,7 @@ class Messages:
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), MessagesRequest)
         job = await self._job(request)
         if request.stream:
-            produce = partial(self._stream, job)
+            produce = partial(self.write, job)
             await self._service.streams.answer(exchange, job.run, produce, job.headers, is_resumable=request.resumable)
             return
         self._service.streams.check_whole(exchange, request.resumable)
@@ -97,6 +97,10 @@ class Messages:
         await exchange.answer_json({"input_tokens": len(prompt.token_ids)})
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
+
+    async def job(self, given: dict[str, Any]) -> Job:
+        """A body, checked; nothing is started. Raises RequestError naming the field at fault."""
+        return await self._job(read_body(given, MessagesRequest))
 
     def _translated(self, request: CountTokensRequest) -> Translation:
         template = self._service.text.template
@@ -144,7 +148,8 @@ class Messages:
         content = whole_blocks([*blocks.take(events_of(piece)), *blocks.finish()])
         return message_json(job.run.call.id, job.model, content, job.end(piece), usage_json(job.run.usage), **job.more)
 
-    async def _stream(self, job: Job, stream: Events) -> None:
+    async def write(self, job: Job, stream: Events) -> None:
+        """Write all events of an answer whose run has started."""
         blocks, shape = Blocks(omits_thinking=job.omits_thinking), MessageEvents()
         has_begun = False
 

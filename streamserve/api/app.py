@@ -20,6 +20,7 @@ from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import run_lifespan
+from streamserve.api.kinds import Kinds
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.openapi import OpenApi
@@ -170,6 +171,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
     streams, completions = service.streams, Completions(service)
     responses = Responses(service, completions, store)
     native, admin, messages = Native(service), Admin(service), Messages(service, completions)
+    embeddings = Embeddings(service)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
         RouteSpec(
@@ -198,7 +200,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
         *admin.routes(),
-        *Embeddings(service).routes(),
+        *embeddings.routes(),
         *Scoring(service).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
@@ -210,7 +212,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
     routes.append(RouteSpec("GET", "/openapi.json", openapi.show, result=dict[str, Any], key=Key.NONE))
     table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
     sockets = [
-        WebSocketRoute("/v1/ws", Sockets(service, completions)),
+        WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings))),
         WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),
     ]
     return Router([*table, *sockets], redirect_slashes=False, default=_nowhere), routes

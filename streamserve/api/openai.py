@@ -33,7 +33,7 @@ from streamserve.api.schema import (
 from streamserve.api.service import SAMPLING_FIELDS, Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
-from streamserve.api.wire import Exchange, Headers, leaving_noticed, unforeseen
+from streamserve.api.wire import WARNING, Exchange, Headers, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, SlowReader, StreamServeError, error_body
 from streamserve.messages import MAX_LOGPROBS, Guidance, SamplingParams
 
@@ -371,7 +371,7 @@ def chat_options(request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping
 
 def warning_headers(warnings: Sequence[str]) -> Headers:
     """What of a request has no effect, for its client to read."""
-    return [(b"x-streamserve-warning", "; ".join(warnings).encode("ascii", "replace"))] if warnings else []
+    return [(WARNING, "; ".join(warnings).encode("ascii", "replace"))] if warnings else []
 
 
 def _stream_warnings(request: Sampled) -> tuple[str, ...]:

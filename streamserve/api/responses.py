@@ -302,7 +302,7 @@ class Responses:
             else:
                 await exchange.answer_json(job.growing.as_json(), headers=self._headers(job))
         elif job.wants_stream:
-            streams, produce = self._service.streams, partial(self._stream, job)
+            streams, produce = self._service.streams, partial(self.write, job)
             await streams.answer(exchange, job.run, produce, job.headers, is_resumable=job.request.resumable)
         else:
             self._service.streams.check_whole(exchange, job.request.resumable)
@@ -319,7 +319,8 @@ class Responses:
                 async with self.under_way(job):
                     await exchange.answer_json(job.whole(pieces), headers=self._headers(job))
 
-    async def _stream(self, job: ResponseJob, stream: Events) -> None:
+    async def write(self, job: ResponseJob, stream: Events) -> None:
+        """Write all events of a response whose run has started."""
         def send(events: list[bytes]) -> Awaitable[None] | None:
             return stream.named(*named(events)) if events else None
 

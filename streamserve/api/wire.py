@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 JSON = b"application/json"
 RESUMABLE = b"x-streamserve-resumable"  # the header that asks for a stream to come back to, as "resumable" in a body does
+WARNING = b"x-streamserve-warning"  # the header that says which fields of a request have no effect here
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
 
 Headers = Sequence[tuple[bytes, bytes]]

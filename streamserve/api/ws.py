@@ -3,16 +3,24 @@
     client -> server
     {"type": "auth", "api_key": K}                        first frame, where a key is needed and no header could carry it
     {"type": "chat.create", "id": I, "request": {…}}       body of POST /v1/chat/completions; always answered in chunks
-    {"type": "completion.create", "id": I, "request": {…}} body of POST /v1/completions
+    {"type": "completion.create", …}                       of POST /v1/completions
+    {"type": "response.create", …}                         of POST /v1/responses; its events are the chunks
+    {"type": "message.create", …}                          of POST /v1/messages; its events are the chunks
+    {"type": "embedding.create", …}                        of POST /v1/embeddings; answered by one result
+        a further field "timeout_s": N                     how long after this frame the request may take
     {"type": "cancel", "id": I}                           ends it: a last chunk says finish_reason "abort", then done
-    {"type": "ping"}                                      any further fields come back
+    {"type": "control", "id": I, "action": "end_reasoning"}  the answer begins with the next token
+    {"type": "ping"}                                       any further fields come back
 
     server -> client
     {"type": "chunk", "id": I, "chunk": {…}}               the object an SSE event would carry
+    {"type": "result", "id": I, "result": {…}}             an answer that comes in one piece
+    {"type": "progress", "id": I, "progress": {…}}         of a long prompt, where return_progress is true
+    {"type": "warning", "id": I, "warnings": […]}          fields of the request that have no effect
     {"type": "done", "id": I, "usage": {…}}                the request is over; its id is free again
     {"type": "error", "id": I, "error": {…}}               the request is over, or never began; the socket lives
     {"type": "error", "id": null, "error": {…}}            a frame that names no request
-    {"type": "auth.ok"}   {"type": "pong"}
+    {"type": "auth.ok"}   {"type": "pong"}   {"type": "control.ok", "id": I, "action": A, "ended": N}
 
 An id is a string of 1 to 128 characters, chosen by the client, unique among its live requests on this socket. A second
 request under a live id is answered with an error whose code is "duplicate_id"; the first one goes on. The same holds for
@@ -23,25 +31,29 @@ One writer sends; every request has at most one frame waiting for it, so the soc
 socket makes deltas merge instead of piling up frames. Owns sockets. Knows nothing of what is in a body.
 """
 
+from asyncio import TimerHandle, get_running_loop
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import orjson
 import structlog
-from anyio import Event, create_task_group, move_on_after
+from anyio import CancelScope, Event, create_task_group, current_time, move_on_after
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
 from streamserve.api.auth import given_key
 from streamserve.api.chunks import usage_json
-from streamserve.api.openai import Completions, Job
+from streamserve.api.kinds import Kinds
+from streamserve.api.openai import DONE, END_REASONING
 from streamserve.api.schema import load_object, show
-from streamserve.api.service import Service
-from streamserve.api.stream import Piece, Run
+from streamserve.api.service import MAX_DEADLINE_S, Service
+from streamserve.api.stream import Progress, Run
 from streamserve.api.wire import BoundedSend, one_error, unforeseen
 from streamserve.errors import (
     AuthenticationFailed,
+    DeadlineExceeded,
     InvalidRequest,
     QueueFull,
     RequestTooLarge,
@@ -51,8 +63,6 @@ from streamserve.errors import (
 )
 
 log = structlog.get_logger(__name__)
-
-MakeJob = Callable[..., Awaitable[Job]]
 
 MAX_REQUESTS = 256
 MAX_ID_CHARS = 128
@@ -75,21 +85,22 @@ class UnknownId(InvalidRequest):
 class Sockets:
     """The route /v1/ws."""
 
-    def __init__(self, service: Service, completions: Completions) -> None:
+    def __init__(self, service: Service, kinds: Kinds) -> None:
         self._service = service
-        self._completions = completions
+        self._kinds = kinds
 
     async def __call__(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         """Serve one socket until either side closes it."""
         assert (await receive())["type"] == "websocket.connect"
         door = self._service.door
-        has_header = given_key(scope) is not None
+        key = given_key(scope)
         if not door.allows_origin(scope):
             raise AuthenticationFailed("pages of this origin may not open a socket here (--cors-origins)", param="origin")
-        if has_header:
+        if key is not None:
             door.check_key(scope)
         await send({"type": "websocket.accept"})
-        await Socket(self._service, self._completions, receive, send).serve(is_trusted=has_header or not door.needs_key)
+        socket = Socket(self._service, self._kinds, receive, send)
+        await socket.serve(key if key is not None or door.needs_key else b"")
 
 
 class Lane:
@@ -144,15 +155,18 @@ class Outbox:
 
 
 class Ticket:
-    """One live request."""
+    """One live request. `scope` holds it until its run has started, or to its end where it has none."""
 
-    __slots__ = ("id", "is_cancelled", "lane", "run")
+    __slots__ = ("_timeout_s", "has_run", "id", "is_cancelled", "lane", "run", "scope")
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, timeout_s: float | None, *, has_run: bool) -> None:
         self.id = id
+        self.has_run = has_run
         self.lane = Lane()
         self.run: Run | None = None
         self.is_cancelled = False
+        self.scope = CancelScope(deadline=inf if timeout_s is None else current_time() + timeout_s)
+        self._timeout_s = timeout_s
 
     def give(self, run: Run) -> None:
         """The request was checked, and this is its run."""
@@ -161,32 +175,80 @@ class Ticket:
             run.abort()
 
     def cancel(self) -> None:
-        """End it now, or as soon as it has begun."""
+        """End it now, or as soon as it has begun: then it says so."""
         self.is_cancelled = True
         if self.run is not None:
             self.run.abort()
+        elif not self.has_run:
+            self.scope.cancel()
+
+    def watch(self, run: Run) -> TimerHandle | None:
+        """From here on the run itself is ended when its time is over."""
+        if self._timeout_s is None:
+            return None
+        left_s, self.scope.deadline = self.scope.deadline - current_time(), inf
+        return get_running_loop().call_later(left_s, run.expire, self._timeout_s)
+
+    @property
+    def error(self) -> StreamServeError | None:
+        """Why nothing was answered, where the time was over before the answer had begun."""
+        if self.is_cancelled or not self.scope.cancelled_caught:
+            return None
+        return DeadlineExceeded(f"the answer was not complete after {self._timeout_s:g} s; allow it more time, or ask for less")
+
+
+class Frames:
+    """The `Events` of one request: each is a chunk in a frame."""
+
+    __slots__ = ("_head", "_lane", "_outbox")
+
+    def __init__(self, outbox: "Outbox", ticket: Ticket) -> None:
+        self._outbox = outbox
+        self._lane = ticket.lane
+        self._head = b'{"type":"chunk","id":%b,"chunk":' % orjson.dumps(ticket.id)
+
+    def events(self, *events: bytes) -> Awaitable[None]:
+        """See Events."""
+        return self._put(events)
+
+    def named(self, *events: tuple[bytes, bytes]) -> Awaitable[None]:
+        """See Events. The name stands in the data as well."""
+        return self._put([data for _, data in events])
+
+    def comment(self, text: bytes) -> None:
+        """See Events. What there is to tell beside chunks has frames of its own."""
+
+    async def end(self, *events: bytes) -> None:
+        """See Events."""
+        await self._put([event for event in events if event != DONE])
+
+    async def _put(self, events: Sequence[bytes]) -> None:
+        for event in events:
+            await self._outbox.put(self._lane, b"%b%b}" % (self._head, event))
 
 
 class Socket:
     """One open socket."""
 
-    def __init__(self, service: Service, completions: Completions, receive: Receive, send: BoundedSend) -> None:
+    def __init__(self, service: Service, kinds: Kinds, receive: Receive, send: BoundedSend) -> None:
         self._service = service
-        self._jobs = {"chat.create": completions.chat_job, "completion.create": completions.completion_job}
+        self._kinds = kinds
+        self._key = b""
         self._receive = receive
         self._outbox = Outbox(send)
         self._replies = Lane()  # for everything that belongs to no live request
         self._live: dict[str, Ticket] = {}
         self._ended = Event()  # replaced whenever somebody waits for the next request to end
 
-    async def serve(self, *, is_trusted: bool) -> None:
-        """Until it closes. Nothing of its requests lives on."""
+    async def serve(self, key: bytes | None) -> None:
+        """Until it closes. Nothing of its requests lives on. `key` None: one is needed, and has to come in the first frame."""
+        self._key = key or b""
         try:
             with one_error():
                 async with create_task_group() as tasks:
                     tasks.start_soon(self._write, tasks)
                     tasks.start_soon(self._close_when_idle)
-                    if is_trusted or await self._authenticate():
+                    if key is not None or await self._authenticate():
                         await self._read(tasks)
                         tasks.cancel_scope.cancel()
         except SlowReader as error:
@@ -236,16 +298,20 @@ class Socket:
         error = AuthenticationFailed('the first frame must be {"type": "auth", "api_key": KEY} with the server\'s key')
         with move_on_after(AUTH_WAIT_S):
             frame = await self._next()
-            if frame is not None and self._is_key(frame):
+            if frame is not None and self._takes_key(frame):
                 await self._put(self._replies, {"type": "auth.ok"})
                 return True
         await self._put_error(self._replies, None, error)
         self._outbox.close(CLOSE_POLICY, "missing or wrong API key")
         return False
 
-    def _is_key(self, frame: dict[str, Any]) -> bool:
+    def _takes_key(self, frame: dict[str, Any]) -> bool:
+        """Whether it is a frame with a key that opens the door. That one is the socket's from then on."""
         key = frame.get("api_key")
-        return frame.get("type") == "auth" and isinstance(key, str) and self._service.door.is_key(key.encode())
+        if frame.get("type") != "auth" or not isinstance(key, str) or not self._service.door.is_key(key.encode()):
+            return False
+        self._key = key.encode()
+        return True
 
     async def _read(self, tasks: TaskGroup) -> None:
         while (frame := await self._next()) is not None:
@@ -260,16 +326,27 @@ class Socket:
         if kind == "ping":
             await self._put(self._replies, {**frame, "type": "pong"})
         elif kind == "cancel":
+            check_fields(frame, "type", "id")
             self._named(frame).cancel()
+        elif kind == "control":
+            await self._control(frame)
         elif kind == "auth":
-            if not self._is_key(frame):
+            if not self._takes_key(frame):
                 raise AuthenticationFailed("the API key is wrong", param="api_key")
             await self._put(self._replies, {"type": "auth.ok"})
-        elif isinstance(kind, str) and kind in self._jobs:
-            self._create(frame, self._jobs[kind], tasks)
+        elif isinstance(kind, str) and kind in self._kinds.names:
+            self._create(kind, frame, tasks)
         else:
-            allowed = ", ".join([*self._jobs, "cancel", "ping", "auth"])
+            allowed = ", ".join([*self._kinds.names, "cancel", "control", "ping", "auth"])
             raise InvalidRequest(f"type is {show(kind)}; allowed is {allowed}", param="type")
+
+    async def _control(self, frame: dict[str, Any]) -> None:
+        check_fields(frame, "type", "id", "action")
+        ticket, action = self._named(frame), frame.get("action")
+        if action != END_REASONING:
+            raise InvalidRequest(f'action is {show(action)}; allowed is "{END_REASONING}"', param="action")
+        ended = 0 if ticket.run is None else ticket.run.end_thought()
+        await self._put(self._replies, {"type": "control.ok", "id": ticket.id, "action": action, "ended": ended})
 
     def _named(self, frame: dict[str, Any]) -> Ticket:
         id = checked_id(frame)
@@ -277,7 +354,7 @@ class Socket:
             raise UnknownId(f"no live request has the id {show(id)}; it may have ended already", param="id")
         return self._live[id]
 
-    def _create(self, frame: dict[str, Any], make_job: MakeJob, tasks: TaskGroup) -> None:
+    def _create(self, kind: str, frame: dict[str, Any], tasks: TaskGroup) -> None:
         id = checked_id(frame)
         if id in self._live:
             raise DuplicateId(f"the id {show(id)} belongs to a live request; choose another", param="id")
@@ -286,47 +363,56 @@ class Socket:
         request = frame.get("request")
         if not isinstance(request, dict):
             raise InvalidRequest(f"request is {show(request)}; an object is expected, as in the body of a POST", param="request")
-        unknown = frame.keys() - {"type", "id", "request"}
-        if unknown:
-            name = min(unknown)
-            raise InvalidRequest(f"unknown field {show(name)}; fields of the body belong into request", param=name[:256])
-        ticket = self._live[id] = Ticket(id)
-        tasks.start_soon(self._serve, ticket, make_job, request)
+        check_fields(frame, "type", "id", "request", "timeout_s")
+        ticket = self._live[id] = Ticket(id, checked_timeout(frame), has_run=kind in self._kinds.spoken)
+        tasks.start_soon(self._serve, ticket, kind, request)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    async def _serve(self, ticket: Ticket, make_job: MakeJob, request: dict[str, Any]) -> None:
+    async def _serve(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> None:
         error: StreamServeError | None = None
+        usage: dict[str, Any] = {}
         try:
-            job = await make_job(request, is_socket=True)
-            ticket.give(job.run)
-            with self._service.live(job.run):
-                await self._run(ticket, job)
+            with ticket.scope:
+                usage = await (self._speak if ticket.has_run else self._answer)(ticket, kind, request)
         except StreamServeError as refused:
             error = refused
         except Exception as bug:
             error = unforeseen(bug, id=ticket.id)
+        error = error or ticket.error
         del self._live[ticket.id]
         self._ended.set()
         if error is not None:
             await self._put_error(ticket.lane, ticket.id, error)
         else:
-            await self._put(ticket.lane, {"type": "done", "id": ticket.id, "usage": usage_json(job.run.usage)})
+            await self._put(ticket.lane, {"type": "done", "id": ticket.id, "usage": usage})
 
-    async def _run(self, ticket: Ticket, job: Job) -> None:
-        head = b'{"type":"chunk","id":%b,"chunk":' % orjson.dumps(ticket.id)
+    async def _answer(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+        whole = await self._kinds.whole[kind](request)
+        await self._outbox.put(ticket.lane, b'{"type":"result","id":%b,"result":%b}' % (orjson.dumps(ticket.id), whole.answer))
+        return whole.usage
 
-        async def put_chunks(chunks: list[bytes]) -> None:
-            for chunk in chunks:
-                await self._outbox.put(ticket.lane, b"%b%b}" % (head, chunk))
+    async def _speak(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+        spoken = await self._kinds.spoken[kind](request, self._key)
+        run = spoken.run
 
-        async def emit(piece: Piece) -> None:
-            await put_chunks(job.shape.chunks(piece))
+        def tell(progress: Progress) -> Awaitable[None]:
+            return self._put(ticket.lane, {"type": "progress", "id": ticket.id, "progress": progress.as_json()})
 
-        await job.run.start()
-        await put_chunks(job.shape.opening())
-        await job.run.deliver(emit)
-        await put_chunks(job.shape.closing())
+        if run.call.wants_progress:
+            run.on_progress = tell
+        ticket.give(run)
+        with self._service.live(run):
+            await run.start()
+            timer = ticket.watch(run)
+            try:
+                if spoken.warnings:
+                    await self._put(ticket.lane, {"type": "warning", "id": ticket.id, "warnings": spoken.warnings})
+                await spoken.write(Frames(self._outbox, ticket))
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return usage_json(run.usage)
 
     async def _put(self, lane: Lane, frame: dict[str, Any]) -> None:
         await self._outbox.put(lane, orjson.dumps(frame))
@@ -341,3 +427,23 @@ def checked_id(frame: dict[str, Any]) -> str:
     if not isinstance(id, str) or not 0 < len(id) <= MAX_ID_CHARS:
         raise InvalidRequest(f"id is {show(id)}; a string of 1 to {MAX_ID_CHARS} characters is expected", param="id")
     return id
+
+
+def checked_timeout(frame: dict[str, Any]) -> float | None:
+    """The seconds that a request may take, where it says so."""
+    timeout_s = frame.get("timeout_s")
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"timeout_s is {show(timeout_s)}; allowed is above 0 up to {MAX_DEADLINE_S:g} seconds", param="timeout_s"
+        )
+    return float(timeout_s)
+
+
+def check_fields(frame: dict[str, Any], *names: str) -> None:
+    """Raises InvalidRequest when a frame has others."""
+    unknown = frame.keys() - set(names)
+    if unknown:
+        hint = "fields of the body belong into request" if "request" in names else f"allowed is {', '.join(names)}"
+        raise InvalidRequest(f"unknown field {show(min(unknown))}; {hint}", param=min(unknown)[:256])
