@@ -10,7 +10,15 @@ from streamserve.api.generate_schema import NativeRequest
 from streamserve.api.openai import chat_options
 from streamserve.api.results import Aborted, NativeAnswer, Tokens, TokensText
 from streamserve.api.routes import Key, RouteSpec
-from streamserve.api.schema import AbortRequest, DetokenizeRequest, TokenizeRequest, convert, load_object, messages_of
+from streamserve.api.schema import (
+    MAX_NAME_CHARS,
+    AbortRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    convert,
+    load_object,
+    messages_of,
+)
 from streamserve.api.service import Service
 from streamserve.api.wire import Exchange
 from streamserve.errors import InvalidRequest
@@ -79,4 +87,8 @@ class Native:
             raise InvalidRequest("give either rid or abort_all", param="rid")
         if request.rid == "":
             raise InvalidRequest("rid is empty; to end every request send abort_all", param="rid")
+        if len(request.rid or "") > MAX_NAME_CHARS:
+            raise InvalidRequest(
+                f"rid has {len(request.rid or '')} characters; at most {MAX_NAME_CHARS} are allowed", param="rid"
+            )
         await exchange.answer_json({"aborted": self._service.abort(request.rid or "")})

@@ -6,7 +6,8 @@ Owns how types and routes are said in that language. Knows no route by its path 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import cleandoc
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import orjson
@@ -16,8 +17,19 @@ from streamserve import __version__
 from streamserve.api.generate_schema import NativeRequest, NativeSampling
 from streamserve.api.results import AnthropicErrorAnswer, ErrorAnswer
 from streamserve.api.routes import Key, RouteSpec
+from streamserve.api.schema import (
+    MAX_CHOICES_PER_PROMPT,
+    MAX_NAME_CHARS,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    ROLES,
+    AbortRequest,
+    Message,
+    TokenizeRequest,
+)
+from streamserve.api.service import MAX_DEADLINE_S
 from streamserve.api.wire import Exchange
-from streamserve.messages import RANGES
+from streamserve.messages import MAX_LOGIT_BIAS, RANGES
 
 REF = "#/components/schemas/{name}"
 # Names that fields of bodies have for a sampling parameter, beside its own.
@@ -30,6 +42,27 @@ ALSO_NAMED = {
     "top_logprobs": "logprobs",
     "top_logprobs_num": "logprobs",
 }
+# What checks of bodies ask of a field beyond its type and the ranges of sampling parameters.
+ASKED: Mapping[str, Mapping[str, Any]] = {
+    "n": {"minimum": 1, "maximum": MAX_CHOICES_PER_PROMPT},
+    "timeout": {"exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S},
+    "rid": {"minLength": 1, "maxLength": MAX_NAME_CHARS},
+    "request_id": {"minLength": 1, "maxLength": MAX_NAME_CHARS},
+    "stop": {"minLength": 1, "maxLength": MAX_STOP_CHARS, "maxItems": MAX_STOPS},
+    "messages": {"minItems": 1},
+    "role": {"enum": list(ROLES)},
+    "cache_salt": {"maxLength": 256},
+    "extra_key": {"maxLength": 256},
+    "logit_bias": {"maxProperties": MAX_LOGIT_BIAS},
+}
+# Of these fields of a body one has to be there.
+ONE_OF: Mapping[str, tuple[str, ...]] = {
+    NativeRequest.__name__: ("text", "input_ids"),
+    TokenizeRequest.__name__: ("prompt", "messages"),
+    AbortRequest.__name__: ("rid", "abort_all"),
+}
+KEYWORDS = {"string": {"minLength", "maxLength", "enum"}, "array": {"minItems", "maxItems"}, "object": {"maxProperties"}}
+NUMERIC = {"minimum", "maximum", "exclusiveMinimum"}
 # Fields that a type leaves open because their checks name what is wrong better than it could.
 REFINED: Mapping[tuple[str, str], type[Struct]] = {(NativeRequest.__name__, "sampling_params"): NativeSampling}
 ERRORS = {
@@ -89,13 +122,17 @@ class _Schemas:
         types: dict[Any, None] = {ErrorAnswer: None, AnthropicErrorAnswer: None, **dict.fromkeys(REFINED.values())}
         bodies: dict[type[Struct], None] = {}
         for route in routes:
-            types |= dict.fromkeys(kind for kind in (route.body, route.result, route.event) if kind is not None)
+            for kind in (route.body, route.result, route.event):
+                types |= dict.fromkeys(_kinds(kind))
             if route.body is not None:
                 bodies[route.body] = None
         schemas, self.components = msgspec.json.schema_components(types, ref_template=REF)
         self._schemas = dict(zip(types, schemas, strict=True))
         for body in (*bodies, *REFINED.values()):
             _as_checked(self._component(body))
+        for component in self.components.values():
+            if component.get("title") == Message.__name__ and "role" in component["properties"]:
+                _narrow(component)
         for (name, field), kind in REFINED.items():
             properties = next(c["properties"] for c in self.components.values() if c.get("title") == name)
             one = self.of(kind)
@@ -103,8 +140,8 @@ class _Schemas:
 
     def of(self, kind: Any) -> dict[str, Any]:
         """The schema of a type that a route names."""
-        schema: dict[str, Any] = self._schemas[kind]
-        return schema
+        schemas: list[dict[str, Any]] = [self._schemas[one] for one in _kinds(kind)]
+        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
     def _component(self, kind: type[Struct]) -> dict[str, Any]:
         name: str = self._schemas[kind]["$ref"].rsplit("/", 1)[1]
@@ -112,20 +149,33 @@ class _Schemas:
         return component
 
 
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """A type's alternatives. Answers of one route may differ in ways that msgspec could not tell apart when it reads."""
+    if kind is None:
+        return ()
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 def _as_checked(schema: dict[str, Any]) -> None:
     """What schema.convert() does beyond the type: unknown fields are refused, null means "not given", numbers have ranges."""
     schema["additionalProperties"] = False
-    limits = {name: (low, high) for name, low, high in RANGES}
     for name, field in schema["properties"].items():
-        if name in schema.get("required", ()):
-            continue
-        if not any(option.get("type") == "null" for option in field.get("anyOf", ())):
+        if name not in schema.get("required", ()) and not any(one.get("type") == "null" for one in field.get("anyOf", ())):
             default = {"default": field.pop("default")} if "default" in field else {}
-            schema["properties"][name] = field = {"anyOf": [field, {"type": "null"}], **default}
-        low_high = limits.get(ALSO_NAMED.get(name, name))
-        for option in field["anyOf"]:
-            if low_high is not None and option.get("type") in ("integer", "number"):
-                option |= {"minimum": low_high[0], "maximum": low_high[1]}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **default}
+    if schema["title"] in ONE_OF:
+        schema["anyOf"] = [{"required": [name]} for name in ONE_OF[schema["title"]]]
+    _narrow(schema)
+
+
+def _narrow(schema: dict[str, Any]) -> None:
+    """Say of each field what its checks ask of it."""
+    ranges = {name: {"minimum": low, "maximum": high} for name, low, high in RANGES}
+    for name, field in schema["properties"].items():
+        asked = ASKED.get(name) or ranges.get(ALSO_NAMED.get(name, name)) or {}
+        for option in field.get("anyOf", [field]):
+            known = KEYWORDS.get(option.get("type"), NUMERIC if option.get("type") in ("integer", "number") else set())
+            option |= {keyword: value for keyword, value in asked.items() if keyword in known}
 
 
 def _operation(route: RouteSpec, schemas: _Schemas, needs_key: bool) -> dict[str, Any]:
@@ -179,7 +229,7 @@ def _responses(route: RouteSpec, schemas: _Schemas) -> dict[str, Any]:
 
 def _statuses(route: RouteSpec) -> list[int]:
     """Errors that a route can end with."""
-    statuses = {500, 503}
+    statuses = {500, 503, *route.errors}
     if route.key is not Key.NONE:
         statuses.add(401)
     if route.query:

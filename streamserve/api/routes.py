@@ -29,8 +29,8 @@ class RouteSpec:
 
     `body` is the type that checks the request's JSON, `result` the type of the answer, `event` the type of each event's data
     when the request asks for a stream; None where there is no such thing. `media` is the type of an answer that is no JSON.
-    `query` names parameters in the URL and says what they are for. `example` is a body to try. `is_shown`: it stands in
-    /openapi.json.
+    `query` names parameters in the URL and says what they are for. `example` is a body to try. `errors` are
+    statuses it may end with beside those of its kind. `is_shown`: it stands in /openapi.json.
     """
 
     method: str
@@ -43,4 +43,5 @@ class RouteSpec:
     media: str | None = None
     query: tuple[tuple[str, str], ...] = ()
     example: Mapping[str, Any] | None = None
+    errors: tuple[int, ...] = ()
     is_shown: bool = True

@@ -9,6 +9,7 @@ null means "not given" for every optional field. Fields that others define and t
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -259,7 +260,18 @@ def convert(given: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(known, kind)
     except msgspec.ValidationError as error:
+        if "Expected `int`" in str(error):  # writers that know only one kind of number send 16.0, which JSON takes for an integer
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(_with_whole_numbers(known), kind)
         raise _invalid(given, str(error)) from None
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _with_whole_numbers(entry) for name, entry in value.items()}
+    return [_with_whole_numbers(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:
