@@ -18,9 +18,11 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.config import ServerConfig
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import Clock, FakeRunner
+from streamserve.engine.grammar import Grammars
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.text.byte_tokenizer import END_OF_TURN, byte_text_model
+from streamserve.text.model import TextModel
 
 PAGE_SIZE = 16
 SCRIPT = b"The quick brown fox jumps over the lazy dog. "
@@ -54,8 +56,9 @@ def fake_engine(
     max_running: int = 128,
     answer_len: int | None = None,
     clock: Clock | None = None,
+    grammars: Grammars | None = None,
 ) -> tuple[Engine, Scheduler, FakeRunner]:
-    """An engine whose every answer is a walk through SCRIPT."""
+    """An engine whose every answer is a walk through SCRIPT, as far as its grammar allows."""
     text = byte_text_model().tokenizer
     eos = frozenset({END_OF_TURN})
     runner = FakeRunner(
@@ -70,22 +73,29 @@ def fake_engine(
     cache = KVCache(num_pages, PAGE_SIZE)
     scheduler = Scheduler(cache, Limits(max_running, 512, eos), POLICIES["fcfs"])
     context_len = min(8192, (num_pages - 1) * PAGE_SIZE)
-    engine = Engine(scheduler, runner, EngineOptions(context_len, text.vocab_size, eos, seed=0))
+    engine = Engine(scheduler, runner, EngineOptions(context_len, text.vocab_size, eos, seed=0), grammars=grammars)
     return engine, scheduler, runner
 
 
 @asynccontextmanager
 async def fake_server(
-    config: ServerConfig | None = None, *, response_store: ResponseStore | None = None, **engine_options: object
+    config: ServerConfig | None = None,
+    *,
+    response_store: ResponseStore | None = None,
+    text: TextModel | None = None,
+    **engine_options: object,
 ) -> AsyncIterator[FakeServer]:
-    """All of it, running."""
-    engine, scheduler, runner = fake_engine(**engine_options)  # type: ignore[arg-type]
-    app = create_app(engine, byte_text_model(), config or ServerConfig(), model_name="tiny", response_store=response_store)
+    """All of it, running. `text` is a byte tokenizer with another template."""
+    text = text or byte_text_model()
+    grammars = Grammars(text.tokenizer, vocab_size=text.tokenizer.vocab_size, eos_token_ids=(END_OF_TURN,), num_threads=1)
+    engine, scheduler, runner = fake_engine(grammars=grammars, **engine_options)  # type: ignore[arg-type]
+    app = create_app(engine, text, config or ServerConfig(), model_name="tiny", response_store=response_store)
     async with create_task_group() as tasks:
         tasks.start_soon(engine.run)
         async with listening(app, config) as port:
             yield FakeServer(engine, scheduler, runner, app, port)
         tasks.cancel_scope.cancel()
+    grammars.close()
 
 
 @asynccontextmanager
