@@ -156,7 +156,7 @@ _SHARED = frozenset(
         *("model", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"),
         *("logit_bias", "seed", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "no_stop_trim", "skip_special_tokens"),
         *("regex", "ebnf", "choice", "json_whitespace", "jump_forward", "cache_salt", "rid", "request_id", "priority", "timeout"),
-        *("stream", "user"),
+        *("stream", "user", "return_progress"),
     )
 )
 RESPONSES: tuple[Field, ...] = (

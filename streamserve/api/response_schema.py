@@ -98,6 +98,7 @@ class CreateResponse(Prompted, kw_only=True):
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
     resumable: bool = False
+    return_progress: bool = False
     store: bool = True
     background: bool = False
     include: list[str] | None = None
@@ -173,6 +174,11 @@ def read_create(given: Json) -> CreateResponse:
             "resumable and background are both true; a background response's stream can be had again with "
             "GET /v1/responses/{id}?stream=true&starting_after=N",
             param="resumable",
+        )
+    if request.return_progress and (request.background or not request.stream):
+        raise InvalidRequest(
+            "return_progress is given but there is no stream to say it in: stream true and background false are needed",
+            param="return_progress",
         )
     _check_metadata(request.metadata or {})
     return request

@@ -271,6 +271,8 @@ def _only_reads(frame: dict[str, Any]) -> bool:
         raise InvalidRequest(f"generate is {show(generates)}; allowed is true, false", param="generate")
     if frame.get("resumable"):
         raise InvalidRequest("resumable is not supported over a WebSocket: it is for server-sent events", param="resumable")
+    if frame.get("return_progress"):
+        raise InvalidRequest("return_progress is not supported on this socket; /v1/ws has it", param="return_progress")
     if frame.get("stream_options") is not None:
         frame["stream"] = True  # they are a stream's
     return generates is False

@@ -234,7 +234,7 @@ class Responses:
     async def _prepare_all(self, request: CreateResponse, messages: Sequence[Message]) -> Prepared:
         chat = chat_of(request, messages)
         try:
-            return await self._completions.prepare_chat(chat, kind="resp")
+            return await self._completions.prepare_chat(chat, kind="resp", is_socket=True)
         except InvalidRequest as error:
             raise renamed(error, messages) from None
 
@@ -321,6 +321,7 @@ class Responses:
 
     async def write(self, job: ResponseJob, stream: Events) -> None:
         """Write all events of a response whose run has started."""
+
         def send(events: list[bytes]) -> Awaitable[None] | None:
             return stream.named(*named(events)) if events else None
 

@@ -159,6 +159,7 @@ async def test_every_field_is_decided() -> None:
         ({"stream_options": {"include_obfuscation": True}}, "stream_options", "stream"),
         ({"background": True, "store": False}, "background", "store"),
         ({"background": True, "resumable": True}, "resumable", "starting_after"),
+        ({"return_progress": True}, "return_progress", "stream"),
         ({"metadata": {"k": "v" * 513}}, "metadata", "512"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "16"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -14,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from streamserve.api.response_store import FileStore
 from streamserve.config import ServerConfig
-from tests.api.response_checks import check_response, check_stream
+from tests.api.response_checks import check_response, check_stream, events_of_sse
 from tests.e2e.clients import until
 from tests.e2e.serving import FakeServer, fake_server
 
@@ -148,6 +149,14 @@ async def test_a_stream_survives_its_connection_where_that_is_asked_for(server: 
     await server.until_idle()
     response = checked(await client.responses.retrieve(id))
     assert (response.status, len(response.output_text)) == ("incomplete", 300)
+
+
+async def test_the_progress_of_a_long_input_is_told_beside_the_events(server: FakeServer) -> None:
+    body = {"input": "word " * 600, "stream": True, "return_progress": True}
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        text = (await http.post("/v1/responses", json=body)).text
+    assert text.count(": prompt_progress {") >= 3
+    assert check_stream(events_of_sse(text))["status"] == "completed"
 
 
 async def test_a_client_that_leaves_ends_its_response(server: FakeServer, client: AsyncOpenAI) -> None:
