@@ -12,8 +12,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streamserve.config import ServerConfig
+from tests.api.test_embeddings import MadeUpEncoder, app_with
 from tests.e2e.clients import chat_body, until
-from tests.e2e.serving import FakeServer, fake_server
+from tests.e2e.serving import FakeServer, fake_server, listening
 
 pytestmark = pytest.mark.anyio
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -153,6 +154,10 @@ async def test_cancel_right_after_create_still_ends_in_order(server: FakeServer)
         ('{"type": "completion.create", "id": "x", "request": {"prompt": "a", "model": "b"}}', "x", "model_not_found", "model"),
         ('{"type": "cancel", "id": "nobody"}', "nobody", "unknown_id", "id"),
         ('{"type": "cancel"}', None, "invalid_value", "id"),
+        ('{"type": "cancel", "id": "x", "all": true}', "x", "invalid_value", "all"),
+        ('{"type": "control", "id": "nobody", "action": "end_reasoning"}', "nobody", "unknown_id", "id"),
+        ('{"type": "chat.create", "id": "x", "request": {"messages": []}, "timeout_s": 0}', "x", "invalid_value", "timeout_s"),
+        ('{"type": "chat.create", "id": "x", "request": {"messages": []}, "timeout_s": true}', "x", "invalid_value", "timeout_s"),
         ('{"type": "chat.create", "id": "x", "request": {"messages": [], "seed": NaN}}', None, "invalid_value", "seed"),
         (b'{"type": "ping"}', None, "invalid_value", "frame"),
         ('{"type": "ping", "x": "' + "y" * (1 << 20) + '"}', None, "request_too_large", "frame"),
@@ -195,6 +200,132 @@ async def test_a_socket_holds_so_many_requests_and_no_more(server: FakeServer) -
             pass
         assert (frame["id"], frame["error"]["code"]) == ("256", "queue_full")
     await server.until_idle()
+
+
+# ---- every dialect ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_response_comes_as_its_events_and_can_be_had_afterwards(server: FakeServer) -> None:
+    async with talk(server) as socket, httpx.AsyncClient(base_url=server.url) as http:
+        await socket.say(type="response.create", id="r", request={"input": "hi", "max_output_tokens": 20})
+        events, done = await socket.hear_answer("r")
+        assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+        assert events[-1]["type"] in ("response.completed", "response.incomplete")
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+        whole = events[-1]["response"]
+        assert text == whole["output"][-1]["content"][0]["text"]
+        assert (done["type"], done["usage"]["completion_tokens"]) == ("done", whole["usage"]["output_tokens"])
+        kept = (await http.get(f"/v1/responses/{whole['id']}")).json()
+        assert kept["output"] == whole["output"]
+
+        follow = {"input": "more", "previous_response_id": whole["id"], "max_output_tokens": 5}
+        await socket.say(type="response.create", id="r", request=follow)
+        assert (await socket.hear_answer("r"))[1]["type"] == "done"
+
+
+async def test_a_message_comes_as_its_events(server: FakeServer) -> None:
+    async with talk(server) as socket:
+        body = {**HI, "model": "tiny", "max_tokens": 20, "metadata": {"user_id": "me"}}
+        await socket.say(type="message.create", id="m", request=body)
+        warning = await socket.hear()
+        assert (warning["type"], warning["id"]) == ("warning", "m")
+        assert "metadata" in warning["warnings"][0]
+        events, done = await socket.hear_answer("m")
+        assert [events[0]["type"], *(event["type"] for event in events[-2:])] == [
+            "message_start",
+            "message_delta",
+            "message_stop",
+        ]
+        assert (done["type"], done["usage"]["completion_tokens"]) == ("done", 20)
+
+
+async def test_vectors_come_in_one_result_and_can_be_cancelled_or_late() -> None:
+    encoder = MadeUpEncoder()
+    async with listening(app_with(encoder)) as port, connect(f"ws://127.0.0.1:{port}/v1/ws") as raw:
+        socket = Talk(raw)
+        await socket.say(type="embedding.create", id="e", request={"input": ["red", "blue"]})
+        result = await socket.hear()
+        assert (result["type"], result["id"], len(result["result"]["data"])) == ("result", "e", 2)
+        done = await socket.hear()
+        assert (done["type"], done["usage"]) == ("done", result["result"]["usage"])
+
+        encoder.gate.clear()
+        await socket.say(type="embedding.create", id="e", request={"input": "red"})
+        await until(lambda: len(encoder.calls) == 2)
+        await socket.say(type="cancel", id="e")
+        assert await socket.hear() == {"type": "done", "id": "e", "usage": {}}
+
+        await socket.say(type="embedding.create", id="e", request={"input": "red"}, timeout_s=0.05)
+        late = await socket.hear()
+        assert (late["type"], late["id"], late["error"]["code"]) == ("error", "e", "deadline_exceeded")
+        assert encoder.cancelled == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "param"),
+    [
+        ("response.create", {"input": "x", "background": True}, "background"),
+        ("response.create", {"input": "x", "resumable": True}, "resumable"),
+        ("message.create", {"messages": [], "max_tokens": 1, "resumable": True}, "resumable"),
+        ("message.create", {**HI, "model": "tiny"}, "max_tokens"),
+        ("chat.create", {**HI, "resumable": True}, "resumable"),
+        ("embedding.create", {"input": "x"}, "model"),
+    ],
+)
+async def test_what_a_socket_cannot_do_is_refused(server: FakeServer, kind: str, request_: dict[str, Any], param: str) -> None:
+    async with talk(server) as socket:
+        await socket.say(type=kind, id="x", request=request_)
+        answer = await socket.hear()
+        assert (answer["type"], answer["id"], answer["error"]["param"]) == ("error", "x", param)
+    assert not server.engine.load().running
+
+
+# ---- beside the answer -----------------------------------------------------------------------------------------------
+
+
+async def test_a_request_whose_time_is_over_ends_with_an_error_and_others_go_on(server: FakeServer) -> None:
+    async with talk(server) as socket:
+        await socket.say(type="chat.create", id="late", request=chat_body(4000), timeout_s=0.2)
+        await socket.say(type="chat.create", id="other", request=chat_body(300), timeout_s=30)
+        ends: dict[str, dict[str, Any]] = {}
+        while len(ends) < 2:
+            frame = await socket.hear()
+            if frame["type"] != "chunk":
+                ends[frame["id"]] = frame
+        assert ends["late"]["error"]["code"] == "deadline_exceeded"
+        assert ends["other"]["usage"]["completion_tokens"] == 300
+    await server.until_idle()
+
+
+async def test_a_long_prompt_reports_its_progress(server: FakeServer) -> None:
+    async with talk(server) as socket:
+        body = {"prompt": "x" * 2000, "max_tokens": 2, "return_progress": True}
+        await socket.say(type="completion.create", id="p", request=body)
+        told = [await socket.hear() for _ in range(3)]
+        assert [frame["progress"]["processed"] for frame in told] == [512, 1024, 1536]
+        assert {(frame["type"], frame["id"], frame["progress"]["total"]) for frame in told} == {("progress", "p", 2000)}
+        assert (await socket.hear_answer("p"))[1]["type"] == "done"
+
+
+async def test_the_end_of_a_thought_is_asked_for_by_its_request(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def end_thought(id: str) -> bool:
+        asked.append(id)
+        return True
+
+    monkeypatch.setattr(server.engine, "end_thought", end_thought)
+    async with talk(server) as socket:
+        await socket.say(type="chat.create", id="t", request=chat_body(n=2))
+        name = (await socket.hear())["chunk"]["id"]
+        await socket.say(type="control", id="t", action="end_reasoning")
+        while (frame := await socket.hear())["type"] == "chunk":
+            pass
+        assert frame == {"type": "control.ok", "id": "t", "action": "end_reasoning", "ended": 2}
+        assert asked == [f"{name}-0", f"{name}-1"]
+        await socket.say(type="cancel", id="t")
+        assert (await socket.hear_answer("t"))[1]["type"] == "done"
 
 
 # ---- who may talk ----------------------------------------------------------------------------------------------------
