@@ -92,7 +92,7 @@ class Messages:
     async def count_tokens(self, exchange: Exchange) -> None:
         """POST /v1/messages/count_tokens: the tokens of the prompt that the same body would make."""
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), CountTokensRequest)
-        prepared = await self._prepare(self._translated(request))
+        prepared = await self._prepare(self._translated(request), must_fit=False)
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"input_tokens": len(prompt.token_ids)})
 
@@ -106,10 +106,10 @@ class Messages:
         template = self._service.text.template
         return translate(request, template.variables if template is not None else frozenset())
 
-    async def _prepare(self, given: Translation) -> Prepared:
+    async def _prepare(self, given: Translation, *, must_fit: bool = True) -> Prepared:
         """Its length is still open: as with Anthropic, an answer ends where the context does, if that is before max_tokens."""
         try:
-            return await self._completions.prepare_chat(given.chat, kind="msg")
+            return await self._completions.prepare_chat(given.chat, kind="msg", must_fit=must_fit)
         except InvalidRequest as error:
             raise _renamed(error) from None
 

@@ -88,8 +88,11 @@ class Completions:
         )
         return self._job(ChatShape, prepared.run, wishes, request, prepared.warnings)
 
-    async def prepare_chat(self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False) -> Prepared:
+    async def prepare_chat(
+        self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False, must_fit: bool = True
+    ) -> Prepared:
         """A chat in whatever dialect it came, checked and tokenised; `kind` begins its id. For how to run it see api/answer.py.
+        `must_fit` False: its tokens are only to be counted, so that there may be more than the context holds.
 
         Raises RequestError naming the field at fault by its name in ChatRequest.
         """
@@ -106,7 +109,8 @@ class Completions:
         messages = messages_of(request.messages)
         form = await self.forms.of_chat(request)
         prompt = await self._service.prompts.of_chat(messages, chat_options(request, form.shown_tools))
-        self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
+        if must_fit:
+            self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
         fitted = self.forms.fit(form, prompt)
         call = self._call(kind, request, (Prompt(prompt),), sampling, fitted.guidance, fitted.reading)
         warnings = (

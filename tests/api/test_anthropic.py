@@ -95,11 +95,11 @@ async def test_refusals_of_the_engine_have_a_status(http: httpx.AsyncClient, eng
 
 
 async def test_sampling_arrives(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    await post(http, temperature=0.5, top_p=0.9, top_k=7, seed=5, max_tokens=9)
+    await post(http, temperature=0.5, top_p=0.9, top_k=7, seed=5, max_tokens=9, priority=2)
     (request,) = engine.requests
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0.5, 0.9, 7, 5)
-    assert (sampling.max_new_tokens, len(engine.requests)) == (9, 1)
+    assert (sampling.max_new_tokens, request.priority) == (9, 2)
 
 
 async def test_tokens_are_counted_as_they_would_be_used(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -109,8 +109,10 @@ async def test_tokens_are_counted_as_they_would_be_used(http: httpx.AsyncClient,
     assert counted == {"input_tokens": len(engine.requests[0].token_ids)}
 
 
-async def test_a_prompt_that_does_not_fit_is_refused(http: httpx.AsyncClient) -> None:
+async def test_a_prompt_that_does_not_fit_is_counted_and_refused(http: httpx.AsyncClient) -> None:
     long = [{"role": "user", "content": "x" * CONTEXT_LEN}]
+    counted = await http.post("/v1/messages/count_tokens", json={"model": "tiny", "messages": long})
+    assert counted.json()["input_tokens"] > CONTEXT_LEN
     refused = await post(http, messages=long)
     assert refused.status_code == 400 and str(CONTEXT_LEN) in refused.json()["error"]["message"]
 
