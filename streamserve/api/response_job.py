@@ -22,7 +22,7 @@ from streamserve.errors import SlowReader, StreamServeError
 from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
 
-INLINE_BYTES = 64 * 1024  # of a journal; packing more takes longer than handing it to a thread
+INLINE_BYTES = 64 * 1024  # of events or items; reading or packing more takes longer than handing it to a thread
 
 
 class Journal:
@@ -192,7 +192,7 @@ class ResponseJob:
 
     # ---- afterwards ----------------------------------------------------------------------------------------------
 
-    async def record(self) -> Record:
+    async def record(self, *, with_events: bool = True) -> Record:
         """What is kept of it."""
         return Record(
             self.id,
@@ -200,5 +200,5 @@ class ResponseJob:
             self.request.previous_response_id,
             orjson.dumps(self.growing.as_json()),
             orjson.dumps(self.input),
-            b"" if self.journal is None else await self.journal.packed(),
+            await self.journal.packed() if self.journal is not None and with_events else b"",
         )

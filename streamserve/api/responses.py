@@ -8,16 +8,16 @@ keeps it (`store` false: not at all). A client that leaves ends its response, un
 """
 
 from asyncio import CancelledError, Future, Task, get_running_loop
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import parse_qs
 
 import orjson
 import structlog
-from anyio import CancelScope
+from anyio import CancelScope, to_thread
 from starlette.types import Scope
 
 from streamserve.api import response_results as results
@@ -34,7 +34,7 @@ from streamserve.api.response_items import (
     read_items,
     response_of,
 )
-from streamserve.api.response_job import ResponseJob, unpacked
+from streamserve.api.response_job import INLINE_BYTES, ResponseJob, unpacked
 from streamserve.api.response_schema import (
     INCLUDES,
     CountInputTokens,
@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 
 MAX_CHAIN = 10_000  # responses that continue each other
 MAX_LISTED = 100
+
+T = TypeVar("T")
 
 
 class PreviousResponseNotFound(InvalidRequest):
@@ -167,21 +169,26 @@ class Responses:
         )
 
     async def _items(self, request: CreateResponse, owner: str, records: ResponseStore | None) -> list[Item]:
+        """The items of the input; references are replaced by what they refer to."""
         items = read_items(request.input or [])
+        known: dict[str, Mapping[str, Json]] = {}  # items of responses that are referred to, by response, by their ids
         return [
-            await self._referenced(item, item.value.id, owner, records) if isinstance(item.value, ItemReference) else item
+            await self._referenced(item, item.value.id, owner, records, known) if isinstance(item.value, ItemReference) else item
             for item in items
         ]
 
-    async def _referenced(self, item: Item, id: str, owner: str, records: ResponseStore | None) -> Item:
+    async def _referenced(
+        self, item: Item, id: str, owner: str, records: ResponseStore | None, known: dict[str, Mapping[str, Json]]
+    ) -> Item:
         response_id = response_of(id)
-        record = None if response_id is None else await self._find(response_id, owner, records)
-        if record is not None:
-            for kept in (*orjson.loads(record.response)["output"], *orjson.loads(record.input)):
-                if kept["id"] == id:
-                    (found,) = read_items([kept])
-                    return Item(found.value, item.path)
-        raise InvalidRequest(f"{item.path}.id is {show(id)}, which is no item of a kept response", param=f"{item.path}.id")
+        if response_id is not None and response_id not in known:
+            record = await self._find(response_id, owner, records)
+            known[response_id] = {} if record is None else await _in_thread(lambda: _by_id(record), record.size)
+        kept = None if response_id is None else known[response_id].get(id)
+        if kept is None:
+            raise InvalidRequest(f"{item.path}.id is {show(id)}, which is no item of a kept response", param=f"{item.path}.id")
+        (found,) = read_items([kept])
+        return Item(found.value, item.path)
 
     async def _history(self, id: str | None, owner: str, records: ResponseStore | None) -> list[Item]:
         """The items of a response and of all that it continues, oldest first."""
@@ -194,21 +201,13 @@ class Responses:
                     f"previous_response_id: {which} not kept here (any more, or for this key); send the conversation as input",
                     param="previous_response_id",
                 )
-            if orjson.loads(record.response)["status"] == "failed":
-                raise InvalidRequest(
-                    f"previous_response_id: {show(id)} has failed; continue the one before it", param="previous_response_id"
-                )
             chain.append(record)
             if len(chain) > MAX_CHAIN:
                 raise InvalidRequest(
                     f"previous_response_id: more than {MAX_CHAIN} responses continue each other", param="previous_response_id"
                 )
             id = record.previous_id
-        items: list[Item] = []
-        for record in reversed(chain):
-            given = [*orjson.loads(record.input), *orjson.loads(record.response)["output"]]
-            items += [Item(item.value, "previous_response_id") for item in read_items(given)]
-        return items
+        return await _in_thread(lambda: _items_of(chain), sum(record.size for record in chain))
 
     async def _find(self, id: str, owner: str, records: ResponseStore | None) -> Record | None:
         """A response that is over, wherever it is."""
@@ -219,7 +218,7 @@ class Responses:
                     f"{show(id)} is still {job.growing.status.replace('_', ' ')}; wait until it is completed",
                     param="previous_response_id",
                 )
-            return await job.record()
+            return await job.record(with_events=False)
         record = None if records is None else await records.get(id, owner)
         return record or await self._store.get(id, owner)
 
@@ -486,6 +485,29 @@ class Responses:
         prepared = await self._prepare(request, [*history, *items])
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
+
+
+async def _in_thread(work: Callable[[], T], num_bytes: int) -> T:
+    """Reading kept responses, beside the event loop where they are long."""
+    return work() if num_bytes <= INLINE_BYTES else await to_thread.run_sync(work)
+
+
+def _items_of(chain: Sequence[Record]) -> list[Item]:
+    """The items of responses that continue each other, newest response first."""
+    items: list[Item] = []
+    for record in reversed(chain):
+        response = orjson.loads(record.response)
+        if response["status"] == "failed":
+            raise InvalidRequest(
+                f"previous_response_id: {show(record.id)} has failed; continue the one before it", param="previous_response_id"
+            )
+        given = [*orjson.loads(record.input), *response["output"]]
+        items += [Item(item.value, "previous_response_id") for item in read_items(given)]
+    return items
+
+
+def _by_id(record: Record) -> Mapping[str, Json]:
+    return {item["id"]: item for item in (*orjson.loads(record.input), *orjson.loads(record.response)["output"])}
 
 
 # ---- queries -----------------------------------------------------------------------------------------------------
