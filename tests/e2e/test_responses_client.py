@@ -1,6 +1,7 @@
 """The openai client's Responses API over a real server: HTTP and WebSocket."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -117,6 +118,62 @@ async def test_a_background_response_is_followed_and_cancelled(server: FakeServe
     cancelled = checked(await client.responses.cancel(long.id))
     assert cancelled.status == "cancelled"
     await server.until_idle()
+
+
+# Every argument of the client's create(), with a value, and what becomes of it: "" it shows in the response, else a word of the
+# warning or, behind "400 ", of the refusal.
+ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "background": (True, ""),
+    "context_management": ([{"type": "compaction"}], "400 truncation"),
+    "conversation": ("conv_1", "400 previous_response_id"),
+    "include": (["reasoning.encrypted_content"], "in the open"),
+    "input": ("Hi", "unshown"),
+    "instructions": ("Be kind", ""),
+    "max_output_tokens": (5, ""),
+    "max_tool_calls": (2, "max_tool_calls"),
+    "metadata": ({"a": "b"}, ""),
+    "model": ("tiny", ""),
+    "moderation": ({"model": "m"}, "400 moderation"),
+    "parallel_tool_calls": (False, ""),
+    "previous_response_id": ("resp_none", "400 not kept"),
+    "prompt": ({"id": "p"}, "400 instructions"),
+    "prompt_cache_key": ("k", "prompt_cache_key"),
+    "prompt_cache_options": ({"mode": "implicit"}, "prompt_cache_options"),
+    "prompt_cache_retention": ("24h", "prompt_cache_retention"),
+    "reasoning": ({"summary": "auto"}, "sums it up"),
+    "safety_identifier": ("me", "safety_identifier"),
+    "service_tier": ("flex", "one tier"),
+    "store": (False, ""),
+    "stream": (False, "unshown"),
+    "stream_options": ({"include_obfuscation": True}, "400 stream"),
+    "temperature": (0.5, ""),
+    "text": ({"format": {"type": "text"}, "verbosity": "low"}, ""),
+    "tool_choice": ("auto", ""),
+    "tools": ([{"type": "web_search"}], "400 function"),
+    "top_logprobs": (2, ""),
+    "top_p": (0.5, ""),
+    "truncation": ("auto", ""),
+    "user": ("me", "user"),
+}
+
+
+async def test_every_argument_of_the_client_is_decided(client: AsyncOpenAI) -> None:
+    known = set(inspect.signature(client.responses.create).parameters)
+    assert known - {"extra_headers", "extra_query", "extra_body", "timeout"} == set(ARGUMENTS)
+    for name, (value, outcome) in ARGUMENTS.items():
+        fields = {"model": "tiny", "input": HI, name: value}
+        if outcome.startswith("400 "):
+            with pytest.raises(openai.BadRequestError) as refused:
+                await client.responses.create(**fields)
+            assert str(refused.value.param).startswith(name) and outcome[4:] in refused.value.message, name
+            continue
+        raw = await client.responses.with_raw_response.create(**fields)
+        shown, warnings = raw.parse().to_dict(mode="json"), raw.headers.get("x-streamserve-warning", "")
+        if outcome:
+            assert outcome in warnings or outcome == "unshown", name
+        else:
+            assert shown[name] == value, name
+            assert warnings == "" or name == "text", name
 
 
 async def test_errors_arrive_as_the_clients_own(client: AsyncOpenAI) -> None:
