@@ -170,7 +170,7 @@ async def _not_a_page(exchange: Exchange) -> None:
 def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteSpec]]:
     streams, completions = service.streams, Completions(service)
     responses = Responses(service, completions, store)
-    native, admin, messages = Native(service), Admin(service), Messages(service, completions)
+    native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
     embeddings = Embeddings(service)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [

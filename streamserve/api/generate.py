@@ -14,10 +14,12 @@ from typing import Any
 import orjson
 from anyio import create_task_group
 
+from streamserve.api.forms import Forms
 from streamserve.api.generate_schema import (
     UNWANTED,
     NativeRequest,
     NativeSampling,
+    constraint_of,
     each,
     rids_of,
     samplings_of,
@@ -31,7 +33,7 @@ from streamserve.api.sse import EventStream
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
 from streamserve.api.wire import Exchange, leaving_noticed, one_error, unforeseen
 from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
-from streamserve.messages import MAX_LOGPROBS, FinishReason, SamplingParams, TokenLogprobs
+from streamserve.messages import MAX_LOGPROBS, FinishReason, Guidance, SamplingParams, TokenLogprobs
 
 MAX_PROMPTS = 1024
 DEFAULT_NEW_TOKENS = 128  # SGLang's
@@ -172,8 +174,9 @@ class Batch:
 class Generate:
     """The route /generate."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, forms: Forms) -> None:
         self._service = service
+        self._forms = forms
 
     async def create(self, exchange: Exchange) -> None:
         """POST /generate: complete prompts, in SGLang's native form."""
@@ -253,7 +256,8 @@ class Generate:
                 check_range("top_logprobs_num", tops[index], 0, MAX_LOGPROBS)
                 check_range("logprob_start_len", starts[index], -1, len(prompt))
                 wishes = LogprobWishes(starts[index], tops[index], request.return_text_in_logprobs)
-            run = self._service.run(self._call(request, prompt, sampling, wishes, rids[index], where))
+            guidance = await self._forms.guidance(constraint_of(sampling, where))
+            run = self._service.run(self._call(request, prompt, sampling, wishes, guidance, rids[index], where))
             runs.append(run)
             shapes.append(NativeShape(self._service, run, request, wishes, first))
             first += sampling.n
@@ -290,6 +294,7 @@ class Generate:
         prompt: tuple[int, ...],
         sampling: NativeSampling,
         wishes: LogprobWishes | None,
+        guidance: Guidance | None,
         rid: str | None,
         where: str,
     ) -> Call:
@@ -335,6 +340,7 @@ class Generate:
             drops_output=max_new == 0,
             salt="\n".join(filter(None, (request.cache_salt, request.extra_key))),
             client_id=rid,
+            guidance=guidance,
             priority=request.priority,
             deadline_s=request.timeout,
         )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from streamserve.api.forms import Constraint
 from streamserve.api.schema import MAX_CHOICES_PER_PROMPT, MAX_NAME_CHARS, MAX_STOP_CHARS, MAX_STOPS, check_range, convert, show
 from streamserve.errors import InvalidRequest
 
@@ -36,6 +37,11 @@ class NativeSampling(Struct, kw_only=True):
     no_stop_trim: bool = False
     logit_bias: dict[str, float] | None = None
     sampling_seed: int | None = None
+    # What the answer must match: one of them.
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class NativeRequest(Struct, kw_only=True):
@@ -72,7 +78,7 @@ UNWANTED_SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
     "beam_width": (1,),
-    **dict.fromkeys(("stop_regex", "custom_params", "watermark", "json_schema", "regex", "ebnf", "structural_tag"), ()),
+    **dict.fromkeys(("stop_regex", "custom_params", "watermark"), ()),
 }
 
 
@@ -99,6 +105,21 @@ def sampling_of(given: Mapping[str, Any], where: str) -> NativeSampling:
     check_range(f"{where}.n", sampling.n, 1, MAX_CHOICES_PER_PROMPT)
     check_range(f"{where}.max_new_tokens", sampling.max_new_tokens, 0, MAX_NEW_TOKENS)
     return sampling
+
+
+# Fields that constrain an answer, and how api/forms.py calls what is in them.
+CONSTRAINTS = (("json_schema", "schema"), ("regex", "regex"), ("ebnf", "ebnf"), ("structural_tag", "structural_tag"))
+
+
+def constraint_of(sampling: NativeSampling, where: str) -> Constraint | None:
+    """What the answer must match. Raises InvalidRequest when that is said twice."""
+    given = [(name, kind) for name, kind in CONSTRAINTS if getattr(sampling, name) is not None]
+    if len(given) > 1:
+        raise InvalidRequest(
+            f"{where}.{given[0][0]} and {where}.{given[1][0]} are both given; an answer has one form",
+            param=f"{where}.{given[1][0]}",
+        )
+    return Constraint(f"{where}.{given[0][0]}", given[0][1], getattr(sampling, given[0][0])) if given else None
 
 
 def stops_of(sampling: NativeSampling, where: str) -> tuple[str, ...]:

@@ -1,20 +1,27 @@
-"""Routes beside OpenAI's: tokens, aborting.
+"""Routes beside OpenAI's: tokens, aborting, reading calls and thoughts of given texts.
 
 Owns the shapes of these answers. Knows nothing of generation.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from msgspec import Struct
+
+from streamserve.api.answer import AnswerReader, Event, Reading, fold
+from streamserve.api.forms import Forms, shown_tools
 from streamserve.api.generate import Generate
 from streamserve.api.generate_schema import NativeRequest
 from streamserve.api.openai import chat_options
-from streamserve.api.results import Aborted, NativeAnswer, Tokens, TokensText
+from streamserve.api.results import Aborted, NativeAnswer, ParsedCalls, Separated, Tokens, TokensText
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.schema import (
     MAX_NAME_CHARS,
     AbortRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    ToolDefinition,
     convert,
     load_object,
     messages_of,
@@ -22,14 +29,40 @@ from streamserve.api.schema import (
 from streamserve.api.service import Service
 from streamserve.api.wire import Exchange
 from streamserve.errors import InvalidRequest
+from streamserve.text import reasoning as reasoning_formats
+from streamserve.text.tools import find as tool_formats
+from streamserve.text.tools.format import Tool
+
+CALLS_EXAMPLE = {
+    "text": '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>',
+    "tools": [{"type": "function", "function": {"name": "add"}}],
+    "tool_call_parser": "hermes",
+}
+THOUGHT_EXAMPLE = {"text": "<think>Hm.</think>Yes.", "reasoning_parser": "qwen3"}
+
+
+class CallsRequest(Struct, kw_only=True):
+    """Body of POST /parse_function_call. Without `tool_call_parser` the served model's own format is read."""
+
+    text: str
+    tools: list[ToolDefinition]
+    tool_call_parser: str | None = None
+
+
+class ThoughtRequest(Struct, kw_only=True):
+    """Body of POST /separate_reasoning. Without `reasoning_parser` the served model's own format is read."""
+
+    text: str
+    reasoning_parser: str | None = None
 
 
 class Native:
     """These routes."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, forms: Forms) -> None:
         self._service = service
-        self._generate = Generate(service)
+        self._forms = forms
+        self._generate = Generate(service, forms)
 
     def routes(self) -> list[RouteSpec]:
         """What there is here."""
@@ -48,6 +81,8 @@ class Native:
                 RouteSpec("POST", path, self.detokenize, DetokenizeRequest, TokensText, example={"tokens": [72, 105]})
                 for path in ("/detokenize", "/v1/detokenize")
             ),
+            RouteSpec("POST", "/parse_function_call", self.parse_calls, CallsRequest, ParsedCalls, example=CALLS_EXAMPLE),
+            RouteSpec("POST", "/separate_reasoning", self.separate_reasoning, ThoughtRequest, Separated, example=THOUGHT_EXAMPLE),
             # /abort_request is SGLang's name.
             *(
                 RouteSpec("POST", path, self.abort, AbortRequest, Aborted, key=Key.ADMIN, example={"rid": "my-request"})
@@ -68,7 +103,7 @@ class Native:
         if request.prompt is not None:
             tokens = await prompts.of_text(request.prompt, "prompt", add_special_tokens=request.add_special_tokens)
         else:
-            tokens = await prompts.of_chat(messages_of(request.messages or []), chat_options(request))
+            tokens = await prompts.of_chat(messages_of(request.messages or []), chat_options(request, shown_tools(request.tools)))
         facts = self._service.client.facts()
         await exchange.answer_json({"tokens": tokens, "count": len(tokens), "max_model_len": facts.context_len})
 
@@ -79,6 +114,39 @@ class Native:
         tokens = self._service.prompts.check_ids(request.tokens, "tokens")
         text = self._service.text.tokenizer.decode(tokens, skip_special_tokens=request.skip_special_tokens)
         await exchange.answer_json({"prompt": text, "text": text})
+
+    async def parse_calls(self, exchange: Exchange) -> None:
+        """POST /parse_function_call: the calls in a model's text, and the text without them."""
+        request = convert(await self._given(exchange), CallsRequest)
+        shown_tools(request.tools)  # checks them
+        format = self._forms.tool_format
+        if request.tool_call_parser is not None:
+            with naming("tool_call_parser"):
+                format = tool_formats.find(request.tool_call_parser)
+        answer = fold(read(Reading(parser=lambda: format.parser(tools_named(request.tools)), has_thoughts=True), request.text))
+        calls = [
+            {"tool_index": index, "name": call.name, "parameters": call.arguments} for index, call in enumerate(answer.calls)
+        ]
+        await exchange.answer_json({"normal_text": answer.content, "calls": calls})
+
+    async def separate_reasoning(self, exchange: Exchange) -> None:
+        """POST /separate_reasoning: the thought in a model's text, and the text without it."""
+        request = convert(await self._given(exchange), ThoughtRequest)
+        format = self._forms.reasoning
+        if request.reasoning_parser is not None:
+            with naming("reasoning_parser"):
+                format = reasoning_formats.find(request.reasoning_parser)
+        if format is None:
+            raise InvalidRequest("reasoning_parser is missing, and this model is not known to reason", param="reasoning_parser")
+        reasoning = format
+        # The prompt, which may have begun the thought, is not here: an end without a beginning tells.
+        is_open = reasoning.end in request.text and reasoning.begin not in request.text
+        if reasoning.is_channelled:
+            reading = Reading(parser=lambda: tool_formats.find("gpt_oss").parser(()), has_thoughts=True)
+        else:
+            reading = Reading(splitter=lambda: reasoning.splitter(is_open=is_open), has_thoughts=True)
+        answer = fold(read(reading, request.text))
+        await exchange.answer_json({"reasoning_text": answer.thought, "text": answer.content})
 
     async def abort(self, exchange: Exchange) -> None:
         """POST /abort: end live requests by the start of their id (ours or the client's), or all of them."""
@@ -92,3 +160,24 @@ class Native:
                 f"rid has {len(request.rid or '')} characters; at most {MAX_NAME_CHARS} are allowed", param="rid"
             )
         await exchange.answer_json({"aborted": self._service.abort(request.rid or "")})
+
+
+def read(reading: Reading, text: str) -> list[Event]:
+    """All events of a whole text."""
+    reader = AnswerReader(reading)
+    return [*reader.push(text), *reader.finish("stop")[0]]
+
+
+def tools_named(definitions: list[ToolDefinition]) -> list[Tool]:
+    """The tools as their parser knows them."""
+    functions = [definition.function for definition in definitions if definition.function is not None]
+    return [Tool(given.name, given.description or "", given.parameters) for given in functions]
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Give an error about a value the name of the field that it stood in."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{param}: {error}", param=param) from None

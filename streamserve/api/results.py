@@ -177,6 +177,28 @@ class TokensText(Struct):
     text: str
 
 
+class ParsedCall(Struct):
+    """One call; `parameters` is the JSON text of its arguments."""
+
+    tool_index: int
+    name: str
+    parameters: str
+
+
+class ParsedCalls(Struct):
+    """The answer of POST /parse_function_call."""
+
+    normal_text: str
+    calls: list[ParsedCall]
+
+
+class Separated(Struct):
+    """The answer of POST /separate_reasoning."""
+
+    reasoning_text: str
+    text: str
+
+
 class Aborted(Struct):
     """How many requests were ended."""
 

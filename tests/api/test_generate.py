@@ -167,13 +167,31 @@ async def test_what_cannot_be_served_is_refused_by_name(
     assert not engine.requests
 
 
+async def test_what_the_answer_must_match_reaches_the_engine(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    given: list[dict[str, Any]] = [{"json_schema": schema}, {"json_schema": json.dumps(schema)}, {"regex": "a+"}, {}]
+    await http.post(GENERATE, json={"text": ["a"] * 4, "sampling_params": given})
+    guidances = [request.guidance for request in engine.requests]
+    assert guidances[0] is not None and guidances[0].grammar == guidances[1].grammar  # type: ignore[union-attr]
+    assert [guidance.param for guidance in guidances if guidance] == [
+        "sampling_params[0].json_schema",
+        "sampling_params[1].json_schema",
+        "sampling_params[2].regex",
+    ]
+    assert guidances[3] is None
+    for bad in ({"regex": "[a-z"}, {"regex": "a", "ebnf": 'root ::= "a"'}, {"json_schema": "{"}, {"json_schema": {"type": "x"}}):
+        response = await http.post(GENERATE, json={"text": "a", "sampling_params": bad})
+        assert response.status_code == 400, bad
+        assert response.json()["error"]["param"].startswith("sampling_params."), response.text
+
+
 async def test_fields_that_ask_for_nothing_are_passed_over(http: httpx.AsyncClient) -> None:
     body = {
         "text": "a",
         "image_data": None,
         "return_hidden_states": False,
         "log_metrics": True,
-        "sampling_params": {"spaces_between_special_tokens": True, "regex": None},
+        "sampling_params": {"spaces_between_special_tokens": True, "regex": None, "json_schema": None},
     }
     assert (await http.post(GENERATE, json=body)).status_code == 200
 

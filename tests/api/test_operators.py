@@ -1,6 +1,7 @@
 """Operators' routes in SGLang's shape, several names of a model, and how long an answer may take."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -67,6 +68,38 @@ async def test_the_served_model_and_the_settings_are_shown_without_secrets(engin
     )
     assert shown["internal_states"][0]["running"] == 1
     assert shown["version"]
+
+
+async def test_calls_and_thoughts_of_a_given_text_are_taken_apart(http: httpx.AsyncClient) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    text = 'One. <tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    body = {"text": text, "tools": tools, "tool_call_parser": "qwen25"}
+    parsed = (await http.post("/parse_function_call", json=body)).json()
+    assert [(call["tool_index"], call["name"]) for call in parsed["calls"]] == [(0, "add")]
+    assert json.loads(parsed["calls"][0]["parameters"]) == {"a": 1}
+    assert parsed["normal_text"].strip() == "One."
+    thought = {"text": "<think>Hm.</think>Yes.", "reasoning_parser": "deepseek-r1"}
+    assert (await http.post("/separate_reasoning", json=thought)).json() == {"reasoning_text": "Hm.", "text": "Yes."}
+    headless = {"text": "Hm.</think>Yes.", "reasoning_parser": "qwen3"}  # the prompt has begun the thought
+    assert (await http.post("/separate_reasoning", json=headless)).json() == {"reasoning_text": "Hm.", "text": "Yes."}
+    for path, wrong, param in [
+        ("/parse_function_call", {**body, "tool_call_parser": "nope"}, "tool_call_parser"),
+        ("/parse_function_call", {**body, "tools": [{"type": "smell"}]}, "tools[0].type"),
+        ("/separate_reasoning", {**thought, "reasoning_parser": "nope"}, "reasoning_parser"),
+        ("/separate_reasoning", {"text": "x"}, "reasoning_parser"),
+    ]:
+        response = await http.post(path, json=wrong)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+async def test_a_conversation_is_tokenised_with_its_tools(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    plain = (await http.post("/v1/tokenize", json=HI)).json()
+    shown = (await http.post("/v1/tokenize", json={**HI, "tools": tools})).json()
+    assert shown["count"] > plain["count"]
+    answer = (await http.post(CHAT, json={**HI, "tools": tools})).json()
+    assert answer["usage"]["prompt_tokens"] == shown["count"]
+    assert list(engine.requests[-1].token_ids) == shown["tokens"]
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
