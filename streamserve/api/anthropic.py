@@ -21,8 +21,10 @@ from streamserve.api.anthropic_events import (
     usage_json,
     whole_blocks,
 )
+from streamserve.api.anthropic_results import MessageAnswer, MessageEvent, TokenCount
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
 from streamserve.api.openai import Completions, Prepared, warning_headers
+from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import load_object
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
@@ -71,8 +73,25 @@ class Messages:
 
     # ---- routes --------------------------------------------------------------------------------------------------
 
+    def routes(self) -> list[RouteSpec]:
+        """Both of them."""
+        create = self._service.streams.again(self.create)
+        hello = {"model": self._service.model_name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        return [
+            RouteSpec(
+                "POST",
+                "/v1/messages",
+                create,
+                MessagesRequest,
+                MessageAnswer,
+                MessageEvent,
+                example={**hello, "max_tokens": 64},
+            ),
+            RouteSpec("POST", "/v1/messages/count_tokens", self.count_tokens, CountTokensRequest, TokenCount, example=hello),
+        ]
+
     async def create(self, exchange: Exchange) -> None:
-        """POST /v1/messages"""
+        """POST /v1/messages: the next message of a conversation, whole or as events."""
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), MessagesRequest)
         job = await self._job(request)
         if request.stream:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from streamserve.api.anthropic_chat import Translation, translate
+from streamserve.api.anthropic_results import MessageAnswer, MessageEvent, MessageFailure, TextContent
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
 from streamserve.api.fields import MESSAGES, Decision
 from streamserve.errors import EngineStopped, InvalidRequest, QueueFull
@@ -419,3 +420,13 @@ def test_an_omitted_thought_is_remembered_by_its_signature() -> None:
 def test_counting_takes_no_fields_of_sampling() -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):
         read_body(BODY, CountTokensRequest)
+
+
+async def test_answers_are_as_they_are_promised(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    whole = await post(http)
+    assert msgspec.json.decode(whole.content, type=MessageAnswer).content == [TextContent("Hello!")]
+    for event in parse_events((await post(http, stream=True)).text):
+        msgspec.convert(event, MessageEvent)
+    engine.script = lambda request: [Delta(finish_reason=FinishReason.ERROR, error="the step broke")]
+    (failure,) = parse_events((await post(http, stream=True)).text)
+    assert isinstance(msgspec.convert(failure, MessageEvent), MessageFailure)
