@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from streamserve.engine.guide import Guide
+from streamserve.engine.guide import Guide, Matcher
 from streamserve.engine.plan import Masks
 from streamserve.errors import InvalidRequest, QueueFull
 
@@ -45,7 +45,7 @@ class GrammarLimits:
     lexer_fuel: int = 1_000_000
     lexer_fuel_per_token: int = 100_000
     max_lexer_states: int = 20_000
-    max_items_per_token: int = 5_000
+    max_items_per_token: int = 3_000
 
 
 class Vocabulary(Protocol):
@@ -61,6 +61,7 @@ class Vocabulary(Protocol):
 
 # Masks that took less than this are filled on the loop; a thread costs a tenth of a millisecond or more of waiting.
 _INLINE_S = 0.5e-3
+_TIMED = 16  # one in so many fills that take longer is timed matcher by matcher
 
 
 class Grammars:
@@ -90,6 +91,7 @@ class Grammars:
         self._cached_bytes = 0
         self._num_compiling = 0
         self._last_fill_s = 0.0
+        self._num_fills = 0
         self.token_bytes = vocabulary.token_bytes
 
     def prepare(self) -> None:
@@ -104,7 +106,10 @@ class Grammars:
     async def matcher(self, grammar: str, param: str) -> "LLMatcher":
         """A matcher at the beginning of the grammar. InvalidRequest, naming `param`, if it does not compile within its limits."""
         limits = self._limits
-        size = len(grammar.encode("utf-8", "surrogatepass"))
+        try:
+            size = len(grammar.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the grammar is not valid Unicode: {error.reason}", param=param) from None
         if size > limits.max_bytes:
             raise InvalidRequest(f"the grammar has {size} bytes; at most {limits.max_bytes} are allowed", param=param)
         found = self._find(grammar, size)
@@ -135,13 +140,28 @@ class Grammars:
         masks_GW = np.empty((len(guides), -(-self._vocab_size // 32)), np.int32)
         asked = [(guide.masking, i) for i, guide in enumerate(guides) if guide.masking is not None]
         if asked:
-            assert self._executor is not None, "a matcher was made"
-            address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
-            self._executor.unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+            self._num_fills += 1
+            if self._num_fills % _TIMED == 0 and self._last_fill_s > _INLINE_S:
+                self._fill_timed(guides, masks_GW)
+            else:
+                self._fill_lines(asked, masks_GW)
         for guide, words_W in zip(guides, masks_GW, strict=True):
             guide.edit_mask(words_W)
         self._last_fill_s = perf_counter() - began_s
         return masks_GW
+
+    def _fill_timed(self, guides: Sequence[Guide], masks_GW: Masks) -> None:
+        """One after another, so that the time is charged to whose it is, and to so many fills."""
+        for i, guide in enumerate(guides):
+            if guide.masking is not None:
+                began_s = perf_counter()
+                self._fill_lines([(guide.masking, i)], masks_GW)
+                guide.spend(_TIMED * (perf_counter() - began_s))
+
+    def _fill_lines(self, asked: Sequence[tuple[Matcher, int]], masks_GW: Masks) -> None:
+        assert self._executor is not None, "a matcher was made"
+        address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
+        self._executor.unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
 
     # ---- the cache -----------------------------------------------------------------------------------------------
 
@@ -175,7 +195,7 @@ class Grammars:
                 return
             if found.done():
                 del self._cache[grammar]
-                self._cached_bytes -= len(grammar.encode("utf-8", "surrogatepass"))
+                self._cached_bytes -= len(grammar.encode())
 
     # ---- in the thread that compiles -----------------------------------------------------------------------------
 
@@ -229,18 +249,20 @@ def _tokenizer(vocabulary: Vocabulary, vocab_size: int, eos: list[int]) -> "LLTo
 
     serialised = vocabulary.to_json()
     if serialised is not None:
-        return LLTokenizer(serialised, n_vocab=vocab_size, eos_token=eos)
-    return LLTokenizer(_Wrapped(vocabulary, eos), n_vocab=vocab_size, eos_token=eos)  # type: ignore[arg-type]
+        tokenizer = LLTokenizer(serialised, n_vocab=vocab_size, eos_token=eos)
+        if tokenizer.vocab_size == vocab_size:
+            return tokenizer
+    return LLTokenizer(_Wrapped(vocabulary, vocab_size, eos), n_vocab=vocab_size, eos_token=eos)  # type: ignore[arg-type]
 
 
 class _Wrapped:
-    """A tokenizer without JSON as llguidance wants it: these names are its protocol."""
+    """A tokenizer without JSON, or with tokens that have no logit, as llguidance wants it: these names are its protocol."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, vocabulary: Vocabulary, eos: list[int]) -> None:
-        ids = range(vocabulary.vocab_size)
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos: list[int]) -> None:
+        ids = range(vocab_size)
         self.eos_token_id = eos[0]
         self.tokens = [vocabulary.token_bytes(id) for id in ids]
         self.special_token_ids = [id for id in ids if vocabulary.is_special(id)]
