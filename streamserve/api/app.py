@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from streamserve.api import results
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
-from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import run_lifespan
@@ -193,8 +192,7 @@ def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteS
             results.TextCompletion,
             example={"prompt": "Once upon a time", "max_tokens": 32},
         ),
-        RouteSpec("POST", "/v1/messages", streams.again(messages.create), MessagesRequest),
-        RouteSpec("POST", "/v1/messages/count_tokens", messages.count_tokens, CountTokensRequest),
+        *messages.routes(),
         *responses.routes(),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
