@@ -31,7 +31,7 @@ from streamserve.api.auth import given_key
 from streamserve.api.sse import Events, EventStream
 from streamserve.api.stream import Progress, Run
 from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
-from streamserve.errors import InvalidRequest, NotFound, StreamGone, StreamServeError, StreamTaken, error_body
+from streamserve.errors import InvalidRequest, NotFound, QueueFull, StreamGone, StreamServeError, StreamTaken, error_body
 
 log = structlog.get_logger(__name__)
 
@@ -207,11 +207,6 @@ class Kept:
         self.task: Task[None] | None = None
         self.expiry: TimerHandle | None = None
 
-    @property
-    def is_orphan(self) -> bool:
-        """Computed for nobody at the moment."""
-        return self.recording.reader is None and not self.recording.has_ended
-
 
 class Streams:
     """All streams of one server, resumable or not, and the routes to come back to the former."""
@@ -236,7 +231,9 @@ class Streams:
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
         self._max_orphans = max_orphans
-        self._kept: dict[str, Kept] = {}  # who was left longest ago stands first
+        self._kept: dict[str, Kept] = {}
+        self._orphans: dict[str, Kept] = {}  # of these, those that run and nobody reads; who was left longest ago stands first
+        self._finished: dict[str, Kept] = {}  # and those that have ended, likewise
         self._tasks: set[Task[None]] = set()
         self.num_bytes = 0
 
@@ -281,6 +278,13 @@ class Streams:
     async def _begin(self, exchange: Exchange, run: Run, produce: Produce, headers: Headers) -> Kept:
         if self._window_s <= 0:
             raise InvalidRequest("this server keeps no streams (--resume-window-s 0); leave resumable out", param="resumable")
+        if self.num_bytes > self._max_total_bytes:
+            raise QueueFull(
+                f"resumable streams hold {self.num_bytes} bytes already; at most {self._max_total_bytes} are kept for them: "
+                "leave resumable out, or come back later",
+                retry_after_s=self._window_s,
+                param="resumable",
+            )
         owner = self._owner(exchange.scope)
         recording = Recording(run.call.id, owner, exchange.digest, self._max_bytes, self._note_bytes)
         kept = Kept(recording, run, headers)
@@ -336,22 +340,22 @@ class Streams:
 
     def _make_room(self) -> None:
         """Drop streams that nobody reads: finished ones first, of each kind the one that was left longest ago."""
-        unread = [kept for kept in self._kept.values() if kept.recording.reader is None]
-        for kept in sorted(unread, key=lambda kept: kept.is_orphan):
-            if self.num_bytes <= self._max_total_bytes:
-                return
-            self._drop(kept)
+        for left in (self._finished, self._orphans):
+            while left and self.num_bytes > self._max_total_bytes:
+                self._drop(next(iter(left.values())))
 
     def _leave(self, kept: Kept) -> None:
         """Nobody reads it from now on: its window begins."""
         self._hold(kept)
-        self._kept[kept.recording.id] = self._kept.pop(kept.recording.id)
+        (self._finished if kept.recording.has_ended else self._orphans)[kept.recording.id] = kept
         kept.expiry = get_running_loop().call_later(self._window_s, self._drop, kept)
-        orphans = [other for other in self._kept.values() if other.is_orphan]
-        for oldest in orphans[: max(0, len(orphans) - self._max_orphans)]:
-            self._drop(oldest)
+        if len(self._orphans) > self._max_orphans:
+            self._drop(next(iter(self._orphans.values())))
 
     def _hold(self, kept: Kept) -> None:
+        """Its window does not count: it is read, or gone."""
+        self._orphans.pop(kept.recording.id, None)
+        self._finished.pop(kept.recording.id, None)
         if kept.expiry is not None:
             kept.expiry.cancel()
             kept.expiry = None
@@ -439,7 +443,7 @@ class Streams:
         return route
 
     async def read(self, exchange: Exchange) -> None:
-        """GET /v1/streams/{id}"""
+        """GET /v1/streams/{id}: a resumable stream, from the event behind Last-Event-ID on."""
         await self._go_on(exchange, self._find(exchange, exchange.scope["path_params"]["id"]))
 
     async def stop(self, exchange: Exchange) -> None:

@@ -43,7 +43,7 @@ class Visit:
             "query_string": b"",
             "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
         }
-        self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))  # type: ignore[arg-type]
+        self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))
 
     async def _send(self, message: Any) -> None:
         await self.gate.wait()
@@ -449,8 +449,11 @@ async def test_memory_of_all_streams_is_bounded_and_finished_ones_go_first() -> 
             await until(lambda number=number: len(reader.text) > number)
             if s.streams.num_kept == 2:
                 assert not s.engine.aborted, "the one that was finished went first"
+        assert s.engine.aborted == [f"{running.stream}-0"], "who is read stays"
+        refused = s.visit("POST", TEXT, BODY)
+        await refused.task
+        assert refused.error() == (429, "queue_full", "resumable")
         await reader.leave()
-        assert s.engine.aborted == [f"{running.stream}-0"]
 
 
 async def test_delete_ends_it_for_its_reader_and_for_good() -> None:

@@ -182,6 +182,43 @@ async def test_streams_of_an_http2_connection_are_cut_and_resumed_while_others_g
         assert b"\nid: " not in client.received[other], "who did not ask pays for no ids"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "first", "last"),
+    [
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 60}, "response.created", "response.incomplete"),
+        (
+            "/v1/messages",
+            {"model": "tiny", "max_tokens": 60, "messages": [{"role": "user", "content": "hi"}]},
+            "message_start",
+            "message_stop",
+        ),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 60}, "", ""),
+    ],
+)
+async def test_streams_of_every_dialect_can_be_resumed(path: str, body: dict[str, Any], first: str, last: str) -> None:
+    async with fake_server(step_s=0.005) as server, httpx.AsyncClient(base_url=server.url, timeout=10) as http:
+        seen = b""
+        async with http.stream("POST", path, json={**body, "stream": True, "resumable": True}) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            stream = answer.headers["x-request-id"]
+            async for part in answer.aiter_bytes():
+                seen += part
+                if seen.count(b"\n\n") > 5:
+                    break
+        seen = seen[: seen.rindex(b"\n\n") + 2]
+        ids = re.findall(r"^id: (.*)$", seen.decode(), re.M)
+        rest = await http.get(f"/v1/streams/{stream}", headers={"last-event-id": ids[-1]})
+        blocks = (seen + rest.content.removeprefix(b"retry: 1000\n")).decode().removesuffix("\n\n").split("\n\n")
+        assert re.findall(r"^id: (.*)$", "\n".join(blocks), re.M) == [f"{stream}:{n}" for n in range(1, len(blocks) + 1)]
+        whole = await http.get(f"/v1/streams/{stream}")
+        assert whole.text.split("\n\n")[1:-1] == blocks[1:]
+        names = re.findall(r"^event: (.*)$", whole.text, re.M)
+        assert (names[:1], names[-1:]) == ([first] if first else [], [last] if last else [])
+        if path == "/v1/responses":
+            kept = await http.get(f"/v1/responses/{stream}")
+            assert kept.json()["usage"]["output_tokens"] == 60
+
+
 async def test_pages_come_back_when_nobody_does() -> None:
     async with fake_server(ServerConfig(resume_window_s=0.3)) as server:
         http = httpx.AsyncClient(base_url=server.url, timeout=10)
