@@ -4,10 +4,11 @@ import pytest
 
 pytest.importorskip("triton")
 
+import numpy as np
 import torch
 
 from streamserve.engine.device_sampler import DeviceSampler
-from streamserve.engine.plan import Admission
+from streamserve.engine.plan import Admission, Append
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.stages import default_stages
 from streamserve.kernels.devices.cuda import CUDA
@@ -200,3 +201,37 @@ def test_warming_up_changes_nothing() -> None:
     kept = logits.clone()
     pair.ours.warm_up(logits)
     assert torch.equal(pair.params_SP, before[0]) and torch.equal(pair.last_token_S, before[1]) and torch.equal(logits, kept)
+
+
+def test_masks_and_rows_to_leave_alone_give_the_tokens_of_the_cpu() -> None:
+    pair = Pair()
+    asked = [GREEDY, SamplingParams(temperature=0.0, repetition_penalty=1.8, logprobs=3), GREEDY, SamplingParams(temperature=0.0)]
+    for slot, sampling in enumerate(asked):
+        pair.admit(slot, sampling)
+    masks = np.random.default_rng(3).integers(-(2**31), 2**31, (2, -(-V // 32))).astype(np.int32)
+    where, logits = pair.device.torch_device, normal(4, 8)
+    for _ in range(3):
+        slots = [0, 1, -1, 3]
+        tokens_R = torch.full((5,), -9, dtype=torch.int32, device=where)
+        logits_RV = torch.cat([logits, torch.full((1, V), float("nan"))]).to(where)
+        pending = pair.ours.sample(logits_RV, pair.ours.slots(slots, 5), slots, tokens_R, [1, 3], masks)
+        pair.device.synchronize()
+        tokens = tokens_R.tolist()
+        wanted, entries = pair.cpu.sample(logits[[0, 1, 3]].clone(), [0, 1, 3], {1: masks[0], 2: masks[1]})
+        assert tokens == [*wanted[:2], -9, wanted[2], -9]
+        assert pending is not None
+        compare_logprobs(pending.read(tokens[:4])[1], entries[1])
+    assert pair.last_token_S[2].item() == -9 and pair.params_SP[2, 6].item() == 0
+
+
+def test_appended_tokens_count_like_sampled_ones() -> None:
+    seeded = SamplingParams(temperature=1.0, repetition_penalty=1.2, presence_penalty=0.5, min_new_tokens=4)
+    steps = [normal(1, 30 + i) for i in range(6)]
+    pair = Pair()
+    pair.admit(0, seeded)
+    pair.admit(1, seeded)
+    tokens = [pair.sample(step, [0])[0][0] for step in steps]
+    first = pair.sample(steps[0], [1])[0][0]
+    pair.params_SP[1] = torch.tensor(pair.ours.append(Append(1, tuple(tokens[1:4]), 4)), dtype=torch.int32)
+    assert [first, *tokens[1:4], *(pair.sample(step, [1])[0][0] for step in steps[4:])] == tokens
+    assert not pair.ours._wishes[1].bans_left

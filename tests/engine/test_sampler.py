@@ -1,9 +1,10 @@
 """Sampling against exact probabilities, and each stage against its definition."""
 
+import numpy as np
 import pytest
 import torch
 
-from streamserve.engine.plan import Admission
+from streamserve.engine.plan import Admission, Append
 from streamserve.engine.sampler import Sampler, draw, uniform
 from streamserve.engine.stages import default_stages
 from streamserve.messages import SamplingParams
@@ -140,3 +141,34 @@ def test_tokens_that_are_asked_for_have_the_models_own_logprobs_in_that_order() 
     (entry,) = entries[0]
     assert [token for token, _ in entry.asked] == [9, 3, 0]
     assert [p for _, p in entry.asked] == pytest.approx(exact[[9, 3, 0]].tolist(), abs=1e-5)
+
+
+def test_a_mask_leaves_nothing_else_in_its_row_and_changes_no_other() -> None:
+    few = [7, 31, 32, 1999]
+    words_W = np.zeros(-(-V // 32), dtype=np.int32)
+    for token in few:
+        words_W.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+    params = [
+        SamplingParams(temperature=0.0, logprobs=1),
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.0, top_k=2000, repetition_penalty=1.5, logit_bias=((5, 100.0),)),
+    ]
+    rows = logits(3, rows=3)
+    free, entries = sampler_with(*params).sample(rows.clone(), [0, 1, 2])
+    masked = [sampler_with(*params, seed=seed).sample(rows.clone(), [0, 1, 2], {0: words_W, 2: words_W}) for seed in range(30)]
+    best = max(few, key=lambda token: float(rows[0, token]))
+    assert {tokens[0] for tokens, _ in masked} == {best} and best != free[0]
+    assert {tokens[1] for tokens, _ in masked} == {free[1]}
+    assert {tokens[2] for tokens, _ in masked} <= set(few)
+    assert masked[0][1][0][0].top == entries[0][0].top  # the model's own probabilities, before the mask
+    assert masked[0][1][0][0].token_id == best
+
+
+def test_tokens_that_were_appended_count_like_sampled_ones() -> None:
+    params = SamplingParams(temperature=1.0, repetition_penalty=1.4, frequency_penalty=0.5, min_new_tokens=4)
+    steps = [logits(20 + i) for i in range(6)]
+    sampled, appended = sampler_with(params), sampler_with(params)
+    tokens = [sampled.sample(step.clone(), [0])[0][0] for step in steps]
+    first = appended.sample(steps[0].clone(), [0])[0][0]
+    appended.append(Append(0, tuple(tokens[1:4]), 4))
+    assert [first, *tokens[1:4], *(appended.sample(step.clone(), [0])[0][0] for step in steps[4:])] == tokens

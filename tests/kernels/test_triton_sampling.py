@@ -281,3 +281,19 @@ def test_penalties_do_what_their_papers_say(device: str, dtype: torch.dtype) -> 
     kernels.count(torch.tensor([8, 9, 10], dtype=torch.int32, device=device), slots_R, params_SP, lines_LV)
     before[1, 8] += 2
     assert torch.equal(lines_LV, before)
+
+
+def test_masks_leave_the_tokens_whose_bits_are_set(device: str, dtype: torch.dtype) -> None:
+    logits = normal(4, 11).to(device, dtype)
+    logits[3, 4] = float("nan")
+    bits_GV = torch.rand((2, V), generator=torch.Generator().manual_seed(12)) < 0.3
+    padded = np.zeros((2, -(-V // 32) * 32), dtype=bool)
+    padded[:, :V] = bits_GV.numpy()
+    words_GW = np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+    lines_GW = torch.from_numpy(np.concatenate([np.array([[2], [0]], dtype=np.int32), words_GW], axis=1)).to(device)
+    edited = logits.clone()
+    SamplingKernels(V, 4, torch.device(device)).mask(edited, lines_GW)
+    forbidden = ~bits_GV.to(device)
+    for row, line in ((2, 0), (0, 1)):
+        assert torch.equal(edited[row], logits[row].masked_fill(forbidden[line], float("-inf")))
+    assert torch.equal(edited[[1, 3]].nan_to_num(7.0), logits[[1, 3]].nan_to_num(7.0))
