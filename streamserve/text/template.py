@@ -9,6 +9,7 @@ takes 0.8 s.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -28,6 +29,37 @@ Message = Mapping[str, Any]
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
+
+
+@dataclass(frozen=True, slots=True)
+class _CallForm:
+    """How a template reads the calls of a message. Most want `arguments` as an object, though clients send a string of JSON; some
+    the string; some show calls only of a message whose content is null."""
+
+    has_text_arguments: bool = False
+    has_null_content: bool = False
+
+    def apply(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """A call in that form. Arguments that are no JSON object, as of an answer that was cut short, stay as they are."""
+        function = call.get("function")
+        if not isinstance(function, Mapping):
+            return dict(call)
+        arguments = function.get("arguments")
+        if self.has_text_arguments:
+            if isinstance(arguments, Mapping):
+                return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+        elif isinstance(arguments, str):
+            try:
+                loaded = json.loads(arguments or "{}")
+            except ValueError:
+                return dict(call)
+            if isinstance(loaded, dict):
+                return {**call, "function": {**function, "arguments": loaded}}
+        return dict(call)
+
+
+_CALL_FORMS = (_CallForm(), _CallForm(True), _CallForm(False, True), _CallForm(True, True))
+
 
 # A tool, a call of it and its result, by whose names one sees what a template leaves out.
 _PROBES = "".join(chr(_PRIVATE_USE[0][place]) for place in range(3))
@@ -73,7 +105,14 @@ class ChatTemplate:
         )
         self.variables = frozenset(read - _OWN_VARIABLES - set(environment.globals) - set(self._special_tokens))
         self.renders_tools = self._shows_all(_PROBE_CHAT[:1], _PROBE_TOOLS, 1)
-        self.renders_calls = self._shows_all(_PROBE_CHAT, _PROBE_TOOLS, 3)
+        self.renders_calls = False
+        for form in _CALL_FORMS:
+            self._call_form = form
+            if self._shows_all(_PROBE_CHAT, _PROBE_TOOLS, 3):
+                self.renders_calls = True
+                break
+        else:
+            self._call_form = _CALL_FORMS[0]
 
     def render(
         self,
@@ -98,13 +137,15 @@ class ChatTemplate:
         return _cut_at_mark(self._render(variables, tools, False), mark)
 
     def normalise(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Messages in the form that templates expect: see _content and _tool_call; null fields are left out."""
+        """Messages in the form that templates expect: see _content and _CallForm; null fields are left out."""
         chat = []
         for message in messages:
             known = {key: value for key, value in message.items() if value is not None}
             known["content"] = self._content(message.get("content"))
             if calls := known.get("tool_calls"):
-                known["tool_calls"] = [_tool_call(call) for call in calls]
+                known["tool_calls"] = [self._call_form.apply(call) for call in calls]
+                if self._call_form.has_null_content and not message.get("content"):
+                    known["content"] = None
             chat.append(known)
         return chat
 
@@ -288,22 +329,8 @@ def _part_text(part: Any) -> str:
     return text
 
 
-def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates expect arguments as an object; clients send them as a string of JSON."""
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return dict(call)
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return dict(call)  # an answer that was cut short; the template shows it as it is
-    if not isinstance(arguments, dict):
-        return dict(call)
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _with_mark(message: dict[str, Any], mark: str) -> dict[str, Any]:
-    content = message["content"]
+    content = message["content"] or ""
     if isinstance(content, str):
         return {**message, "content": content + mark}
     *before, last = content
