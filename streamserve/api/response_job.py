@@ -76,7 +76,7 @@ async def unpacked(events: bytes) -> list[bytes]:
 
 
 class ResponseJob:
-    """A checked request and its response. It is a Shape (api/chunks.py) as well, for who runs it like a chat."""
+    """A checked request and its response."""
 
     def __init__(
         self,
@@ -120,11 +120,6 @@ class ResponseJob:
     def id(self) -> str:
         """The response's id."""
         return self.run.call.id
-
-    @property
-    def shape(self) -> "ResponseJob":
-        """For who runs it like a chat."""
-        return self
 
     @property
     def wants_stream(self) -> bool:

@@ -125,11 +125,6 @@ class Responses:
             ),
         ]
 
-    @property
-    def num_live(self) -> int:
-        """Responses under way."""
-        return len(self._live)
-
     def owner_of(self, scope: Scope) -> str:
         """In whose name a response is kept: the key's. Without keys on the server, everybody's."""
         return self.owner_with(given_key(scope) or b"")
@@ -222,18 +217,18 @@ class Responses:
         record = None if records is None else await records.get(id, owner)
         return record or await self._store.get(id, owner)
 
-    async def _prepare(self, request: CreateResponse, items: Sequence[Item]) -> Prepared:
+    async def _prepare(self, request: CreateResponse, items: Sequence[Item], *, must_fit: bool = True) -> Prepared:
         messages = messages_of(items, request.instructions)
         if not messages or (len(messages) == 1 and messages[0].path == "instructions"):
             raise InvalidRequest("input is missing; a text or at least one item is needed", param="input")
         if request.truncation != "auto":
-            return await self._prepare_all(request, messages)
+            return await self._prepare_all(request, messages, must_fit=must_fit)
         return await self._prepare_what_fits(request, messages)
 
-    async def _prepare_all(self, request: CreateResponse, messages: Sequence[Message]) -> Prepared:
+    async def _prepare_all(self, request: CreateResponse, messages: Sequence[Message], *, must_fit: bool = True) -> Prepared:
         chat = chat_of(request, messages)
         try:
-            return await self._completions.prepare_chat(chat, kind="resp", is_socket=True)
+            return await self._completions.prepare_chat(chat, kind="resp", is_socket=True, must_fit=must_fit)
         except InvalidRequest as error:
             raise renamed(error, messages) from None
 
@@ -482,7 +477,7 @@ class Responses:
         owner = self.owner_of(exchange.scope)
         items = await self._items(request, owner, None)
         history = await self._history(request.previous_response_id, owner, None)
-        prepared = await self._prepare(request, [*history, *items])
+        prepared = await self._prepare(request, [*history, *items], must_fit=False)
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
 

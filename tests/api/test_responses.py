@@ -308,18 +308,26 @@ async def test_input_tokens_are_those_of_the_response(http: httpx.AsyncClient, e
     response = await make(http, **body)
     assert counted == {"object": "response.input_tokens", "input_tokens": response["usage"]["input_tokens"]}
     assert len(engine.requests) == 2
+    longer = (await http.post(f"{URL}/input_tokens", json={"input": "x" * 600})).json()["input_tokens"]
+    cut = (await http.post(f"{URL}/input_tokens", json={**_long(12), "truncation": "auto"})).json()["input_tokens"]
+    assert longer > CONTEXT_LEN > cut
     for field in ("temperature", "stream", "personality", "conversation"):
         answer = await http.post(f"{URL}/input_tokens", json={**body, field: 1})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
+def _long(num_turns: int) -> dict[str, Any]:
+    """A conversation of many turns."""
+    items = [{"role": "developer", "content": "Kind."}]
+    for number in range(num_turns):
+        items += [{"role": "user", "content": f"{number:02}" * 20}, {"role": "assistant", "content": "ok"}]
+    return {"input": [*items, {"role": "user", "content": "last"}]}
+
+
 async def test_truncation_leaves_out_the_oldest_turns_only_as_far_as_needed(
     http: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:
-    items = [{"role": "developer", "content": "Kind."}]
-    for number in range(12):
-        items += [{"role": "user", "content": f"{number:02}" * 20}, {"role": "assistant", "content": "ok"}]
-    items.append({"role": "user", "content": "last"})
+    items = _long(12)["input"]
     param, _ = await refusal(http, input=items, max_output_tokens=10)
     assert param == "input"
     await make(http, items, max_output_tokens=10, truncation="auto")
