@@ -1,9 +1,13 @@
 """The default model behind a real server: it answers, it lets go at once, and the event loop stays free while it works."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from anyio import create_task_group
@@ -12,8 +16,9 @@ from streamserve.api.app import create_app
 from streamserve.build import Built, build
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from streamserve.default_model import find_default_model
+from streamserve.engine.client import collect
 from streamserve.errors import CheckpointError
-from streamserve.messages import GenerateRequest, SamplingParams
+from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams, ThoughtLimits
 from tests.conftest import LoopWatch
 from tests.e2e.clients import post_h1, read_events, until
 from tests.e2e.serving import listening
@@ -162,3 +167,46 @@ async def test_the_event_loop_stays_free_while_streams_decode_and_a_long_prompt_
         await until(lambda: built.engine.load().running == 0)
         stalls.append(watch.longest_s)
     assert min(stalls) < 0.05, stalls
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "species": {"const": "a rather ordinary human being"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "colours": {"type": "array", "items": {"enum": ["red", "green", "dark blue"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "species", "age", "colours"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+
+
+async def guided(built: Built, id: str, **guidance: Any) -> tuple[Delta, str]:
+    ids = tuple(built.text.encode_chat([{"role": "user", "content": "Describe Bob as JSON."}]))
+    sampling = SamplingParams(max_new_tokens=200, temperature=0.8, seed=hash(id) & 0xFF)
+    answer = await collect(await built.engine.submit(GenerateRequest(id, ids, sampling, guidance=Guidance(**guidance))))
+    return answer, built.text.tokenizer.decode(answer.token_ids)
+
+
+@pytest.mark.parametrize("may_jump", [True, False])
+async def test_answers_under_a_schema_match_it_beside_free_ones(server: RealServer, may_jump: bool) -> None:
+    built, grammar = server.parts, json.dumps({"grammars": [{"json_schema": PERSON}]})
+    plain = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    beside = await built.engine.submit(GenerateRequest("free", (5, 6, 7), plain))
+    answers = await asyncio.gather(*(guided(built, f"{i}", grammar=grammar, may_jump=may_jump) for i in range(3)))
+    for answer, text in answers:
+        assert answer.finish_reason == "stop"
+        jsonschema.validate(json.loads(text), PERSON)
+        assert (answer.num_jumped > len(answer.token_ids) / 3) is may_jump
+    assert len((await collect(beside)).token_ids) == 30
+
+
+async def test_a_thought_is_cut_and_the_answer_behind_it_matches(server: RealServer) -> None:
+    built = server.parts
+    end_ids = tuple(built.text.tokenizer.encode("</think>", add_special_tokens=False))
+    thought = ThoughtLimits(b"<think>", b"</think>", end_ids, max_tokens=8)
+    answer, text = await guided(built, "thinks", grammar='start: "the answer is " /[0-9]{2}/', thought=thought)
+    assert text.startswith("<think>") and answer.num_thought == 8
+    assert re.fullmatch("the answer is [0-9][0-9]", text.rsplit("</think>", 1)[1])
