@@ -116,6 +116,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         eos,
         burst_limits(resolved),
         runner.long_chunk,
+        runner.max_appended_rows,
     )
     engine = _engine(config, cache, limits, runner, options, observer, grammars)
     gc.collect()
@@ -124,9 +125,10 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
 
 
 class ClosableRunner(Runner, Protocol):
-    """A runner that holds threads. `long_chunk`: see Limits."""
+    """A runner that holds threads. `long_chunk`, `max_appended_rows`: see Limits."""
 
     long_chunk: int | None
+    max_appended_rows: int | None
 
     def close(self) -> None: ...
 
@@ -314,12 +316,15 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
     return Built(engine, text, name, cache, _closing(lambda: None, grammars, encoder), encoder=encoder)
 
 
-CPU_BATCH_TOKENS = 1024  # all-MiniLM-L6-v2 takes 0.1 s for them on two cores, and is no faster with more
+# Tokens of one batch of an embedding model. all-MiniLM-L6-v2 (22 million parameters) takes 0.1 s for so many on two cores, and is
+# no faster with more; larger models get fewer, so that nobody waits long for the end of a batch.
+CPU_BATCH_TOKENS = 1024
+MIN_CPU_BATCH_TOKENS = 128
 GPU_BATCH_TOKENS = 16384
 
 
 def _build_encoder(config: Config, display: Display) -> BuiltEncoder | None:
-    """The embedding model that the settings name, on the LLM's device (a GPU: in half precision), in a thread of its own."""
+    """The embedding model that the settings name, on the LLM's device, in a thread of its own."""
     asked = config.model.embedding_model
     if asked is None:
         return None
@@ -334,20 +339,17 @@ def _build_encoder(config: Config, display: Display) -> BuiltEncoder | None:
         name, path = _name_and_path(asked)
         folder = locate_encoder(path)
         device = facts.find_device(config)
-        is_cpu = isinstance(device, CPU)
-        encoder = Encoder(
-            folder,
-            device=torch.device("cpu") if isinstance(device, CPU) else device.torch_device,
-            dtype=torch.float32 if is_cpu else torch.float16,
-            threads=(config.device.threads or device.num_cores) if isinstance(device, CPU) else 1,
-        )
-        threads = torch.get_num_threads()
-        embedder = Embedder(
-            encoder,
-            batch_tokens=CPU_BATCH_TOKENS if is_cpu else GPU_BATCH_TOKENS,
-            max_queued=config.scheduler.max_queued_requests,
-        )
-        torch.set_num_threads(threads)  # see Encoder.enter_thread
+        if isinstance(device, CPU):
+            threads = config.device.threads or device.num_cores
+            encoder = Encoder(folder, device=torch.device("cpu"), threads=threads)
+            batch_tokens = max(
+                MIN_CPU_BATCH_TOKENS, min(CPU_BATCH_TOKENS, CPU_BATCH_TOKENS * 22_000_000 // encoder.num_parameters)
+            )
+        else:
+            encoder, batch_tokens = Encoder(folder, device=device.torch_device), GPU_BATCH_TOKENS
+        threads_before = torch.get_num_threads()
+        embedder = Embedder(encoder, batch_tokens=batch_tokens, max_queued=config.scheduler.max_queued_requests)
+        torch.set_num_threads(threads_before)  # see Encoder.enter_thread
         embedder.warm_up(EncoderInput((0,) * min(8, encoder.facts.max_len)))
         return BuiltEncoder(name, embedder, load_encoder_text(folder))
 

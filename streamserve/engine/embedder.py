@@ -65,13 +65,15 @@ class _Job:
         self.tokens_left = sum(len(given.token_ids) for given in inputs)  # that wait in the queue
         self.done: Future[list[Rows]] = get_running_loop().create_future()
 
-    def take(self, share: int, room: int) -> list[int]:
-        """Indexes of inputs that together hold `share` tokens or a few less; of one at least, if `room` has place for it."""
+    def take(self, share: int, room: int | None) -> list[int]:
+        """Indexes of inputs that together hold `share` tokens or a few less; of one at least, if it fits into `room` (None: it
+        does)."""
         taken: list[int] = []
         num_tokens = 0
         while self.order:
             length = self.length(self.order[-1])
-            if num_tokens + length > (share if taken else room):
+            most = share if taken else room
+            if most is not None and num_tokens + length > most:
                 break
             taken.append(self.order.pop())
             num_tokens += length
@@ -91,7 +93,7 @@ class Embedder:
 
     def __init__(self, encoder: Encoder, *, batch_tokens: int, max_queued: int = 1024) -> None:
         self._encoder = encoder
-        self._batch_tokens = max(batch_tokens, encoder.facts.max_len)
+        self._batch_tokens = batch_tokens
         self._max_queued = max_queued
         self._jobs: deque[_Job] = deque()
         self._live: set[_Job] = set()
@@ -178,13 +180,14 @@ class Embedder:
             self._idle.set()
 
     def _next_batch(self) -> list[_Part]:
-        """Inputs of the calls at the front of the queue, of each an equal share, as long as there is room."""
+        """Inputs of the calls at the front of the queue, of each an equal share, as long as there is room. An input of more
+        tokens than a batch should have is a batch by itself."""
         parts: dict[int, _Part] = {}
         room = self._batch_tokens
         share = room // len(self._jobs)
         while self._jobs and room > 0:
             job = self._jobs[0]
-            taken = job.take(min(share, room), room)
+            taken = job.take(min(share, room), room if parts else None)
             if not taken:  # it stays the first of the next batch
                 break
             self._jobs.popleft()

@@ -25,5 +25,8 @@ def supported_types() -> list[str]:
 
 
 _NOT_FAMILIES = frozenset(
-    {"bert", "checkpoint", "decoder", "dummy", "encoder", "gguf_file", "hf_folder", "hub", "layers", "network", "spec", "staging"}
+    {
+        *("bert", "causal", "checkpoint", "decoder", "dummy", "encoder", "gguf_file", "hf_folder", "hub", "layers", "network"),
+        *("packing", "pooling", "spec", "staging"),
+    }
 )

@@ -1,15 +1,12 @@
 """The BERT family of encoders: BERT, RoBERTa and XLM-RoBERTa, in torch. Absolute positions, norms after each sum, full attention.
 
-Owns their weights and arithmetic; knows no pooling and no queue. Sequences of a batch stand one behind the other without
-padding, so that all products see real tokens only; attention pads within groups of about the same length.
+Owns their weights and arithmetic; knows no pooling and no queue. Batches are packed (packing.py).
 
-Shape letters: T tokens of the batch, B sequences, N sequences of a group, L length of its longest, H heads, D head size,
-E hidden size, F feed-forward size.
+Shape letters: T tokens of the batch, H heads, D head size, E hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve.errors import CheckpointError
+from streamserve.models.packing import Group, PackedBatch, Read, attend
 
-# In a group every sequence has at least this part of the longest one's length. Attention is about a tenth of the work, and what
-# is padded in vain half of a fifth of that; more groups would be more calls.
-GROUP_FILL = 0.8
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -33,8 +28,6 @@ FAMILIES: Mapping[str, tuple[str, bool]] = {
     "roberta": ("roberta.", True),
     "xlm-roberta": ("roberta.", True),
 }
-
-Read = Callable[[str], Tensor]  # a weight by its name, on the right device and in the right type
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,63 +112,6 @@ def bert_weights(spec: BertSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbouring sequences that attention computes together. Without `index` they are all of one length."""
-
-    begin: int
-    end: int
-    num: int
-    max_len: int
-    index_NL: Tensor | None = None  # the token at each place; anything where there is none
-    is_token_NL: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
-    """Sequences one behind the other, longest first."""
-
-    token_ids_T: Tensor
-    positions_T: Tensor
-    types_T: Tensor | None  # None: all of type 0
-    lengths_B: Tensor
-    groups: tuple[Group, ...]
-
-
-def pack(sequences: Sequence[tuple[Sequence[int], int | None]], spec: BertSpec, device: torch.device) -> PackedBatch:
-    """A batch of (token ids, index from which they are of the second type, if they are). Longest first, none empty."""
-    lengths = [len(ids) for ids, _ in sequences]
-    assert lengths == sorted(lengths, reverse=True) and lengths[-1] > 0
-    ids = torch.tensor([token for ids, _ in sequences for token in ids], dtype=torch.int64)
-    ramp = torch.arange(lengths[0])
-    positions = torch.cat([ramp[:length] for length in lengths]) + spec.first_position
-    types = None
-    if spec.num_token_types > 1 and any(second is not None for _, second in sequences):
-        types = torch.cat([(ramp[:n] >= (n if s is None else s)).long() for n, (_, s) in zip(lengths, sequences, strict=True)])
-        types = types.to(device)
-    return PackedBatch(
-        ids.to(device), positions.to(device), types, torch.tensor(lengths).to(device), tuple(_groups(lengths, device))
-    )
-
-
-def _groups(lengths: list[int], device: torch.device) -> list[Group]:
-    starts = [0, *accumulate(lengths)]
-    groups, first = [], 0
-    for at in range(1, len(lengths) + 1):
-        if at < len(lengths) and lengths[at] >= GROUP_FILL * lengths[first]:
-            continue
-        begin, end, longest = starts[first], starts[at], lengths[first]
-        if lengths[at - 1] == longest:
-            groups.append(Group(begin, end, at - first, longest))
-        else:
-            ramp = torch.arange(longest)
-            is_token = ramp < torch.tensor(lengths[first:at])[:, None]
-            index = ((torch.tensor(starts[first:at]) - begin)[:, None] + ramp).clamp_(max=end - begin - 1)
-            groups.append(Group(begin, end, at - first, longest, index.to(device), is_token.to(device)))
-        first = at
-    return groups
-
-
 class Linear:
     """A matrix product with a bias; several that read the same input are joined."""
 
@@ -214,19 +150,10 @@ class Layer:
         self._activation = _ACTIVATIONS[spec.activation]
 
     def __call__(self, x_TE: Tensor, groups: Sequence[Group]) -> Tensor:
-        qkv_T3E = self._qkv(x_TE)
-        parts = [self._attend(qkv_T3E[group.begin : group.end], group) for group in groups]
-        x_TE = self._attention_norm(x_TE + self._out(parts[0] if len(parts) == 1 else torch.cat(parts)))
+        q_THD, k_THD, v_THD = self._qkv(x_TE).view(len(x_TE), 3, self._heads, -1).unbind(1)
+        attended_TE = attend(q_THD, k_THD, v_THD, groups, is_causal=False).flatten(1)
+        x_TE = self._attention_norm(x_TE + self._out(attended_TE))
         return self._norm(x_TE + self._down(self._activation(self._up(x_TE))))
-
-    def _attend(self, qkv: Tensor, group: Group) -> Tensor:
-        if group.index_NL is not None:
-            qkv = qkv[group.index_NL]
-        q_NHLD, k_NHLD, v_NHLD = qkv.view(group.num, group.max_len, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        mask = None if group.is_token_NL is None else group.is_token_NL[:, None, None, :]
-        out_NHLD = F.scaled_dot_product_attention(q_NHLD, k_NHLD, v_NHLD, attn_mask=mask)
-        out_NLE = out_NHLD.transpose(1, 2).flatten(2)
-        return out_NLE.flatten(0, 1) if group.is_token_NL is None else out_NLE[group.is_token_NL]
 
 
 class Bert:
@@ -242,8 +169,57 @@ class Bert:
     def __call__(self, batch: PackedBatch) -> Tensor:
         """The last hidden state of every token."""
         x_TE = F.embedding(batch.token_ids_T, self._words_VE) + F.embedding(batch.positions_T, self._positions_PE)
-        x_TE = x_TE + (self._types_SE[0] if batch.types_T is None else F.embedding(batch.types_T, self._types_SE))
+        if batch.types_T is None or len(self._types_SE) == 1:
+            x_TE = x_TE + self._types_SE[0]
+        else:
+            x_TE = x_TE + F.embedding(batch.types_T, self._types_SE)
         x_TE = self._norm(x_TE)
         for layer in self._layers:
             x_TE = layer(x_TE, batch.groups)
         return x_TE
+
+
+class BertFamily:
+    """A folder of this family. Implements packing.Family. `num_labels` 0: without a classification head."""
+
+    default_pooling = "mean"
+    gpu_dtype = torch.float16
+
+    def __init__(self, config: Mapping[str, Any], names: Collection[str], num_labels: int) -> None:
+        self._spec = spec = read_bert_spec(config)
+        self.max_len, self.vocab_size = spec.max_len, spec.vocab_size
+        self.hidden_size, self.first_position = spec.hidden_size, spec.first_position
+        prefix, _ = FAMILIES[spec.model_type]  # names begin with it where the folder was saved with a head
+        self._prefix = prefix if f"{prefix}embeddings.word_embeddings.weight" in names else ""
+        self._has_head = num_labels > 0
+        self.weights: Mapping[str, tuple[int, ...]] = {
+            **{self._prefix + name: shape for name, shape in bert_weights(spec).items()},
+            **(self._head_weights(num_labels) if num_labels else {}),
+        }
+        self.unused: tuple[str, ...] = (f"{self._prefix}pooler.", "cls.", "lm_head.")  # heads of the pre-training
+
+    def load(self, read: Read, device: torch.device, dtype: torch.dtype) -> Bert:
+        """See Family."""
+        return Bert(self._spec, lambda name: read(self._prefix + name))
+
+    def load_head(self, read: Read) -> Callable[[Tensor], Tensor] | None:
+        """See Family."""
+        if not self._has_head:
+            return None
+        first, last = (Linear(read, name) for name in self._head_names())
+        return lambda x_BE: last(torch.tanh(first(x_BE)))
+
+    def _head_names(self) -> tuple[str, str]:
+        """The layers of a classification head. BERT's first one is its pooler, RoBERTa's belongs to the head."""
+        if self._spec.model_type == "bert":
+            return f"{self._prefix}pooler.dense", "classifier"
+        return "classifier.dense", "classifier.out_proj"
+
+    def _head_weights(self, num_labels: int) -> dict[str, tuple[int, ...]]:
+        (first, last), hidden = self._head_names(), self._spec.hidden_size
+        return {
+            f"{first}.weight": (hidden, hidden),
+            f"{first}.bias": (hidden,),
+            f"{last}.weight": (num_labels, hidden),
+            f"{last}.bias": (num_labels,),
+        }

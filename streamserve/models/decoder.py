@@ -66,13 +66,21 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        prepared = self._attention_op.prepare(batch)
-        angles = rope_angles(batch.positions_T, self._inv_freq, self._rope_factor, self._dtype)
-        x_TE = F.embedding(batch.token_ids_T, self._embedding_VE)
-        for layer in self._layers:
-            x_TE = layer.forward(x_TE, angles, prepared)
+        x_TE = self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch))
         x_RE = self._norm_op(x_TE[batch.logit_rows_R], self._norm_E, self._eps)
         return F.linear(x_RE, self._head_VE).float()
+
+    def states(self, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
+        """The last hidden state of every token; `prepared` is for the attention that the network was built with."""
+        x_TE: Tensor = self._norm_op(self._stream(token_ids_T, positions_T, prepared), self._norm_E, self._eps)
+        return x_TE
+
+    def _stream(self, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
+        angles = rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
+        x_TE = F.embedding(token_ids_T, self._embedding_VE)
+        for layer in self._layers:
+            x_TE = layer.forward(x_TE, angles, prepared)
+        return x_TE
 
 
 def decoder_weights(shape: NetworkShape) -> dict[str, tuple[int, ...]]:

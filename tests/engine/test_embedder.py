@@ -70,6 +70,17 @@ async def test_rows_come_back_in_the_order_of_the_inputs(embedder: Embedder, enc
     assert (await embedder.encode([])).shape == (0, 2)
 
 
+async def test_a_text_longer_than_a_batch_is_one_by_itself(encoder: WritingEncoder) -> None:
+    embedder = Embedder(encoder, batch_tokens=20)
+    running = asyncio.create_task(embedder.run())
+    rows = await asyncio.gather(embedder.encode(texts(32, 5, 31)), embedder.encode(texts(4, first=2)))
+    assert rows[0].tolist() == [[1, 32], [1, 5], [1, 31]] and rows[1].tolist() == [[2, 4]]
+    assert all(len(batch) == 1 or sum(len(one.token_ids) for one in batch) <= 20 for batch in encoder.batches)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    embedder.shut()
+
+
 async def test_calls_that_wait_share_the_next_batch(embedder: Embedder, encoder: WritingEncoder) -> None:
     encoder.gate.clear()
     first = asyncio.create_task(embedder.encode(texts(4)))

