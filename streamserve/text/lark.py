@@ -86,3 +86,14 @@ def repeated(expression: str, low: int, high: int | None) -> str:
 def without(markers: Sequence[str]) -> str:
     """A terminal's body: any text in which none of these occurs."""
     return ANY_TEXT + "".join(f" & ~(/(?s:.*)/ {literal(marker)} /(?s:.*)/)" for marker in markers)
+
+
+def between_slashes(pattern: str) -> str:
+    """A pattern as it stands between slashes, on one line."""
+    out, escapes = [], False
+    for letter in pattern:
+        if letter == "/" and not escapes:
+            out.append("\\")
+        out.append({"\n": "\\n", "\r": "\\r"}.get(letter, letter) if not escapes else {"\n": "n", "\r": "r"}.get(letter, letter))
+        escapes = letter == "\\" and not escapes
+    return "".join(out)

@@ -461,21 +461,25 @@ def _is_empty(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
             said = {name for name in value if name in _SUPPORTED | _UNSUPPORTED}
             return said <= {"type", "pattern"} and bool(value.get("type", "string") == "string")
         case "unevaluatedItems":
-            return value is True or value == {}
+            return _is_any(value)
         case "unevaluatedProperties":
             is_alone = not set(_IN_PLACE) & set(schema) and "additionalProperties" not in schema and "if" not in schema
-            return value is True or value == {} or (value is False and is_alone)
+            return _is_any(value) or (value is False and is_alone)
         case "dependentRequired" | "dependencies":
             return isinstance(value, Mapping) and all(_is_names(names) for names in value.values())
         case "dependentSchemas":
-            return value == {}
+            return isinstance(value, Mapping) and not value
         case "not":
-            return isinstance(value, Mapping) and set(value) == {"type"} and "integer" not in _types_of(value["type"])
+            return isinstance(value, Mapping) and set(value) == {"type"} and bool("integer" not in _types_of(value["type"]))
         case "$recursiveAnchor":
             return value is False
         case "$dynamicAnchor":
             return True  # without a $dynamicRef it is a name only
     return False
+
+
+def _is_any(schema: Any) -> bool:
+    return schema is True or (isinstance(schema, Mapping) and not schema)
 
 
 def _why_not(key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.gbnf import is_gbnf, lark_of_gbnf
-from streamserve.text.lark import Grammar, json_value, literal
+from streamserve.text.lark import Grammar, between_slashes, json_value, literal
 from streamserve.text.pattern import fault_of
 from streamserve.text.schema import free_object, prepare
 
@@ -36,7 +36,7 @@ def regex(pattern: str, param: str = "regex") -> Grammar:
     inner = pattern.removeprefix("^")
     if inner.endswith("$") and not inner.endswith("\\$"):
         inner = inner[:-1]
-    return Grammar("ANSWER", (f"ANSWER: /(?:{_between_slashes(inner)})/",))
+    return Grammar("ANSWER", (f"ANSWER: /(?:{between_slashes(inner)})/",))
 
 
 def choice(options: Sequence[str], param: str = "choice") -> Grammar:
@@ -81,17 +81,6 @@ def text_of(grammar: Grammar, lead: str = "") -> str:
     if not grammar.start:  # whole Lark of a user's own
         return grammar.rules[0]
     return Grammar(f"{literal(lead)} ({grammar.start})" if lead else grammar.start, grammar.rules).text
-
-
-def _between_slashes(pattern: str) -> str:
-    """A pattern as it stands between slashes, on one line."""
-    out, escapes = [], False
-    for letter in pattern:
-        if letter == "/" and not escapes:
-            out.append("\\")
-        out.append({"\n": "\\n", "\r": "\\r"}.get(letter, letter) if not escapes else {"\n": "n", "\r": "r"}.get(letter, letter))
-        escapes = letter == "\\" and not escapes
-    return "".join(out)
 
 
 def _shown(value: Any) -> str:

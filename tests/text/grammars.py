@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import llguidance
 
-# A vocabulary of bytes; these ids stand for control tokens (the byte tokenizer has a few beyond the bytes).
 _TOKENIZER = llguidance.LLTokenizer("byte")
+CONTROL_IDS = (256, 257, 258, 259, 260, 0xFE, 0xFF)  # stand for control tokens; the last two are no bytes of any text
 
 
 class Grammar:

@@ -5,18 +5,54 @@ Owns the list of formats. A new one is a file beside this and a line here.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from streamserve.errors import InvalidRequest
+from streamserve.text.tools.deepseekv3 import DeepSeekV3
 from streamserve.text.tools.format import Tool, ToolFormat
+from streamserve.text.tools.glm45 import Glm45
+from streamserve.text.tools.gpt_oss import GptOss
 from streamserve.text.tools.hermes import Hermes
+from streamserve.text.tools.kimi_k2 import KimiK2
+from streamserve.text.tools.llama3 import Llama3
+from streamserve.text.tools.mistral import Mistral
+from streamserve.text.tools.pythonic import Pythonic
+from streamserve.text.tools.qwen3_coder import Qwen3Coder
 
 _MAKERS: Mapping[str, Callable[[Mapping[str, int]], ToolFormat]] = {
     "hermes": Hermes,
+    "llama3": Llama3,
+    "mistral": Mistral,
+    "mistral_args": partial(Mistral, is_list=False),
+    "pythonic": Pythonic,
+    "qwen3_coder": Qwen3Coder,
+    "deepseekv3": DeepSeekV3,
+    "deepseekv31": partial(DeepSeekV3, is_fenced=False),
+    "kimi_k2": KimiK2,
+    "glm45": Glm45,
+    "glm47": partial(Glm45, has_lines=False),
+    "gpt_oss": GptOss,
 }
-_ALIASES: Mapping[str, str] = {"qwen25": "hermes", "qwen": "hermes", "qwen3": "hermes"}
+_ALIASES: Mapping[str, str] = {"qwen25": "hermes", "qwen": "hermes", "qwen3": "hermes", "gpt-oss": "gpt_oss"}
 
 # Told by texts that occur in the template's source; the first whose texts all do.
-_SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (("hermes", ("<tool_call>",)),)
+_SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("gpt_oss", ("<|channel|>", "to=functions.")),
+    ("kimi_k2", ("<|tool_calls_section_begin|>",)),
+    ("deepseekv3", ("<｜tool▁calls▁begin｜>", "```json")),
+    ("deepseekv31", ("<｜tool▁calls▁begin｜>",)),
+    ("glm45", ("<arg_key>", "</arg_key>\\n<arg_value>")),
+    ("glm45", ("<arg_key>", "</arg_key>\n<arg_value>")),
+    ("glm47", ("<arg_key>",)),
+    ("qwen3_coder", ("<function=",)),
+    ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
+    ("mistral", ("[TOOL_CALLS]",)),
+    ("hermes", ("<tool_call>",)),
+    ("pythonic", ("<|python_start|>",)),
+    ("pythonic", ("[func_name1(params_name1=params_value1",)),
+    ("llama3", ("<|python_tag|>",)),
+    ("llama3", ('{"name": function name, "parameters":',)),
+)
 
 
 def names() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class CallParser:
         self._out: list[Event] = []
         self._state: Callable[[], bool] = self._read_content
         self._is_inside_call = False
+        self._has_arguments = False
         self._is_broken = False
         self._is_undecided = False
         self.num_calls = 0
@@ -112,11 +113,13 @@ class CallParser:
         self._blank = ""
         self._settle()
         self._out.append(CallBegan(self.num_calls, name, id))
+        self._has_arguments = False
         self.num_calls += 1
         self._is_inside_call = True
 
     def _grow(self, arguments: str) -> None:
         if arguments:
+            self._has_arguments = True
             self._out.append(CallGrew(self.num_calls - 1, arguments))
 
     def _end_call(self) -> None:
@@ -141,11 +144,18 @@ class CallParser:
 
     def _expect(self, marker: str) -> bool | None:
         """Moves `_pos` behind the marker if it stands there. False: it doesn't; None: more text must tell."""
-        if self._text.startswith(marker, self._pos):
-            self._pos += len(marker)
-            return True
-        rest = self._text[self._pos : self._pos + len(marker)]
-        return None if marker.startswith(rest) and not self._is_last else False
+        found = self._expect_one((marker,))
+        return None if found is None else bool(found)
+
+    def _expect_one(self, markers: Sequence[str]) -> str | None:
+        """Moves `_pos` behind the marker that stands there, and says which; "" when none does, None when more text must tell."""
+        for marker in markers:
+            if self._text.startswith(marker, self._pos):
+                self._pos += len(marker)
+                return marker
+        rest = len(self._text) - self._pos
+        may_come = any(len(marker) > rest and marker.startswith(self._text[self._pos :]) for marker in markers)
+        return None if may_come and not self._is_last else ""
 
     def _take(self) -> list[Event]:
         out, self._out = self._out, []

@@ -1,0 +1,117 @@
+"""Qwen3-Coder's way of writing calls: <function=name> with <parameter=key> for each argument, inside <tool_call>.
+
+Owns the format's tags. A value stands on lines of its own; the outer tag, and the end of a value, may be missing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from streamserve.text.lark import Grammar, literal
+from streamserve.text.tools.calls import Frame
+from streamserve.text.tools.format import Demand, Tool
+from streamserve.text.tools.schemas import allowed
+from streamserve.text.tools.tagged import TaggedCallsParser, tagged_parameters
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+_VALUE_ENDS = ("\n" + PARAMETER_END, PARAMETER_END, "\n" + PARAMETER, "\n" + FUNCTION_END)
+
+
+class Qwen3Coder:
+    """The format. See ToolFormat."""
+
+    name = "qwen3_coder"
+    control_tokens: tuple[str, ...] = (BEGIN, END)
+    triggers: tuple[str, ...] = (BEGIN, FUNCTION)
+    reads_thoughts = False
+
+    def __init__(self, control: Mapping[str, int] | None = None) -> None:
+        self._control = dict(control or {})
+
+    def parser(self, tools: Sequence[Tool]) -> "Qwen3CoderParser":
+        """See ToolFormat."""
+        return Qwen3CoderParser(tools)
+
+    def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
+        """See ToolFormat."""
+        bodies = []
+        for n, tool in enumerate(allowed(tools, demand)):
+            parameters = tagged_parameters(
+                tool,
+                self.name,
+                f"v{n}_",
+                opening=lambda name: f"{PARAMETER}{name}>\n",
+                free_opening=(PARAMETER, ">\n"),
+                end=f"\n{PARAMETER_END}\n",
+                others=(PARAMETER_END, "\n" + PARAMETER, "\n" + FUNCTION_END),
+                control=self._control,
+            )
+            bodies.append(Grammar(f"{literal(f'{tool.name}>' + chr(10))} {parameters.start}", parameters.rules))
+        frame = Frame(f"{BEGIN}\n{FUNCTION}", f"{FUNCTION_END}\n{END}", "\n", control=self._control)
+        return frame.grammar(bodies, demand, BEGIN, answer).text
+
+
+class Qwen3CoderParser(TaggedCallsParser):
+    """Reads one answer."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        super().__init__(tools, (BEGIN, FUNCTION), _VALUE_ENDS)
+
+    def _trigger(self, marker: str) -> bool:
+        self._state = self._read_function if marker == BEGIN else self._read_name
+        return True
+
+    def _read_function(self) -> bool:
+        if not self._skip_blank():
+            return False
+        is_function = self._expect(FUNCTION)
+        if is_function is None:
+            return False
+        self._state = self._read_name
+        return True if is_function else self._reject()
+
+    def _read_name(self) -> bool:
+        end = self._text.find(">", self._pos)
+        if end < 0:
+            return self._reject() if "\n" in self._text[self._pos :] else False
+        name = self._text[self._pos : end].strip()
+        self._pos = end + 1
+        return self._begin_tagged(name)
+
+    def _read_parameter(self) -> bool:
+        start = self._pos
+        if not self._skip_blank():
+            return False
+        tag = self._expect_one((PARAMETER, FUNCTION_END, END))
+        if tag == PARAMETER:
+            end = self._text.find(">", self._pos)
+            if end < 0 or (end + 1 == len(self._text) and not self._is_last):
+                self._pos = start
+                return False
+            name = self._text[self._pos : end].strip()
+            self._pos = end + 1 + self._text.startswith("\n", end + 1)
+            return self._begin_value(name)
+        if tag:
+            self._close_call()
+            return self._go(self._behind_function if tag == FUNCTION_END else self._read_content)
+        self._pos = start
+        if tag is None:
+            return False
+        self._break_call()
+        return self._go(self._read_content)
+
+    def _behind_value(self, end: str) -> bool:
+        if end.endswith(PARAMETER_END):
+            self._pos += len(end)
+        return self._go(self._read_parameter)
+
+    def _behind_function(self) -> bool:
+        if not self._skip_blank():
+            return False
+        is_end = self._expect(END)
+        if is_end is None:
+            return False
+        if is_end:
+            self._settle()
+        self._state = self._read_content
+        return True
