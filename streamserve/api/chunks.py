@@ -23,7 +23,7 @@ from streamserve.text.tokenizer import Tokenizer
 class Wishes:
     """What a client wants to see beside text. `top_logprobs` None: no log-probabilities, and so `prompt_logprobs` of the prompt.
 
-    `has_thoughts`, `has_calls`: the answer may hold such. `is_legacy`: a call is shown in OpenAI's older form, function_call.
+    `has_thoughts`, `has_calls`: a chat's answer may hold such. `is_legacy`: a call has OpenAI's older form, function_call.
     `best`: of each prompt's choices only so many are shown, the likeliest; None: all.
     """
 
@@ -92,12 +92,7 @@ class _Shape:
         self._tail = b"}" if not wishes.usage or wishes.running_usage else b',"usage":null}'
         self._before_index = self._chunk_head + b',"choices":[{"index":'
         self._is_plain = (
-            not wishes.running_usage
-            and not wishes.token_ids
-            and wishes.top_logprobs is None
-            and wishes.prompt_logprobs is None
-            and not wishes.has_thoughts
-            and not wishes.has_calls
+            not wishes.running_usage and not wishes.token_ids and wishes.top_logprobs is None and wishes.prompt_logprobs is None
         )
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
@@ -161,8 +156,10 @@ class ChatShape(_Shape):
         """See Shape."""
         made: list[bytes] = []
         if self._is_plain:
-            if piece.text:
-                made.append(self._plain(piece))
+            if piece.events is not None:
+                made += [self._plain_event(piece.index, event) for event in piece.events]
+            elif piece.text:
+                made.append(self._plain(piece.index, b'"content":', piece.text))
         elif piece.events or self._shows(piece):
             made += self._full(piece)
         if piece.finish_reason is not None:
@@ -173,25 +170,32 @@ class ChatShape(_Shape):
     def _reason(self, piece: Piece) -> str | None:
         return "function_call" if self._wishes.is_legacy and piece.finish_reason == TOOL_CALLS else piece.finish_reason
 
-    def _plain(self, piece: Piece) -> bytes:
-        return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]%b' % (
+    def _plain(self, index: int, name: bytes, text: str) -> bytes:
+        return b'%b%d,"delta":{%b%b},"logprobs":null,"finish_reason":null}]%b' % (
             self._before_index,
-            piece.index,
-            orjson.dumps(piece.text),
+            index,
+            name,
+            orjson.dumps(text),
             self._tail,
         )
 
+    def _plain_event(self, index: int, event: Event) -> bytes:
+        if type(event) is Content:
+            has_thoughts = self._wishes.has_thoughts  # clients read both by attribute
+            return self._plain(index, b'"reasoning_content":null,"content":' if has_thoughts else b'"content":', event.text)
+        if type(event) is Thought:
+            return self._plain(index, b'"content":null,"reasoning_content":', event.text)
+        return self._chunk({"index": index, "delta": self._delta(event), "logprobs": None, "finish_reason": None})
+
     def _full(self, piece: Piece) -> list[bytes]:
         """A chunk per event. What belongs to the piece as a whole is on the first one, log-probabilities on the content's."""
-        deltas = [self._delta(event) for event in events_of(piece)] or [{}]
-        scored = next((place for place, delta in enumerate(deltas) if "content" in delta), 0)
+        events: Sequence[Event] = events_of(piece) or (Content(""),)
+        scored = next((place for place, event in enumerate(events) if type(event) is Content), 0 if piece.logprobs else -1)
         made: list[bytes] = []
-        for place, delta in enumerate(deltas):
-            if self._wishes.has_thoughts and delta:
-                delta.setdefault("reasoning_content", None)  # clients read it by attribute
+        for place, event in enumerate(events):
             choice: dict[str, Any] = {
                 "index": piece.index,
-                "delta": delta or {"content": ""},
+                "delta": self._delta(event),
                 "logprobs": self._logprobs(piece.logprobs) if place == scored else None,
                 "finish_reason": None,
             }
@@ -208,9 +212,9 @@ class ChatShape(_Shape):
     def _delta(self, event: Event) -> dict[str, Any]:
         match event:
             case Content(text):
-                return {"content": text}
+                return {"reasoning_content": None, "content": text} if self._wishes.has_thoughts else {"content": text}
             case Thought(text):
-                return {"reasoning_content": text}
+                return {"content": None, "reasoning_content": text}
             case CallBegan(index, name, id):
                 function = {"name": name, "arguments": ""}
                 if self._wishes.is_legacy:

@@ -1,12 +1,14 @@
 """Fields and answers of text completions, where they differ from chat."""
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
+from streamserve.messages import Delta, FinishReason, GenerateRequest, TokenLogprobs
 from tests.api.scripted import ScriptedEngine, says
-from tests.api.test_chat import chunks_of
+from tests.api.test_chat import HI, chunks_of
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/completions"
@@ -107,3 +109,42 @@ async def test_chunks_have_the_shape_of_text_completions(http: httpx.AsyncClient
     choices = [chunk["choices"][0] for chunk in chunks]
     assert "".join(choice["text"] for choice in choices) == "Hello!"
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+
+
+async def test_best_of_gives_the_likeliest_by_mean_log_probability(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    def script(request: GenerateRequest) -> list[Delta]:
+        nth = int(request.id.rsplit("-", 1)[1])
+        logprob = [-3.0, -0.5, -1.0][nth]
+        entries = [TokenLogprobs(token, logprob) for token in b"abc"[: nth + 1]]
+        return [Delta((entry.token_id,), (entry,)) for entry in entries[:-1]] + [
+            Delta((entries[-1].token_id,), (entries[-1],), finish_reason=FinishReason.LENGTH)
+        ]
+
+    engine.script = script
+    answer = (await http.post("/v1/completions", json={"prompt": "hi", "best_of": 3, "n": 2})).json()
+    assert [(choice["index"], choice["text"], choice["logprobs"]) for choice in answer["choices"]] == [
+        (0, "ab", None),
+        (1, "abc", None),
+    ]
+    assert answer["usage"]["completion_tokens"] == 6  # all of them were generated
+    for fields in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}, {"best_of": 0}):
+        refused = await http.post("/v1/completions", json={"prompt": "hi", **fields})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "best_of")
+
+
+async def test_prompt_logprobs_stand_beside_the_answer(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    for path, body in (("/v1/completions", {"prompt": "hi"}), ("/v1/chat/completions", {"messages": HI})):
+        answer = (await http.post(path, json={**body, "prompt_logprobs": 1})).json()
+        place = answer["choices"][0] if path == "/v1/completions" else answer
+        scored = place["prompt_logprobs"]
+        assert len(scored) == answer["usage"]["prompt_tokens"]
+        assert scored[0] is None
+        assert scored[1][str(engine.requests[-1].token_ids[1])]["logprob"] == -0.25
+        assert answer["choices"][0]["logprobs"] is None
+        text = (await http.post(path, json={**body, "prompt_logprobs": 1, "stream": True})).text
+        events = [json.loads(event[6:]) for event in text.split("\n\n") if event.startswith("data: {")]
+        shown = [event for event in events if "prompt_logprobs" in event or "prompt_logprobs" in event["choices"][0]]
+        (first,) = shown
+        assert (first["choices"][0] if path == "/v1/completions" else first)["prompt_logprobs"] == scored
+        refused = await http.post(path, json={**body, "prompt_logprobs": 21})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")

@@ -369,7 +369,8 @@ async def test_thoughts_stand_apart_and_are_counted(thinking: httpx.AsyncClient,
     thought = guidance_of(engine).thought
     assert thought is not None and (thought.is_open, thought.end, thought.max_tokens) == (True, b"</think>", None)
     chunks = await deltas_of(thinking)
-    assert all("reasoning_content" in chunk["delta"] for chunk in chunks[:-1])
+    assert all({"reasoning_content", "content"} <= set(chunk["delta"]) for chunk in chunks[:-1])
+    assert await deltas_of(thinking, stream_options={"continuous_usage_stats": True}) == chunks
     assert "".join(chunk["delta"].get("reasoning_content") or "" for chunk in chunks) == "One and two."
     assert "".join(chunk["delta"].get("content") or "" for chunk in chunks) == "Three"
 

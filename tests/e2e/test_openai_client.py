@@ -86,7 +86,7 @@ async def test_errors_arrive_as_the_clients_own(client: AsyncOpenAI) -> None:
 
 
 async def test_a_key_is_asked_for() -> None:
-    async with fake_server(ServerConfig(api_key="sesame")) as server:
+    async with fake_server(ServerConfig(api_key=("sesame",))) as server:
         for key, works in (("sesame", True), ("open", False)):
             async with AsyncOpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0) as client:
                 if works:
