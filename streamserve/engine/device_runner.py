@@ -19,7 +19,7 @@ from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
-from streamserve.engine.device_state import GROUPED_ROWS, TURNS, DeviceState, Loaded, StepSize
+from streamserve.engine.device_state import GROUPED_ROWS, MAX_PROMPTS, TURNS, DeviceState, Loaded, StepSize
 from streamserve.engine.plan import NO_EDITS, Admission, Edits, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
@@ -139,6 +139,7 @@ class DeviceRunner:
         self._device = device
         self._network = network
         self.long_chunk = network.long_chunk
+        self.max_appended_rows: int | None = MAX_PROMPTS if use_graphs else None  # a captured step holds no more
         has_groups = network.grouping is not None
         most = min(max_graph_tokens, max_step_tokens)
         self._sizes = graph_sizes(num_slots, most, has_groups=has_groups) if use_graphs else ()

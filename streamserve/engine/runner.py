@@ -48,6 +48,7 @@ class ModelRunner:
     """Runner over a real network."""
 
     long_chunk: int | None = None  # all chunks are computed alike
+    max_appended_rows: int | None = None
 
     def __init__(self, network: Network, pool: KVPool, sampler: Sampler, *, num_slots: int, max_len: int) -> None:
         self._network = network

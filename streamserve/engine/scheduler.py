@@ -36,13 +36,15 @@ FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more t
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
-    multiple of it if they begin at one: devices have libraries for those."""
+    multiple of it if they begin at one: devices have libraries for those. `max_appended_rows`: of a step, rows that go through
+    tokens which were appended to their requests; more wait for the next step."""
 
     max_running: int
     max_step_tokens: int
     eos_token_ids: frozenset[int]
     bursts: BurstLimits = field(default_factory=BurstLimits)
     long_chunk: int | None = None
+    max_appended_rows: int | None = None
 
 
 @dataclass(slots=True)
@@ -232,10 +234,16 @@ class Scheduler:
     def _draw_answers(self, draft: Draft) -> None:
         """A row for every running answer: one token, or more where known ones were appended."""
         spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
+        most, num_appended = self.limits.max_appended_rows, 0
         for request in self._answering():
             if request.state is not State.RUNNING:
                 continue  # preempted for the pages of one before it
-            num_tokens = min(len(request.tokens) - request.planned, 1 + max(0, spare)) if request.is_prefilling else 1
+            num_tokens = 1
+            if not request.can_decode:
+                num_appended += 1
+                if most is not None and num_appended > most:
+                    continue
+                num_tokens = min(len(request.tokens) - request.planned, 1 + max(0, spare))
             if request.planned + num_tokens <= self._lease(request).room or self._have_pages(request, num_tokens):
                 self._draw_answer(draft, request, num_tokens)
                 spare -= num_tokens - 1

@@ -71,14 +71,14 @@ class Bench:
         page_size: int = 4,
         max_running: int = 8,
         max_step_tokens: int = 32,
+        max_appended_rows: int | None = None,
         bursts: BurstLimits | None = None,
     ) -> None:
         self.cache = KVCache(num_pages, page_size)
         self.runner = Runner(vocab_size=VOCAB, page_size=page_size, step_s=0.0, eos_token_id=END)
         self.runner.plans = []
-        self.scheduler = Scheduler(
-            self.cache, Limits(max_running, max_step_tokens, ENDS, bursts or BurstLimits()), POLICIES["fcfs"]
-        )
+        limits = Limits(max_running, max_step_tokens, ENDS, bursts or BurstLimits(), max_appended_rows=max_appended_rows)
+        self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"])
         self.grammars = Grammars(WORDS, vocab_size=VOCAB, eos_token_ids=ENDS, num_threads=1)
         context_len = min(4096, (num_pages - 1) * page_size)
         self.engine = Engine(self.scheduler, self.runner, EngineOptions(context_len, VOCAB, ENDS, seed=0), grammars=self.grammars)
@@ -314,6 +314,16 @@ async def test_a_thought_ends_when_somebody_asks_for_it() -> None:
     end = ids.index(END_THINK)
     assert end == answer.num_thought <= len(deltas[0].token_ids) + 2
     assert set(json.loads(text_of(ids[end + 1 :]))) == {"name", "kind", "n"}
+
+
+async def test_a_step_holds_so_many_appended_rows_and_no_more() -> None:
+    async with running(Bench(num_pages=400, max_step_tokens=200, max_appended_rows=2)) as bench:
+        answers = await asyncio.gather(*(bench.ask(f"{i}", prompt_of(9, i), PERSON) for i in range(8)))
+        for plan in bench.plans:
+            new = {admission.slot for admission in plan.admissions}
+            assert sum(row.num_tokens > 1 and row.slot not in new for row in plan.rows) <= 2
+        for i, answer in enumerate(answers):
+            assert list(answer.token_ids) == await expected(bench, prompt_of(9, i), PERSON, 100)
 
 
 async def test_jumps_meet_bursts_of_prompts() -> None:
