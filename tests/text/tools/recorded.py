@@ -47,7 +47,8 @@ _QWEN_WEATHER = (
     "</function>\n</tool_call>"
 )
 _QWEN_NOTE = (
-    '<tool_call>\n<function=write_note>\n<parameter=text>\nTwo "lines"\nžluťoučký 🦙\n</parameter>\n<parameter=tags>\n["a", "b c"]\n'
+    '<tool_call>\n<function=write_note>\n<parameter=text>\nTwo "lines"\nžluťoučký 🦙\n</parameter>\n<parameter=tags>\n'
+    '["a", "b c"]\n'
     '</parameter>\n<parameter=meta>\n{"pinned": true, "of": null}\n</parameter>\n</function>\n</tool_call>'
 )
 _GLM_WEATHER = (
@@ -56,7 +57,8 @@ _GLM_WEATHER = (
 )
 _GLM_NOTE = (
     '<tool_call>write_note\n<arg_key>text</arg_key>\n<arg_value>Two "lines"\nžluťoučký 🦙</arg_value>\n<arg_key>tags</arg_key>\n'
-    '<arg_value>["a", "b c"]</arg_value>\n<arg_key>meta</arg_key>\n<arg_value>{"pinned": true, "of": null}</arg_value>\n</tool_call>'
+    '<arg_value>["a", "b c"]</arg_value>\n<arg_key>meta</arg_key>\n'
+    '<arg_value>{"pinned": true, "of": null}</arg_value>\n</tool_call>'
 )
 
 ANSWERS: dict[str, list[Recorded]] = {
@@ -112,7 +114,8 @@ ANSWERS: dict[str, list[Recorded]] = {
     "pythonic": [
         Recorded('[get_weather(city="Brno", days=2)]', [WEATHER], in_grammar=True),
         Recorded(
-            '[add(a=1, b=-2.5), write_note(text="Two \\"lines\\"\\nžluťoučký 🦙", tags=["a", "b c"], meta={"pinned": true, "of": null})]',
+            '[add(a=1, b=-2.5), write_note(text="Two \\"lines\\"\\nžluťoučký 🦙", '
+            'tags=["a", "b c"], meta={"pinned": true, "of": null})]',
             [ADD, NOTE],
             in_grammar=True,
         ),
@@ -145,7 +148,8 @@ ANSWERS: dict[str, list[Recorded]] = {
             "I'll look.",
         ),
         Recorded(
-            "<tool_call><function=write_note><parameter=text>a\n\n<b>\n<parameter=meta>\n{'pinned': True, 'of': None}\n</function></tool_call>",
+            "<tool_call><function=write_note><parameter=text>a\n\n<b>\n"
+            "<parameter=meta>\n{'pinned': True, 'of': None}\n</function></tool_call>",
             [("write_note", {"text": "a\n\n<b>", "meta": {"pinned": True, "of": None}})],
         ),
         Recorded("<tool_call>\n<function=now>\n</function>\n</tool_call>", [("now", {})], in_grammar=True),
@@ -194,7 +198,8 @@ ANSWERS: dict[str, list[Recorded]] = {
             in_grammar=True,
         ),
         Recorded(
-            "<|channel|>analysis<|message|>Let me < think.\n<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+            "<|channel|>analysis<|message|>Let me < think.\n<|end|>"
+            "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
             f"<|start|>assistant to=functions.add<|channel|>commentary json<|message|>{_ADD_JSON}<|call|>",
             [ADD],
             "I look.",
