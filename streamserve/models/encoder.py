@@ -77,8 +77,12 @@ class Encoder:
         )
 
     def enter_thread(self) -> None:
-        """See engine.embedder.Encoder. torch takes this number for all threads that come after: who builds corrects that."""
+        """See engine.embedder.Encoder. torch takes this number for all threads that come after: who builds corrects that. On a
+        GPU the thread gets a stream of its own: on the LLM's it would wait for the LLM's steps."""
         torch.set_num_threads(self._threads)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the weights
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,6 +63,19 @@ def test_the_real_model_gives_the_same_vectors_as_transformers_in_mixed_batches(
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
     alone = np.concatenate([minilm.encode([one]) for one in given[:4]])
     assert distances(ours[:4], alone).max() < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_a_gpu_gives_the_vectors_of_the_cpu_in_half_precision(tmp_path: Path, kind: str) -> None:
+    save_encoder(tmp_path, kind, **({"num_key_value_heads": 2} if kind == "qwen3" else {}))
+    given = inputs([1, 5, 64, 17, 16, 40, 41, 3], (5, 120))
+    theirs = Encoder(tmp_path, device=torch.device("cuda"))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(theirs.enter_thread).result()
+        rows = thread.submit(theirs.encode, given).result()
+    assert distances(load(tmp_path).encode(given), rows).max() < 2e-3
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
