@@ -82,7 +82,7 @@ class Encoder:
         torch.set_num_threads(self._threads)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # the weights
-            torch.cuda.set_stream(torch.cuda.Stream(self._device))
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> NDArray[np.float32]:
