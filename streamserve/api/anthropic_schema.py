@@ -8,9 +8,9 @@ by name. `cache_control` is accepted wherever it may stand: every prompt is cach
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streamserve.api.fields import MESSAGES, Decision
 from streamserve.api.schema import convert, show
@@ -227,10 +227,10 @@ class CountTokensRequest(Struct, kw_only=True):
 class MessagesRequest(CountTokensRequest, kw_only=True):
     """Body of POST /v1/messages. The last fields are this server's own, with the meaning they have for a chat."""
 
-    max_tokens: int
+    max_tokens: Annotated[int, Meta(extra_json_schema={"minimum": 0})]
     stop_sequences: list[str] | None = None
     stream: bool = False
-    temperature: float | None = None
+    temperature: Annotated[float, Meta(extra_json_schema={"maximum": 1})] | None = None
     top_p: float | None = None
     top_k: int | None = None
     metadata: Metadata | None = None

@@ -169,13 +169,13 @@ def _as_checked(schema: dict[str, Any]) -> None:
 
 
 def _narrow(schema: dict[str, Any]) -> None:
-    """Say of each field what its checks ask of it."""
+    """Say of each field what its checks ask of it, unless its type says so itself."""
     ranges = {name: {"minimum": low, "maximum": high} for name, low, high in RANGES}
     for name, field in schema["properties"].items():
         asked = ASKED.get(name) or ranges.get(ALSO_NAMED.get(name, name)) or {}
         for option in field.get("anyOf", [field]):
             known = KEYWORDS.get(option.get("type"), NUMERIC if option.get("type") in ("integer", "number") else set())
-            option |= {keyword: value for keyword, value in asked.items() if keyword in known}
+            option |= {keyword: value for keyword, value in asked.items() if keyword in known - option.keys()}
 
 
 def _operation(route: RouteSpec, schemas: _Schemas, needs_key: bool) -> dict[str, Any]:
