@@ -43,6 +43,7 @@ T = TypeVar("T")
 MAX_TOOLS = 1024
 INLINE_CHARS = 8000  # of schemas; about a millisecond
 DESCRIBED = "hermes"  # the format that tools are described in where the template leaves them out (text/tools/find.py)
+CHANNELLED = "gpt_oss"  # the format that reads thoughts too
 JSON_KINDS = ("json_object", "json_schema", "schema")
 MAX_THOUGHT_TOKENS = 10_000_000
 TAIL_LEN = 64  # tokens at a prompt's end among which the template may have opened or closed a thought
@@ -310,9 +311,9 @@ class Forms:
         self._text = text
         self._control = control_tokens(text.tokenizer)
         source = None if text.template is None else text.template.source
-        self.tool_format = _tool_format(config.tool_call_parser, text, source, self._control)
         self.reasoning = _reasoning(config.reasoning_parser, source)
         self._is_channelled = self.reasoning is not None and self.reasoning.is_channelled
+        self.tool_format = _tool_format(config.tool_call_parser, text, source, self._control, self._is_channelled)
         self._limiter = CapacityLimiter(1)  # threads for large schemas
 
     async def of_chat(self, request: ChatRequest) -> Form:
@@ -452,7 +453,13 @@ def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     return {text: id for id in ids if (text := tokenizer.id_to_text(id))}
 
 
-def _tool_format(name: str, text: TextModel, source: str | None, control: Mapping[str, int]) -> ToolFormat:
+def _tool_format(name: str, text: TextModel, source: str | None, control: Mapping[str, int], is_channelled: bool) -> ToolFormat:
+    if is_channelled:
+        if name not in ("auto", CHANNELLED):
+            raise ConfigError(
+                f"--tool-call-parser is {name}, but the model's thoughts are in {CHANNELLED}'s channels, as calls are then"
+            )
+        return tool_formats.find(CHANNELLED, control)
     has_own = text.template is not None and text.template.renders_tools
     if name == "auto":
         return tool_formats.auto(source, control) if has_own else tool_formats.find(DESCRIBED, control)
@@ -464,6 +471,10 @@ def _tool_format(name: str, text: TextModel, source: str | None, control: Mappin
         raise ConfigError(
             f"--tool-call-parser is {name}, but the chat template shows no tools to the model, so that they are described to it "
             f"with calls in the form of {DESCRIBED}; leave the flag out, or give a template with --chat-template"
+        )
+    if found.name == CHANNELLED:
+        raise ConfigError(
+            f"--tool-call-parser is {name}, whose calls stand among thoughts: --reasoning-parser must be gpt-oss then"
         )
     return found
 

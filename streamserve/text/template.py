@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
+from itertools import product
 from typing import Any, NoReturn
 
 import jinja2
@@ -33,32 +35,52 @@ _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000
 
 @dataclass(frozen=True, slots=True)
 class _CallForm:
-    """How a template reads the calls of a message. Most want `arguments` as an object, though clients send a string of JSON; some
-    the string; some show calls only of a message whose content is null."""
+    """How a template reads the calls of messages. Most want `arguments` as an object, though clients send a string of JSON; some
+    the string; some show calls only of a message whose content is null; some take only ids of nine letters and digits."""
 
     has_text_arguments: bool = False
     has_null_content: bool = False
+    has_short_ids: bool = False
 
-    def apply(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """A call in that form. Arguments that are no JSON object, as of an answer that was cut short, stay as they are."""
+    def apply(self, message: dict[str, Any]) -> None:
+        """Put a message into that form."""
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [self._call(call) for call in calls]
+            if self.has_null_content and not message.get("content"):
+                message["content"] = None
+        if self.has_short_ids and message.get("role") == "tool":
+            message["tool_call_id"] = _short_id(message.get("tool_call_id") or message.get("name"))
+
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that are no JSON object, as of an answer that was cut short, stay as they are."""
         function = call.get("function")
         if not isinstance(function, Mapping):
             return dict(call)
         arguments = function.get("arguments")
         if self.has_text_arguments:
             if isinstance(arguments, Mapping):
-                return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+                arguments = json.dumps(arguments, ensure_ascii=False)
         elif isinstance(arguments, str):
-            try:
-                loaded = json.loads(arguments or "{}")
-            except ValueError:
-                return dict(call)
-            if isinstance(loaded, dict):
-                return {**call, "function": {**function, "arguments": loaded}}
-        return dict(call)
+            arguments = _object(arguments)
+        formed = {**call, "function": {**function, "arguments": arguments}}
+        return {**formed, "id": _short_id(call.get("id") or function.get("name"))} if self.has_short_ids else formed
 
 
-_CALL_FORMS = (_CallForm(), _CallForm(True), _CallForm(False, True), _CallForm(True, True))
+def _object(text: str) -> Any:
+    try:
+        loaded = json.loads(text or "{}")
+    except ValueError:
+        return text
+    return loaded if isinstance(loaded, dict) else text
+
+
+def _short_id(name: object) -> str:
+    """An id as it is where it fits, else one that stands for it."""
+    text = str(name)
+    return text if re.fullmatch("[a-zA-Z0-9]{9}", text) else sha256(text.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+_CALL_FORMS = tuple(_CallForm(*form) for form in product((False, True), repeat=3))
 
 
 # A tool, a call of it and its result, by whose names one sees what a template leaves out.
@@ -79,10 +101,10 @@ _PROBE_CHAT: tuple[Message, ...] = (
         "role": "assistant",
         "content": "",
         "tool_calls": [
-            {"id": "a1b2c3d4e", "type": "function", "function": {"name": "probe", "arguments": {"x": _PROBES[1]}}},
+            {"id": "call_of_the_probe", "type": "function", "function": {"name": "probe", "arguments": {"x": _PROBES[1]}}},
         ],
     },
-    {"role": "tool", "name": "probe", "tool_call_id": "a1b2c3d4e", "content": _PROBES[2]},
+    {"role": "tool", "name": "probe", "tool_call_id": "call_of_the_probe", "content": _PROBES[2]},
 )
 
 
@@ -104,6 +126,7 @@ class ChatTemplate:
             environment.parse(self.source)
         )
         self.variables = frozenset(read - _OWN_VARIABLES - set(environment.globals) - set(self._special_tokens))
+        self._call_form = _CALL_FORMS[0]
         self.renders_tools = self._shows_all(_PROBE_CHAT[:1], _PROBE_TOOLS, 1)
         self.renders_calls = False
         for form in _CALL_FORMS:
@@ -142,10 +165,7 @@ class ChatTemplate:
         for message in messages:
             known = {key: value for key, value in message.items() if value is not None}
             known["content"] = self._content(message.get("content"))
-            if calls := known.get("tool_calls"):
-                known["tool_calls"] = [self._call_form.apply(call) for call in calls]
-                if self._call_form.has_null_content and not message.get("content"):
-                    known["content"] = None
+            self._call_form.apply(known)
             chat.append(known)
         return chat
 

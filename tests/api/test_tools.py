@@ -15,6 +15,7 @@ from streamserve.text.model import TextModel
 from streamserve.text.template import ChatTemplate
 from tests.api.conftest import client_of
 from tests.api.scripted import ScriptedEngine, says
+from tests.text.grammars import Grammar
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -163,7 +164,9 @@ async def test_a_demanded_call_is_held_to_its_schema_by_a_grammar(
     await choice_of(http, tools=[ADD, NOW], tool_choice=choice)
     grammar = guidance_of(engine).grammar
     assert grammar is not None and guidance_of(engine).param == "tools"
-    assert [name for name in ("add", "now") if f'\\"name\\": \\"{name}\\"' in grammar] == calls
+    texts = dict(zip(("add", "now"), CALLS.replace("\n<tool_call>", "|<tool_call>").split("|"), strict=True))
+    assert [name for name, text in texts.items() if Grammar(grammar).accepts(text)] == calls
+    assert not Grammar(grammar).begins(texts["add"].replace("1", "true"))
     assert all(f'"name": "{name}"' in prompt_of(engine) for name in ("add", "now"))  # the prompt stays what it was
 
 
@@ -325,8 +328,9 @@ async def test_with_tools_a_constraint_is_for_answers_without_calls(http: httpx.
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"z": {}}}}}
     choice = await choice_of(http, tools=[ADD], response_format=form)
     assert (choice["message"]["content"], choice["finish_reason"]) == ('{"z": 1}', "stop")
-    grammar = str(guidance_of(engine).grammar)
-    assert "<tool_call>" in grammar and '"z"' in grammar
+    grammar = Grammar(str(guidance_of(engine).grammar))
+    call = CALLS.split("\n<tool_call>")[0]
+    assert [grammar.accepts(text) for text in (call, '{"z":1}', "text", f'{{"z":1}}{call}')] == [True, True, False, False]
     response = await post(http, tools=[ADD], tool_choice="required", response_format=form)
     assert response.headers["x-streamserve-warning"].startswith("response_format has no effect")
     assert '"z"' not in str(guidance_of(engine).grammar)
@@ -340,7 +344,10 @@ async def test_strict_tools_are_held_to_their_schema_even_where_the_model_decide
     assert engine.requests[-1].guidance is None
     strict = {"type": "function", "function": {**ADD["function"], "strict": True}}  # type: ignore[dict-item]
     await choice_of(http, tools=[strict, {"type": "function", "function": odd}])
-    assert '"a":{"type":"integer"' in str(guidance_of(engine).grammar)
+    grammar = Grammar(str(guidance_of(engine).grammar))
+    right = CALLS.split("\n<tool_call>")[0]
+    texts = ("Any text", f"Text.\n{right}", right.replace("1", "true"), right.replace("add", "odd"))
+    assert [grammar.accepts(text) for text in texts] == [True, True, False, True]
     refused = await post(http, tools=[{"type": "function", "function": {**odd, "strict": True}}])
     assert refused.status_code == 400 and "uniqueItems" in refused.text
 

@@ -41,6 +41,18 @@ def test_calls_are_given_in_the_form_that_the_template_reads(calls: str, shown: 
     assert shown in template.render([USER, *whole], tools=TOOLS)
 
 
+def test_ids_are_short_for_templates_that_take_no_others() -> None:
+    calls = EACH + "{% if c.id | length != 9 %}{{ raise_exception('ids have 9') }}{% endif %}{{ c.id }}{% endfor %}"
+    template = template_of(f"{calls}{{{{ m.tool_call_id }}}}{OBJECT}")
+    assert template.renders_calls
+    shown = template.render([*CHAT, {**CHAT[2], "tool_call_id": "abcdef123"}])
+    call, result, kept = (part.split(":")[1][:9] for part in shown.split("[")[2:])
+    assert call == result and kept == "abcdef123"
+    assert template_of(OBJECT).render(CHAT[1:]).count("c1") == 0 and "c1" in template_of("{{ m.tool_call_id }}" + OBJECT).render(
+        CHAT
+    )
+
+
 def test_a_template_that_leaves_tools_or_calls_out_is_known_for_it(smollm: TextModel) -> None:
     assert smollm.template is not None
     assert not smollm.template.renders_tools and not smollm.template.renders_calls
