@@ -15,6 +15,7 @@ import orjson
 from anyio import CapacityLimiter, to_thread
 
 from streamserve.api.answer import Reading
+from streamserve.api.prompts import chars_of
 from streamserve.api.schema import (
     ChatRequest,
     FunctionDefinition,
@@ -555,7 +556,7 @@ def led(grammar: str, lead: str) -> str:
 
 def _size(tools: Tools | None, constraint: Constraint | None) -> int:
     """About how many characters there are to go through."""
-    size = 0 if constraint is None else len(str(constraint.value))
+    size = 0 if constraint is None else chars_of(constraint.value)
     if tools is not None and (tools.demand.min_calls or constraint is not None or any(t.is_strict for t in tools.callable)):
-        size += sum(len(str(tool.parameters)) for tool in tools.callable)
+        size += sum(chars_of(tool.parameters) for tool in tools.callable)
     return size

@@ -54,12 +54,14 @@ class Prompts:
         texts = [message["content"] for message in messages]
         num_chars = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE
         if tools:
-            texts.append(str(tools))  # an estimate of their JSON
-            num_chars += len(texts[-1])
-        num_chars += sum(len(str(message["tool_calls"])) for message in messages if "tool_calls" in message)
+            num_chars += chars_of(tools)
+        num_chars += sum(chars_of(message["tool_calls"]) for message in messages if "tool_calls" in message)
 
         def encode() -> list[int]:
-            chat, shown = self._fitted(messages, tools)
+            try:
+                chat, shown = self._fitted(messages, tools)
+            except RecursionError:
+                raise InvalidRequest("messages or tools are nested too deeply", param="tools" if tools else "messages") from None
             return self._text.encode_chat(chat, **{**options, "tools": shown}, answers=self.answers)
 
         return await self._encode(encode, texts, "messages", is_long=num_chars > INLINE_CHARS)
@@ -139,6 +141,22 @@ class Prompts:
                 f"{context_len}; ask for at most {context_len - num_prompt}",
                 param=length_param,
             )
+
+
+def chars_of(value: Any) -> int:
+    """About how many characters a JSON value has, however deep it is."""
+    num_chars, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            num_chars += len(found)
+        elif isinstance(found, Mapping):
+            waiting += found
+            waiting += found.values()
+        elif isinstance(found, (list, tuple)):
+            waiting += found
+        num_chars += 4  # a number, or quotes and separators
+    return num_chars
 
 
 def _tool(shown: Mapping[str, Any]) -> Tool:

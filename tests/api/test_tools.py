@@ -228,6 +228,27 @@ async def test_what_cannot_be_is_refused_by_name_before_the_engine_sees_it(
     assert engine.requests == []
 
 
+async def test_what_is_nested_without_end_is_refused_or_served(http: httpx.AsyncClient) -> None:
+    deep: Any = {}
+    for _ in range(400):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+    strict = {"type": "function", "function": {"name": "f", "parameters": deep, "strict": True}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}
+    for fields in (
+        {"tools": [tool]},
+        {"tools": [tool], "tool_choice": "required"},
+        {"tools": [strict]},
+        {"tools": [tool], "response_format": {"type": "json_object"}},
+        {"json_schema": deep},
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [call]}]},
+    ):
+        body = json.dumps({"messages": HI, **fields})
+        response = await http.post(CHAT, content=body)
+        assert response.status_code in (200, 400), response.text
+        assert response.status_code == 200 or response.json()["error"]["param"]
+
+
 @pytest.mark.parametrize("parameters", [None, {}, {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}}])
 async def test_parameters_may_be_left_out_empty_or_of_any_enum(http: httpx.AsyncClient, parameters: Any) -> None:
     function = {"name": "now"} if parameters is None else {"name": "now", "parameters": parameters}
