@@ -80,7 +80,7 @@ class Grammars:
         fill masks."""
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
-        self._eos = sorted(eos_token_ids)
+        self._eos = sorted(id for id in eos_token_ids if id < vocab_size)
         self._limits = limits or GrammarLimits()
         self._num_threads = num_threads or max(1, min(8, (cpu_count() or 1) // 2))
         self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile")

@@ -1,6 +1,7 @@
 """A whole start on a GPU, from settings to answers, where there is none: kernels interpreted, the host as the card."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from streamserve import facts
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
 from streamserve.engine.client import collect
 from streamserve.kernels.devices.host import Host
-from streamserve.messages import Delta, GenerateRequest, SamplingParams
+from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.models import tiny
 
+GUIDANCE = Guidance('start: "01" /[AB]/ "=3" /[AB]/ "=3"')
 PROMPT = (3, 5, 7, 11, 13, 2, 4, 6, 8, 10)
 
 
@@ -59,11 +61,17 @@ def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytes
         params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
         boxes = [await built.engine.submit(GenerateRequest(f"{n}", PROMPT[:n], params)) for n in (10, 3)]
         answers = [await collect(box) for box in boxes]
+        params = SamplingParams(max_new_tokens=9, logit_bias=((ord("0"), 9.0),))
+        boxes = [await built.engine.submit(GenerateRequest(f"g{n}", PROMPT[:n], params, guidance=GUIDANCE)) for n in (7, 4)]
+        answers += [await collect(box) for box in boxes]
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
         return answers
 
-    for prompt, answer in zip((PROMPT[:10], PROMPT[:3]), asyncio.run(ask()), strict=True):
+    *free, long, short = asyncio.run(ask())
+    for answer in (long, short):  # two letters were sampled under masks
+        assert re.fullmatch(rb"01[AB]=3[AB]=3", bytes(answer.token_ids)) and answer.num_jumped == 6
+    for prompt, answer in zip((PROMPT[:10], PROMPT[:3]), free, strict=True):
         logits = tiny.reference_logits(reference, [*prompt, *answer.token_ids[:-1]])[len(prompt) - 1 :]
         assert list(answer.token_ids) == logits.argmax(dim=1).tolist()
     built.cache.check()
