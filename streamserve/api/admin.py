@@ -4,6 +4,7 @@ Owns the shapes of these answers, which are SGLang's where it has such a route. 
 """
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Any
 from urllib.parse import parse_qsl
@@ -192,7 +193,8 @@ class Admin:
         names = [name for name in (self._service.model_name, *self._service.aliases) if name != ANY]
         encoder = self._service.encoder
         cards = [self._card(name) for name in names] + ([self._encoder_card(encoder)] if encoder is not None else [])
-        await exchange.answer_json({"object": "list", "data": cards})
+        ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"], "has_more": False}  # for Anthropic's clients
+        await exchange.answer_json({"object": "list", "data": cards, **ends})
 
     async def model(self, exchange: Exchange) -> None:
         """GET /v1/models/{id}: one name of the served model."""
@@ -207,26 +209,28 @@ class Admin:
         await exchange.answer_json(self._card(name))
 
     def _encoder_card(self, encoder: EncoderModel) -> dict[str, Any]:
-        return {
-            "id": encoder.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "streamserve",
-            "root": encoder.name,
-            "parent": None,
-            "max_model_len": encoder.facts.max_len,
-        }
+        return self._head(encoder.name, encoder.name, encoder.facts.max_len)
 
     def _card(self, name: str) -> dict[str, Any]:
+        head = self._head(name, self._service.model_name, self._service.client.facts().context_len)
+        return {**head, "sampling_defaults": dict(self._service.defaults)}
+
+    def _head(self, name: str, root: str, max_len: int) -> dict[str, Any]:
+        """What is said of every model: in OpenAI's words, then vLLM's, then in those that Anthropic's clients look for."""
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "streamserve",
-            "root": self._service.model_name,
+            "root": root,
             "parent": None,
-            "max_model_len": self._service.client.facts().context_len,
-            "sampling_defaults": dict(self._service.defaults),
+            "max_model_len": max_len,
+            "type": "model",
+            "display_name": name,
+            "created_at": datetime.fromtimestamp(self._created, UTC).isoformat(),
+            "max_input_tokens": max_len,
+            "max_tokens": max_len,
+            "lifecycle": "active",
         }
 
 

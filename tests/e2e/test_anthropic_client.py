@@ -190,6 +190,14 @@ async def test_an_error_in_mid_stream_is_raised(client: AsyncAnthropic, engine: 
             await stream.get_final_message()
 
 
+async def test_models_are_listed(client: AsyncAnthropic) -> None:
+    (model,) = [model async for model in client.models.list()]
+    assert (model.id, model.type, model.display_name, model.max_input_tokens) == ("tiny", "model", "tiny", 4096)
+    assert (await client.models.retrieve("tiny")).created_at == model.created_at
+    with pytest.raises(anthropic.NotFoundError):
+        await client.models.retrieve("other")
+
+
 async def test_the_synchronous_client(url: str, engine: ScriptedEngine) -> None:
     engine.script = says(f"{THOUGHT}Adding.\n{CALL}")
 
