@@ -193,8 +193,9 @@ class Admin:
         names = [name for name in (self._service.model_name, *self._service.aliases) if name != ANY]
         encoder = self._service.encoder
         cards = [self._card(name) for name in names] + ([self._encoder_card(encoder)] if encoder is not None else [])
-        ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"], "has_more": False}  # for Anthropic's clients
-        await exchange.answer_json({"object": "list", "data": cards, **ends})
+        ids = [card["id"] for card in cards] or [None]
+        page = {"first_id": ids[0], "last_id": ids[-1], "has_more": False}  # for Anthropic's clients
+        await exchange.answer_json({"object": "list", "data": cards, **page})
 
     async def model(self, exchange: Exchange) -> None:
         """GET /v1/models/{id}: one name of the served model."""
