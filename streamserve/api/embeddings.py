@@ -19,11 +19,12 @@ import orjson
 from msgspec import Struct
 
 from streamserve.api.encoders import Cut, EncoderModel, Rows
+from streamserve.api.fields import ENCODED, Decision
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import check_range, convert, load_object, show
 from streamserve.api.service import Service
 from streamserve.api.stream import new_id
-from streamserve.api.wire import Exchange, leaving_noticed
+from streamserve.api.wire import WARNING, Exchange, Headers, leaving_noticed
 from streamserve.errors import DeadlineExceeded, InvalidRequest, StreamServeError
 from streamserve.messages import EncoderInput
 
@@ -251,7 +252,7 @@ async def answer_with(service: Service, exchange: Exchange, work: Work) -> None:
     try:
         async with leaving_noticed(exchange, lambda: None):
             answer, num_tokens = await within(work(given), given.get("timeout"), service.config.request_timeout_s)
-            await exchange.answer(200, answer)
+            await exchange.answer(200, answer, headers=_warnings(given))
         outcome = "stop"
     except StreamServeError as error:
         outcome = error.code
@@ -259,6 +260,13 @@ async def answer_with(service: Service, exchange: Exchange, work: Work) -> None:
     finally:
         if service.meter is not None:
             service.meter.request_finished(outcome, seconds=monotonic() - started, prompt_tokens=num_tokens)
+
+
+def _warnings(given: Mapping[str, Any]) -> Headers:
+    """What of a body has no effect."""
+    idle = [field for field in ENCODED if field.decision is Decision.WARNED and given.get(field.name) is not None]
+    text = "; ".join(f"{field.name} has no effect: {field.note}" for field in idle)
+    return [(WARNING, text.encode())] if idle else []
 
 
 async def within(work: Awaitable[T], asked_s: Any, allowed_s: float) -> T:

@@ -244,12 +244,69 @@ MESSAGES: tuple[Field, ...] = (
     _refused("billing_policy", "there are no accounts"),
 )
 
+# What all routes of the embedding model share.
+ENCODED: tuple[Field, ...] = (
+    *_supported(
+        model="the embedding model's name; without it there is only one that can be meant",
+        truncate="true: what is too long is cut to what the model takes",
+        truncate_prompt_tokens="what is longer is cut to so many tokens; -1: to what the model takes",
+        timeout="seconds the request may take",
+    ),
+    _warned("user", "requests are not told apart by user"),
+)
+EMBEDDINGS: tuple[Field, ...] = (
+    *_supported(
+        input="a text, up to 2048 texts, token ids, or lists of them; an empty one is refused",
+        encoding_format="float or base64",
+        dimensions="the first numbers of each vector, with length 1 again; for every model",
+        prompt_name="which of the model's own prompts stands before each text",
+    ),
+    *ENCODED,
+)
+ENCODE: tuple[Field, ...] = (
+    *_supported(
+        text="a text or texts",
+        input_ids="token ids or lists of them, in the place of text",
+        dimensions="as for /v1/embeddings",
+        rid="a name, or one for each text; answers carry it",
+    ),
+    *ENCODED,
+)
+RERANK: tuple[Field, ...] = (
+    *_supported(
+        query="a text",
+        documents="up to 2048 texts, or objects with text",
+        top_n="only so many of the best",
+        return_documents="true unless given",
+        results_only="true: a bare list, as SGLang answers",
+    ),
+    *ENCODED,
+)
+SCORE: tuple[Field, ...] = (
+    *_supported(
+        text_1="a text or texts",
+        text_2="texts to compare with the one, or each with its own",
+        query="a text or token ids, for the LLM",
+        items="what stands behind the query, one or many, of the query's kind",
+        label_token_ids="up to 256 tokens, of which the probability behind query and item is wanted",
+        apply_softmax="true: probabilities among the labels only",
+        item_first="true: the item stands before the query",
+    ),
+    *ENCODED,
+)
+CLASSIFY: tuple[Field, ...] = (*_supported(input="a text or up to 2048"), *ENCODED)
+
 # Every route's table, for the page. Other dialects add theirs.
 TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/chat/completions": (*CHAT, *_BOTH),
     "POST /v1/completions": (*COMPLETION, *_BOTH),
     "POST /v1/responses": RESPONSES,
     "POST /v1/messages": MESSAGES,
+    "POST /v1/embeddings": EMBEDDINGS,
+    "POST /encode": ENCODE,
+    "POST /v1/rerank": RERANK,
+    "POST /v1/score": SCORE,
+    "POST /v1/classify": CLASSIFY,
 }
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 

@@ -11,9 +11,13 @@ import numpy as np
 import openai
 import pytest
 import torch
+from msgspec import Struct
 
 from streamserve.api.app import Api, create_app
+from streamserve.api.embeddings import EmbeddingRequest, EncodeRequest
 from streamserve.api.encoders import EncoderModel
+from streamserve.api.fields import TABLES
+from streamserve.api.scoring import ClassifyRequest, RerankRequest, ScoreRequest
 from streamserve.config import ServerConfig
 from streamserve.engine.embedder import Embedder
 from streamserve.messages import EncoderFacts, EncoderInput
@@ -182,6 +186,25 @@ async def test_encode_answers_in_the_shape_of_sglang(http: httpx.AsyncClient) ->
     assert (await refused(http, "/encode"))[0] == "text"
     assert (await refused(http, "/encode", text="a", input_ids=[5]))[0] == "text"
     assert (await refused(http, "/encode", text=["a", "b"], rid=["x"]))[0] == "rid"
+
+
+BODIES: dict[str, type[Struct]] = {
+    "POST /v1/embeddings": EmbeddingRequest,
+    "POST /encode": EncodeRequest,
+    "POST /v1/rerank": RerankRequest,
+    "POST /v1/score": ScoreRequest,
+    "POST /v1/classify": ClassifyRequest,
+}
+
+
+async def test_every_field_is_decided_and_what_has_no_effect_is_named(http: httpx.AsyncClient) -> None:
+    for route, body in BODIES.items():
+        assert sorted(field.name for field in TABLES[route]) == sorted(body.__struct_encode_fields__)
+    quiet = await http.post("/v1/embeddings", json={"input": "a"})
+    assert "x-streamserve-warning" not in quiet.headers
+    loud = await http.post("/v1/embeddings", json={"input": "a", "user": "me"})
+    assert loud.headers["x-streamserve-warning"].startswith("user has no effect: ")
+    assert loud.json() == quiet.json()
 
 
 async def test_a_classifier_has_no_vectors() -> None:

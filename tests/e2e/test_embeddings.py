@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -20,6 +21,7 @@ from streamserve.engine.embedder import Embedder
 from streamserve.models.encoder import Encoder, locate_encoder
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.encoder_text import load_encoder_text
+from tests.api.test_embeddings import MadeUpEncoder, app_with
 from tests.e2e.serving import fake_engine, listening
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +84,19 @@ async def test_the_synchronous_client_gets_the_same_numbers_as_base64_and_as_flo
                     client.embeddings.create(model="vectors", input=["a", ""])
 
         await to_thread.run_sync(use_it)
+
+
+async def test_a_client_that_leaves_takes_its_texts_back() -> None:
+    encoder = MadeUpEncoder()
+    encoder.gate.clear()
+    async with listening(app_with(encoder)) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        asking = asyncio.create_task(http.post("/v1/embeddings", json={"input": "red fox"}))
+        async with asyncio.timeout(10):
+            while not encoder.calls:  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.005)
+            asking.cancel()
+            while not encoder.cancelled:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
 
 async def test_settings_bring_an_encoder_under_the_name_they_give() -> None:
