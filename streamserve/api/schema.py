@@ -260,7 +260,7 @@ def convert(given: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(known, kind)
     except msgspec.ValidationError as error:
-        if "Expected `int`" in str(error):  # writers that know only one kind of number send 16.0, which JSON takes for an integer
+        if "got `float`" in str(error):  # writers that know only one kind of number send 16.0, which JSON takes for an integer
             with suppress(msgspec.ValidationError):
                 return msgspec.convert(_with_whole_numbers(known), kind)
         raise _invalid(given, str(error)) from None
