@@ -4,6 +4,7 @@ Owns how literals, control tokens and JSON schemas are spelt there. Knows nothin
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,3 +98,8 @@ def between_slashes(pattern: str) -> str:
         out.append({"\n": "\\n", "\r": "\\r"}.get(letter, letter) if not escapes else {"\n": "n", "\r": "r"}.get(letter, letter))
         escapes = letter == "\\" and not escapes
     return "".join(out)
+
+
+def regex_of(text: str) -> str:
+    """A text as a regular expression between slashes."""
+    return re.sub(r"[^A-Za-z0-9 ]", lambda found: f"\\{found[0]}" if found[0] in "\\^$.|?*+()[]{}/-&~" else found[0], text)

@@ -13,6 +13,7 @@ from streamserve.text.gbnf import is_gbnf, lark_of_gbnf
 from streamserve.text.lark import Grammar, between_slashes, json_value, literal
 from streamserve.text.pattern import fault_of
 from streamserve.text.schema import free_object, prepare
+from streamserve.text.structural_tag import structural_tag as _structural_tag
 
 MAX_CHOICES = 10_000
 MAX_GRAMMAR_CHARS = 500_000
@@ -58,6 +59,13 @@ def ebnf(text: str, param: str = "ebnf") -> Grammar:
     if len(text) > MAX_GRAMMAR_CHARS:
         raise InvalidRequest(f"{param} has {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed", param=param)
     return lark_of_gbnf(text, param) if is_gbnf(text) else Grammar("", (text,))
+
+
+def structural_tag(
+    value: Any, param: str = "response_format", whitespace: str = "compact", control: Mapping[str, int] | None = None
+) -> Grammar:
+    """Free text with constrained parts; see text/structural_tag.py. `control`: ids of control tokens, which tags may hold."""
+    return _structural_tag(value, param, spacing(whitespace), control)
 
 
 def spacing(whitespace: str, param: str = "json_whitespace") -> Mapping[str, Any]:

@@ -3,11 +3,10 @@
 Owns the frame around calls: how many, what stands between, what may stand in their place. The formats give the calls themselves.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from streamserve.text.lark import ANY_TEXT, Grammar, marked, repeated, without
+from streamserve.text.lark import ANY_TEXT, Grammar, marked, regex_of, repeated, without
 from streamserve.text.tools.format import Demand
 
 
@@ -60,15 +59,10 @@ class Frame:
             start = f"(text_part <[{self.control[trigger]}]> calls){times} text_part"
             return Grammar(start, (f"text_part: {ANY_TEXT}", f"calls: {calls}", *rules))
         text = self._text_alone(trigger)
-        head = f"text_head[lazy]: /(?s:.*){_slashed(trigger)}/"
+        head = f"text_head[lazy]: /(?s:.*){regex_of(trigger)}/"
         return Grammar(f"(text_head calls){times} {text.start}", (head, *text.rules, f"calls: {calls}", *rules))
 
     def _text_alone(self, trigger: str) -> Grammar:
         if trigger in self.control:
             return Grammar("text_part", (f"text_part: {ANY_TEXT}",))
         return Grammar("text_tail", ("text_tail: TEXT_TAIL", f"TEXT_TAIL: {without((trigger,))}"))
-
-
-def _slashed(text: str) -> str:
-    """A text as a regular expression between slashes."""
-    return re.sub(r"[^A-Za-z0-9 ]", lambda found: f"\\{found[0]}" if found[0] in "\\^$.|?*+()[]{}/-&~" else found[0], text)

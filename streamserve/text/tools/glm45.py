@@ -74,7 +74,7 @@ class Glm45Parser(TaggedCallsParser):
         return self._begin_tagged(name)
 
     def _read_parameter(self) -> bool:
-        start = self._pos
+        start = self._pos = self._at
         if not self._skip_blank():
             return False
         tag = self._expect_one((KEY, END))

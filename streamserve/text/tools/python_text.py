@@ -40,6 +40,8 @@ class PythonValue:
         self._raw_quote = ""
         self._is_key = False
         self._may_end = False  # a container may end where a value could begin
+        self._group: PythonValue | None = None
+        self._has_comma = False  # in a group itself
         self.is_done = False
         self.is_bad = False
 
@@ -54,9 +56,11 @@ class PythonValue:
         return out, pos
 
     def finish(self) -> str:
-        """The text has ended: a number or a word ends with it."""
+        """The text has ended: a number, a word or a string may end with it."""
         if self._step == self._read_raw and not self._raw_depth and not self._raw_quote:
             self._end_raw()
+        elif self._step in (self._behind_string, self._behind_two):
+            self._out.append('"')
         out, self._out = "".join(self._out), []
         return out
 
@@ -79,7 +83,7 @@ class PythonValue:
                 self._is_raw = "r" in prefix[0].lower()
                 return self._open_string(text, prefix.end())
         if letter in "[{" and not self._is_key:
-            if len(self._containers) + self._depth > _MAX_DEPTH:
+            if len(self._containers) + self._depth >= _MAX_DEPTH:
                 self.is_bad = True
                 return pos
             self._out.append(letter)
@@ -87,8 +91,34 @@ class PythonValue:
             self._is_key = letter == "{"
             self._may_end = True
             return pos + 1
+        if letter == "(" and not self._is_key and self._depth < _MAX_DEPTH:
+            self._group = PythonValue(self._depth + 1)
+            self._group._open_group()
+            self._raw = []
+            self._step = self._read_group
+            return pos + 1
         self._raw = []
         self._step = self._read_raw
+        return pos
+
+    # Groups: a tuple, or one value in parentheses
+
+    def _open_group(self) -> None:
+        self._containers = [")"]
+        self._may_end = True
+
+    def _read_group(self, text: str, pos: int) -> int:
+        """Which of the two it is shows at its end, so it is given then."""
+        group = self._group
+        assert group is not None
+        found, pos = group.feed(text, pos)
+        self._raw.append(found)
+        if group.is_done:
+            inner = "".join(self._raw)
+            self._raw, self._group = [], None
+            self._out.append(f"[{inner}]" if group._has_comma or not inner else inner)
+            return self._end_value(pos)
+        self.is_bad = group.is_bad
         return pos
 
     # Strings
@@ -210,10 +240,10 @@ class PythonValue:
         while end < len(text):
             letter = text[end]
             if self._raw_quote:
-                if letter == "\\":
-                    self._raw_quote = self._raw_quote[0] + "\\"
-                elif len(self._raw_quote) == 2:
+                if len(self._raw_quote) == 2:  # behind a backslash
                     self._raw_quote = self._raw_quote[0]
+                elif letter == "\\":
+                    self._raw_quote += letter
                 elif letter == self._raw_quote:
                     self._raw_quote = ""
             elif letter in "'\"":
@@ -236,7 +266,7 @@ class PythonValue:
         if not raw:
             self.is_bad = True
             return
-        found = _json_of(raw, self._depth)
+        found = _json_of(raw)
         if self._is_key and not found.startswith('"'):
             found = json.dumps(found)
         self._out.append(found)
@@ -264,6 +294,7 @@ class PythonValue:
             self._step = self._begin
             return pos + (letter == ":")
         if letter == ",":
+            self._has_comma = self._has_comma or self._containers == [")"]
             self._step = self._behind_comma
             return pos + 1
         if letter == self._containers[-1]:
@@ -285,24 +316,20 @@ class PythonValue:
 
     def _close(self, pos: int) -> int:
         self._may_end = self._is_key = False
-        self._out.append(self._containers.pop())
+        closer = self._containers.pop()
+        if closer != ")":
+            self._out.append(closer)
         return self._end_value(pos + 1)
 
 
-def _json_of(raw: str, depth: int) -> str:
-    """JSON of a number, a word or a tuple; a string of anything else."""
+def _json_of(raw: str) -> str:
+    """JSON of a number or a word; a string of anything else."""
     if raw in _WORDS:
         return _WORDS[raw]
     if _INTEGER.fullmatch(raw):
         return str(int(raw.replace("_", ""), 0))
     if _NUMBER.fullmatch(raw):
         return _number(raw.replace("_", ""))
-    if raw.startswith("(") and raw.endswith(")") and depth < _MAX_DEPTH:
-        value = PythonValue(depth + 1)
-        found, end = value.feed(f"[{raw[1:-1]}]", 0)
-        if value.is_done and end == len(raw):
-            is_tuple = raw[1:-1].rstrip().endswith(",") or raw == "()" or len(json.loads(found)) != 1
-            return found if is_tuple else json.dumps(json.loads(found)[0], ensure_ascii=False)
     return json.dumps(raw, ensure_ascii=False)
 
 

@@ -6,6 +6,7 @@ Owns the format's tags. A value stands on lines of its own; the outer tag, and t
 from collections.abc import Mapping, Sequence
 
 from streamserve.text.lark import Grammar, literal
+from streamserve.text.markers import find_first
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.schemas import allowed
@@ -71,15 +72,15 @@ class Qwen3CoderParser(TaggedCallsParser):
         return True if is_function else self._reject()
 
     def _read_name(self) -> bool:
-        end = self._text.find(">", self._pos)
-        if end < 0:
-            return self._reject() if "\n" in self._text[self._pos :] else False
+        end, marker = find_first(self._text, (">", "\n"), self._pos)
+        if marker != ">":
+            return self._reject() if marker else False
         name = self._text[self._pos : end].strip()
         self._pos = end + 1
         return self._begin_tagged(name)
 
     def _read_parameter(self) -> bool:
-        start = self._pos
+        start = self._pos = self._at
         if not self._skip_blank():
             return False
         tag = self._expect_one((PARAMETER, FUNCTION_END, END))
