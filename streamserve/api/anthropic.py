@@ -123,7 +123,8 @@ class Messages:
 
     def _translated(self, request: CountTokensRequest) -> Translation:
         template = self._service.text.template
-        return translate(request, template.variables if template is not None else frozenset())
+        can_think = self._completions.forms.reasoning is not None
+        return translate(request, template.variables if template is not None else frozenset(), can_think=can_think)
 
     async def _prepare(self, given: Translation, *, must_fit: bool = True) -> Prepared:
         """Its length is still open: as with Anthropic, an answer ends where the context does, if that is before max_tokens."""

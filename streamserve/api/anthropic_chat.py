@@ -62,9 +62,9 @@ class Translation:
     warnings: tuple[str, ...]
 
 
-def translate(request: CountTokensRequest, template_reads: Set[str]) -> Translation:
-    """The request in the words of a chat. `template_reads` are the variables of the model's chat template. Raises InvalidRequest
-    naming the field at fault."""
+def translate(request: CountTokensRequest, template_reads: Set[str], *, can_think: bool) -> Translation:
+    """The request in the words of a chat. `template_reads` are the variables of the model's chat template; `can_think`: the model
+    is known to reason. Raises InvalidRequest naming the field at fault."""
     turns = _Turns(request)
     thinking = request.thinking
     chat = ChatRequest(
@@ -77,11 +77,22 @@ def translate(request: CountTokensRequest, template_reads: Set[str]) -> Translat
         **_calls(request),
         **_output(request),
     )
-    if thinking is not None and thinking.type == "enabled":
+    if can_think and thinking is not None and thinking.type == "enabled":
         chat.max_thinking_tokens = thinking.budget_tokens
     if isinstance(request, MessagesRequest):
         _add_sampling(request, chat)
-    return Translation(chat, tuple(turns.cleared), tuple(_warnings(request)))
+    warnings = [*_thinking_warnings(thinking, chat.chat_template_kwargs is not None, can_think), *_warnings(request)]
+    return Translation(chat, tuple(turns.cleared), tuple(warnings))
+
+
+def _thinking_warnings(thinking: Thinking | None, has_switch: bool, can_think: bool) -> Iterator[str]:
+    """Agents ask for thoughts whatever model they talk to: from one that has none they get an answer all the same."""
+    if thinking is None:
+        return
+    if thinking.type != "disabled" and not can_think:
+        yield "thinking has no effect: this model is not known to reason (--reasoning-parser)"
+    if thinking.type == "disabled" and can_think and not has_switch:
+        yield "thinking has no effect: the chat template has no switch to turn it off"
 
 
 def _warnings(request: CountTokensRequest) -> Iterator[str]:
@@ -191,13 +202,15 @@ class _Turns:
         self.references: dict[str, str] = {}
         self.cleared: list[str] = []
         self._names: dict[str, str] = {}  # of the tools that were called, by the call's id
+        self._texts: list[str] = []  # of the last message, which may still grow: joined once, however many turns it is made of
+        self._thoughts: list[str] = []  # likewise
         system = list(_system(request.system or ()))
         rest = list(enumerate(request.messages))
         while rest and rest[0][1].role == "system":
             index, turn = rest.pop(0)
             system += _system(_checked(turn, index))
         if text := "\n".join(system):
-            self.made.append(Message(role="system", content=text))
+            self._begin(Message(role="system", content=text))
         if not rest:
             raise InvalidRequest("messages holds no message of a user; at least one is needed", param="messages")
         without_thought = _turns_to_clear(request)
@@ -209,6 +222,7 @@ class _Turns:
                 self._add("system", "\n".join(_system(blocks)))
             else:
                 self._user(blocks, f"messages[{index}]")
+        self._seal()
         self.is_open = self._ends_open(rest[-1][0])
 
     def _ends_open(self, index: int) -> bool:
@@ -225,12 +239,28 @@ class _Turns:
         self.made.pop()  # nothing to continue: an answer begins
         return False
 
+    def _begin(self, message: Message) -> Message:
+        self._seal()
+        self.made.append(message)
+        return message
+
+    def _seal(self) -> None:
+        """The last message is whole."""
+        if self._texts:
+            self.made[-1].content = ("" if self.made[-1].role == "assistant" else "\n").join(self._texts)
+        if self._thoughts:
+            self.made[-1].reasoning_content = "\n".join(self._thoughts)
+        self._texts, self._thoughts = [], []
+
+    def _turn(self, role: str) -> Message:
+        """The last message where it is of that role, else a new one."""
+        if self.made and self.made[-1].role == role:
+            return self.made[-1]
+        return self._begin(Message(role=role, content=""))
+
     def _add(self, role: str, text: str) -> None:
-        last = self.made[-1] if self.made else None
-        if last is not None and last.role == role:
-            last.content = f"{last.content}\n{text}"
-        else:
-            self.made.append(Message(role=role, content=text))
+        self._turn(role)
+        self._texts.append(text)
 
     def _user(self, blocks: Sequence[Block], path: str) -> None:
         texts: list[str] = []
@@ -263,33 +293,24 @@ class _Turns:
         text = "\n".join(parts)
         if block.is_error and not text.lower().startswith("error"):
             text = f"Error: {text}" if text else "Error"
-        self.made.append(Message(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
+        self._begin(Message(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
 
     def _assistant(self, blocks: Sequence[Block], *, keeps_thought: bool) -> None:
-        texts: list[str] = []
+        turn = self._turn("assistant")
         thoughts: list[str] = []
-        calls: list[ToolCall] = []
         for block in blocks:
             if isinstance(block, TextBlock):
-                texts.append(block.text)
+                self._texts.append(block.text)
             elif isinstance(block, ThinkingBlock):
                 thoughts.append(block.thinking or unseal(block.signature) or "")
             elif isinstance(block, ToolUseBlock):
                 self._names[block.id] = block.name
                 arguments = orjson.dumps(block.input).decode()
-                calls.append(ToolCall(function=ToolFunction(name=block.name, arguments=arguments), id=block.id))
-        thought = "\n".join(filter(None, thoughts))
-        if thought and not keeps_thought:
-            self.cleared.append(thought)
-            thought = ""
-        last = self.made[-1] if self.made else None
-        if last is None or last.role != "assistant":
-            last = Message(role="assistant", content="")
-            self.made.append(last)
-        last.content = f"{last.content}{''.join(texts)}"
-        last.tool_calls = [*(last.tool_calls or ()), *calls] or None
-        if thought:
-            last.reasoning_content = "\n".join(filter(None, (last.reasoning_content, thought)))
+                call = ToolCall(function=ToolFunction(name=block.name, arguments=arguments), id=block.id)
+                turn.tool_calls = turn.tool_calls or []
+                turn.tool_calls.append(call)
+        if thought := "\n".join(filter(None, thoughts)):
+            (self._thoughts if keeps_thought else self.cleared).append(thought)
 
 
 def _turns_to_clear(request: CountTokensRequest) -> frozenset[int]:

@@ -57,6 +57,7 @@ class Closed(Struct, frozen=True, gc=False):
 
 
 Operation = Opened | Grew | Closed
+_Open = tuple[str, "_Open | None"]  # brackets that are open: what closes the innermost one, and those around it
 CLOSED = Closed()
 
 
@@ -171,8 +172,8 @@ def arguments_of(text: str) -> dict[str, Any]:
 
 def _completed(text: str) -> str:
     """The longest beginning of cut-off JSON after which closing brackets make it whole."""
-    closers: list[str] = []
-    best = ""
+    open_: _Open | None = None
+    end, still_open = 0, open_  # of that beginning
     in_string = is_escaped = False
     for position, char in enumerate(text):
         if in_string:
@@ -185,16 +186,20 @@ def _completed(text: str) -> str:
         elif char == '"':
             in_string = True
         elif char in "{[":
-            closers.append("}" if char == "{" else "]")
-            best = text[: position + 1] + "".join(reversed(closers))
+            open_ = ("}" if char == "{" else "]", open_)
+            end, still_open = position + 1, open_
         elif char in "}]":
-            if not closers:
+            if open_ is None:
                 break
-            closers.pop()
-            best = text[: position + 1] + "".join(reversed(closers))
+            open_ = open_[1]
+            end, still_open = position + 1, open_
         elif char == ",":
-            best = text[:position] + "".join(reversed(closers))
-    return best
+            end, still_open = position, open_
+    closers: list[str] = []
+    while still_open is not None:
+        closer, still_open = still_open
+        closers.append(closer)
+    return text[:end] + "".join(closers)
 
 
 def sign(thought: str, *, seals: bool) -> str:

@@ -217,8 +217,9 @@ MESSAGES: tuple[Field, ...] = (
         temperature="0 to 1",
         top_p="above 0 to 1",
         top_k="0 and -1 are off",
-        thinking="enabled (budget_tokens below max_tokens), adaptive, disabled; without it the model is asked not to think. "
-        "display omitted: the thought travels in the signature",
+        thinking="enabled (budget_tokens below max_tokens), adaptive, disabled; without it the model is asked not to think, "
+        "where its template can do that; a model that is not known to reason answers with a warning. display omitted: the "
+        "thought travels in the signature",
         tools="of type custom, defer_loading included; those that Anthropic runs or defines are refused",
         tool_choice="auto, any, tool, none; disable_parallel_tool_use",
         output_config="format json_schema; effort low, medium, and high for the levels above",

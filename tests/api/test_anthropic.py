@@ -27,7 +27,7 @@ async def post(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 
 def given(**fields: Any) -> Translation:
-    return translate(read_body({**BODY, **fields}, MessagesRequest), {"enable_thinking", "messages"})
+    return translate(read_body({**BODY, **fields}, MessagesRequest), {"enable_thinking", "messages"}, can_think=True)
 
 
 def turns(*messages: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
@@ -142,6 +142,24 @@ def test_every_field_of_the_official_client_is_decided() -> None:
     assert taken == {field.name for field in MESSAGES if field.decision is not Decision.REFUSED}
     counted = set(message_count_tokens_params.MessageCountTokensParams.__annotations__) - in_headers
     assert counted <= set(CountTokensRequest.__struct_encode_fields__)
+
+
+async def test_thoughts_are_a_wish(http: httpx.AsyncClient) -> None:
+    """Of a model that has none; of one that cannot be stopped from having them."""
+    answer = await post(http, thinking={"type": "enabled", "budget_tokens": 20})
+    assert answer.json()["content"] == [{"type": "text", "text": "Hello!"}]
+    assert answer.headers["x-streamserve-warning"].startswith("thinking has no effect: this model")
+    request = read_body({**BODY, "thinking": {"type": "disabled"}}, MessagesRequest)
+    (warning,) = translate(request, set(), can_think=True).warnings
+    assert "no switch" in warning
+
+
+async def test_a_stream_can_be_gone_on_with(http: httpx.AsyncClient) -> None:
+    stream = await post(http, stream=True, resumable=True)
+    frames = stream.text.removeprefix("retry: 1000\n").split("\n\n")
+    head = {"last-event-id": frames[2].split("\n")[0].removeprefix("id: ")}
+    rest = await http.get(f"/v1/streams/{stream.headers['x-request-id']}", headers=head)
+    assert rest.text.removeprefix("retry: 1000\n").split("\n\n") == frames[3:]
 
 
 async def test_a_coding_agents_request_is_taken_as_it_is(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -306,6 +324,19 @@ def test_calls_and_results_become_turns_of_a_chat() -> None:
         {"role": "tool", "content": "Error: no a", "name": "add", "tool_call_id": "b"},
         {"role": "user", "content": "Go on.\nSums (https://a.b)\n1+2=3"},
     ]
+
+
+def test_turns_of_one_role_become_one_however_many_they_are() -> None:
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    call = {"type": "tool_use", "id": "a", "name": "add", "input": {}}
+    said = {"role": "assistant", "content": [thought, {"type": "text", "text": "Let us"}]}
+    and_calls = {"role": "assistant", "content": [thought, {"type": "text", "text": " see."}, call]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "1"}]}
+    made = turns(*HI * 50_000, said, and_calls, and_calls, result, *HI, *HI, tools=[ADD])
+    assert made[0] == {"role": "user", "content": "\n".join(["Hi"] * 50_000)}
+    assert (made[1]["content"], made[1]["reasoning_content"]) == ("Let us see. see.", "Hm.\nHm.\nHm.")
+    assert len(made[1]["tool_calls"]) == 2
+    assert [(message["role"], message["content"]) for message in made[2:]] == [("tool", "1"), ("user", "Hi\nHi")]
 
 
 def test_the_last_message_of_an_assistant_is_continued() -> None:
