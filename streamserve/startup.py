@@ -113,19 +113,22 @@ class StartUp:
             self._phases[self._open[-1]] += now - self._since
         self._since = now
 
-    def ready(self, port: int, model_name: str, seconds: float) -> None:
-        """The last block: where the server is and how to try it."""
+    def ready(self, port: int, model_name: str, seconds: float, encoder_name: str | None = None) -> None:
+        """The last block: where the server is and how to try it. `encoder_name`: the embedding model beside the other."""
         server = self._config.server
         url = base_url(server, port)
         if server.host not in LOOPBACK and not server.api_key:
             log.warning("server_open_to_network", host=server.host, hint="anyone who reaches it may use it; set --api-key")
         phases = {name: round(took, 2) for name, took in self._phases.items()}
-        self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2), phases=phases)
+        more = {} if encoder_name is None else {"embedding_model": encoder_name}
+        self._event("streamserve_ready", url=url, model=model_name, port=port, seconds=round(seconds, 2), phases=phases, **more)
         times = ", ".join(f"{name} {took:.1f}" for name, took in phases.items())
         self._line(f"  ready in {seconds:.1f} s{': ' if times else ''}{times}\n")
         if not server.disable_playground:
             self._line(f"  Playground  {url}/")
         self._line(f'  OpenAI API  {url}/v1   model "{model_name}"   key: {_key_state(server)}')
+        if encoder_name is not None:
+            self._line(f'  Embeddings  {url}/v1/embeddings   model "{encoder_name}"')
         self._line(f"  Try         {try_line(server, url, model_name)}")
         self._line(f"  Stop        Ctrl+C (running requests get up to {server.drain_timeout_s:g} s; again = now)")
 

@@ -140,3 +140,13 @@ def test_one_bar_is_shown_at_a_time_and_lines_stand_below_it(monkeypatch: pytest
     assert lines[0] == "weights" and lines[-1] == "graphs"
     assert lines.count("weights") == lines.count("graphs") == 1
     assert "memory" in lines
+
+
+def test_an_embedding_model_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    for out in (io.StringIO(), Terminal()):
+        StartUp(Config(), out).ready(31000, "m", 1.0, "vectors")
+        if out.isatty():
+            assert '  Embeddings  http://127.0.0.1:31000/v1/embeddings   model "vectors"\n' in out.getvalue()
+        else:
+            assert json.loads(out.getvalue())["embedding_model"] == "vectors"
