@@ -45,7 +45,7 @@ MAX_TOOLS = 1024
 INLINE_CHARS = 8000  # of schemas; about a millisecond
 DESCRIBED = "hermes"  # the format that tools are described in where the template leaves them out (text/tools/find.py)
 CHANNELLED = "gpt_oss"  # the format that reads thoughts too
-JSON_KINDS = ("json_object", "json_schema", "schema")
+JSON_KINDS = ("json_object", "json_schema", "schema", "structural_tag")
 MAX_THOUGHT_TOKENS = 10_000_000
 TAIL_LEN = 64  # tokens at a prompt's end among which the template may have opened or closed a thought
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
@@ -351,7 +351,7 @@ class Forms:
         """A constraint as the engine takes it, for answers without thoughts. Raises InvalidRequest naming its field."""
         if constraint is None:
             return None
-        grammar = await self._made(lambda: text_of(grammar_of(constraint, whitespace)), _size(None, constraint))
+        grammar = await self._made(lambda: text_of(grammar_of(constraint, whitespace, self._control)), _size(None, constraint))
         return Guidance(grammar, constraint.param, may_jump)
 
     async def _made(self, make: Callable[[], T], size: int) -> T:
@@ -361,7 +361,7 @@ class Forms:
 
     def _grammar(self, tools: Tools | None, constraint: Constraint | None, whitespace: str) -> str | None:
         is_forced = tools is not None and tools.demand.min_calls > 0
-        answer = None if constraint is None or is_forced else grammar_of(constraint, whitespace)
+        answer = None if constraint is None or is_forced else grammar_of(constraint, whitespace, self._control)
         if tools is not None and (is_forced or answer is not None or any(tool.is_strict for tool in tools.callable)):
             held = tools.callable if is_forced else [_held(tool) for tool in tools.callable]
             return self.tool_format.grammar(held, tools.demand, answer)
@@ -499,7 +499,7 @@ def _held(tool: Tool) -> Tool:
     return tool
 
 
-def grammar_of(constraint: Constraint, whitespace: str) -> Grammar:
+def grammar_of(constraint: Constraint, whitespace: str, control: Mapping[str, int]) -> Grammar:
     """What a constraint allows. Raises InvalidRequest naming the place in the request that cannot be."""
     param, value = constraint.param, constraint.value
     match constraint.kind:
@@ -516,7 +516,8 @@ def grammar_of(constraint: Constraint, whitespace: str) -> Grammar:
             return structure.ebnf(value, param)
         case "choice":
             return structure.choice(value, param)
-    raise InvalidRequest(f"{param} is a {constraint.kind}, which is not supported", param=param)
+    assert constraint.kind == "structural_tag", constraint.kind
+    return structure.structural_tag(_loaded(value, param), param, whitespace, control)
 
 
 def _described_schema(value: Mapping[str, Any], param: str, whitespace: str) -> Grammar:

@@ -201,6 +201,8 @@ async def test_a_demanded_call_is_held_to_its_schema_by_a_grammar(
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+        ({"response_format": {"type": "structural_tag", "structures": [], "triggers": [], "x": 1}}, "response_format.x"),
+        ({"response_format": {"type": "structural_tag", "format": {"type": "odd"}}}, "response_format.format.type"),
         ({"regex": "a", "ebnf": "root ::= 'a'"}, "ebnf"),
         ({"response_format": {"type": "json_object"}, "choice": ["a"]}, "choice"),
         ({"json_schema": "{"}, "json_schema"),
@@ -328,6 +330,17 @@ async def test_a_constraint_reaches_the_engine_as_a_grammar(
         assert (guidance.param, guidance.may_jump, guidance.thought) == (next(iter(given)), False, None)
     await choice_of(http, **given)
     assert guidance_of(engine).may_jump
+
+
+async def test_structural_tags_constrain_what_stands_in_them(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    form = {
+        "type": "structural_tag",
+        "structures": [{"begin": "<f>", "schema": {"const": 7}, "end": "</f>"}],
+        "triggers": ["<f"],
+    }
+    await choice_of(http, response_format=form)
+    grammar = Grammar(str(guidance_of(engine).grammar))
+    assert [grammar.accepts(text) for text in ("Text", "So: <f>7</f>!", "So: <f>8</f>!")] == [True, True, False]
 
 
 async def test_plain_text_is_no_constraint(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
