@@ -128,7 +128,7 @@ class Server:
             encoder=encoder,
         )
         self._gate.open(self._app)
-        self._display.ready(port, built.model_name, time.monotonic() - started, encoder and encoder.name)
+        self._display.ready(port, built.model_name, time.monotonic() - started, encoder.name if encoder else None)
 
     async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:
         """Run the engine, or the embedder beside it, to the end of the server."""
