@@ -175,12 +175,15 @@ def messages_of(items: Iterable[Item], instructions: str | None = None) -> list[
     """The conversation that items make. Instructions come first; system messages right behind them join them, because many
     templates take one system message only. Raises InvalidRequest for an output without its call."""
     made: list[Message] = []
+    head = [instructions] if instructions else []  # the texts of the first message: joined once, however many they are
     if instructions:
         made.append(Message({"role": "system", "content": instructions}, "instructions"))
     open_calls: set[str] = set()
     for item in items:
         value, path = item.value, item.path
-        if isinstance(value, MessageItem):
+        if isinstance(value, MessageItem) and head and len(made) == 1 and value.role in ("system", "developer"):
+            head.append(text_of(value.content))
+        elif isinstance(value, MessageItem):
             _add_message(made, value, path)
         elif isinstance(value, ReasoningItem):
             made.append(Message({"role": "assistant", "content": "", "reasoning_content": _thought(value)}, path))
@@ -198,6 +201,8 @@ def messages_of(items: Iterable[Item], instructions: str | None = None) -> list[
             made.append(Message({"role": "tool", "tool_call_id": value.call_id, "content": text_of(value.output)}, path))
         else:
             raise AssertionError("references are resolved before messages are made")
+    if head:
+        made[0].value["content"] = "\n\n".join(head)
     return made
 
 
@@ -209,8 +214,6 @@ def _add_message(made: list[Message], item: MessageItem, path: str) -> None:
             last["content"] = text  # what it thought before it said so
         else:
             made.append(Message({"role": "assistant", "content": text}, path))
-    elif item.role in ("system", "developer") and len(made) == 1 and made[0].path == "instructions":
-        made[0].value["content"] += "\n\n" + text
     else:
         made.append(Message({"role": item.role, "content": text}, path))
 

@@ -10,6 +10,7 @@ import pytest
 
 from streamserve.api.app import Api, create_app
 from streamserve.api.fields import RESPONSES, Decision
+from streamserve.api.response_items import messages_of, read_items
 from streamserve.api.response_schema import CreateResponse
 from streamserve.config import ServerConfig
 from streamserve.errors import QueueFull
@@ -226,6 +227,13 @@ async def test_items_make_the_conversation_they_came_from(http: httpx.AsyncClien
         ("user", "And?"),
         ("assistant", ""),
     ]
+
+
+async def test_any_number_of_system_messages_join_the_instructions() -> None:
+    items = [{"role": role, "content": "Short."} for role in ("system", "developer") * 5000]
+    head, last = messages_of([*read_items(items), *read_items("Hi")], "Kind.")
+    assert head.value == {"role": "system", "content": "\n\n".join(["Kind.", *["Short."] * 10_000])}
+    assert last.value == {"role": "user", "content": "Hi"}
 
 
 # ---- kept responses ----------------------------------------------------------------------------------------------
