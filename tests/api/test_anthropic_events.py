@@ -117,6 +117,11 @@ def test_of_arguments_cut_short_the_complete_members_stay(cut_short: str, kept: 
     assert streamed([events], "length")["content"][0]["input"] == (cut_short or "{}")
 
 
+def test_long_and_deep_arguments_cut_short_keep_what_is_complete() -> None:
+    assert arguments_of('{"a":[' + "1," * 100_000 + "2") == {"a": [1] * 100_000}
+    assert arguments_of('{"a":' + "[" * 100_000) == {}  # deeper than JSON is read
+
+
 @pytest.mark.parametrize(
     ("finish_reason", "matched_stop", "reason"),
     [
