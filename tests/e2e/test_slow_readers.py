@@ -31,7 +31,7 @@ FIRST = 1000
 class WideTokenizer(ByteTokenizer):
     """Tokens from 1000 on are eight kilobytes of text each, with a number in front: a client sees what it has missed."""
 
-    vocab_size = 10**9
+    vocab_size = 200_000  # more than any test gets to see; the server looks at each once
 
     def token_bytes(self, id: int) -> bytes:
         return super().token_bytes(id) if id < FIRST else f"<{id - FIRST}>".encode().ljust(8192, b".")
