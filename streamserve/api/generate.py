@@ -26,6 +26,7 @@ from streamserve.api.generate_schema import (
     stops_of,
     without,
 )
+from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import check_range, convert, load_object, show
 from streamserve.api.service import Service
@@ -231,6 +232,7 @@ class Generate:
         """A body, checked. Raises RequestError naming the field at fault."""
         request = convert(without(given, UNWANTED), NativeRequest)
         self._service.check_model(request.model)
+        check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
         for name in ("cache_salt", "extra_key"):
             if len(getattr(request, name)) > 256:
                 raise InvalidRequest(f"{name} has over 256 characters; at most 256 are allowed", param=name)
