@@ -409,8 +409,6 @@ class Forms:
     def _reading(self, request: ChatRequest, tools: Tools | None, is_open: bool) -> Reading | None:
         reasoning, format = self.reasoning, self.tool_format
         splits = reasoning is not None and not reasoning.is_channelled and request.separate_reasoning
-        if not splits and tools is None and not self._is_channelled:
-            return None
         markers: list[str] = []
         splitter = parser = None
         if reasoning is not None and not reasoning.is_channelled:
@@ -421,6 +419,8 @@ class Forms:
             markers += format.control_tokens
             parser = partial(format.parser, () if tools is None else tools.callable)
         found = {text: id for text, id in self._control.items() if any(text in marker for marker in markers)}
+        if splitter is None and parser is None and not found:
+            return None
         return Reading(
             splitter,
             parser,
