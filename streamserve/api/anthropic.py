@@ -4,6 +4,7 @@ Owns how a message is run and answered. What bodies mean is in anthropic_chat.py
 tokens, tools and grammars are those of a chat.
 """
 
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,7 +132,7 @@ class Messages:
         try:
             return await self._completions.prepare_chat(given.chat, kind="msg", must_fit=must_fit)
         except InvalidRequest as error:
-            raise _renamed(error) from None
+            raise _renamed(error, given.tool_places) from None
 
     async def _job(self, request: MessagesRequest) -> Job:
         given = self._translated(request)
@@ -141,6 +142,8 @@ class Messages:
         limit = max(1, min(request.max_tokens, room))  # 0 is for those who want the prompt in the cache, and nothing else
         sampling = replace(call.sampling, max_new_tokens=limit)
         call = replace(call, sampling=sampling, drops_output=request.max_tokens == 0)
+        if call.guidance is not None:  # the engine names it where it compiles no grammar
+            call = replace(call, guidance=replace(call.guidance, param=_own_name(call.guidance.param)))
         warnings = warning_headers((*given.warnings, *prepared.warnings))
         return Job(
             run=self._service.run(call),
@@ -199,15 +202,18 @@ class Messages:
         await stream.end()
 
 
-def _renamed(error: InvalidRequest) -> InvalidRequest:
+def _renamed(error: InvalidRequest, tool_places: Sequence[int]) -> InvalidRequest:
     """The same error, naming the field of these bodies that a chat's field was made from."""
-    param, message = error.param or "", str(error)
+    param = error.param or ""
+    ours = _own_name(param, tool_places)
+    return error if ours == param else type(error)(str(error).replace(param, ours), param=ours)
+
+
+def _own_name(param: str, tool_places: Sequence[int] = ()) -> str:
+    """What a chat's field is called in these bodies. `tool_places`: where among the given tools those of the chat stand."""
     for theirs, ours in _FIELDS.items():
         if param == theirs or param.startswith((f"{theirs}.", f"{theirs}[")):
-            renamed = ours + param[len(theirs) :]
-            break
-    else:
-        renamed = param.replace(".function.parameters", ".input_schema").replace(".function", "")
-    if renamed == param:
-        return error
-    return type(error)(message.replace(param, renamed), param=renamed)
+            return ours + param[len(theirs) :]
+    if tool := re.match(r"tools\[(\d+)\]", param):
+        param = f"tools[{tool_places[int(tool[1])]}]{param[tool.end() :]}"
+    return param.replace(".function.parameters", ".input_schema").replace(".function", "")

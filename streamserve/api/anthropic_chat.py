@@ -55,9 +55,12 @@ MAX_TOKENS = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A request in the words of a chat. `cleared`: thoughts that it asked to leave out. `warnings`: what of it has no effect."""
+    """A request in the words of a chat. `tool_places`: where among the request's tools those of the chat stand. `cleared`:
+    thoughts that it asked to leave out. `warnings`: what of it has no effect.
+    """
 
     chat: ChatRequest
+    tool_places: tuple[int, ...]
     cleared: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -66,6 +69,7 @@ def translate(request: CountTokensRequest, template_reads: Set[str], *, can_thin
     """The request in the words of a chat. `template_reads` are the variables of the model's chat template; `can_think`: the model
     is known to reason. Raises InvalidRequest naming the field at fault."""
     turns = _Turns(request)
+    tools = _tools(request, turns.references)
     thinking = request.thinking
     chat = ChatRequest(
         model=request.model,
@@ -73,7 +77,7 @@ def translate(request: CountTokensRequest, template_reads: Set[str], *, can_thin
         continue_final_message=turns.is_open,
         add_generation_prompt=not turns.is_open,
         chat_template_kwargs=_thinking_switch(thinking, template_reads),
-        tools=_tools(request, turns.references),
+        tools=[_tool(tool) for tool in tools.values()] or None,
         **_calls(request),
         **_output(request),
     )
@@ -82,7 +86,7 @@ def translate(request: CountTokensRequest, template_reads: Set[str], *, can_thin
     if isinstance(request, MessagesRequest):
         _add_sampling(request, chat)
     warnings = [*_thinking_warnings(thinking, chat.chat_template_kwargs is not None, can_think), *_warnings(request)]
-    return Translation(chat, tuple(turns.cleared), tuple(warnings))
+    return Translation(chat, tuple(tools), tuple(turns.cleared), tuple(warnings))
 
 
 def _thinking_warnings(thinking: Thinking | None, has_switch: bool, can_think: bool) -> Iterator[str]:
@@ -148,17 +152,17 @@ def _output(request: CountTokensRequest) -> dict[str, Any]:
 # ---- tools ----------------------------------------------------------------------------------------------------------------
 
 
-def _tools(request: CountTokensRequest, references: Mapping[str, str]) -> list[ToolDefinition] | None:
-    """The tools that the model knows of at this point."""
+def _tools(request: CountTokensRequest, references: Mapping[str, str]) -> dict[int, Tool]:
+    """The tools that the model knows of at this point, by their places among those of the request."""
     given = request.tools or []
     names = {tool.name for tool in given}
     for name, path in references.items():
         if name not in names:
             raise InvalidRequest(f"{path}.tool_name is {show(name)}; tools has none of that name", param=f"{path}.tool_name")
-    known = [tool for tool in given if not tool.defer_loading or tool.name in references]
+    known = {place: tool for place, tool in enumerate(given) if not tool.defer_loading or tool.name in references}
     if given and not known:
         raise InvalidRequest("defer_loading is true for all tools; the model needs one to begin with", param="tools")
-    return [_tool(tool) for tool in known] or None
+    return known
 
 
 def _tool(tool: Tool) -> ToolDefinition:

@@ -154,6 +154,16 @@ async def test_thoughts_are_a_wish(http: httpx.AsyncClient) -> None:
     assert "no switch" in warning
 
 
+async def test_the_field_at_fault_is_named_as_the_body_has_it(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    deferred, unnameable = {**ADD, "defer_loading": True}, {**ADD, "name": "a b"}
+    error = (await post(http, tools=[deferred, unnameable])).json()["error"]
+    assert error["message"].startswith("tools[1].name is")
+    schema = {"type": "json_schema", "schema": {"type": "object"}}
+    assert (await post(http, output_config={"format": schema})).status_code == 200
+    guidance = engine.requests[0].guidance  # what an engine names that cannot compile it
+    assert guidance is not None and guidance.param == "output_config.format"
+
+
 async def test_a_stream_can_be_gone_on_with(http: httpx.AsyncClient) -> None:
     stream = await post(http, stream=True, resumable=True)
     frames = stream.text.removeprefix("retry: 1000\n").split("\n\n")
