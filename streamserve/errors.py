@@ -5,6 +5,7 @@
     │   ├── InvalidRequest           400  a field has a wrong type or value
     │   │   └── ContextOverflow      400  prompt and answer do not fit the context
     │   ├── AuthenticationFailed     401  missing or wrong API key
+    │   ├── OriginForbidden          403  a page of an origin that is not allowed
     │   ├── ModelNotFound            404  no such model is served
     │   ├── NotFound                 404  no such route or object
     │   ├── MethodNotAllowed         405  the route exists, the method does not
@@ -65,6 +66,14 @@ class AuthenticationFailed(RequestError):
     status: ClassVar[int] = 401
     type: ClassVar[str] = "authentication_error"
     code: ClassVar[str] = "invalid_api_key"
+
+
+class OriginForbidden(RequestError):
+    """The request comes from a page of an origin that may not call this server."""
+
+    status: ClassVar[int] = 403
+    type: ClassVar[str] = "permission_error"
+    code: ClassVar[str] = "origin_forbidden"
 
 
 class ModelNotFound(RequestError):

@@ -96,6 +96,7 @@ class Api:
                 await exchange.end()
                 return
             path = scope["path"]
+            door.check_origin(scope)
             if path not in self._open and not path.startswith(PAGE_FILES):
                 door.check_key(scope, is_admin=path in self._admin)
             await self._router(scope, receive, send)

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from streamserve.api.wire import Headers, header_of
 from streamserve.config import ServerConfig
-from streamserve.errors import AuthenticationFailed, ConfigError
+from streamserve.errors import AuthenticationFailed, ConfigError, OriginForbidden
 
 PREFLIGHT_AGE_S = 600
 ENVIRONMENT, ADMIN_ENVIRONMENT = "STREAMSERVE_API_KEY", "STREAMSERVE_ADMIN_API_KEY"  # a command line can be read by everybody
@@ -64,6 +64,12 @@ class Door:
         origin = header_of(scope, b"origin")
         return origin is None or b"*" in self._origins or origin in self._origins or is_same_host(scope, origin)
 
+    def check_origin(self, scope: Scope) -> None:
+        """Raises OriginForbidden for a request that may change something and comes from a page that is not allowed to. Browsers
+        send simple POSTs of any page without asking, and only keep the answer from it."""
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not self.allows_origin(scope):
+            raise OriginForbidden("pages of this origin may not call this server (--cors-origins)", param="origin")
+
     def cors_headers(self, scope: Scope) -> Headers:
         """What every answer to this request carries, so that a page may read it."""
         origin = header_of(scope, b"origin")
@@ -77,7 +83,7 @@ class Door:
             return ((b"vary", b"Origin"),)
         return (
             (b"access-control-allow-origin", allowed),
-            (b"access-control-expose-headers", b"Retry-After, X-Request-Id"),
+            (b"access-control-expose-headers", b"Retry-After, X-Request-Id, Request-Id, X-Streamserve-Warning"),
             (b"vary", b"Origin"),
         )
 

@@ -68,6 +68,7 @@ REFINED: Mapping[tuple[str, str], type[Struct]] = {(NativeRequest.__name__, "sam
 ERRORS = {
     400: "A field has a wrong type or value, or is unknown; `param` names it.",
     401: "The API key is missing or wrong.",
+    403: "A page of this origin may not call the server (--cors-origins).",
     404: "There is no such model or object.",
     413: "The body is over --max-body-mb.",
     429: "Too many requests wait; the header Retry-After says when to come back.",
@@ -234,6 +235,8 @@ def _statuses(route: RouteSpec) -> list[int]:
         statuses.add(401)
     if route.query:
         statuses.add(400)
+    if route.method != "GET":
+        statuses.add(403)
     if "{" in route.path:
         statuses.add(404)
     if route.body is not None:

@@ -1,5 +1,6 @@
 """Keys, browsers of other origins, the routes around generation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,22 @@ async def test_only_listed_origins_are_named(engine: ScriptedEngine) -> None:
     assert "access-control-allow-origin" not in other.headers
     assert listed.headers["vary"] == other.headers["vary"] == "Origin"
     assert "vary" not in none.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [(PAGE, 200), (None, 200), ("http://127.0.0.1:30000", 200), ("https://evil.example", 403), ("null", 403)],
+)
+async def test_pages_that_are_not_listed_change_nothing(engine: ScriptedEngine, origin: str | None, status: int) -> None:
+    """A form or a script of any page can send such a POST without a preflight."""
+    headers = {"content-type": "text/plain", **({"origin": origin} if origin else {})}
+    async with client_of(app_with(engine, cors_origins=(PAGE,))) as http:
+        response = await http.post(CHAT, content=json.dumps(HI), headers=headers)
+        assert response.status_code == status
+        assert (await http.post("/flush_cache", headers=headers)).status_code == status
+    assert bool(engine.requests) == (status == 200)
+    if status == 403:
+        assert response.json()["error"]["code"] == "origin_forbidden"
 
 
 @pytest.mark.parametrize(
