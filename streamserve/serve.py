@@ -104,18 +104,25 @@ class Server:
             load = partial(build, self._config, self._metrics, self._display)
             self._store = await anyio.to_thread.run_sync(open_store, self._config.server.response_store)
             built = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)  # Ctrl+C does not wait for weights
+            self._built = built
+            self._app = self._make_app(built)
         except StartError as error:
             self._display.failed(error)
             self._exit_code = 1
             self._stop.set()
             return
-        self._built = built
         tasks.start_soon(self._run_part, built.engine.run)
-        encoder = None
         if built.encoder is not None:
             tasks.start_soon(self._run_part, built.encoder.embedder.run)
+        self._gate.open(self._app)
+        encoder_name = built.encoder.name if built.encoder else None
+        self._display.ready(port, built.model_name, time.monotonic() - started, encoder_name)
+
+    def _make_app(self, built: Built) -> Api:
+        encoder = None
+        if built.encoder is not None:
             encoder = EncoderModel(built.encoder.name, built.encoder.embedder, built.encoder.text)
-        self._app = create_app(
+        return create_app(
             built.engine,
             built.text,
             self._config.server,
@@ -127,8 +134,6 @@ class Server:
             sampling_defaults=self._config.model.sampling_defaults,
             encoder=encoder,
         )
-        self._gate.open(self._app)
-        self._display.ready(port, built.model_name, time.monotonic() - started, encoder.name if encoder else None)
 
     async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:
         """Run the engine, or the embedder beside it, to the end of the server."""

@@ -203,3 +203,10 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
         second = subprocess.run(again, capture_output=True, text=True, timeout=30)
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1 and "choose another --port" in second.stderr
+
+
+def test_a_format_that_the_model_cannot_have_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "streamserve", "serve", "--fake", "--port", "0", "--tool-call-parser", "mistral"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "--tool-call-parser is mistral" in done.stderr
