@@ -157,7 +157,8 @@ class Desk:
         job = await make(body)
         with self._service.live(job.run):
             await job.run.start()
-            return job.shape.whole(await collect(job.run))
+            answer = job.shape.whole(await collect(job.run))
+        return {**answer, "warnings": list(job.warnings)} if job.warnings else answer
 
 
 def _unwrapped(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -336,8 +336,8 @@ class Forms:
         warnings: list[str] = []
         if is_forced and constraint is not None:
             warnings.append(f"{constraint.param} has no effect: a call is demanded, and it has a form of its own")
-        elif request.json_whitespace is not None and (constraint is None or constraint.kind not in JSON_KINDS):
-            warnings.append("json_whitespace has no effect: the answer is not constrained to be JSON")
+        else:
+            warnings += whitespace_warnings(request, constraint)
         param = constraint.param if constraint is not None and not is_forced else "tools"
         return Form(request, tools, grammar, param, tuple(warnings))
 
@@ -487,6 +487,13 @@ def _reasoning(name: str, source: str | None) -> ReasoningFormat | None:
         return reasoning_formats.auto(source or "") if name == "auto" else reasoning_formats.find(name)
     except InvalidRequest as error:
         raise ConfigError(f"--reasoning-parser: {error}; none and auto are too") from None
+
+
+def whitespace_warnings(request: Sampled, constraint: Constraint | None) -> tuple[str, ...]:
+    """A wish for white space where there is no JSON to put it into."""
+    if request.json_whitespace is None or (constraint is not None and constraint.kind in JSON_KINDS):
+        return ()
+    return ("json_whitespace has no effect: the answer is not constrained to be JSON",)
 
 
 def _held(tool: Tool) -> Tool:

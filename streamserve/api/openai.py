@@ -13,7 +13,7 @@ import orjson
 from streamserve.api.answer import Reading
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
 from streamserve.api.fields import CHAT, COMPLETION, warnings_of
-from streamserve.api.forms import Forms, template_variables
+from streamserve.api.forms import Forms, constraint_of, template_variables, whitespace_warnings
 from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import (
     MAX_CHOICES_PER_PROMPT,
@@ -146,7 +146,11 @@ class Completions:
         )
         call = self._call("cmpl", request, prompts, sampling, guidance, n=num_each, drops_output=request.max_tokens == 0)
         wishes = replace(wishes_of(request, request.logprobs), best=request.n if ranks else None)
-        warnings = (*warnings_of(COMPLETION, request), *_stream_warnings(request))
+        warnings = (
+            *warnings_of(COMPLETION, request),
+            *whitespace_warnings(request, constraint_of(request)),
+            *_stream_warnings(request),
+        )
         return self._job(TextShape, self._service.run(call), wishes, request, warnings)
 
     def _num_each(self, request: CompletionRequest, is_socket: bool) -> int:

@@ -353,8 +353,9 @@ async def test_white_space_is_compact_unless_asked_for(http: httpx.AsyncClient, 
     for given, part in (({}, '"whitespace_flexible":false'), ({"json_whitespace": "flexible"}, '"whitespace_flexible":true')):
         await choice_of(http, json_schema={"type": "string"}, **given)
         assert part in str(guidance_of(engine).grammar)
-    response = await post(http, json_whitespace="flexible", regex="a")
-    assert response.headers["x-streamserve-warning"].startswith("json_whitespace has no effect")
+    text = {"prompt": "hi", "json_whitespace": "flexible", "regex": "a"}
+    for response in (await post(http, json_whitespace="flexible", regex="a"), await http.post("/v1/completions", json=text)):
+        assert response.headers["x-streamserve-warning"].startswith("json_whitespace has no effect")
 
 
 async def test_with_tools_a_constraint_is_for_answers_without_calls(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
