@@ -332,6 +332,8 @@ class Scheduler:
 
     def _admit(self, draft: Draft, budget: int) -> None:
         """Start waiting requests while there are slots, pages and tokens left in this step."""
+        if budget <= 0 or not self._free_slots:
+            return  # a policy may have a long queue to put in order
         for request in list(self._policy(self._waiting, self.cache)):
             if budget <= 0 or not self._free_slots:
                 return
