@@ -1,4 +1,4 @@
-"""What an AnswerReader makes of one choice's text, however it comes."""
+"""What an AnswerReader, and a choice that has one, make of a text, however it comes."""
 
 import random
 from functools import partial
@@ -6,6 +6,9 @@ from functools import partial
 import pytest
 
 from streamserve.api.answer import Answer, AnswerReader, CallBegan, CallGrew, Content, Event, Reading, Thought, fold
+from streamserve.api.stream import Call, Choice, Collected, Prompt
+from streamserve.messages import Delta, FinishReason, SamplingParams, TokenLogprobs
+from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.reasoning import find as find_reasoning
 from streamserve.text.tools.find import find as find_format
 from streamserve.text.tools.format import Tool
@@ -102,3 +105,41 @@ def test_texts_of_control_tokens_do_not_reach_the_content() -> None:
     of = Reading(parser=partial(HERMES.parser, TOOLS), hidden=("<tool_call>", "<|x|>"))
     events, _ = read(of, ["a<|x|>b<tool_call>no call"])
     assert fold(events).content == "abno call"
+
+
+PIECES = (
+    *("<think>", "</think>", "<tool_call>\n", '{"name": "add", "arguments": {"a": "x<y"}}', "\n</tool_call>", "<tool", "{}", '"'),
+    *("ab", "é", "世界", "🦙 ok", "stop", "st", " ", "\n", "\n\n"),
+)
+BYTES = byte_text_model().tokenizer
+
+
+def played(text: bytes, cuts: list[int], stops: tuple[str, ...], has_logprobs: bool, max_calls: int | None) -> tuple[object, ...]:
+    """What a choice makes of a text whose bytes, one a token, come in deltas cut there."""
+    sampling = SamplingParams(logprobs=0 if has_logprobs else None)
+    choice = Choice(Call("c", (Prompt((1,)),), sampling, stops=stops, reading=reading(max_calls=max_calls)), 0, BYTES)
+    whole = Collected(0)
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        part = text[start:end]
+        scores = tuple(TokenLogprobs(token, -1.0) for token in part) if has_logprobs else ()
+        whole.add(choice.take(Delta(tuple(part), scores, finish_reason=FinishReason.STOP if end == len(text) else None)))
+        if choice.is_finished:
+            break
+    piece = whole.as_piece()
+    answer = fold(piece.events or ())
+    scored = bytes(entry.token_id for entry in piece.logprobs).decode()
+    if has_logprobs:
+        assert scored.strip() == answer.content.strip()  # white space around content may be nobody's
+    counted = choice.num_tokens if stops or has_logprobs or max_calls else None
+    return without_ids(answer), piece.finish_reason, piece.matched_stop, counted, scored
+
+
+def test_merged_deltas_change_nothing_whatever_else_is_asked_for() -> None:
+    rng = random.Random(9)
+    for _ in range(300):
+        text = "".join(rng.choices(PIECES, k=rng.randrange(1, 14))).encode()
+        asked = rng.choice([(), ("stop",), ("b", "st "), ("世",)]), rng.random() < 0.5, rng.choice([None, 1])
+        one_by_one = played(text, list(range(1, len(text))), *asked)
+        for _ in range(3):
+            cuts = sorted(rng.sample(range(1, len(text)), rng.randrange(min(len(text), 9)))) if len(text) > 1 else []
+            assert played(text, cuts, *asked) == one_by_one
