@@ -3,11 +3,11 @@
 Owns that one question. It says True only when it is certain; what it cannot see is no proof.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 _MAX_DEPTH = 8
-_MAX_STEPS = 100_000
+_MAX_STEPS = 20_000
 
 Resolve = Callable[[Any], Any]
 
@@ -17,16 +17,36 @@ def first_overlap(options: Sequence[Any], resolve: Resolve) -> tuple[int, int] |
 
     `resolve` gives what a $ref points to. What takes too many steps to tell counts as overlapping.
     """
-    values = [_values(option) if isinstance(option, Mapping) else None for option in options]
-    if all(value is not None for value in values):  # in one pass, as there may be thousands
-        owner: dict[Any, int] = {}
-        for n, value in enumerate(values):
-            for key in {_key(item) for item in value or ()}:
-                if owner.setdefault(key, n) != n:
-                    return owner[key], n
-        return None
+    given = [option if isinstance(option, Mapping) else {} for option in options]
+    for values in (map(_values, given), *(_of_property(given, name, resolve) for name in _shared(given))):
+        listed = list(values)
+        if len(listed) > 1 and None not in listed:  # thousands of options are told apart in one pass
+            owner: dict[Any, int] = {}
+            clash = next((n for n, some in enumerate(listed) if _clashes(owner, n, some or ())), None)
+            if clash is None:
+                return None
     proof = _Proof(resolve)
     return next(((a, b) for b in range(len(options)) for a in range(b) if not proof.are_disjoint(options[a], options[b])), None)
+
+
+def _shared(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Properties that every option requires."""
+    required = [{name for name in _list(option.get("required")) if isinstance(name, str)} for option in options]
+    return sorted(set.intersection(*required))[:8] if required else []
+
+
+def _of_property(options: Sequence[Mapping[str, Any]], name: str, resolve: Resolve) -> Iterator[list[Any] | None]:
+    """The values that each option, an object, allows for a property."""
+    for option in options:
+        found = _property(option, name)
+        if isinstance(found, Mapping) and set(found) == {"$ref"}:
+            found = resolve(found["$ref"])
+        yield _values(found) if isinstance(found, Mapping) and _types(option) == {"object"} else None
+
+
+def _clashes(owner: dict[Any, int], n: int, values: Sequence[Any]) -> bool:
+    """Whether another option has one of the values; they are this one's otherwise."""
+    return any(owner.setdefault(_key(value), n) != n for value in values)
 
 
 class _Proof:

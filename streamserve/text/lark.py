@@ -9,32 +9,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streamserve.errors import InvalidRequest
+
 ANY_TEXT = "/(?s:.*)/"
+OWN_RULE = "own_grammar"
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """An expression to start with and the rules it refers to. Names of rules begin with a letter that their maker owns, so that
-    grammars can stand in one text."""
+    """An expression to start with and the rules it refers to. Names of rules begin with letters that their maker owns, so that
+    grammars can stand in one text. `whole`: a client's own text, which is taken as it is where it stands alone."""
 
     start: str
     rules: tuple[str, ...] = ()
+    whole: str = ""
 
     @property
     def text(self) -> str:
         """The whole grammar."""
-        return "\n".join((f"start: {self.start}", *self.rules)) + "\n"
+        return self.whole or "\n".join((f"start: {self.start}", *self.rules)) + "\n"
 
 
-def either(*grammars: Grammar) -> Grammar:
-    """One of them."""
-    return Grammar(" | ".join(f"({grammar.start})" for grammar in grammars), tuple(r for g in grammars for r in g.rules))
+def own_grammar(text: str) -> Grammar:
+    """A client's own Lark, whose names are its own wherever it stands."""
+    return Grammar(OWN_RULE, (f"{OWN_RULE}: %lark {{\n{text}\n}}",), whole=text)
 
 
-def followed(*grammars: Grammar) -> Grammar:
-    """One after another."""
-    starts = [f"({grammar.start})" if "|" in grammar.start else grammar.start for grammar in grammars if grammar.start]
-    return Grammar(" ".join(starts) or '""', tuple(rule for grammar in grammars for rule in grammar.rules))
+def check_part(grammar: Grammar) -> None:
+    """A client's own grammar beside other rules: what it says of the whole text would not hold."""
+    if "%ignore" in grammar.whole:
+        raise InvalidRequest(
+            "a grammar with %ignore cannot stand beside thoughts or tools; write it without", param="ebnf"
+        )
 
 
 def literal(text: str) -> str:

@@ -3,7 +3,7 @@
 Owns which keywords there are, what is done with each, and the limits on a schema's size. Knows nothing of requests; what it makes
 is a schema that llguidance reads as JSON Schema 2020-12, with every reference inside it.
 
-Time is linear in the schema's size and stops at the limits, at most about 0.2 s: give schemas of more than `LARGE_CHARS` to a
+Time is linear in the schema's size and stops at the limits, at most about 0.3 s: give schemas of more than `LARGE_CHARS` to a
 worker thread.
 """
 
@@ -16,11 +16,13 @@ from urllib.parse import unquote
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.disjoint import first_overlap
+from streamserve.text.finite import endless
 from streamserve.text.pattern import fault_of
 
-MAX_NODES = 50_000
+MAX_NODES = 30_000
 MAX_CHARS = 2_000_000
-MAX_DEPTH = 100
+MAX_DEPTH = 50  # of schemas; the compiler reads JSON that is nested 127 deep
+MAX_VALUE_DEPTH = 115  # of constants, with the schemas around them, as JSON
 MAX_REPEAT = 100_000
 LARGE_CHARS = 50_000
 
@@ -92,6 +94,7 @@ class _Walk:
         self._num_chars = 0
         self._depth = 0
         self._name_of: dict[str, str] = {}  # of definitions, by their pointer
+        self._path_of: dict[str, str] = {}  # of definitions, by their name
         self._waiting: list[tuple[str, Any, str]] = []
         self._needs_free = False
         self._places: dict[str, tuple[Any, str]] | None = None
@@ -102,7 +105,11 @@ class _Walk:
         definitions: dict[str, Any] = {}
         while self._waiting:
             name, target, path = self._waiting.pop()
+            self._path_of[name] = path
             definitions[name] = self._schema(target, path, is_joined=False)
+        if (culprit := endless(found, definitions)) is not None:
+            path = self._path_of.get(culprit, self._path)
+            raise _refusal(f"{path} is matched by no finite value: it must contain itself; leave it out of required", path)
         if self._needs_free:
             definitions.update(free_json())
         if not definitions:
@@ -392,8 +399,8 @@ class _Walk:
         return [self._check_const(item, f"{path}[{n}]") for n, item in enumerate(value)]
 
     def _check_const(self, value: Any, path: str, depth: int = 0) -> Any:
-        if depth > MAX_DEPTH:
-            raise _refusal(f"{path} is nested too deeply; at most {MAX_DEPTH} levels are allowed", path)
+        if depth + 2 * self._depth > MAX_VALUE_DEPTH:
+            raise _refusal(f"{path} is nested too deeply; at most {MAX_VALUE_DEPTH} levels of JSON are allowed", path)
         if isinstance(value, Mapping):
             return {name: self._check_const(item, path, depth + 1) for name, item in value.items()}
         if isinstance(value, list):

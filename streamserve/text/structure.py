@@ -10,7 +10,7 @@ from typing import Any
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.gbnf import is_gbnf, lark_of_gbnf
-from streamserve.text.lark import Grammar, between_slashes, json_value, literal
+from streamserve.text.lark import Grammar, between_slashes, check_part, json_value, literal, own_grammar
 from streamserve.text.pattern import fault_of
 from streamserve.text.schema import free_object, prepare
 from streamserve.text.structural_tag import structural_tag as _structural_tag
@@ -58,7 +58,7 @@ def ebnf(text: str, param: str = "ebnf") -> Grammar:
         raise InvalidRequest(f"{param} is empty; give a grammar with a rule `root` (GBNF) or `start` (Lark)", param=param)
     if len(text) > MAX_GRAMMAR_CHARS:
         raise InvalidRequest(f"{param} has {len(text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed", param=param)
-    return lark_of_gbnf(text, param) if is_gbnf(text) else Grammar("", (text,))
+    return lark_of_gbnf(text, param) if is_gbnf(text) else own_grammar(text)
 
 
 def structural_tag(
@@ -86,9 +86,10 @@ def spacing(whitespace: str, param: str = "json_whitespace") -> Mapping[str, Any
 
 def text_of(grammar: Grammar, lead: str = "") -> str:
     """The grammar as the engine takes it. `lead`: a text that must stand before the answer."""
-    if not grammar.start:  # whole Lark of a user's own
-        return grammar.rules[0]
-    return Grammar(f"{literal(lead)} ({grammar.start})" if lead else grammar.start, grammar.rules).text
+    if not lead:
+        return grammar.text
+    check_part(grammar)
+    return Grammar(f"{literal(lead)} ({grammar.start})", grammar.rules).text
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.errors import InvalidRequest
-from streamserve.text.schema import MAX_NODES, prepare
+from streamserve.text.schema import MAX_DEPTH, MAX_NODES, prepare
 from streamserve.text.structure import json_schema, text_of
 from tests.text.grammars import Grammar, error_of
 
@@ -165,6 +165,36 @@ def test_many_options_that_overlap_are_refused_and_do_not_run_on() -> None:
     with pytest.raises(InvalidRequest, match="oneOf"):
         prepare({"oneOf": [nested, nested, nested]}, PATH)
     assert prepare({"oneOf": [{"const": n} for n in range(5000)]}, PATH)
+    kinds = [{"type": "object", "properties": {"k": {"const": n}}, "required": ["k"]} for n in range(2000)]
+    assert prepare({"oneOf": kinds}, PATH)
+    with pytest.raises(InvalidRequest, match=r"\[0\] and \[1\]"):
+        prepare({"oneOf": [kinds[0], *kinds]}, PATH)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/a"}}}},
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"allOf": [{"$ref": "#/$defs/b"}], "title": "A"},
+                "b": {"type": "object", "required": ["x"], "additionalProperties": {"$ref": "#/$defs/a"}},
+            },
+        },
+    ],
+)
+def test_a_schema_of_endless_values_is_refused(schema: Any) -> None:
+    with pytest.raises(InvalidRequest, match="no finite value"):
+        prepare(schema, PATH)
+
+
+def test_as_deep_as_a_schema_may_be_it_compiles() -> None:
+    schema: Any = {"const": [[[1]]]}
+    for n in range(MAX_DEPTH - 2):
+        schema = {"anyOf": [schema, {"type": "null"}]} if n % 2 else {"type": "object", "properties": {"a": schema}}
+    grammar_of(schema)
 
 
 def test_definitions_that_nothing_refers_to_may_hold_anything() -> None:

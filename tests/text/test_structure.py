@@ -144,6 +144,7 @@ def test_lark_goes_through_as_it_is() -> None:
     text = 'start: "a" WORD\nWORD: /[b-d]+/\n'
     assert text_of(structure.ebnf(text)) == text
     assert Grammar(text).accepts("abd")
+    assert Grammar(text_of(structure.ebnf(text), lead="\n")).accepts("\nabd")
 
 
 def test_a_lead_stands_before_the_answer() -> None:

@@ -6,7 +6,7 @@ Owns the frame around calls: how many, what stands between, what may stand in th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from streamserve.text.lark import ANY_TEXT, Grammar, marked, regex_of, repeated, without
+from streamserve.text.lark import ANY_TEXT, Grammar, check_part, marked, regex_of, repeated, without
 from streamserve.text.tools.format import Demand
 
 
@@ -35,6 +35,7 @@ class Frame:
             calls = self._calls(max(1, demand.min_calls), demand.max_calls, "")
             if answer is None or demand.min_calls:
                 return Grammar(calls, tuple(rules))
+            check_part(answer)
             return Grammar(f"calls | ({answer.start})", (f"calls: {calls}", *rules, *answer.rules))
         return self._in_free_text(demand.max_calls, trigger, rules)
 

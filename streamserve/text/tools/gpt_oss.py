@@ -7,7 +7,7 @@ Owns the format's tokens. It reads thoughts, text and calls at once, so nothing 
 import re
 from collections.abc import Mapping, Sequence
 
-from streamserve.text.lark import ANY_TEXT, Grammar, literal, marked
+from streamserve.text.lark import ANY_TEXT, Grammar, check_part, literal, marked
 from streamserve.text.markers import find_first, open_at
 from streamserve.text.tools.format import CallBegan, CallGrew, Content, Demand, Event, Thought, Tool
 from streamserve.text.tools.json_text import JsonSpan
@@ -47,6 +47,7 @@ class GptOss:
             return Grammar(f"{head} ({calls})", tuple(rules)).text
         final = self._marked(f"{CHANNEL}final{MESSAGE}")
         shown = Grammar("final_text", (f"final_text: {ANY_TEXT}",)) if answer is None else answer
+        check_part(shown)
         rules += [f"final: {final} ({shown.start})", *shown.rules]
         if not bodies:
             return Grammar(f"{head} final", tuple(rules)).text

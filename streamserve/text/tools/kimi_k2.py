@@ -16,7 +16,7 @@ from streamserve.text.tools.schemas import SPACED, allowed, arguments_value
 SECTION_BEGIN, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL_BEGIN, CALL_END = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS_BEGIN = "<|tool_call_argument_begin|>"
-_ID = re.compile(r"\s*((?:functions\.)?([^\s:]+):\d+)\s*")
+_ID = re.compile(r"\s*((?:functions\.)?(\S+):\d+)\s*")
 
 
 class KimiK2:

@@ -16,8 +16,8 @@ from streamserve.text.tools.python_text import PythonValue
 from streamserve.text.tools.schemas import SPACED, Property, allowed, properties_of
 
 BEGIN, END = "<|python_start|>", "<|python_end|>"
-_CALL = re.compile(r"([A-Za-z_][\w.-]*)\s*\(")
-_MAY_BE_CALL = re.compile(r"[A-Za-z_][\w.-]*\s*")
+_CALL = re.compile(r"([A-Za-z_][\w./:-]*)\s*\(")
+_MAY_BE_CALL = re.compile(r"[A-Za-z_][\w./:-]*\s*")
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)")
 _MAY_BE_KEYWORD = re.compile(r"[A-Za-z_]\w*\s*=?")
 

@@ -158,6 +158,24 @@ def test_names_that_begin_alike_are_told_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_a_name_may_hold_more_than_letters(name: str) -> None:
+    case = next(case for case in ANSWERS[name] if case.in_grammar and [call[0] for call in case.calls] == ["get_weather"])
+    tool = replace(TOOLS[0], name="web/v1.get-weather:now")
+    text = case.text.replace("get_weather", tool.name)
+    assert Grammar(find(name).grammar((tool,), Demand(min_calls=1))).accepts(text)
+    assert [call.name for call in read(find(name), text, tools=(tool,)).calls] == [tool.name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_clients_own_grammar_may_stand_beside_calls(name: str) -> None:
+    head = "<|channel|>final<|message|>" if name == "gpt_oss" else ""
+    either = Grammar(find(name).grammar(TOOLS, Demand(), structure.ebnf('start: "yes" call_0?\ncall_0: "!" | "}"\n')))
+    assert either.accepts(head + "yes!") and either.accepts(head + "yes}") and not either.begins(head + "no")
+    with pytest.raises(InvalidRequest, match="%ignore"):
+        find(name).grammar(TOOLS, Demand(), structure.ebnf('start: "a" "b"\n%ignore / /\n'))
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_free_text_needs_no_call(name: str) -> None:
     text = "<|channel|>final<|message|>No call, 1 < 2." if name == "gpt_oss" else "No call, 1 < 2."
     assert grammar(name, Demand()).accepts(text)
