@@ -19,6 +19,7 @@ from streamserve.text.tools.find import instructions
 from streamserve.text.tools.format import Tool
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
+LONG_CHARS = 20_000  # longer than whatever is done on the loop
 CHARS_PER_MESSAGE = 40  # what a template does for a message costs about as much as so much of its text
 MIXED = "{} mixes texts, token ids and lists; allowed is a list of one kind"
 SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are not suspicious
@@ -144,9 +145,9 @@ class Prompts:
 
 
 def chars_of(value: Any) -> int:
-    """About how many characters a JSON value has, however deep it is."""
+    """About how many characters a JSON value has, however deep it is; of a long one only that it is long."""
     num_chars, waiting = 0, [value]
-    while waiting:
+    while waiting and num_chars <= LONG_CHARS:
         found = waiting.pop()
         if isinstance(found, str):
             num_chars += len(found)
