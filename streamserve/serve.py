@@ -39,6 +39,7 @@ from streamserve.startup import StartUp
 
 log = structlog.get_logger(__name__)
 MIB = 1 << 20
+SETTLE_S = 5.0  # for what is still to be kept when everything has ended
 
 
 def run(config: Config) -> int:
@@ -80,6 +81,9 @@ class Server:
             tasks.start_soon(self._serve_http, listener)
             await self._closed.wait()
             tasks.cancel_scope.cancel()
+        if self._app is not None:
+            with move_on_after(SETTLE_S):
+                await self._app.settled()
         if self._built is not None:
             await anyio.to_thread.run_sync(self._built.close)
         if self._store is not None:

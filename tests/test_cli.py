@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,6 +196,26 @@ def test_serve_prints_a_ready_line_and_stops_on_sigterm(tmp_path: Path, module: 
             assert answer.status == 200
     assert process.returncode == 0, (tmp_path / "stderr").read_text()
     assert "Traceback" not in (tmp_path / "stderr").read_text()
+
+
+def test_a_second_signal_ends_background_responses_and_keeps_them(tmp_path: Path) -> None:
+    flags = ("serve", "--response-store", str(tmp_path / "responses.db"))
+    body = json.dumps({"input": "Hi", "background": True, "ignore_eos": True}).encode()
+    with _fake_server(tmp_path, "streamserve", *flags) as (process, ready):
+        request = urllib.request.Request(f"{ready['url']}/v1/responses", body)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            id = json.load(answer)["id"]
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(urllib.error.HTTPError):
+            while True:  # until it refuses new ones: it has seen the first signal
+                urllib.request.urlopen(request, timeout=10).close()
+    assert process.returncode == 1
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    with (
+        _fake_server(tmp_path, "streamserve", *flags) as (_, ready),
+        urllib.request.urlopen(f"{ready['url']}/v1/responses/{id}", timeout=10) as answer,
+    ):
+        assert json.load(answer)["status"] == "cancelled"
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:

@@ -64,12 +64,14 @@ class Endpoint:
 
 
 class Api:
-    """The application. `close_idle_sockets` is for the shutdown: WebSockets close as soon as nothing runs on them."""
+    """The application. `close_idle_sockets` and `settled` are for the shutdown."""
 
     def __init__(self, service: Service, store: ResponseStore) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
-        self._router, routes = _router(service, store)
+        completions = Completions(service)
+        self._responses = Responses(service, completions, store)
+        self._router, routes = _router(service, completions, self._responses)
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
         self._admin = frozenset(route.path for route in routes if route.key is Key.ADMIN)
@@ -77,6 +79,10 @@ class Api:
     def close_idle_sockets(self) -> None:
         """From now on a WebSocket without live requests closes, with code 1001."""
         self._service.closing.set()
+
+    async def settled(self) -> None:
+        """Behind the engine's end: until what no connection waits for is kept."""
+        await self._responses.settled()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # tells Starlette's router to raise, not to answer, when a method is not allowed
@@ -167,9 +173,8 @@ async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
 
-def _router(service: Service, store: ResponseStore) -> tuple[Router, list[RouteSpec]]:
-    streams, completions = service.streams, Completions(service)
-    responses = Responses(service, completions, store)
+def _router(service: Service, completions: Completions, responses: Responses) -> tuple[Router, list[RouteSpec]]:
+    streams = service.streams
     native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
     embeddings = Embeddings(service)
     playground = Playground(None if service.config.disable_playground else static_folder())

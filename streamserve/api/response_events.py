@@ -212,7 +212,7 @@ class Growing:
         return made
 
     def _take_content(self, text: str, logprobs: list[Json], made: list[bytes]) -> None:
-        is_open = type(self._open) is _Text and self._open.id.startswith("msg")
+        is_open = self._is_in_message
         if not is_open or self._space_logprobs:
             text, logprobs = self._space + text, [*self._space_logprobs, *logprobs]
             self._space, self._space_logprobs = "", []
@@ -228,11 +228,12 @@ class Growing:
         self._usage = usage
         self._reason = "max_output_tokens" if status == "incomplete" else None
         made = self.begin()
-        if not self._done and self._open is None and not is_silent:  # not even one word: a message all the same
-            space, logprobs = self._space, self._space_logprobs
+        left, logprobs = self._space, self._space_logprobs
+        is_wordless = not self._done and self._open is None and not is_silent  # not even one word: a message all the same
+        if is_wordless or (logprobs and self._is_in_message):  # of tokens whose text was never given, as a stop string's
             item = self._text_item(made, is_thought=False)
-            if space or logprobs:
-                made.append(self._delta(item.delta(space, logprobs), space))
+            if left or logprobs:
+                made.append(self._delta(item.delta(left, logprobs), left))
         self._close(made, "completed" if status == "completed" else "incomplete")
         return [*made, *self._end(status)]
 
@@ -252,6 +253,10 @@ class Growing:
         return [self._with_response("response.incomplete" if status == "cancelled" else f"response.{status}")]
 
     # ---- items ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_in_message(self) -> bool:
+        return type(self._open) is _Text and self._open.id.startswith("msg")
 
     def _item_id(self, prefix: str) -> str:
         """Ids name their response, so that an item can be found by its id (see response_items.response_of)."""

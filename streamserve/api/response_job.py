@@ -23,13 +23,14 @@ from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
 
 INLINE_BYTES = 64 * 1024  # of events or items; reading or packing more takes longer than handing it to a thread
+MAX_BATCH = 256  # events that are sent in one write
 
 
 class Journal:
     """Every event of a response, in order, for readers who come later or again. An event's place is its sequence number."""
 
-    def __init__(self) -> None:
-        self.events: list[bytes] = []
+    def __init__(self, events: Sequence[bytes] = ()) -> None:
+        self.events = list(events)
         self.has_ended = False
         self._grew = Event()
 
@@ -48,10 +49,11 @@ class Journal:
         self._grew = Event()
 
     async def follow(self, start: int) -> AsyncIterator[list[bytes]]:
-        """The events from number `start` on, as they come, until the last one."""
+        """The events from number `start` on, as they come, until the last one. A client that is slow has time for every few of
+        them, not for all at once."""
         while True:
             grew = self._grew
-            events = self.events[start:]
+            events = self.events[start : start + MAX_BATCH]
             start += len(events)
             if events:
                 yield events
@@ -67,12 +69,16 @@ class Journal:
             return zlib.compress(events, 1)
         return await to_thread.run_sync(zlib.compress, events, 1)
 
-
-async def unpacked(events: bytes) -> list[bytes]:
-    """The events of a record."""
-    if len(events) <= INLINE_BYTES // 8:
-        return zlib.decompress(events).split(b"\n")
-    return (await to_thread.run_sync(zlib.decompress, events)).split(b"\n")
+    @classmethod
+    async def unpacked(cls, events: bytes) -> "Journal | None":
+        """The journal of a record; None where it keeps none."""
+        if not events:
+            return None
+        is_short = len(events) <= INLINE_BYTES // 8
+        all_of_it = zlib.decompress(events) if is_short else await to_thread.run_sync(zlib.decompress, events)
+        journal = cls(all_of_it.split(b"\n"))
+        journal.end()
+        return journal
 
 
 class ResponseJob:

@@ -34,7 +34,7 @@ from streamserve.api.response_items import (
     read_items,
     response_of,
 )
-from streamserve.api.response_job import INLINE_BYTES, ResponseJob, unpacked
+from streamserve.api.response_job import INLINE_BYTES, Journal, ResponseJob
 from streamserve.api.response_schema import (
     INCLUDES,
     CountInputTokens,
@@ -52,7 +52,7 @@ from streamserve.api.schema import load_object, show
 from streamserve.api.service import Service
 from streamserve.api.sse import Events, EventStream
 from streamserve.api.stream import Piece, collect, new_id
-from streamserve.api.wire import Exchange, digest_of, leaving_noticed, unforeseen
+from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
 from streamserve.errors import ContextOverflow, InvalidRequest, NotFound, StreamServeError
 
 log = structlog.get_logger(__name__)
@@ -177,7 +177,7 @@ class Responses:
     ) -> Item:
         response_id = response_of(id)
         if response_id is not None and response_id not in known:
-            record = await self._find(response_id, owner, records)
+            record = await self._find(response_id, owner, records, f"{item.path}.id")
             known[response_id] = {} if record is None else await _in_thread(lambda: _by_id(record), record.size)
         kept = None if response_id is None else known[response_id].get(id)
         if kept is None:
@@ -189,7 +189,7 @@ class Responses:
         """The items of a response and of all that it continues, oldest first."""
         chain: list[Record] = []
         while id is not None:
-            record = await self._find(id, owner, records)
+            record = await self._find(id, owner, records, "previous_response_id")
             if record is None:
                 which = f"{show(id)} is" if not chain else f"{show(chain[0].id)} continues {show(id)}, which is"
                 raise PreviousResponseNotFound(
@@ -204,15 +204,13 @@ class Responses:
             id = record.previous_id
         return await _in_thread(lambda: _items_of(chain), sum(record.size for record in chain))
 
-    async def _find(self, id: str, owner: str, records: ResponseStore | None) -> Record | None:
-        """A response that is over, wherever it is."""
+    async def _find(self, id: str, owner: str, records: ResponseStore | None, param: str) -> Record | None:
+        """A response that is over, wherever it is. `param`: the field that names it."""
         job = self._live.get(id)
         if job is not None and job.owner == owner:
             if not job.growing.is_over:
-                raise InvalidRequest(
-                    f"{show(id)} is still {job.growing.status.replace('_', ' ')}; wait until it is completed",
-                    param="previous_response_id",
-                )
+                status = job.growing.status.replace("_", " ")
+                raise InvalidRequest(f"{param}: {show(id)} is still {status}; wait until it is completed", param=param)
             return await job.record(with_events=False)
         record = None if records is None else await records.get(id, owner)
         return record or await self._store.get(id, owner)
@@ -266,14 +264,21 @@ class Responses:
         try:
             yield
         finally:
-            if not job.growing.is_over:
-                job.closing()  # its client has left
-            if job.journal is not None:
-                job.journal.end()
-            with CancelScope(shield=True):
-                await self._keep(job)
-            del self._live[job.id]
-            job.has_ended.set()
+            try:
+                if not job.growing.is_over:
+                    job.closing()  # its client has left
+                if job.journal is not None:
+                    job.journal.end()
+                with CancelScope(shield=True):
+                    await self._keep(job)
+            finally:
+                del self._live[job.id]
+                job.has_ended.set()
+
+    async def settled(self) -> None:
+        """Until nothing is under way any more, and what is to be kept is: for the shutdown, behind the engine's end."""
+        for job in list(self._live.values()):
+            await job.has_ended.wait()
 
     async def _keep(self, job: ResponseJob) -> None:
         if job.is_forgotten:
@@ -288,11 +293,13 @@ class Responses:
     async def create(self, exchange: Exchange) -> None:
         """POST /v1/responses: an answer, as a response object or as the events of its making."""
         given = load_object(await exchange.body(self._service.max_body_bytes))
+        if given.get("background") and exchange.header(RESUMABLE) == b"1":
+            given["resumable"] = True  # the header says the same, and is refused like the field
         job = await self.job(given, self.owner_of(exchange.scope))
         if job.request.background:
             await self._start_background(job)
-            if job.wants_stream:
-                await self._follow(exchange, job, 0)
+            if job.journal is not None and job.wants_stream:
+                await self._follow(exchange, job.journal, 0, self._headers(job))
             else:
                 await exchange.answer_json(job.growing.as_json(), headers=self._headers(job))
         elif job.wants_stream:
@@ -386,16 +393,12 @@ class Responses:
             await exchange.answer(200, found.response if isinstance(found, Record) else orjson.dumps(found.growing.as_json()))
             return
         start = 0 if after is None else after + 1
-        if isinstance(found, ResponseJob):
-            await self._follow(exchange, found, start)
-            return
-        self._check_replayed(bool(found.events))
-        stream = EventStream(exchange)
-        await stream.start()
-        waits_for = stream.named(*named((await unpacked(found.events))[start:]))
-        if waits_for is not None:
-            await waits_for
-        await stream.end()
+        journal = found.journal if isinstance(found, ResponseJob) else await Journal.unpacked(found.events)
+        if journal is None:
+            raise InvalidRequest(
+                "only responses made with background true keep their events; GET it without stream", param="stream"
+            )
+        await self._follow(exchange, journal, start, self._headers(found) if isinstance(found, ResponseJob) else ())
 
     async def _found(self, exchange: Exchange) -> ResponseJob | Record:
         id, owner = exchange.scope["path_params"]["id"], self.owner_of(exchange.scope)
@@ -407,20 +410,11 @@ class Responses:
             raise NotFound(f"there is no response {show(id)} here; a response that is not kept ends with its answer", param="id")
         return record
 
-    def _check_replayed(self, has_events: bool) -> None:
-        if not has_events:
-            raise InvalidRequest(
-                "only responses made with background true keep their events; GET it without stream", param="stream"
-            )
-
-    async def _follow(self, exchange: Exchange, job: ResponseJob, start: int) -> None:
+    async def _follow(self, exchange: Exchange, journal: Journal, start: int, headers: Headers) -> None:
         """Send the events of a response from one on. Who leaves here ends nothing."""
-        journal = job.journal
-        self._check_replayed(journal is not None)
-        assert journal is not None
         async with leaving_noticed(exchange, lambda: None) as tasks:
             stream = EventStream(exchange)
-            await stream.start(self._headers(job))
+            await stream.start(headers)
             tasks.start_soon(stream.keep_alive, self._service.config.keep_alive_s)
             async for events in journal.follow(start):
                 waits_for = stream.named(*named(events))
@@ -496,8 +490,8 @@ def _items_of(chain: Sequence[Record]) -> list[Item]:
             raise InvalidRequest(
                 f"previous_response_id: {show(record.id)} has failed; continue the one before it", param="previous_response_id"
             )
-        given = [*orjson.loads(record.input), *response["output"]]
-        items += [Item(item.value, "previous_response_id") for item in read_items(given)]
+        for given in (orjson.loads(record.input), response["output"]):
+            items += [Item(item.value, "previous_response_id") for item in read_items(given)]
     return items
 
 

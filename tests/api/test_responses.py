@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,9 @@ import pytest
 from streamserve.api.app import Api, create_app
 from streamserve.api.fields import RESPONSES, Decision
 from streamserve.api.response_items import messages_of, read_items
+from streamserve.api.response_job import MAX_BATCH, Journal
 from streamserve.api.response_schema import CreateResponse
+from streamserve.api.response_store import FileStore
 from streamserve.config import ServerConfig
 from streamserve.errors import QueueFull
 from streamserve.messages import Delta, FinishReason, GenerateRequest
@@ -105,6 +108,14 @@ async def test_log_probabilities_come_when_they_are_asked_for(http: httpx.AsyncC
         assert bytes(logprobs[0]["bytes"]) == b"H"
     (message,) = (await make(http))["output"]
     assert message["content"][0]["logprobs"] == []
+
+
+async def test_tokens_of_a_stop_string_have_their_log_probabilities_in_streams_too(http: httpx.AsyncClient) -> None:
+    body = {"input": "Hi", "top_logprobs": 0, "stop": "lo"}
+    streamed = await http.post(URL, json={**body, "stream": True})
+    responses = [await make(http, **body), check_stream(events_of_sse(streamed.text))]
+    one, other = [response["output"][0]["content"][0]["logprobs"] for response in responses]
+    assert one == other and "".join(entry["token"] for entry in one) == "Hello"
 
 
 async def test_errors_before_the_first_event_have_a_status(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -385,6 +396,9 @@ async def test_a_background_response_goes_on_alone(held: tuple[httpx.AsyncClient
     assert (await get(http, begun["id"])).json() == begun
     param, message = await refusal(http, previous_response_id=begun["id"])
     assert param == "previous_response_id" and "queued" in message
+    item = {"type": "item_reference", "id": f"msg_{begun['id'].partition('_')[2]}0000"}
+    param, message = await refusal(http, input=[item])
+    assert param == "input[0].id" and "queued" in message
     engine.say("Hel")
     assert text_of(await until(http, begun["id"], "in_progress")) == "Hel"
     engine.say("lo", FinishReason.STOP)
@@ -428,6 +442,38 @@ async def test_only_background_responses_keep_their_events(http: httpx.AsyncClie
     ):
         answer = await get(http, response["id"], **params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_background_response_is_not_resumable_by_the_header_either(http: httpx.AsyncClient) -> None:
+    body = {"input": "Hi", "background": True, "stream": True}
+    answer = await http.post(URL, json=body, headers={"x-streamserve-resumable": "1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "resumable")
+
+
+async def test_events_to_be_read_again_come_in_parts() -> None:
+    journal = Journal([b"%d" % number for number in range(1000)])
+    journal.end()
+    again = await Journal.unpacked(await journal.packed())
+    assert again is not None
+    for source in (journal, again):
+        batches = [batch async for batch in source.follow(10)]
+        assert [event for batch in batches for event in batch] == journal.events[10:]
+        assert max(map(len, batches)) == MAX_BATCH
+
+
+async def test_what_runs_when_the_engine_ends_is_kept_before_the_store_closes(tmp_path: Path) -> None:
+    store, engine = FileStore(tmp_path / "responses.db"), Held()
+    app = create_app(engine, byte_text_model(), ServerConfig(), model_name="tiny", response_store=store)
+    async with client_of(app) as http:
+        ids = [(await http.post(URL, json={"input": "Hi", "background": True})).json()["id"] for _ in range(5)]
+    for request in engine.requests:
+        engine.abort(request.id)
+    await app.settled()
+    store.close()
+    reopened = FileStore(tmp_path / "responses.db")
+    kept = [await reopened.get(id, "") for id in ids]
+    assert [json.loads(record.response)["status"] for record in kept if record is not None] == ["cancelled"] * 5
+    reopened.close()
 
 
 @pytest.mark.parametrize("says_something", [False, True])
