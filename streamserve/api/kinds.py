@@ -68,7 +68,7 @@ class Kinds:
         return Spoken(job.run, partial(_write_chunks, job), job.warnings)
 
     async def _response(self, given: Body, key: bytes) -> Spoken:
-        job = await self._responses.job(given, self._responses.owner_with(key))
+        job = await self._responses.job({**given, "stream": True}, self._responses.owner_with(key))
         if job.request.background:
             raise InvalidRequest("background is for POST /v1/responses; what runs on a socket ends with it", param="background")
         _check_not_resumable(job.request.resumable)

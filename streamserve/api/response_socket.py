@@ -209,6 +209,7 @@ class ResponseSocket:
     async def _serve(self, id: str | None, stream: Stream) -> None:
         while stream.waiting:
             frame = stream.waiting.popleft()
+            stream.is_cancelled = False  # what was cancelled no longer waits: this came later
             error: StreamServeError | None = None
             try:
                 await self._answer(stream, frame)
@@ -216,7 +217,7 @@ class ResponseSocket:
                 error = refused
             except Exception as bug:
                 error = unforeseen(bug, stream=id)
-            stream.job, stream.is_cancelled = None, False
+            stream.job = None
             if error is not None:
                 await self._put_error(stream.lane, stream.tail, error)
         del self._streams[id]

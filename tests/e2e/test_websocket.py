@@ -207,7 +207,9 @@ async def test_a_socket_holds_so_many_requests_and_no_more(server: FakeServer) -
 
 async def test_a_response_comes_as_its_events_and_can_be_had_afterwards(server: FakeServer) -> None:
     async with talk(server) as socket, httpx.AsyncClient(base_url=server.url) as http:
-        await socket.say(type="response.create", id="r", request={"input": "hi", "max_output_tokens": 20})
+        await socket.say(
+            type="response.create", id="r", request={"input": "hi", "max_output_tokens": 20, "return_progress": True}
+        )
         events, done = await socket.hear_answer("r")
         assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
         assert events[-1]["type"] in ("response.completed", "response.incomplete")
