@@ -14,6 +14,7 @@ import orjson
 from msgspec import Struct
 
 from streamserve import __version__
+from streamserve.api.fields import TABLES, Decision, Field
 from streamserve.api.generate_schema import NativeRequest, NativeSampling
 from streamserve.api.results import AnthropicErrorAnswer, ErrorAnswer
 from streamserve.api.routes import Key, RouteSpec
@@ -54,6 +55,9 @@ ASKED: Mapping[str, Mapping[str, Any]] = {
     "cache_salt": {"maxLength": 256},
     "extra_key": {"maxLength": 256},
     "logit_bias": {"maxProperties": MAX_LOGIT_BIAS},
+    "top_k": {"minimum": -1, "maximum": 10_000_000},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 2},
 }
 # Of these fields of a body one has to be there.
 ONE_OF: Mapping[str, tuple[str, ...]] = {
@@ -119,7 +123,7 @@ def document(routes: Iterable[RouteSpec], *, needs_key: bool) -> dict[str, Any]:
 class _Schemas:
     """JSON schemas of every type that a route names."""
 
-    def __init__(self, routes: Iterable[RouteSpec]) -> None:
+    def __init__(self, routes: Sequence[RouteSpec]) -> None:
         types: dict[Any, None] = {ErrorAnswer: None, AnthropicErrorAnswer: None, **dict.fromkeys(REFINED.values())}
         bodies: dict[type[Struct], None] = {}
         for route in routes:
@@ -131,7 +135,12 @@ class _Schemas:
         self._schemas = dict(zip(types, schemas, strict=True))
         for body in (*bodies, *REFINED.values()):
             _as_checked(self._component(body))
+        for route in routes:
+            if route.body is not None:
+                _describe(self._component(route.body), TABLES.get(f"{route.method} {route.path}", ()))
         for component in self.components.values():
+            if "description" in component:
+                component["description"] = cleandoc(component["description"])
             if component.get("title") == Message.__name__ and "role" in component["properties"]:
                 _narrow(component)
         for (name, field), kind in REFINED.items():
@@ -167,6 +176,14 @@ def _as_checked(schema: dict[str, Any]) -> None:
     if schema["title"] in ONE_OF:
         schema["anyOf"] = [{"required": [name]} for name in ONE_OF[schema["title"]]]
     _narrow(schema)
+
+
+def _describe(schema: dict[str, Any], notes: Iterable[Field]) -> None:
+    """Say of each field what api/fields.py decides of it."""
+    for note in notes:
+        if note.name in schema["properties"] and note.note:
+            without = note.decision is Decision.WARNED
+            schema["properties"][note.name]["description"] = f"No effect: {note.note}" if without else note.note
 
 
 def _narrow(schema: dict[str, Any]) -> None:
