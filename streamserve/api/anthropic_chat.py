@@ -77,7 +77,7 @@ def translate(request: CountTokensRequest, template_reads: Set[str], *, can_thin
         continue_final_message=turns.is_open,
         add_generation_prompt=not turns.is_open,
         chat_template_kwargs=_thinking_switch(thinking, template_reads),
-        tools=[_tool(tool) for tool in tools.values()] or None,
+        tools=[_tool(tool, f"tools[{place}]") for place, tool in tools.items()] or None,
         **_calls(request),
         **_output(request),
     )
@@ -165,10 +165,17 @@ def _tools(request: CountTokensRequest, references: Mapping[str, str]) -> dict[i
     return known
 
 
-def _tool(tool: Tool) -> ToolDefinition:
+def _json(value: Any, path: str) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # the writer does not go as deep as the reader
+        raise InvalidRequest(f"{path} is nested too deeply", param=path) from None
+
+
+def _tool(tool: Tool, path: str) -> ToolDefinition:
     description = tool.description or ""
     if tool.input_examples:
-        lines = [orjson.dumps(example).decode() for example in tool.input_examples]
+        lines = [_json(example, f"{path}.input_examples[{index}]") for index, example in enumerate(tool.input_examples)]
         description = "\n".join([description, "Examples of its input:", *lines]).lstrip()
     return ToolDefinition(function=FunctionDefinition(tool.name, description, tool.input_schema, tool.strict))
 
@@ -221,7 +228,7 @@ class _Turns:
         for index, turn in rest:
             blocks = _checked(turn, index)
             if turn.role == "assistant":
-                self._assistant(blocks, keeps_thought=index not in without_thought)
+                self._assistant(blocks, f"messages[{index}]", keeps_thought=index not in without_thought)
             elif turn.role == "system":
                 self._add("system", "\n".join(_system(blocks)))
             else:
@@ -299,17 +306,17 @@ class _Turns:
             text = f"Error: {text}" if text else "Error"
         self._begin(Message(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
 
-    def _assistant(self, blocks: Sequence[Block], *, keeps_thought: bool) -> None:
+    def _assistant(self, blocks: Sequence[Block], path: str, *, keeps_thought: bool) -> None:
         turn = self._turn("assistant")
         thoughts: list[str] = []
-        for block in blocks:
+        for index, block in enumerate(blocks):
             if isinstance(block, TextBlock):
                 self._texts.append(block.text)
             elif isinstance(block, ThinkingBlock):
                 thoughts.append(block.thinking or unseal(block.signature) or "")
             elif isinstance(block, ToolUseBlock):
                 self._names[block.id] = block.name
-                arguments = orjson.dumps(block.input).decode()
+                arguments = _json(block.input, f"{path}.content[{index}].input")
                 call = ToolCall(function=ToolFunction(name=block.name, arguments=arguments), id=block.id)
                 turn.tool_calls = turn.tool_calls or []
                 turn.tool_calls.append(call)

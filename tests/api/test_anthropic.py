@@ -267,6 +267,20 @@ def test_results_have_to_fit_their_calls(last: list[dict[str, Any]] | None, says
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize("place", ["messages[1].content[0].input", "tools[0].input_examples[0]"])
+async def test_what_is_nested_without_end_is_refused_by_name(http: httpx.AsyncClient, place: str) -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    if place.startswith("tools"):
+        answer = await post(http, tools=[{**ADD, "input_examples": [{"a": deep}]}])
+    else:
+        call = {"type": "tool_use", "id": "a", "name": "add", "input": {"a": deep}}
+        result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a"}]}
+        answer = await post(http, messages=[*HI, {"role": "assistant", "content": [call]}, result])
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{place} is nested too deeply")
+
+
 # ---- bodies -----------------------------------------------------------------------------------------------------------------
 
 
