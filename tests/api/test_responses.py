@@ -527,3 +527,41 @@ async def test_a_stream_whose_client_leaves_is_cancelled_and_kept(app: Api, engi
         response = (await get(http, id)).json()
     check_response(response)
     assert (response["status"], text_of(response)) == ("cancelled", "H")
+
+
+async def test_cancelling_on_a_slow_socket_spares_what_is_asked_for_afterwards(app: Api, engine: ScriptedEngine) -> None:
+    frames: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    heard: list[dict[str, Any]] = []
+    is_stuck, goes_on, is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def say(**frame: Any) -> None:
+        frames.put_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
+
+    async def send(message: Any) -> None:
+        if "text" not in message:
+            return
+        heard.append(json.loads(message["text"]))
+        if heard[-1]["type"] == "response.completed":
+            is_stuck.set()
+            await goes_on.wait()
+        if [event["type"] for event in heard].count("response.created") == 2 and "response" in heard[-1]:
+            if heard[-1]["response"]["status"] != "in_progress":
+                is_over.set()
+
+    frames.put_nowait({"type": "websocket.connect"})
+    say(type="response.create", input="Hi")
+    say(type="response.create", input="Hi", temperature=-1)
+    scope = {"type": "websocket", "path": URL, "query_string": b"", "headers": [], "client": ("127.0.0.1", 1)}
+    serving = asyncio.create_task(app(scope, frames.get, send))
+    async with asyncio.timeout(10):
+        await is_stuck.wait()
+        await asyncio.sleep(0.01)
+        say(type="response.cancel")  # while the error of the second waits for the socket
+        say(type="response.create", input="Hi")
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        await is_over.wait()
+        frames.put_nowait({"type": "websocket.disconnect"})
+        await serving
+    assert [event["type"] for event in heard].count("error") == 1
+    assert heard[-1]["response"]["status"] == "completed" and text_of(heard[-1]["response"]) == "Hello!"
