@@ -216,4 +216,5 @@ def _own_name(param: str, tool_places: Sequence[int] = ()) -> str:
             return ours + param[len(theirs) :]
     if tool := re.match(r"tools\[(\d+)\]", param):
         param = f"tools[{tool_places[int(tool[1])]}]{param[tool.end() :]}"
-    return param.replace(".function.parameters", ".input_schema").replace(".function", "")
+    param = re.sub(r"^(tools\[[^]]*\])\.function", r"\1", param)
+    return re.sub(r"^(tools\[[^]]*\])\.parameters", r"\1.input_schema", param)

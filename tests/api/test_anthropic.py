@@ -158,6 +158,9 @@ async def test_the_field_at_fault_is_named_as_the_body_has_it(http: httpx.AsyncC
     deferred, unnameable = {**ADD, "defer_loading": True}, {**ADD, "name": "a b"}
     error = (await post(http, tools=[deferred, unnameable])).json()["error"]
     assert error["message"].startswith("tools[1].name is")
+    wrong = {**ADD, "input_schema": {"type": "object", "properties": {"function": {"type": "number", "minimum": "x"}}}}
+    error = (await post(http, tools=[wrong], tool_choice={"type": "any"})).json()["error"]
+    assert error["message"].startswith("tools[add].input_schema.properties.function")
     schema = {"type": "json_schema", "schema": {"type": "object"}}
     assert (await post(http, output_config={"format": schema})).status_code == 200
     guidance = engine.requests[0].guidance  # what an engine names that cannot compile it
