@@ -7,6 +7,7 @@ Time is linear in the schema's size and stops at the limits, at most about 0.3 s
 worker thread.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -57,6 +58,7 @@ _UNSUPPORTED = frozenset(
         *("x-guidance", "nullable"),
     )
 )
+_SCALARS = {"null", "boolean", "integer", "number", "string"}
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -94,6 +96,7 @@ class _Walk:
         self._num_chars = 0
         self._depth = 0
         self._name_of: dict[str, str] = {}  # of definitions, by their pointer
+        self._scalars: dict[str, str] = {}  # names of definitions, by their text
         self._path_of: dict[str, str] = {}  # of definitions, by their name
         self._waiting: list[tuple[str, Any, str]] = []
         self._needs_free = False
@@ -110,8 +113,9 @@ class _Walk:
         if (culprit := endless(found, definitions)) is not None:
             path = self._path_of.get(culprit, self._path)
             raise _refusal(f"{path} is matched by no finite value: it must contain itself; leave it out of required", path)
+        definitions |= {name: json.loads(text) for text, name in self._scalars.items()}
         if self._needs_free:
-            definitions.update(free_json())
+            definitions |= free_json()
         if not definitions:
             return found
         return {**found, "$defs": definitions} if isinstance(found, dict) else found
@@ -140,6 +144,8 @@ class _Walk:
             return self._free()
         if not in_place:
             self._bound(out, is_joined)
+            if not is_joined and len(out) > 1 and set(_types_of(out.get("type"))) <= _SCALARS:
+                return self._shared(out)
         return out
 
     def _says_something(self, schema: Mapping[str, Any], key: Any, path: str) -> bool:
@@ -347,6 +353,11 @@ class _Walk:
             out["allOf"] = [*out.get("allOf", ()), *pairs]
 
     # Bounds
+
+    def _shared(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """A reference to the schema: the compiler takes a millisecond for a range of numbers each time that one is written."""
+        name = self._scalars.setdefault(json.dumps(schema, sort_keys=True), f"scalar.{len(self._scalars)}")
+        return {"$ref": f"#/$defs/{name}"}
 
     def _free(self) -> dict[str, Any]:
         self._needs_free = True

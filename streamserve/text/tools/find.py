@@ -37,7 +37,7 @@ _ALIASES: Mapping[str, str] = {"qwen25": "hermes", "qwen": "hermes", "qwen3": "h
 
 # Told by texts that occur in the template's source; the first whose texts all do.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("gpt_oss", ("<|channel|>", "to=functions.")),
+    ("gpt_oss", ("<|channel|>", "commentary")),
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("deepseekv3", ("<｜tool▁calls▁begin｜>", "```json")),
     ("deepseekv31", ("<｜tool▁calls▁begin｜>",)),
