@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.api.answer import CallBegan, CallGrew, Content, Event, Thought
@@ -81,6 +81,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(EVENTS, st.data())
 def test_any_answer_streams_as_it_is_whole(drawn: list[Event | None], data: st.DataObject) -> None:
     events: list[Event] = []
