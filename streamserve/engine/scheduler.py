@@ -423,8 +423,9 @@ class Scheduler:
         if not row.samples:
             assert request.lease is not None
             self.cache.commit(request.lease, request.tokens[: request.computed])
-            if request.given.wants_progress and request.num_generated == 0:
-                request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=request.computed))
+            if request.given.wants_progress and request.num_delivered == 0:
+                num_computed = min(request.computed, request.num_prompt)  # forced tokens may be behind it
+                request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=num_computed))
             return
         if request.computed < len(request.tokens):
             return  # its place was taken by a token that was appended meanwhile
