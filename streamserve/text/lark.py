@@ -30,6 +30,23 @@ class Grammar:
         return self.whole or "\n".join((f"start: {self.start}", *self.rules)) + "\n"
 
 
+class SharedRules:
+    """Rules that several parts of a grammar use: each is compiled once. Names begin with `prefix`."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._names: dict[str, str] = {}
+
+    def name_of(self, body: str) -> str:
+        """The rule of this body."""
+        return self._names.setdefault(body, f"{self._prefix}{len(self._names)}")
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(f"{name}: {body}" for body, name in self._names.items())
+
+
 def own_grammar(text: str) -> Grammar:
     """A client's own Lark, whose names are its own wherever it stands."""
     return Grammar(OWN_RULE, (f"{OWN_RULE}: %lark {{\n{text}\n}}",), whole=text)
@@ -38,9 +55,7 @@ def own_grammar(text: str) -> Grammar:
 def check_part(grammar: Grammar) -> None:
     """A client's own grammar beside other rules: what it says of the whole text would not hold."""
     if "%ignore" in grammar.whole:
-        raise InvalidRequest(
-            "a grammar with %ignore cannot stand beside thoughts or tools; write it without", param="ebnf"
-        )
+        raise InvalidRequest("a grammar with %ignore cannot stand beside thoughts or tools; write it without", param="ebnf")
 
 
 def literal(text: str) -> str:

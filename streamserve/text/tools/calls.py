@@ -25,10 +25,18 @@ class Frame:
     after: str = ""
     control: Mapping[str, int] = field(default_factory=dict)
 
-    def grammar(self, bodies: Sequence[Grammar], demand: Demand, trigger: str, answer: Grammar | None = None) -> Grammar:
+    def grammar(
+        self,
+        bodies: Sequence[Grammar],
+        demand: Demand,
+        trigger: str,
+        answer: Grammar | None = None,
+        shared: Sequence[str] = (),
+    ) -> Grammar:
         """An answer of calls whose insides are `bodies`. When the demand asks for none: free text with calls in it, or one
-        answer that `answer` describes in place of all calls. `trigger`: with it, free text ends and a call begins."""
-        rules = [f"call_body: {' | '.join(f'call_{n}' for n in range(len(bodies)))}"]
+        answer that `answer` describes in place of all calls. `trigger`: with it, free text ends and a call begins. `shared`:
+        rules that several bodies use."""
+        rules = [*shared, f"call_body: {' | '.join(f'call_{n}' for n in range(len(bodies)))}"]
         for n, body in enumerate(bodies):
             rules += [f"call_{n}: {body.start}", *body.rules]
         if demand.min_calls or answer is not None:

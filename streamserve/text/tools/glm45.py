@@ -5,7 +5,7 @@ Owns the format's tags. Values that are strings stand as they are, others as JSO
 
 from collections.abc import Mapping, Sequence
 
-from streamserve.text.lark import Grammar, literal
+from streamserve.text.lark import Grammar, SharedRules, literal
 from streamserve.text.markers import find_first
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
@@ -36,6 +36,7 @@ class Glm45:
     def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """See ToolFormat."""
         bodies = []
+        shared = SharedRules("value_")
         line = self._line
         for n, tool in enumerate(allowed(tools, demand)):
             parameters = tagged_parameters(
@@ -47,10 +48,11 @@ class Glm45:
                 end=VALUE_END + line,
                 others=(VALUE_END,),
                 control=self._control,
+                shared=shared,
             )
             bodies.append(Grammar(f"{literal(tool.name + line)} {parameters.start}", parameters.rules))
         frame = Frame(BEGIN, END, "\n" if line else "", control=self._control)
-        return frame.grammar(bodies, demand, BEGIN, answer).text
+        return frame.grammar(bodies, demand, BEGIN, answer, shared.rules).text
 
 
 class Glm45Parser(TaggedCallsParser):

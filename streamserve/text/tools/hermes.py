@@ -9,7 +9,7 @@ from streamserve.text.lark import Grammar
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.json_calls import JsonCallsParser
-from streamserve.text.tools.schemas import allowed, object_call
+from streamserve.text.tools.schemas import allowed, object_calls
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -31,7 +31,7 @@ class Hermes:
 
     def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """See ToolFormat."""
-        bodies = [object_call(tool, "arguments") for tool in allowed(tools, demand)]
+        bodies = [object_calls(allowed(tools, demand), "arguments")]
         frame = Frame(begin=BEGIN + "\n", end="\n" + END, between="\n", control=self._control)
         return frame.grammar(bodies, demand, BEGIN, answer).text
 

@@ -10,7 +10,7 @@ from streamserve.text.lark import Grammar, marked
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.json_calls import JsonCallsParser
-from streamserve.text.tools.schemas import allowed, object_call
+from streamserve.text.tools.schemas import allowed, object_calls
 
 TAG = "<|python_tag|>"
 
@@ -32,7 +32,7 @@ class Llama3:
 
     def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """See ToolFormat. An answer that begins with a brace is calls; else it is text."""
-        bodies = [object_call(tool, "parameters") for tool in allowed(tools, demand)]
+        bodies = [object_calls(allowed(tools, demand), "parameters")]
         frame = Frame("", "", "; ", control=self._control)
         if demand.min_calls or answer is not None:
             return frame.grammar(bodies, demand, TAG, answer).text

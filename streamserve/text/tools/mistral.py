@@ -13,7 +13,7 @@ from streamserve.text.lark import Grammar, literal, marked
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.json_calls import JsonCallsParser
-from streamserve.text.tools.schemas import SPACED, allowed, arguments_value, object_call
+from streamserve.text.tools.schemas import SPACED, allowed, arguments_value, object_calls
 
 BEGIN, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _NAME = re.compile(r"\s*([\w./:-]+)\s*")
@@ -41,7 +41,7 @@ class Mistral:
         """See ToolFormat."""
         known = allowed(tools, demand)
         if self._is_list:
-            bodies = [object_call(tool, "arguments") for tool in known]
+            bodies = [object_calls(known, "arguments")]
             frame = Frame("", "", ", ", before=BEGIN + "[", after="]", control=self._control)
         else:
             arguments = marked(ARGUMENTS, self._control)

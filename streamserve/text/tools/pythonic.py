@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamserve.text.lark import Grammar, literal, marked
+from streamserve.text.lark import Grammar, SharedRules, literal, marked
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.parser import MAX_UNDECIDED_CHARS, CallParser
@@ -39,25 +39,26 @@ class Pythonic:
 
     def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """See ToolFormat. Arguments stand in the order of the schema; an answer that begins with a bracket is calls."""
-        bodies = [_body(tool, f"p{n}_") for n, tool in enumerate(allowed(tools, demand))]
+        shared = SharedRules("value_")
+        bodies = [_body(tool, f"p{n}_", shared) for n, tool in enumerate(allowed(tools, demand))]
         frame = Frame("", "", ", ", before="[", after="]", control=self._control)
         if demand.min_calls or answer is not None:
-            return frame.grammar(bodies, demand, "[", answer).text
+            return frame.grammar(bodies, demand, "[", answer, shared.rules).text
         text = Grammar("free_text", ("free_text: FREE_TEXT", r'FREE_TEXT: "" | /\s*[^\[\s](?s:.*)/'))
         if demand.max_calls == 0:
             return text.text
-        made = frame.grammar(bodies, Demand(1, demand.max_calls), "[")
+        made = frame.grammar(bodies, Demand(1, demand.max_calls), "[", None, shared.rules)
         begin, end = marked(BEGIN, self._control), marked(END, self._control)
         rules = (f"made: {made.start}", *text.rules, *made.rules)
         return Grammar(f"free_text | made | {begin} made {end}", rules).text
 
 
-def _body(tool: Tool, prefix: str) -> Grammar:
+def _body(tool: Tool, prefix: str, shared: SharedRules) -> Grammar:
     """name(a=..., b=...): whether a comma comes next depends on whether an argument came before."""
     properties, extra = properties_of(tool, "pythonic")
     rules = []
     for n, known in enumerate(properties):
-        value = f"{prefix}{n}: {literal(known.name + '=')} {_value(known)}"
+        value = f"{prefix}{n}: {literal(known.name + '=')} {_value(known, shared)}"
         first, more = f"{prefix}{n} {prefix}more{n + 1}", f'", " {prefix}{n} {prefix}more{n + 1}'
         if not known.is_required:
             first, more = f"{first} | {prefix}first{n + 1}", f"{more} | {prefix}more{n + 1}"
@@ -67,18 +68,18 @@ def _body(tool: Tool, prefix: str) -> Grammar:
         rules += [f'{prefix}first{last}: ""', f'{prefix}more{last}: ""']
     else:
         rules += [
-            f"{prefix}extra: /[A-Za-z_][A-Za-z0-9_]{{0,40}}=/ {extra.json_value(SPACED)}",
+            f"{prefix}extra: /[A-Za-z_][A-Za-z0-9_]{{0,40}}=/ {shared.name_of(extra.json_value(SPACED))}",
             f'{prefix}first{last}: "" | {prefix}extra (", " {prefix}extra){{0,15}}',
             f'{prefix}more{last}: (", " {prefix}extra){{0,15}}',
         ]
     return Grammar(f'{literal(tool.name + "(")} {prefix}first0 ")"', tuple(rules))
 
 
-def _value(known: Property) -> str:
+def _value(known: Property, shared: SharedRules) -> str:
     if known.types <= {"boolean", "null"} and not known.is_narrow:
         words = {"boolean": ["True", "False"], "null": ["None"]}
         return "(" + " | ".join(literal(word) for kind in sorted(known.types) for word in words[kind]) + ")"
-    return known.json_value(SPACED)
+    return shared.name_of(known.json_value(SPACED))
 
 
 class PythonicParser(CallParser):

@@ -5,7 +5,7 @@ Owns the format's tags. A value stands on lines of its own; the outer tag, and t
 
 from collections.abc import Mapping, Sequence
 
-from streamserve.text.lark import Grammar, literal
+from streamserve.text.lark import Grammar, SharedRules, literal
 from streamserve.text.markers import find_first
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
@@ -36,6 +36,7 @@ class Qwen3Coder:
     def grammar(self, tools: Sequence[Tool], demand: Demand, answer: Grammar | None = None) -> str:
         """See ToolFormat."""
         bodies = []
+        shared = SharedRules("value_")
         for n, tool in enumerate(allowed(tools, demand)):
             parameters = tagged_parameters(
                 tool,
@@ -46,10 +47,11 @@ class Qwen3Coder:
                 end=f"\n{PARAMETER_END}\n",
                 others=(PARAMETER_END, "\n" + PARAMETER, "\n" + FUNCTION_END),
                 control=self._control,
+                shared=shared,
             )
             bodies.append(Grammar(f"{literal(f'{tool.name}>' + chr(10))} {parameters.start}", parameters.rules))
         frame = Frame(f"{BEGIN}\n{FUNCTION}", f"{FUNCTION_END}\n{END}", "\n", control=self._control)
-        return frame.grammar(bodies, demand, BEGIN, answer).text
+        return frame.grammar(bodies, demand, BEGIN, answer, shared.rules).text
 
 
 class Qwen3CoderParser(TaggedCallsParser):

@@ -16,6 +16,7 @@ from streamserve.text.tools.format import Demand, Tool
 # As Python's json.dumps and most chat templates write JSON: what models have seen, and no choice left to them.
 SPACED: Mapping[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 COMPACT: Mapping[str, Any] = {"whitespace_flexible": False}
+MAX_PARTS = 60_000
 ALL_TYPES = frozenset(TYPES)
 _MAX_STEPS = 16
 _NOT_BY_PROPERTIES = {"allOf", "anyOf", "oneOf", "const", "enum", "patternProperties", "minProperties", "maxProperties"}
@@ -46,21 +47,54 @@ def arguments_value(tool: Tool, options: Mapping[str, Any]) -> str:
     return json_value(parameters_of(tool), options)
 
 
-def object_call(tool: Tool, arguments_key: str) -> Grammar:
-    """A call as one object: {"name": ..., "arguments": {...}}.
+def object_calls(tools: Sequence[Tool], arguments_key: str) -> Grammar:
+    """A call of one of the tools as an object: {"name": ..., "arguments": {...}}.
 
-    It is JSON throughout, not a text with JSON in it: a lexer that has read `{"na` could not turn to another object's keys.
+    It is one JSON schema, not texts with JSON in them: a lexer that has read `{"na` could not turn to another object's keys, and
+    what the tools' schemas have in common is compiled once.
     """
-    arguments = parameters_of(tool)
-    definitions = {"$defs": arguments["$defs"]} if "$defs" in arguments else {}
-    schema = {
-        "type": "object",
-        "properties": {"name": {"const": tool.name}, arguments_key: {key: arguments[key] for key in arguments if key != "$defs"}},
-        "required": ["name", arguments_key],
-        "additionalProperties": False,
-        **definitions,
-    }
-    return Grammar(json_value(schema, SPACED))
+    definitions: dict[str, Any] = {}
+    scalars: dict[str, str] = {}
+    options = []
+    for n, tool in enumerate(tools):
+        arguments = parameters_of(tool)
+        own = arguments.get("$defs", {})
+        names = {name: _common_name(name, schema, n, scalars) for name, schema in own.items()}
+        definitions |= {names[name]: _renamed(schema, names) for name, schema in own.items()}
+        inner = _renamed({key: item for key, item in arguments.items() if key != "$defs"}, names)
+        options.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, arguments_key: inner},
+                "required": ["name", arguments_key],
+                "additionalProperties": False,
+            }
+        )
+    return Grammar(json_value({"anyOf": options, **({"$defs": definitions} if definitions else {})}, SPACED))
+
+
+def _common_name(name: str, schema: Any, n: int, scalars: dict[str, str]) -> str:
+    """The name of a tool's definition among those of all tools: free JSON and ranges of numbers are the same for all."""
+    if name.startswith("json."):
+        return name
+    if name.startswith("scalar."):
+        return scalars.setdefault(json.dumps(schema, sort_keys=True), f"scalar.{len(scalars)}")
+    return f"{n}.{name}"
+
+
+def _renamed(schema: Any, names: Mapping[str, str]) -> Any:
+    """The schema with its references to other names."""
+    if isinstance(schema, list):
+        return [_renamed(item, names) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {}
+    for key, item in schema.items():
+        if key == "$ref" and isinstance(item, str):
+            found[key] = f"#/$defs/{names[item.removeprefix('#/$defs/')]}"
+        else:
+            found[key] = item if key in ("const", "enum") else _renamed(item, names)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +213,20 @@ def allowed(tools: Sequence[Tool], demand: Demand) -> list[Tool]:
         names = ", ".join(tool.name for tool in tools) or "none"
         what = f"the tool {demand.only!r}" if demand.only is not None else "a tool"
         raise InvalidRequest(f"{what} must be called, but tools holds {names}", param="tool_choice")
+    _check_size(found)
     return found
+
+
+def _check_size(tools: Sequence[Tool]) -> None:
+    """Schemas have a limit each; together they have one too, so that a thousand tools do not take a minute."""
+    num_parts = 0
+    waiting: list[Any] = [tool.parameters for tool in tools]
+    while waiting:
+        item = waiting.pop()
+        num_parts += 1
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        if num_parts > MAX_PARTS:
+            raise InvalidRequest(f"tools that must be held to their schemas have over {MAX_PARTS:,} parts in all", param="tools")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamserve.text.lark import ANY_TEXT, Grammar, between_slashes, literal, marked, without
+from streamserve.text.lark import ANY_TEXT, Grammar, SharedRules, between_slashes, literal, marked, without
 from streamserve.text.markers import find_first, open_at
 from streamserve.text.tools.format import Tool
 from streamserve.text.tools.parser import CallParser
@@ -84,31 +84,35 @@ def tagged_parameters(
     end: str,
     others: Sequence[str],
     control: Mapping[str, int],
+    shared: SharedRules,
 ) -> Grammar:
     """Lark of all parameters of a call, in the schema's order.
 
     `opening` gives what stands before the value of a parameter, `free_opening` the texts around a name that the schema leaves
-    open; `end` is what ends a value and `others` what a text must not hold besides. `prefix` keeps the rules' names apart.
+    open; `end` is what ends a value and `others` what a text must not hold besides. `prefix` keeps the rules' names apart;
+    JSON values are rules of `shared`.
     """
     properties, extra = properties_of(tool, format)
     parts, rules = [], []
     for n, known in enumerate(properties):
-        rules += _value_rules(f"{prefix}{n}", known, end, others, control)
+        rules += _value_rules(f"{prefix}{n}", known, end, others, control, shared)
         part = f"{marked(opening(known.name), control)} {prefix}{n}"
         parts.append(part if known.is_required else f"({part})?")
     if extra is not None:
-        rules += _value_rules(f"{prefix}x", extra, end, others, control)
+        rules += _value_rules(f"{prefix}x", extra, end, others, control, shared)
         before, behind = (marked(text, control) for text in free_opening)
         name = f"/[A-Za-z_][\\w.-]{{0,{_MAX_FREE_NAME - 1}}}/"
         parts.append(f"({before} {name} {behind} {prefix}x){{0,{MAX_EXTRA}}}")
     return Grammar(" ".join(parts) or '""', tuple(rules))
 
 
-def _value_rules(rule: str, known: Property, end: str, others: Sequence[str], control: Mapping[str, int]) -> list[str]:
+def _value_rules(
+    rule: str, known: Property, end: str, others: Sequence[str], control: Mapping[str, int], shared: SharedRules
+) -> list[str]:
     """A rule for a value and the text that ends it."""
     closing = marked(end, control)
     if "string" not in known.types:
-        return [f"{rule}: {known.json_value(SPACED)} {closing}"]
+        return [f"{rule}: {shared.name_of(known.json_value(SPACED))} {closing}"]
     schema = _resolved(known.schema)
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list) and set(schema) <= {"const", "enum", "type", "$defs"}:

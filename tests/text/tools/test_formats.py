@@ -226,6 +226,31 @@ def test_a_tool_without_a_schema_takes_anything_or_nothing(name: str) -> None:
         assert Grammar(find(name).grammar((Tool("f", "", parameters),), Demand(min_calls=1))).accepts(text)
 
 
+@pytest.mark.parametrize("name", ["hermes", "llama3", "pythonic", "qwen3_coder", "glm45"])
+def test_a_thousand_tools_fit(name: str) -> None:
+    """Ranges of numbers are compiled once for all of them."""
+    tools = [replace(TOOLS[n % 2], name=f"tool_{n}") for n in range(1000)]
+    Grammar(find(name).grammar(tools, Demand(min_calls=1)))
+
+
+def test_tools_of_too_many_parts_are_refused_at_once() -> None:
+    properties = {f"p{n}": {"type": "string"} for n in range(1000)}
+    tools = [Tool(f"f{n}", "", {"type": "object", "properties": properties}) for n in range(100)]
+    with pytest.raises(InvalidRequest, match="parts in all"):
+        find("hermes").grammar(tools, Demand(min_calls=1))
+
+
+def test_definitions_of_several_tools_do_not_mix() -> None:
+    tools = [
+        Tool(f"f{n}", "", {"type": "object", "$defs": {"x": {"enum": [n]}}, "properties": {"a": {"$ref": "#/$defs/x"}}})
+        for n in range(3)
+    ]
+    held = Grammar(find("hermes").grammar(tools, Demand(min_calls=1)))
+    for n in range(3):
+        assert held.accepts(f'<tool_call>\n{{"name": "f{n}", "arguments": {{"a": {n}}}}}\n</tool_call>')
+        assert not held.begins(f'<tool_call>\n{{"name": "f{n}", "arguments": {{"a": {(n + 1) % 3}')
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_enums_and_patterns_are_held_in_every_way_of_writing(name: str) -> None:
     tool = Tool(
