@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 JSON = b"application/json"
 RESUMABLE = b"x-streamserve-resumable"  # the header that asks for a stream to come back to, as "resumable" in a body does
 WARNING = b"x-streamserve-warning"  # the header that says which fields of a request have no effect here
+MAX_PART_BYTES = 64 * 1024  # of a body that are sent at once
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -126,7 +127,17 @@ class Exchange:
 
     def put(self, body: bytes) -> Awaitable[None] | None:
         """Send a part of the answer's body. None: it is on its way; else what is returned has to be awaited."""
-        return None if self._put_part(body) else self.send({"type": "http.response.body", "body": body, "more_body": True})
+        if self._put_part(body):
+            return None
+        if len(body) > MAX_PART_BYTES:
+            return self._put_long(body, len(body))
+        return self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _put_long(self, body: bytes, end: int) -> None:
+        """All up to `end`, in parts: a client that reads slowly has the time that is allowed for every one of them."""
+        for start in range(0, end, MAX_PART_BYTES):
+            part = body[start : min(start + MAX_PART_BYTES, end)]
+            await self.send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def write(self, body: bytes) -> None:
         """Send a part of the answer's body, and wait while the client takes nothing."""
@@ -136,6 +147,10 @@ class Exchange:
 
     async def end(self, body: bytes = b"") -> None:
         """Send the last part of the answer's body."""
+        if len(body) > MAX_PART_BYTES:
+            last = (len(body) - 1) // MAX_PART_BYTES * MAX_PART_BYTES
+            await self._put_long(body, last)
+            body = body[last:]
         self.has_ended = True
         await self.send({"type": "http.response.body", "body": body})
 

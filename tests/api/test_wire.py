@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.api.wire import BoundedSend
+from streamserve.api.wire import BoundedSend, Exchange
 from streamserve.errors import SlowReader
 
 pytestmark = pytest.mark.anyio
@@ -62,3 +62,24 @@ async def test_cancelling_reaches_the_blocked_send() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert peer.ended == "cancelled"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_reads_slowly_has_the_time_for_every_part_of_a_long_body(streams: bool) -> None:
+    got: list[Any] = []
+
+    async def read_slowly(message: Any) -> None:
+        await asyncio.sleep(len(message.get("body", b"")) / (64 * 1024) * 0.005)
+        got.append(message)
+
+    scope = {"type": "http", "method": "GET", "headers": []}
+    body = bytes(range(256)) * 16_000 + b"end"
+    exchange = Exchange(scope, asyncio.Event().wait, BoundedSend(read_slowly, 0.2), ())  # type: ignore[arg-type]
+    if streams:
+        await exchange.start(200, ())
+        await exchange.write(body)
+        await exchange.end()
+    else:
+        await exchange.answer(200, body)
+    assert b"".join([message["body"] for message in got[1:]]) == body
+    assert [message.get("more_body", False) for message in got[1:]] == [True] * (len(got) - 2) + [False]
