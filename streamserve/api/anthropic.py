@@ -97,7 +97,7 @@ class Messages:
         job = await self._job(request)
         if request.stream:
             produce = partial(self.write, job)
-            await self._service.streams.answer(exchange, job.run, produce, job.headers, is_resumable=request.resumable)
+            await self._service.streams.answer(exchange, (job.run,), produce, job.headers, is_resumable=request.resumable)
             return
         self._service.streams.check_whole(exchange, request.resumable)
         run = job.run

@@ -8,6 +8,7 @@ Ends of streams: `[DONE]`. Knows nothing of chats: a prompt is taken as it is.
 from collections.abc import Awaitable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -30,7 +31,7 @@ from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import check_range, convert, load_object, show
 from streamserve.api.service import Service
-from streamserve.api.sse import EventStream
+from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
 from streamserve.api.wire import Exchange, leaving_noticed, one_error, unforeseen
 from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
@@ -170,6 +171,7 @@ class Batch:
     shapes: list[NativeShape]
     is_list: bool
     wants_stream: bool
+    is_resumable: bool
 
 
 class Generate:
@@ -183,6 +185,12 @@ class Generate:
         """POST /generate: complete prompts, in SGLang's native form."""
         batch = await self.batch(load_object(await exchange.body(self._service.max_body_bytes)))
 
+        if batch.wants_stream:
+            produce = partial(self._stream, batch)
+            await self._service.streams.answer(exchange, batch.runs, produce, is_resumable=batch.is_resumable)
+            return
+        self._service.streams.check_whole(exchange, batch.is_resumable)
+
         def abort() -> None:
             for run in batch.runs:
                 run.abort()
@@ -190,19 +198,12 @@ class Generate:
         with ExitStack() as live:
             for run in batch.runs:
                 live.enter_context(self._service.live(run))
-            async with leaving_noticed(exchange, abort) as tasks:
+            async with leaving_noticed(exchange, abort):
                 for run in batch.runs:
                     await run.start()
-                headers = [(b"x-request-id", batch.runs[0].call.id.encode())]
-                if batch.wants_stream:
-                    stream = EventStream(exchange)
-                    await stream.start(headers)
-                    tasks.start_soon(stream.keep_alive, self._service.config.keep_alive_s)
-                    await self._stream(stream, batch)
-                else:
-                    await exchange.answer_json(await whole(batch), headers=headers)
+                await exchange.answer_json(await whole(batch), headers=[(b"x-request-id", batch.runs[0].call.id.encode())])
 
-    async def _stream(self, stream: EventStream, batch: Batch) -> None:
+    async def _stream(self, batch: Batch, stream: Events) -> None:
         try:
             with one_error():
                 async with create_task_group() as tasks:
@@ -220,7 +221,7 @@ class Generate:
             await stream.end(DONE)
 
     @staticmethod
-    async def _deliver(stream: EventStream, run: Run, shape: NativeShape, is_list: bool) -> None:
+    async def _deliver(stream: Events, run: Run, shape: NativeShape, is_list: bool) -> None:
         def emit(piece: Piece) -> Awaitable[None] | None:
             return stream.events(shape.event(piece, has_index=is_list))
 
@@ -263,7 +264,7 @@ class Generate:
             runs.append(run)
             shapes.append(NativeShape(self._service, run, request, wishes, first))
             first += sampling.n
-        return Batch(runs, shapes, is_list, request.stream)
+        return Batch(runs, shapes, is_list, request.stream, request.resumable)
 
     async def _prompts(self, request: NativeRequest) -> tuple[list[tuple[int, ...]], bool]:
         """Token ids of each prompt, and whether they came as a list."""

@@ -57,6 +57,7 @@ class NativeRequest(Struct, kw_only=True):
     return_text_in_logprobs: bool = False
     return_prompt_token_ids: bool = False
     stream: bool = False
+    resumable: bool = False  # not SGLang's: a stream whose client may leave and come back
     incremental: bool = False
     cache_salt: str = ""
     extra_key: str = ""

@@ -66,11 +66,11 @@ class Native:
 
     def routes(self) -> list[RouteSpec]:
         """What there is here."""
-        answers = NativeAnswer | list[NativeAnswer]
+        create, answers = self._service.streams.again(self._generate.create), NativeAnswer | list[NativeAnswer]
         generate = {"text": "The capital of France is", "sampling_params": {"max_new_tokens": 16, "temperature": 0}}
         return [
             *(
-                RouteSpec(method, "/generate", self._generate.create, NativeRequest, answers, NativeAnswer, example=generate)
+                RouteSpec(method, "/generate", create, NativeRequest, answers, NativeAnswer, example=generate)
                 for method in ("POST", "PUT")
             ),
             *(

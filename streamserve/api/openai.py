@@ -317,7 +317,7 @@ class Completions:
     async def _answer(self, exchange: Exchange, job: Job) -> None:
         run, streams, headers = job.run, self._service.streams, warning_headers(job.warnings)
         if job.wants_stream:
-            await streams.answer(exchange, run, partial(self._stream, job), headers, is_resumable=job.is_resumable)
+            await streams.answer(exchange, (run,), partial(self._stream, job), headers, is_resumable=job.is_resumable)
             return
         streams.check_whole(exchange, job.is_resumable)
         with self._service.live(run):

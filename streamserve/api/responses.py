@@ -304,7 +304,7 @@ class Responses:
                 await exchange.answer_json(job.growing.as_json(), headers=self._headers(job))
         elif job.wants_stream:
             streams, produce = self._service.streams, partial(self.write, job)
-            await streams.answer(exchange, job.run, produce, job.headers, is_resumable=job.request.resumable)
+            await streams.answer(exchange, (job.run,), produce, job.headers, is_resumable=job.request.resumable)
         else:
             self._service.streams.check_whole(exchange, job.request.resumable)
             await self._answer_whole(exchange, job)

@@ -18,19 +18,19 @@ Owns recordings and the tasks that write them. Knows nothing of what is in an ev
 
 from asyncio import CancelledError, Future, Task, TimerHandle, get_running_loop
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
-from functools import wraps
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial, wraps
 
 import orjson
 import structlog
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope, Event, move_on_after
 from starlette.types import Scope
 
 from streamserve.api.auth import given_key
 from streamserve.api.sse import Events, EventStream
 from streamserve.api.stream import Progress, Run
-from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
+from streamserve.api.wire import RESUMABLE, ClientLeft, Exchange, Headers, digest_of, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, QueueFull, StreamGone, StreamServeError, StreamTaken, error_body
 
 log = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ class Recording:
         self._num_bytes = 0
         self.num_given = 0  # events that a reader has been given
         self._unread_bytes = 0  # of those behind them
-        self._room: Future[None] | None = None  # its writer waits for it
+        self._room = Event()  # its writers, one for each choice, wait for it; replaced whenever one begins to
 
     # ---- the writer's side -----------------------------------------------------------------------------------------
 
@@ -122,8 +122,9 @@ class Recording:
 
     async def _wait_for_room(self) -> None:
         while self._unread_bytes > self._max_bytes // 2 and not self.is_dropped:
-            self._room = get_running_loop().create_future()
-            await self._room
+            if self._room.is_set():
+                self._room = Event()
+            await self._room.wait()
 
     def drop(self) -> None:
         """Nobody comes back: forget everything, and take nothing any more."""
@@ -131,7 +132,7 @@ class Recording:
         self._frames.clear()
         self._note_bytes(-self._num_bytes)
         self._num_bytes = self._unread_bytes = 0
-        _wake(self._room)
+        self._room.set()
         self.wake_reader()
 
     # ---- the reader's side -----------------------------------------------------------------------------------------
@@ -159,18 +160,13 @@ class Recording:
             self._unread_bytes -= sum(map(len, fresh))
             self.num_given = number
             if self._unread_bytes <= self._max_bytes // 2:
-                _wake(self._room)
+                self._room.set()
         return frames
 
     def wake_reader(self) -> None:
         """There is something new."""
         if self.reader is not None:
-            _wake(self.reader.arrived)
-
-
-def _wake(waiter: Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
+            self.reader.wake()
 
 
 class Reader:
@@ -189,6 +185,11 @@ class Reader:
         self.arrived = get_running_loop().create_future()
         await self.arrived
 
+    def wake(self) -> None:
+        """There is something new."""
+        if self.arrived is not None and not self.arrived.done():
+            self.arrived.set_result(None)
+
     def give_way(self) -> None:
         """A newer reader goes on."""
         self.has_lost = True
@@ -196,13 +197,13 @@ class Reader:
 
 
 class Kept:
-    """A recording, its run and the task that writes it; and how long it may go on without a reader."""
+    """A recording, its runs and the task that writes it; and how long it may go on without a reader."""
 
-    __slots__ = ("expiry", "headers", "recording", "run", "task")
+    __slots__ = ("expiry", "headers", "recording", "runs", "task")
 
-    def __init__(self, recording: Recording, run: Run, headers: Headers) -> None:
+    def __init__(self, recording: Recording, runs: Sequence[Run], headers: Headers) -> None:
         self.recording = recording
-        self.run = run
+        self.runs = runs  # none, once they have ended: their prompts count in nobody's bytes
         self.headers = headers
         self.task: Task[None] | None = None
         self.expiry: TimerHandle | None = None
@@ -245,22 +246,31 @@ class Streams:
     # ---- streams ---------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, exchange: Exchange, run: Run, produce: Produce, headers: Headers = (), *, is_resumable: bool = False
+        self, exchange: Exchange, runs: Sequence[Run], produce: Produce, headers: Headers = (), *, is_resumable: bool = False
     ) -> None:
-        """Start the run, then answer 200 with the events that `produce` writes. What the run's start raises is raised."""
-        headers = [(b"x-request-id", run.call.id.encode()), *headers]
+        """Start the runs, then answer 200 with the events that `produce` writes. What a run's start raises is raised. The
+        first run's id is the answer's."""
+        headers = [(b"x-request-id", runs[0].call.id.encode()), *headers]
         if is_resumable or self._wishes(exchange):
-            kept = await self._begin(exchange, run, produce, headers)
+            kept = await self._begin(exchange, runs, produce, headers)
             await self._follow(exchange, kept, 0)
             return
-        with self._live(run):
-            async with leaving_noticed(exchange, run.abort) as tasks:
-                await run.start()
+        with self._all_live(runs):
+            async with leaving_noticed(exchange, partial(_abort, runs)) as tasks:
+                for run in runs:
+                    await run.start()
                 stream = EventStream(exchange)
-                _tell_progress(run, stream)
+                _tell_progress(runs, stream)
                 await stream.start(headers)
                 tasks.start_soon(stream.keep_alive, self._keep_alive_s)
                 await produce(stream)
+
+    @contextmanager
+    def _all_live(self, runs: Sequence[Run]) -> Iterator[None]:
+        with ExitStack() as live:
+            for run in runs:
+                live.enter_context(self._live(run))
+            yield
 
     def check_whole(self, exchange: Exchange, is_resumable: bool) -> None:
         """For an answer that is no stream. Raises InvalidRequest when it is to be resumable."""
@@ -275,7 +285,7 @@ class Streams:
             raise InvalidRequest(f"{name} is {given[:60].decode('latin1')!r}; allowed is 1 or 0", param=name)
         return given == b"1"
 
-    async def _begin(self, exchange: Exchange, run: Run, produce: Produce, headers: Headers) -> Kept:
+    async def _begin(self, exchange: Exchange, runs: Sequence[Run], produce: Produce, headers: Headers) -> Kept:
         if self._window_s <= 0:
             raise InvalidRequest("this server keeps no streams (--resume-window-s 0); leave resumable out", param="resumable")
         if self.num_bytes > self._max_total_bytes:
@@ -286,16 +296,18 @@ class Streams:
                 param="resumable",
             )
         owner = self._owner(exchange.scope)
-        recording = Recording(run.call.id, owner, exchange.digest, self._max_bytes, self._note_bytes)
-        kept = Kept(recording, run, headers)
+        recording = Recording(runs[0].call.id, owner, exchange.digest, self._max_bytes, self._note_bytes)
+        kept = Kept(recording, runs, headers)
         started: Future[StreamServeError | None] = get_running_loop().create_future()
-        kept.task = get_running_loop().create_task(self._record(kept, produce, started))
-        self._tasks.add(kept.task)
-        kept.task.add_done_callback(self._tasks.discard)
+        kept.task = task = get_running_loop().create_task(self._record(kept, produce, started))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
-            error = await started
-        except CancelledError:
-            kept.task.cancel()  # nobody knows the stream's name yet
+            async with leaving_noticed(exchange, partial(_abort, runs)):
+                error = await started
+        except (CancelledError, ClientLeft):
+            task.cancel()  # nobody knows the stream's name yet
+            recording.drop()
             raise
         if error is not None:
             recording.drop()
@@ -305,20 +317,22 @@ class Streams:
 
     async def _record(self, kept: Kept, produce: Produce, started: Future[StreamServeError | None]) -> None:
         """Write the whole answer. A task of its own, because no connection's task group may hold it; it ends with the run."""
-        run, recording = kept.run, kept.recording
+        runs, recording = kept.runs, kept.recording
         error: StreamServeError | None = None
         try:
-            with self._live(run):
-                await run.start()
+            with self._all_live(runs):
+                for run in runs:
+                    await run.start()
                 _settle(started, None)
-                _tell_progress(run, recording)
+                _tell_progress(runs, recording)
                 await produce(recording)
         except StreamServeError as refused:
             error = refused
         except CancelledError:
             error = StreamGone("the stream was ended: nobody read it")
         except Exception as bug:
-            error = unforeseen(bug, id=run.call.id)
+            error = unforeseen(bug, id=recording.id)
+        kept.runs = ()
         if error is not None:
             _settle(started, error)
             recording.events(_json(error))
@@ -367,7 +381,7 @@ class Streams:
             return
         if not kept.recording.has_ended:
             log.info("stream_dropped", id=kept.recording.id, events=kept.recording.num_events)
-            kept.run.abort()
+            _abort(kept.runs)
             if kept.task is not None:
                 kept.task.cancel()
         kept.recording.drop()
@@ -450,7 +464,7 @@ class Streams:
         """DELETE /v1/streams/{id}: its reader gets what there is, with finish_reason "abort"; nobody can come back to it."""
         kept = self._find(exchange, exchange.scope["path_params"]["id"])
         was_running = not kept.recording.has_ended
-        kept.run.abort()
+        _abort(kept.runs)
         self._hold(kept)
         if kept.recording.reader is None:
             self._drop(kept)
@@ -489,13 +503,19 @@ def _json(error: StreamServeError) -> bytes:
     return orjson.dumps({"error": error_body(error)["error"]})
 
 
-def _tell_progress(run: Run, stream: Events) -> None:
+def _abort(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.abort()
+
+
+def _tell_progress(runs: Sequence[Run], stream: Events) -> None:
     """Comments about a long prompt, where the request asks for them."""
 
     def tell(progress: Progress) -> Awaitable[None] | None:
         return stream.comment(b"prompt_progress %b" % orjson.dumps(progress.as_json()))
 
-    run.on_progress = tell if run.call.wants_progress else None
+    for run in runs:
+        run.on_progress = tell if run.call.wants_progress else None
 
 
 def _nothing() -> None:

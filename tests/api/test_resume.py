@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from streamserve.api.app import Api, create_app
 from streamserve.api.resume import Reader, Recording, Streams
 from streamserve.config import ServerConfig
+from streamserve.engine.client import Mailbox
 from streamserve.errors import QueueFull
-from streamserve.messages import Delta, FinishReason
+from streamserve.messages import Delta, FinishReason, GenerateRequest
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.scripted import ScriptedEngine
 
@@ -194,6 +195,33 @@ async def test_the_header_asks_for_it_too() -> None:
         s.say("two", FinishReason.LENGTH)
         await second.task
         assert second.text == "two"
+
+
+async def test_native_streams_of_several_prompts_survive_too() -> None:
+    async with stage() as s:
+        body = {"text": ["a", "b"], "stream": True, "incremental": True, "resumable": True}
+        first = s.visit("POST", "/generate", body)
+        await first.until("retry:")
+        s.say("one ")
+        await until(lambda: len(first.events) == 2)
+        await first.leave()
+        assert not s.engine.aborted
+        s.say("two", FinishReason.LENGTH)
+        again = s.visit("POST", "/generate", body, last_event_id=f"{first.stream}:2")
+        await again.task
+        for visit, text in ((first, "one "), (again, "two")):
+            assert sorted((event["index"], event["text"]) for event in visit.events) == [(0, text), (1, text)]
+        assert again.data.endswith(b"data: [DONE]\n\n")
+
+        header = s.visit("PUT", "/generate", {"text": "a", "stream": True}, x_streamserve_resumable="1")
+        await header.until("retry:")
+        ended = s.visit("DELETE", f"/v1/streams/{header.stream}")
+        await asyncio.gather(ended.task, header.task)
+        assert header.events[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+
+        whole = s.visit("POST", "/generate", {"text": "a", "resumable": True})
+        await whole.task
+        assert whole.error() == (400, "invalid_value", "resumable")
 
 
 async def test_a_finished_stream_can_be_read_again_until_its_window_ends() -> None:
@@ -402,6 +430,49 @@ async def test_what_nobody_reads_is_bounded_and_loses_nothing() -> None:
         await second.task
         assert second.text == "".join(f"{number:03} " for number in range(100)) + "end"
         assert second.numbers == list(range(1, 1 + len(second.numbers)))
+
+
+async def test_every_choice_that_waits_for_room_goes_on_when_there_is_some() -> None:
+    async with stage() as s:
+        s.streams._max_bytes = 2000
+        first = await s.begin(n=3, max_tokens=200)
+        await first.leave()
+        for number in range(40):
+            s.say(f"{number:03} ")
+            await asyncio.sleep(0.001)
+        s.say("end", FinishReason.LENGTH)
+        second = s.come_back(first.stream)
+        await second.until("[DONE]")
+        await second.task
+        for index in range(3):
+            text = "".join(c["text"] for event in second.events for c in event.get("choices", ()) if c["index"] == index)
+            assert text == "".join(f"{number:03} " for number in range(40)) + "end"
+
+
+async def test_who_leaves_before_the_stream_has_a_name_leaves_nothing_behind() -> None:
+    async with stage() as s:
+        started, submit = asyncio.Event(), s.engine.submit
+
+        async def slow_submit(request: GenerateRequest) -> Mailbox:  # as one whose grammar compiles
+            started.set()
+            await asyncio.sleep(0.05)
+            return await submit(request)
+
+        s.engine.submit = slow_submit  # type: ignore[method-assign]
+        visit = s.visit("POST", TEXT, BODY)
+        await started.wait()
+        await visit.leave()
+        await asyncio.sleep(0.1)
+        assert (visit.status, s.streams.num_kept, s.engine.live) == (0, 0, {})
+
+
+async def test_a_finished_stream_keeps_its_events_and_not_its_prompt() -> None:
+    async with stage() as s:
+        first = await s.begin()
+        s.say("all of it", FinishReason.LENGTH)
+        await first.task
+        kept = s.streams._kept[first.stream]
+        assert kept.recording.num_events and not kept.runs
 
 
 async def test_events_that_are_no_longer_kept_are_said_to_be_gone() -> None:
