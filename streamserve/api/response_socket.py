@@ -115,10 +115,8 @@ class ResponseSocket:
                 async with create_task_group() as tasks:
                     tasks.start_soon(self._write, tasks)
                     tasks.start_soon(self._close_when_idle)
-                    if key is None:
-                        key = await self._authenticate()
-                    if key is not None:
-                        self._owner = self._responses.owner_with(key)
+                    self._owner = self._responses.owner_with(key or b"")
+                    if key is not None or await self._authenticate():
                         await self._read(tasks)
                         tasks.cancel_scope.cancel()
         except SlowReader as error:
@@ -163,17 +161,24 @@ class ResponseSocket:
             raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-frame-mb)", param="frame")
         return load_object(frame)
 
-    async def _authenticate(self) -> bytes | None:
+    async def _authenticate(self) -> bool:
         error = AuthenticationFailed('the first frame must be {"type": "auth", "api_key": KEY} with the server\'s key')
         with move_on_after(AUTH_WAIT_S):
             frame = await self._next()
-            key = None if frame is None or frame.get("type") != "auth" else frame.get("api_key")
-            if isinstance(key, str) and self._service.door.is_key(key.encode()):
-                await self._outbox.put(self._replies, b'{"type":"auth.ok"}')
-                return key.encode()
+            if frame is not None and await self._takes_key(frame):
+                return True
         await self._put_error(self._replies, b"", error)
         self._outbox.close(CLOSE_POLICY, "missing or wrong API key")
-        return None
+        return False
+
+    async def _takes_key(self, frame: dict[str, Any]) -> bool:
+        """Whether it is a frame with a key that opens the door. The socket's responses are that key's from then on."""
+        key = frame.get("api_key")
+        if frame.get("type") != "auth" or not isinstance(key, str) or not self._service.door.is_key(key.encode()):
+            return False
+        self._owner = self._responses.owner_with(key.encode())
+        await self._outbox.put(self._replies, b'{"type":"auth.ok"}')
+        return True
 
     async def _read(self, tasks: TaskGroup) -> None:
         while (frame := await self._next()) is not None:
@@ -181,7 +186,10 @@ class ResponseSocket:
             try:
                 id = _stream_id(frame)
                 tail = Stream(id).tail
-                self._take(id, frame, tasks)
+                if frame.get("type") != "auth":
+                    self._take(id, frame, tasks)
+                elif not await self._takes_key(frame):
+                    raise AuthenticationFailed("the API key is wrong", param="api_key")
             except StreamServeError as error:
                 await self._put_error(self._replies, tail, error)
 
@@ -202,7 +210,7 @@ class ResponseSocket:
                 raise InvalidRequest("nothing runs on this stream; it may have ended already", param="stream_id")
             stream.cancel()
         else:
-            raise InvalidRequest(f"type is {show(kind)}; allowed is response.create, response.cancel", param="type")
+            raise InvalidRequest(f"type is {show(kind)}; allowed is response.create, response.cancel, auth", param="type")
 
     # ---- responses -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.resources.responses.responses import AsyncResponsesConnection
 from openai.types.responses import Response
-from websockets.exceptions import InvalidStatus
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streamserve.api.response_store import FileStore
 from streamserve.config import ServerConfig
@@ -360,3 +361,35 @@ async def test_a_socket_asks_for_the_key() -> None:
                 await connection.response.create(model="tiny", input=HI)
                 response = check_stream(await answer(connection))
             assert (await client.responses.retrieve(response["id"])).id == response["id"]
+
+
+async def test_a_key_may_come_in_a_frame_and_its_responses_are_found_by_it() -> None:
+    async with fake_server(ServerConfig(api_key=("one", "two")), answer_len=5) as server:
+        url = server.url.replace("http", "ws") + "/v1/responses"
+
+        async def hear(socket: ClientConnection) -> dict[str, Any]:
+            async with asyncio.timeout(10):
+                heard: dict[str, Any] = json.loads(await socket.recv())
+            return heard
+
+        async with connect(url) as socket:
+            await socket.send(json.dumps({"type": "auth", "api_key": "three"}))
+            assert (await hear(socket))["error"]["code"] == "invalid_api_key"
+            with pytest.raises(ConnectionClosed):
+                await hear(socket)
+            assert socket.close_code == 1008
+        async with connect(url) as socket:
+            for key in ("one", "two"):
+                await socket.send(json.dumps({"type": "auth", "api_key": key}))
+                assert await hear(socket) == {"type": "auth.ok"}
+            await socket.send(json.dumps({"type": "auth", "api_key": "three"}))
+            assert (await hear(socket))["error"]["param"] == "api_key"
+            await socket.send(json.dumps({"type": "response.create", "input": HI}))
+            events = [await hear(socket)]
+            while events[-1]["type"] != "response.completed":
+                events.append(await hear(socket))
+            id = check_stream(events)["id"]
+        async with httpx.AsyncClient(base_url=server.url) as http:
+            for key, status in (("one", 404), ("two", 200)):
+                found = await http.get(f"/v1/responses/{id}", headers={"authorization": f"Bearer {key}"})
+                assert found.status_code == status
