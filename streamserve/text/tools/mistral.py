@@ -84,7 +84,7 @@ class MistralParser(JsonCallsParser):
         has_id = self._expect(CALL_ID)
         if has_id:
             if (written := _ID.match(self._text, self._pos)) is None:
-                return self._wait(start) if self._pos == len(self._text) else self._reject()
+                return self._reject() if self._text[self._pos :].strip() else self._wait(start)
             self._pos, id = written.end(), written[1]
         has_arguments = self._expect(ARGUMENTS)
         if has_id is None or has_arguments is None:
