@@ -14,6 +14,7 @@ if not (HAS_TRITON and HAS_GPU):
     pytest.skip("needs a GPU: Triton's interpreter takes minutes for it", allow_module_level=True)
 
 import itertools
+import re
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import DevicePool
@@ -23,14 +24,16 @@ from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
 from streamserve.engine.device_sampler import DeviceSampler
 from streamserve.engine.device_state import MAX_PROMPTS
+from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.impl.triton_decoder import TritonDecoder
 from streamserve.kernels.ops import NetworkParts
-from streamserve.messages import Delta, GenerateRequest, SamplingParams
+from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams
 from streamserve.models.checkpoint import open_checkpoint
+from streamserve.text.byte_tokenizer import ByteTokenizer
 from tests.models import tiny
 
 pytestmark = [
@@ -115,15 +118,22 @@ class Bench:
         self.runner.capture()
         self.cache = KVCache(num_pages, PAGE_SIZE)
         scheduler = Scheduler(self.cache, Limits(slots, chunk, frozenset(), BurstLimits(0.5, tokens=8)), first_come_first_served)
-        self.engine = Engine(scheduler, self.runner, EngineOptions(100, spec.vocab_size, frozenset(), seed=0))
+        self.grammars = Grammars(ByteTokenizer(), vocab_size=spec.vocab_size, eos_token_ids={0})
+        options = EngineOptions(100, spec.vocab_size, frozenset(), seed=0)
+        self.engine = Engine(scheduler, self.runner, options, grammars=self.grammars)
 
-    def ask(self, prompts: list[list[int]], **sampling: object) -> list[Delta]:
+    def ask(self, prompts: list[list[int]], guidance: list[Guidance | None] | None = None, **sampling: object) -> list[Delta]:
         """All at once."""
 
         async def run() -> list[Delta]:
+            self.engine._wake, self.engine._idle = asyncio.Event(), asyncio.Event()  # those of another loop are bound to it
             task = asyncio.create_task(self.engine.run())
             params = SamplingParams(**{"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
-            boxes = [await self.engine.submit(GenerateRequest(str(i), tuple(p), params)) for i, p in enumerate(prompts)]
+            guided = guidance or [None] * len(prompts)
+            boxes = [
+                await self.engine.submit(GenerateRequest(str(i), tuple(prompt), params, guidance=guide))
+                for i, (prompt, guide) in enumerate(zip(prompts, guided, strict=True))
+            ]
             answers = [await collect(box) for box in boxes]
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -136,6 +146,7 @@ class Bench:
 
     def close(self) -> None:
         self.runner.close()
+        self.grammars.close()
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
@@ -217,6 +228,22 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_company(model: tuple[Path, ob
     alone = bench.ask([PROMPTS[2]], temperature=1.0, seed=7, top_p=0.9)[0]
     company = bench.ask([PROMPTS[0], PROMPTS[2], *PROMPTS[3:]], temperature=1.0, seed=7, top_p=0.9)[1]
     assert alone.token_ids == company.token_ids
+    bench.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"graphs": False}, {"num_pages": 24}], ids=str)
+def test_answers_under_grammars_are_the_same_with_jumps_and_without(model: tuple[Path, object], options: dict[str, int]) -> None:
+    bench = Bench(model[0], **options)  # type: ignore[arg-type]
+    grammars = ['start: ("01234" /[AB]/ "56789"){1,3}', 'start: /[A-Z]{2,9}/ " = 0123"', None]
+    which = [grammars[i % 3] for i in range(len(PROMPTS))]
+    sampling = {"max_new_tokens": 40, "presence_penalty": 0.5, "ignore_eos": False}
+    jumping = bench.ask(PROMPTS, [grammar and Guidance(grammar) for grammar in which], **sampling)
+    walking = bench.ask(PROMPTS, [grammar and Guidance(grammar, may_jump=False) for grammar in which], **sampling)
+    patterns = [rb"(01234[AB]56789){1,3}", rb"[A-Z]{2,9} = 0123", rb"(?s:.{40})"]
+    for i, (jumped, walked) in enumerate(zip(jumping, walking, strict=True)):
+        assert re.fullmatch(patterns[i % 3], bytes(token for token in jumped.token_ids if token or i % 3 == 2))
+        assert jumped.token_ids == walked.token_ids
+        assert (jumped.num_jumped > 3) is (i % 3 < 2) and walked.num_jumped == 0
     bench.close()
 
 
