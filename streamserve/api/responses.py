@@ -10,7 +10,7 @@ keeps it (`store` false: not at all). A client that leaves ends its response, un
 from asyncio import CancelledError, Future, Task, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, TypeVar
 from urllib.parse import parse_qs
@@ -46,7 +46,7 @@ from streamserve.api.response_schema import (
     renamed,
     warnings_for,
 )
-from streamserve.api.response_store import Record, ResponseStore
+from streamserve.api.response_store import MIB, Record, ResponseStore
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import load_object, show
 from streamserve.api.service import Service
@@ -57,7 +57,7 @@ from streamserve.errors import ContextOverflow, InvalidRequest, NotFound, Stream
 
 log = structlog.get_logger(__name__)
 
-MAX_CHAIN = 10_000  # responses that continue each other
+MAX_CHAIN, MAX_CHAIN_BYTES = 10_000, 128 * MIB  # responses that continue each other: they are read together
 MAX_LISTED = 100
 
 T = TypeVar("T")
@@ -166,20 +166,25 @@ class Responses:
     async def _items(self, request: CreateResponse, owner: str, records: ResponseStore | None) -> list[Item]:
         """The items of the input; references are replaced by what they refer to."""
         items = read_items(request.input or [])
-        known: dict[str, Mapping[str, Json]] = {}  # items of responses that are referred to, by response, by their ids
+        known = _Known({})
         return [
             await self._referenced(item, item.value.id, owner, records, known) if isinstance(item.value, ItemReference) else item
             for item in items
         ]
 
-    async def _referenced(
-        self, item: Item, id: str, owner: str, records: ResponseStore | None, known: dict[str, Mapping[str, Json]]
-    ) -> Item:
+    async def _referenced(self, item: Item, id: str, owner: str, records: ResponseStore | None, known: "_Known") -> Item:
         response_id = response_of(id)
-        if response_id is not None and response_id not in known:
+        if response_id is not None and response_id not in known.items:
             record = await self._find(response_id, owner, records, f"{item.path}.id")
-            known[response_id] = {} if record is None else await _in_thread(lambda: _by_id(record), record.size)
-        kept = None if response_id is None else known[response_id].get(id)
+            known.num_bytes += 0 if record is None else record.size
+            if known.num_bytes > MAX_CHAIN_BYTES:
+                raise InvalidRequest(
+                    f"{item.path}.id: the responses referred to so far hold {known.num_bytes} bytes; at most {MAX_CHAIN_BYTES} "
+                    f"are allowed; send what matters as input",
+                    param=f"{item.path}.id",
+                )
+            known.items[response_id] = {} if record is None else await _in_thread(partial(_by_id, record), record.size)
+        kept = None if response_id is None else known.items[response_id].get(id)
         if kept is None:
             raise InvalidRequest(f"{item.path}.id is {show(id)}, which is no item of a kept response", param=f"{item.path}.id")
         (found,) = read_items([kept])
@@ -188,6 +193,7 @@ class Responses:
     async def _history(self, id: str | None, owner: str, records: ResponseStore | None) -> list[Item]:
         """The items of a response and of all that it continues, oldest first."""
         chain: list[Record] = []
+        num_bytes = 0
         while id is not None:
             record = await self._find(id, owner, records, "previous_response_id")
             if record is None:
@@ -197,12 +203,15 @@ class Responses:
                     param="previous_response_id",
                 )
             chain.append(record)
-            if len(chain) > MAX_CHAIN:
+            num_bytes += record.size
+            if len(chain) > MAX_CHAIN or num_bytes > MAX_CHAIN_BYTES:
                 raise InvalidRequest(
-                    f"previous_response_id: more than {MAX_CHAIN} responses continue each other", param="previous_response_id"
+                    f"previous_response_id: {len(chain)} responses that continue each other hold {num_bytes} bytes; at most "
+                    f"{MAX_CHAIN} and {MAX_CHAIN_BYTES} are allowed; send what matters of the conversation as input",
+                    param="previous_response_id",
                 )
             id = record.previous_id
-        return await _in_thread(lambda: _items_of(chain), sum(record.size for record in chain))
+        return await _in_thread(lambda: _items_of(chain), num_bytes)
 
     async def _find(self, id: str, owner: str, records: ResponseStore | None, param: str) -> Record | None:
         """A response that is over, wherever it is. `param`: the field that names it."""
@@ -493,6 +502,14 @@ def _items_of(chain: Sequence[Record]) -> list[Item]:
         for given in (orjson.loads(record.input), response["output"]):
             items += [Item(item.value, "previous_response_id") for item in read_items(given)]
     return items
+
+
+@dataclass(slots=True)
+class _Known:
+    """Items of the responses that an input refers to: by response, by their ids."""
+
+    items: dict[str, Mapping[str, Json]]
+    num_bytes: int = 0
 
 
 def _by_id(record: Record) -> Mapping[str, Json]:

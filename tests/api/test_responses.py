@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from streamserve.api import responses
 from streamserve.api.app import Api, create_app
 from streamserve.api.fields import RESPONSES, Decision
 from streamserve.api.response_items import messages_of, read_items
@@ -260,6 +261,18 @@ async def test_a_response_continues_another_with_new_instructions(http: httpx.As
     await http.delete(f"{URL}/{first['id']}")
     param, message = await refusal(http, previous_response_id=third["id"])
     assert param == "previous_response_id" and first["id"] in message
+
+
+async def test_a_conversation_is_read_up_to_a_bound(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await make(http, "One", user="x" * 10_000)
+    monkeypatch.setattr(responses, "MAX_CHAIN_BYTES", 20_000)
+    second = await make(http, "Two", user="x" * 10_000, previous_response_id=first["id"])
+    param, message = await refusal(http, previous_response_id=second["id"])
+    assert param == "previous_response_id" and "at most 10000 and 20000" in message
+    references = [{"type": "item_reference", "id": response["output"][0]["id"]} for response in (first, first, second)]
+    assert await make(http, references[:2])
+    param, message = await refusal(http, input=references)
+    assert param == "input[2].id" and "at most 20000" in message
 
 
 async def test_what_is_not_stored_is_not_found(http: httpx.AsyncClient) -> None:
