@@ -20,11 +20,12 @@ from msgspec import Struct
 
 from streamserve.api.encoders import Cut, EncoderModel, Rows
 from streamserve.api.fields import ENCODED, Decision
+from streamserve.api.openai import warning_headers
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import check_range, convert, load_object, show
 from streamserve.api.service import Service
 from streamserve.api.stream import new_id
-from streamserve.api.wire import WARNING, Exchange, Headers, leaving_noticed
+from streamserve.api.wire import Exchange, leaving_noticed
 from streamserve.errors import DeadlineExceeded, InvalidRequest, StreamServeError
 from streamserve.messages import EncoderInput
 
@@ -103,7 +104,7 @@ class EncodeResult(Struct):
 
 
 class Embeddings:
-    """These routes. `embed` answers one body, for every transport."""
+    """These routes. `embed` answers one body, for every other transport."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -129,14 +130,17 @@ class Embeddings:
 
     async def embeddings(self, exchange: Exchange) -> None:
         """POST /v1/embeddings: a vector for each text."""
-        await answer_with(self._service, exchange, self.embed)
+        await answer_with(self._service, exchange, self._embed)
 
     async def encode(self, exchange: Exchange) -> None:
         """POST or PUT /encode: a vector for a text or for each of several, in SGLang's shape."""
         await answer_with(self._service, exchange, self._encode)
 
-    async def embed(self, given: Mapping[str, Any]) -> tuple[bytes, int]:
-        """The JSON answer to a body of /v1/embeddings, and its number of tokens."""
+    async def embed(self, given: Mapping[str, Any]) -> tuple[bytes, int, tuple[str, ...]]:
+        """The JSON answer to a body of /v1/embeddings, its number of tokens, and what of the body has no effect."""
+        return *await _answered(self._service, given, self._embed), _warnings(given)
+
+    async def _embed(self, given: Mapping[str, Any]) -> tuple[bytes, int]:
         request = convert(given, EmbeddingRequest)
         encoder = self._encoder(request)
         inputs = await _inputs(encoder, request.input, "input", cut_of(encoder, request), request.prompt_name)
@@ -247,14 +251,20 @@ async def written(rows: Rows, is_base64: bool) -> list[bytes]:
 
 
 async def answer_with(service: Service, exchange: Exchange, work: Work) -> None:
-    """Read a body, do the work while the client stays and there is time, answer, count."""
+    """Read a body, do the work while the client stays, answer."""
     given = load_object(await exchange.body(service.max_body_bytes))
+    async with leaving_noticed(exchange, lambda: None):
+        answer, _ = await _answered(service, given, work)
+        await exchange.answer(200, answer, headers=warning_headers(_warnings(given)))
+
+
+async def _answered(service: Service, given: Mapping[str, Any], work: Work) -> tuple[bytes, int]:
+    """Do the work while there is time; count it."""
     started, outcome, num_tokens = monotonic(), "abort", 0
     try:
-        async with leaving_noticed(exchange, lambda: None):
-            answer, num_tokens = await within(work(given), given.get("timeout"), service.config.request_timeout_s)
-            await exchange.answer(200, answer, headers=_warnings(given))
+        answer, num_tokens = await within(work(given), given.get("timeout"), service.config.request_timeout_s)
         outcome = "stop"
+        return answer, num_tokens
     except StreamServeError as error:
         outcome = error.code
         raise
@@ -263,11 +273,10 @@ async def answer_with(service: Service, exchange: Exchange, work: Work) -> None:
             service.meter.request_finished(outcome, seconds=monotonic() - started, prompt_tokens=num_tokens)
 
 
-def _warnings(given: Mapping[str, Any]) -> Headers:
+def _warnings(given: Mapping[str, Any]) -> tuple[str, ...]:
     """What of a body has no effect."""
     idle = [field for field in ENCODED if field.decision is Decision.WARNED and given.get(field.name) is not None]
-    text = "; ".join(f"{field.name} has no effect: {field.note}" for field in idle)
-    return [(WARNING, text.encode())] if idle else []
+    return tuple(f"{field.name} has no effect: {field.note}" for field in idle)
 
 
 async def within(work: Awaitable[T], asked_s: Any, allowed_s: float) -> T:

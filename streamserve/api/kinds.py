@@ -32,10 +32,11 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """An answer that comes in one piece: JSON."""
+    """An answer that comes in one piece: JSON. `warnings`: as Spoken's."""
 
     answer: bytes
     usage: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 class Kinds:
@@ -80,8 +81,8 @@ class Kinds:
         return Spoken(job.run, partial(self._messages.write, job), _warnings_in(job.headers))
 
     async def _embedding(self, given: Body) -> Whole:
-        answer, num_tokens = await self._embeddings.embed(given)
-        return Whole(answer, {"prompt_tokens": num_tokens, "total_tokens": num_tokens})
+        answer, num_tokens, warnings = await self._embeddings.embed(given)
+        return Whole(answer, {"prompt_tokens": num_tokens, "total_tokens": num_tokens}, warnings)
 
 
 async def _write_chunks(job: Job, stream: Events) -> None:

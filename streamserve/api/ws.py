@@ -380,15 +380,16 @@ class Socket:
         except Exception as bug:
             error = unforeseen(bug, id=ticket.id)
         error = error or ticket.error
-        del self._live[ticket.id]
-        self._ended.set()
         if error is not None:
             await self._put_error(ticket.lane, ticket.id, error)
         else:
             await self._put(ticket.lane, {"type": "done", "id": ticket.id, "usage": usage})
+        del self._live[ticket.id]  # no sooner: its client takes it for live until then, and the socket may close after it
+        self._ended.set()
 
     async def _answer(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         whole = await self._kinds.whole[kind](request)
+        await self._warn(ticket, whole.warnings)
         await self._outbox.put(ticket.lane, b'{"type":"result","id":%b,"result":%b}' % (orjson.dumps(ticket.id), whole.answer))
         return whole.usage
 
@@ -406,13 +407,16 @@ class Socket:
             await run.start()
             timer = ticket.watch(run)
             try:
-                if spoken.warnings:
-                    await self._put(ticket.lane, {"type": "warning", "id": ticket.id, "warnings": spoken.warnings})
+                await self._warn(ticket, spoken.warnings)
                 await spoken.write(Frames(self._outbox, ticket))
             finally:
                 if timer is not None:
                     timer.cancel()
         return usage_json(run.usage)
+
+    async def _warn(self, ticket: Ticket, warnings: Sequence[str]) -> None:
+        if warnings:
+            await self._put(ticket.lane, {"type": "warning", "id": ticket.id, "warnings": warnings})
 
     async def _put(self, lane: Lane, frame: dict[str, Any]) -> None:
         await self._outbox.put(lane, orjson.dumps(frame))

@@ -264,6 +264,26 @@ async def test_vectors_come_in_one_result_and_can_be_cancelled_or_late() -> None
         assert encoder.cancelled == 2
 
 
+async def test_vectors_are_served_as_over_http() -> None:
+    encoder = MadeUpEncoder()
+    app = app_with(encoder, request_timeout_s=0.1)
+    async with listening(app) as port, connect(f"ws://127.0.0.1:{port}/v1/ws") as raw:
+        socket = Talk(raw)
+        await socket.say(type="embedding.create", id="e", request={"input": "red", "user": "me"})
+        warned = await socket.hear()
+        assert warned["type"] == "warning" and warned["warnings"][0].startswith("user has no effect")
+        assert [(await socket.hear())["type"] for _ in range(2)] == ["result", "done"]
+        encoder.gate.clear()
+        for fields in ({"timeout": 0.05}, {}):  # its own limit, the server's
+            await socket.say(type="embedding.create", id="e", request={"input": "red", **fields})
+            late = await socket.hear()
+            assert (late["type"], late["error"]["code"]) == ("error", "deadline_exceeded")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            counted = (await http.get("/metrics")).text
+    for outcome, count in (("stop", 1), ("deadline_exceeded", 2)):
+        assert any(outcome in line and line.endswith(f" {count}.0") for line in counted.splitlines()), counted
+
+
 @pytest.mark.parametrize(
     ("kind", "request_", "param"),
     [
