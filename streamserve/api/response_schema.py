@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from msgspec import Struct
 
 from streamserve.api.fields import RESPONSES, Decision
@@ -181,7 +182,18 @@ def read_create(given: Json) -> CreateResponse:
             param="return_progress",
         )
     _check_metadata(request.metadata or {})
+    _check_repeatable(request)
     return request
+
+
+def _check_repeatable(request: CreateResponse) -> None:
+    """What a response repeats of its request has to be written again, and the writer goes less deep than the reader went."""
+    given = [("tool_choice", request.tool_choice), ("text.format", request.text and request.text.format)]
+    for path, value in (*given, *((f"tools[{index}]", tool) for index, tool in enumerate(request.tools or ()))):
+        try:
+            orjson.dumps([[[[value]]]])  # an event holds a response, which holds a list, of what holds it
+        except orjson.JSONEncodeError:
+            raise InvalidRequest(f"{path} is nested too deeply; at most 250 levels of JSON are allowed", param=path) from None
 
 
 def read_count(given: Json) -> CreateResponse:

@@ -206,6 +206,27 @@ async def test_what_cannot_be_served_is_a_400_that_names_it(
     assert engine.requests == []
 
 
+async def test_what_is_nested_deeper_than_an_answer_can_be_is_a_400(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    schema: Any = {}
+    for _ in range(260):
+        schema = {"items": schema}
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "object", "default": schema}}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"tools": [TOOL, {**TOOL, "name": "deep", "parameters": schema}], "tool_choice": "none"}, "tools[1]"),
+        ({"text": {"format": form}}, "text.format"),
+    ]
+    for fields, param in cases:
+        for stream in (False, True):
+            named, message = await refusal(http, stream=stream, **fields)
+            assert named == param and "nested too deeply" in message
+    assert engine.requests == []
+    for _ in range(15):
+        schema = schema["items"]
+    body = {"input": "Hi", "tools": [{**TOOL, "parameters": schema}], "tool_choice": "none", "stream": True}
+    streamed = await http.post(URL, json=body)
+    assert check_stream(events_of_sse(streamed.text))["status"] == "completed"
+
+
 async def test_what_has_no_effect_is_named(http: httpx.AsyncClient) -> None:
     body = {
         "input": "Hi",
