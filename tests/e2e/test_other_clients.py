@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel, Field
@@ -60,6 +61,13 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
+async def connections() -> AsyncIterator[httpx.AsyncClient]:
+    """For libraries that would keep their own ones open for ever."""
+    async with httpx.AsyncClient() as client:
+        yield client
+
+
+@pytest.fixture
 async def url(engine: ScriptedEngine) -> AsyncIterator[str]:
     app = create_app(engine, byte_text_model(), TOOLS, model_name="tiny", aliases=(MODEL,))
     async with listening(app, TOOLS) as port:
@@ -85,6 +93,7 @@ async def test_litellm(url: str, engine: ScriptedEngine) -> None:
         (call,) = called.choices[0].message.tool_calls
         assert (call.function.name, json.loads(call.function.arguments)) == ("Sum", {"total": 3})
         assert called.choices[0].finish_reason == "tool_calls"
+    await litellm.close_litellm_async_clients()
 
 
 async def test_instructor(url: str, engine: ScriptedEngine) -> None:
@@ -116,9 +125,9 @@ async def test_instructor(url: str, engine: ScriptedEngine) -> None:
         assert [made.total async for made in partial][-1] == 3
 
 
-async def test_langchain(url: str, engine: ScriptedEngine) -> None:
+async def test_langchain(url: str, engine: ScriptedEngine, connections: httpx.AsyncClient) -> None:
     langchain = pytest.importorskip("langchain_openai")
-    to: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0}
+    to: dict[str, Any] = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, "http_async_client": connections}
     model = langchain.ChatOpenAI(model="tiny", max_tokens=200, stream_usage=True, **to)
     answer = await model.ainvoke(QUESTION)
     assert answer.content == "Three."
@@ -138,12 +147,13 @@ async def test_langchain(url: str, engine: ScriptedEngine) -> None:
         assert await model.with_structured_output(Sum, method=method).ainvoke(QUESTION) == Sum(total=3)
 
 
-async def test_llama_index(url: str, engine: ScriptedEngine) -> None:
+async def test_llama_index(url: str, engine: ScriptedEngine, connections: httpx.AsyncClient) -> None:
     openai = pytest.importorskip("llama_index.llms.openai")
     from llama_index.core.llms import ChatMessage
     from llama_index.core.tools import FunctionTool
 
-    model = openai.OpenAI(model=MODEL, api_base=f"{url}/v1", api_key="none", max_retries=0, max_tokens=200)
+    to: dict[str, Any] = {"api_base": f"{url}/v1", "api_key": "none", "async_http_client": connections}
+    model = openai.OpenAI(model=MODEL, max_retries=0, max_tokens=200, **to)
     question = [ChatMessage(role="user", content=QUESTION)]
     assert (await model.achat(question)).message.content == "Three."
     assert [part.message.content async for part in await model.astream_chat(question)][-1] == "Three."
