@@ -82,6 +82,7 @@ class Api:
 
     async def settled(self) -> None:
         """Behind the engine's end: until what no connection waits for is kept."""
+        self._service.streams.close()
         await self._responses.settled()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -345,6 +345,14 @@ class Streams:
         key = (given_key(scope) or b"") if self._needs_key else b""
         return digest_of(key)
 
+    def close(self) -> None:
+        """The server has stopped, and nobody comes back: what still runs ends by itself, even where it waits for room."""
+        for kept in self._kept.values():
+            self._hold(kept)
+            _abort(kept.runs)
+            kept.recording.drop()
+        self._kept.clear()
+
     # ---- time and memory ---------------------------------------------------------------------------------------------
 
     def _note_bytes(self, num_bytes: int) -> None:

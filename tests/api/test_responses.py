@@ -495,11 +495,37 @@ async def test_events_to_be_read_again_come_in_parts() -> None:
         assert max(map(len, batches)) == MAX_BATCH
 
 
+async def begin_and_leave(app: Api, engine: Held) -> str:
+    """The id of a resumable response whose reader has gone, and which has more to say than is kept for it."""
+    left = asyncio.Event()
+    messages = [{"type": "http.request", "body": b'{"input": "Hi", "stream": true, "resumable": true}'}]
+    ids: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        ids.extend(value.decode() for name, value in message.get("headers", ()) if name == b"x-request-id")
+        if b"response.in_progress" in message.get("body", b""):
+            left.set()
+
+    scope = {"type": "http", "method": "POST", "path": URL, "query_string": b"", "headers": [], "client": ("127.0.0.1", 1)}
+    app._service.streams._max_bytes = 4096
+    await app(scope, receive, send)
+    engine.say("x" * 4096)
+    await asyncio.sleep(0.01)
+    return ids[0]
+
+
 async def test_what_runs_when_the_engine_ends_is_kept_before_the_store_closes(tmp_path: Path) -> None:
     store, engine = FileStore(tmp_path / "responses.db"), Held()
     app = create_app(engine, byte_text_model(), ServerConfig(), model_name="tiny", response_store=store)
     async with client_of(app) as http:
-        ids = [(await http.post(URL, json={"input": "Hi", "background": True})).json()["id"] for _ in range(5)]
+        ids = [(await http.post(URL, json={"input": "Hi", "background": True})).json()["id"] for _ in range(4)]
+        ids.append(await begin_and_leave(app, engine))
     for request in engine.requests:
         engine.abort(request.id)
     await app.settled()
