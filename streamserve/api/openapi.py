@@ -235,7 +235,8 @@ def _responses(route: RouteSpec, schemas: _Schemas) -> dict[str, Any]:
     if route.result is not None:
         content["application/json"] = {"schema": schemas.of(route.result)}
     if route.event is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-schema": schemas.of(route.event)}
+        # OpenAPI 3.1 knows a body as a whole only: tools would hold a "schema" here against each event.
+        content["text/event-stream"] = {"x-event-schema": schemas.of(route.event)}
     if route.media is not None:
         content[route.media] = {"schema": {"type": "string"}}
     answers: dict[str, Any] = {"200": {"description": "The answer.", **({"content": content} if content else {})}}
