@@ -4,6 +4,7 @@ Owns the fields of their bodies, the shapes of their answers, and how scores are
 vectors, by a classifier with one label as its score of the pair, by the LLM as probabilities of label tokens behind a text.
 """
 
+from asyncio import sleep
 from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 from anyio import CapacityLimiter, create_task_group
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from streamserve.api.embeddings import Encoded, Usage, answer_with, check_count, cut_of, normalised
 from streamserve.api.encoders import Cut, EncoderModel, Rows
@@ -27,9 +29,12 @@ from streamserve.messages import EncoderInput, FinishReason, GenerateRequest, Sa
 
 AT_ONCE = 64  # texts of one request that the LLM looks at together: the others' turn comes in between
 MAX_LABEL_TOKENS = 256
+# Of one request, since a query counts once for each text that it is put beside: a small body may ask for a lot.
+MAX_TOKENS = 4 << 20
+MAX_CHARS = 8 << 20  # 2,048 pairs of 512 tokens have about half of that
 
 
-class RankedText(Struct):
+class RankedText(Struct, forbid_unknown_fields=True):
     """A document as Cohere and Jina wrap it."""
 
     text: str
@@ -281,12 +286,8 @@ class Scoring:
                 f"label_token_ids has {len(labels)} entries; allowed is 1 to {MAX_LABEL_TOKENS}", param="label_token_ids"
             )
         prompts = await self._label_prompts(request)
-        for index, prompt in enumerate(prompts):
-            service.prompts.check_room(prompt, 1, f"items[{index}]", f"items[{index}]")
         logprobs = np.array(await self._next_logprobs(prompts, labels), np.float64)
-        scores = np.exp(logprobs)
-        if request.apply_softmax:
-            scores /= scores.sum(axis=1, keepdims=True)
+        scores = _softmax(logprobs) if request.apply_softmax else np.exp(logprobs)
         num_tokens = sum(map(len, prompts))
         answer = {"object": "scoring", "model": service.model_name, "scores": scores.tolist(), "usage": _usage(num_tokens)}
         return orjson.dumps(answer), num_tokens
@@ -305,13 +306,26 @@ class Scoring:
             kinds = "lists of token ids, as the query is" if is_ids else "texts, as the query is"
             raise InvalidRequest(f"items[{wrong}] is {show(each[wrong])}; {kinds}, are expected", param=f"items[{wrong}]")
         prompts = self._service.prompts
-        if is_ids:
-            head = prompts.check_ids(query, "query")  # type: ignore[arg-type]
-            tails = [prompts.check_ids(item, f"items[{index}]") for index, item in enumerate(each)]
-            return [tail + head if request.item_first else head + tail for tail in tails]
-        is_long = sum(map(len, each)) + len(query) * len(each) > INLINE_CHARS
-        texts = [item + query if request.item_first else query + item for item in each]
-        return [await prompts.of_text(text, f"items[{index}]", is_long=is_long) for index, text in enumerate(texts)]
+        head: Any = prompts.check_ids(query, "query") if is_ids else query  # type: ignore[arg-type]
+        is_long = not is_ids and sum(map(len, each)) + len(query) * len(each) > INLINE_CHARS
+        found: list[tuple[int, ...]] = []
+        num_tokens = 0
+        for index, item in enumerate(each):  # one after the other: the first that is too long is the last that is made
+            where = f"items[{index}]"
+            tail: Any = prompts.check_ids(item, where) if is_ids else item
+            joined = tail + head if request.item_first else head + tail
+            prompt = joined if is_ids else await prompts.of_text(joined, where, is_long=is_long)
+            prompts.check_room(prompt, 1, where, where)
+            found.append(prompt)
+            num_tokens += len(prompt)
+            if num_tokens > MAX_TOKENS:
+                raise InvalidRequest(
+                    f"query and items have more than {MAX_TOKENS} tokens together, the query once for each of {len(each)} items; "
+                    f"send fewer items in one request",
+                    param="items",
+                )
+            await sleep(0)
+        return found
 
     async def _next_logprobs(self, prompts: Sequence[tuple[int, ...]], labels: tuple[int, ...]) -> list[list[float]]:
         """Per prompt the log-probability of each label as its next token."""
@@ -361,6 +375,12 @@ async def _compare(
     """A score for each pair, of one text with many or of texts side by side, and the tokens that were computed for them."""
     if encoder.facts.labels:
         lefts = first * len(second) if len(first) == 1 else first
+        num_chars = sum(map(len, lefts)) + sum(map(len, second))
+        if num_chars > MAX_CHARS:
+            raise InvalidRequest(
+                f"{len(second)} pairs of texts have {num_chars} characters together; at most {MAX_CHARS} are allowed",
+                param=names_1[0],
+            )
         inputs = await encoder.of_pairs(list(zip(lefts, second, strict=True)), names_2, cut)
         return _probabilities(await encoder.encode(inputs), encoder)[:, 0], _count(inputs)
     inputs = [
@@ -377,5 +397,9 @@ def _probabilities(logits: Rows, encoder: EncoderModel) -> Rows:
         return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
     if len(facts.labels) == 1:  # a score that the model gives as it is
         return logits
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+    return np.asarray(_softmax(logits), np.float32)
+
+
+def _softmax(rows: NDArray[Any]) -> NDArray[Any]:
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from streamserve.api.app import create_app
 from streamserve.api.encoders import EncoderModel
 from streamserve.config import ServerConfig
 from streamserve.engine.embedder import Embedder
-from streamserve.messages import FinishReason
+from streamserve.messages import Delta, FinishReason, GenerateRequest, TokenLogprobs
 from streamserve.models.encoder import Encoder, locate_encoder
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.encoder_text import load_encoder_text
@@ -139,6 +140,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents[1]"),
     ("/v1/rerank", {"query": "a", "documents": ["b", "red " * 20]}, "documents[1]"),
     ("/v1/rerank", {"query": "a", "documents": ["b"], "rank_fields": ["x"]}, "rank_fields"),
+    ("/v1/rerank", {"query": "a", "documents": [{"text": "b", "title": "c"}]}, "documents[0].title"),
     ("/v1/rerank", {"query": "a", "documents": ["b"], "model": "tiny"}, "model"),
     ("/v1/score", {}, "text_1"),
     ("/v1/score", {"text_1": "a"}, "text_2"),
@@ -161,3 +163,31 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 async def test_what_is_wrong_is_named(path: str, body: dict[str, Any], param: str) -> None:
     async with client_of(app_with(MadeUpEncoder())) as http:
         assert (await refused(http, path, **body))[0] == param
+
+
+async def test_a_long_query_with_many_items_costs_no_more_than_its_answer() -> None:
+    """A body of half a megabyte would be two gigabytes of prompts."""
+    async with client_of(app_with(MadeUpEncoder())) as http:
+        tracemalloc.start()
+        for query, item in (("a" * 500_000, "b"), ([5] * 100_000, [6])):
+            body = {"query": query, "items": [item] * 2000, "label_token_ids": [5]}
+            assert (await refused(http, "/v1/score", **body))[0] == "items[0]"
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+        tracemalloc.stop()
+        body = {"query": [5] * 400, "items": [[6]] * 2000, "label_token_ids": [5]}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("streamserve.api.scoring.MAX_TOKENS", 100_000)
+            assert (await refused(http, "/v1/score", **body))[0] == "items"
+    async with client_of(app_with(MadeUpEncoder(labels=("fits",), dimension=0))) as http:
+        query = "red" + " " * 500_000
+        assert (await refused(http, "/v1/rerank", query=query, documents=["blue"] * 2000, truncate=True))[0] == "query"
+
+
+async def test_label_tokens_that_are_hardly_possible_have_probabilities_too() -> None:
+    def unlikely(request: GenerateRequest) -> list[Delta]:
+        asked = tuple((token, -1000.0 - token) for token in request.sampling.logprob_token_ids)
+        return [Delta((65,), (TokenLogprobs(65, 0.0, (), asked),), finish_reason=FinishReason.LENGTH)]
+
+    async with client_of(create_app(ScriptedEngine(unlikely), byte_text_model(), ServerConfig(), model_name="tiny")) as http:
+        answer = await ask(http, "/v1/score", query="a", items="b", label_token_ids=[5, 6], apply_softmax=True)
+        assert answer["scores"] == [pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)])]
