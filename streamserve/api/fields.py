@@ -99,8 +99,9 @@ _BOTH: tuple[Field, ...] = (
 
 CHAT: tuple[Field, ...] = (
     *_supported(
-        messages="system, developer, user, assistant, tool, function; text parts; reasoning_content of assistants",
-        max_completion_tokens="OpenAI's newer name for max_tokens",
+        messages="system, developer, user, assistant, tool, function; text and refusal parts; reasoning_content (or reasoning) "
+        "and refusal of assistants; audio is refused; what nothing reads is named in a warning",
+        max_completion_tokens="OpenAI's newer name for max_tokens; both, when they differ, are refused",
         logprobs="log-probabilities of the content's tokens",
         top_logprobs="0 to 20",
         tools="functions; strict ones are held to their schema even where nobody forces a call",

@@ -236,7 +236,9 @@ def constraint_of(request: Sampled) -> Constraint | None:
             raise InvalidRequest(
                 f"response_format.type is {show(kind)}; allowed is {', '.join(FORMATS)}", param="response_format.type"
             )
-        if kind != "text":
+        if kind == "text":
+            _check_keys(request.response_format, ("type",), "response_format")
+        else:
             given.append(Constraint("response_format", kind, request.response_format))
     for name, kind in (
         ("json_schema", "schema"),

@@ -29,11 +29,12 @@ from streamserve.api.schema import (
     messages_of,
     show,
     stops_of,
+    unread_in,
 )
 from streamserve.api.service import SAMPLING_FIELDS, Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
-from streamserve.api.wire import WARNING, Exchange, Headers, leaving_noticed, unforeseen
+from streamserve.api.wire import WARNING, Exchange, Headers, header_text, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, SlowReader, StreamServeError, error_body
 from streamserve.messages import MAX_LOGPROBS, Guidance, SamplingParams
 
@@ -86,7 +87,8 @@ class Completions:
             has_calls=reading is not None and reading.parser is not None,
             is_legacy=request.functions is not None,
         )
-        return self._job(ChatShape, prepared.run, wishes, request, prepared.warnings)
+        warnings = (*prepared.warnings, *unread_in(given["messages"]))
+        return self._job(ChatShape, prepared.run, wishes, request, warnings)
 
     async def prepare_chat(
         self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False, must_fit: bool = True
@@ -104,6 +106,11 @@ class Completions:
         max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         check_range("max_tokens", request.max_tokens, 1, MAX_TOKENS)
         check_range("max_completion_tokens", request.max_completion_tokens, 1, MAX_TOKENS)
+        if None not in (request.max_tokens, request.max_completion_tokens) and request.max_tokens != max_tokens:
+            raise InvalidRequest(
+                f"max_tokens is {request.max_tokens}, but max_completion_tokens, which means the same, is {max_tokens}; give one",
+                param="max_tokens",
+            )
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
         messages = messages_of(request.messages)
@@ -379,7 +386,7 @@ def chat_options(request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping
 
 def warning_headers(warnings: Sequence[str]) -> Headers:
     """What of a request has no effect, for its client to read."""
-    return [(WARNING, "; ".join(warnings).encode("ascii", "replace"))] if warnings else []
+    return [(WARNING, header_text("; ".join(warnings)))] if warnings else []
 
 
 def _stream_warnings(request: Sampled) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamserve.api.schema import convert, show
+from streamserve.api.schema import convert, note_unread, show
 from streamserve.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -25,7 +25,8 @@ _OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]{4,}")
 
 
 class Part(Struct):
-    """A part of an item's content. Fields of answers that come back as they were given (annotations, …) are passed over."""
+    """A part of an item's content. Fields that are not here are passed over with a warning (unread_in), but for those of answers
+    that come back as they were given (annotations, …)."""
 
     type: str
     text: str | None = None
@@ -151,6 +152,25 @@ def _check_parts(parts: Any, field: str) -> None:
             raise InvalidRequest(f"{place}.type is {show(part.type)}; allowed is input_text, output_text", param=f"{place}.type")
         if part.text is None:
             raise InvalidRequest(f"{place}.text is missing", param=f"{place}.text")
+
+
+# Fields that are checked for their types and say something to other servers only; and those that say something here.
+_UNREAD_OF_ITEM = ("phase", "namespace", "caller")
+_READ_OF_PART = frozenset((*Part.__struct_fields__, "annotations", "logprobs", "parsed"))
+
+
+def unread_in(given: str | Sequence[Json], path: str = "input") -> tuple[str, ...]:
+    """A sentence for each field of a checked input that nothing reads, about the first place where it stands."""
+    found: dict[str, str] = {}
+    for index, item in enumerate(given if not isinstance(given, str) else ()):
+        for name in _UNREAD_OF_ITEM:
+            if name in item:
+                note_unread({name: item[name]}, frozenset(), found, f"{path}[{index}]")
+        for field in ("content", "output", "summary"):
+            parts = item.get(field)
+            for at, part in enumerate(parts if isinstance(parts, list) else ()):
+                note_unread(part, _READ_OF_PART, found, f"{path}[{index}].{field}[{at}]")
+    return tuple(found.values())
 
 
 def text_of(content: str | list[Part] | None) -> str:

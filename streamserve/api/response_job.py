@@ -17,7 +17,7 @@ from streamserve.api.response_events import Growing, Json, usage_json
 from streamserve.api.response_schema import CreateResponse, repeated
 from streamserve.api.response_store import Record
 from streamserve.api.stream import Emit, Piece, Run, events_of
-from streamserve.api.wire import Headers, unforeseen
+from streamserve.api.wire import WARNING, Headers, header_text, unforeseen
 from streamserve.errors import SlowReader, StreamServeError
 from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class ResponseJob:
         self.request = request
         self.owner = owner
         self.input = input
-        self.headers: Headers = [(b"x-streamserve-warning", warning.encode("latin1", "replace")) for warning in warnings]
+        self.headers: Headers = [(WARNING, header_text(warning)) for warning in warnings]
         self.growing = Growing(
             fields, is_queued=request.background, obfuscates=bool(options is not None and options.include_obfuscation)
         )

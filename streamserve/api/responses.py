@@ -33,6 +33,7 @@ from streamserve.api.response_items import (
     messages_of,
     read_items,
     response_of,
+    unread_in,
 )
 from streamserve.api.response_job import INLINE_BYTES, Journal, ResponseJob
 from streamserve.api.response_schema import (
@@ -160,7 +161,7 @@ class Responses:
             model=self._service.model_name,
             owner=owner,
             input=kept_items(items, id.partition("_")[2]),
-            warnings=(*warnings_for(request), *prepared.warnings),
+            warnings=(*warnings_for(request), *unread_in(request.input or ()), *prepared.warnings),
         )
 
     async def _items(self, request: CreateResponse, owner: str, records: ResponseStore | None) -> list[Item]:

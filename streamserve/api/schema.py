@@ -124,13 +124,15 @@ class Part(Struct):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(Struct):
-    """One turn. Fields of answers that clients send back as they came (refusal, annotations, …) are passed over.
+    """One turn. Fields that are not here are passed over with a warning (unread_in): clients send answers back as they came.
 
-    `reasoning_content` is the thought of an assistant's answer; the chat template decides whether the model sees it again.
-    `function_call` is the older form of tool_calls.
+    `reasoning_content`, or `reasoning`, is the thought of an assistant's answer; the chat template decides whether the model sees
+    it again. `refusal` is what an assistant said instead of its content. `function_call` is the older form of tool_calls. `audio`
+    is named to be refused.
     """
 
     role: str
@@ -139,7 +141,10 @@ class Message(Struct):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
     function_call: ToolFunction | None = None
+    audio: dict[str, Any] | None = None
 
 
 class ChatRequest(Sampled, kw_only=True):
@@ -332,6 +337,8 @@ def check_range(name: str, value: int | None, low: int, high: int) -> None:
 
 def client_id_of(request: Sampled) -> str | None:
     """The name the client gave the request: `rid` (SGLang) or `request_id` (vLLM)."""
+    if None not in (request.rid, request.request_id) and request.rid != request.request_id:
+        raise InvalidRequest("rid and request_id are both given, and differ; they say the same", param="request_id")
     for name, value in (("rid", request.rid), ("request_id", request.request_id)):
         if value is not None:
             if not 0 < len(value) <= MAX_NAME_CHARS:
@@ -356,16 +363,25 @@ def _message(message: Message, path: str) -> dict[str, Any]:
         raise InvalidRequest(f"{path}.role is {show(message.role)}; allowed is {', '.join(ROLES)}", param=f"{path}.role")
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{path}.content is missing; only an assistant's may be", param=f"{path}.content")
+    if message.audio is not None:
+        raise InvalidRequest(f"{path}.audio is given; this model takes text only", param=f"{path}.audio")
+    for index, call in enumerate(message.tool_calls or ()):
+        if call.type != "function":
+            place = f"{path}.tool_calls[{index}].type"
+            raise InvalidRequest(f"{place} is {show(call.type)}; only functions can be called here", param=place)
     turn: dict[str, Any] = {
         "role": _ROLE_OF.get(message.role, message.role),
         "content": _text(message.content, f"{path}.content"),
     }
+    if message.refusal:
+        turn["content"] = f"{turn['content']}\n{message.refusal}" if turn["content"] else message.refusal
     if message.name is not None:
         turn["name"] = message.name
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None:
-        turn["reasoning_content"] = message.reasoning_content
+    thought = message.reasoning if message.reasoning_content is None else message.reasoning_content
+    if thought is not None:
+        turn["reasoning_content"] = thought
     if message.tool_calls:
         turn["tool_calls"] = msgspec.to_builtins(message.tool_calls)
     elif message.function_call is not None:
@@ -381,9 +397,44 @@ def _text(content: str | list[Part] | None, path: str) -> str:
         where = f"{path}[{index}]"
         if part.type in ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file"):
             raise InvalidRequest(f"{where}.type is {part.type}; this model takes text only", param=f"{where}.type")
+        if part.type == "refusal" and part.refusal is not None:
+            texts.append(part.refusal)
+            continue
         if part.type != "text":
             raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is text", param=f"{where}.type")
         if part.text is None:
             raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
         texts.append(part.text)
     return "\n".join(texts)
+
+
+# Fields of messages that say something, and those that come back with answers (the openai client's parse() adds some).
+_READ_OF_MESSAGE = frozenset((*Message.__struct_fields__, "annotations", "parsed"))
+_READ_OF_PART = frozenset(Part.__struct_fields__)
+_READ_OF_CALL = frozenset((*ToolCall.__struct_fields__, "index"))
+_READ_OF_FUNCTION = frozenset((*ToolFunction.__struct_fields__, "parsed_arguments"))
+_MAX_UNREAD = 8
+_NOTHING: tuple[Any, ...] = (None, "", False, [], {})
+
+
+def unread_in(messages: list[dict[str, Any]]) -> tuple[str, ...]:
+    """A sentence for each field of a checked conversation that nothing reads, about the first place where it stands."""
+    found: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        note_unread(message, _READ_OF_MESSAGE, found, f"messages[{index}]")
+        content = message.get("content")
+        for at, part in enumerate(content if isinstance(content, list) else ()):
+            note_unread(part, _READ_OF_PART, found, f"messages[{index}].content[{at}]")
+        for at, call in enumerate(message.get("tool_calls") or ()):
+            note_unread(call, _READ_OF_CALL, found, f"messages[{index}].tool_calls[{at}]")
+            note_unread(call["function"], _READ_OF_FUNCTION, found, f"messages[{index}].tool_calls[{at}].function")
+    return tuple(found.values())
+
+
+def note_unread(given: Mapping[str, Any], read: frozenset[str], found: dict[str, str], path: str) -> None:
+    """Add a sentence to `found`, by field, for each field of `given` that is not among those that are read."""
+    if given.keys() <= read:
+        return
+    for name, value in given.items():
+        if name not in read and name not in found and value not in _NOTHING and len(found) < _MAX_UNREAD:
+            found[name] = f"{path}.{name[:64]} has no effect: nothing here reads it"

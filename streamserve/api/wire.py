@@ -3,6 +3,7 @@
 Owns the limits on body size and on how long a client may leave a write blocked. Knows nothing of routes, models or text.
 """
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import blake2b
@@ -27,6 +28,7 @@ MAX_PART_BYTES = 64 * 1024  # of a body that are sent at once
 LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the client gets to see why
 
 Headers = Sequence[tuple[bytes, bytes]]
+_NO_HEADER_TEXT = re.compile(rb"[^ -~]")
 PutPart = Callable[[bytes], bool]  # see h2.PartWriter
 PUT_PART = "streamserve.put_part"  # where it stands in scope["extensions"], for transports that have one
 
@@ -73,6 +75,11 @@ def _rest(steps: Generator[Any, Any, Any], waits_for: Any) -> Generator[Any, Any
                 waits_for = steps.send(value)
     except StopIteration:
         return
+
+
+def header_text(text: str) -> bytes:
+    """A text as a header's value, which may hold names that clients chose: a line's end in them must not end the header."""
+    return _NO_HEADER_TEXT.sub(b"?", text.encode("ascii", "replace"))
 
 
 class Exchange:

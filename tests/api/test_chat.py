@@ -59,7 +59,7 @@ async def chunks_of(http: httpx.AsyncClient, path: str = CHAT, **fields: Any) ->
         ({"seed": 42}, {"seed": 42}),
         ({"max_tokens": 3}, {"max_new_tokens": 3}),
         ({"max_completion_tokens": 4}, {"max_new_tokens": 4}),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, {"max_new_tokens": 4}),
+        ({"max_tokens": 4, "max_completion_tokens": 4}, {"max_new_tokens": 4}),
         ({"max_tokens": None}, {"max_new_tokens": None}),
         ({"min_tokens": 2, "max_tokens": 5}, {"min_new_tokens": 2}),
         ({"stop_token_ids": [1, 2, 2]}, {"stop_token_ids": frozenset({1, 2})}),
