@@ -13,7 +13,7 @@ answer cannot end, for then it would end without what was asked for.
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from time import thread_time
+from time import perf_counter
 from typing import Protocol
 
 from streamserve.engine.plan import Masks
@@ -25,15 +25,18 @@ class Matcher(Protocol):
     limit: the matcher is in error then, for good."""
 
     def consume_token(self, sampled_token: int, /) -> bool: ...
+    def unsafe_compute_mask_ptr(self, trg_pointer: int, trg_byte_size: int, /) -> None: ...
     def compute_ff_tokens(self) -> list[int]: ...
     def is_stopped(self) -> bool: ...
     def is_error(self) -> bool: ...
     def get_error(self) -> str: ...
 
 
-# What a grammar may cost on average beyond a first half second. Ordinary ones cost 0.01 ms on the loop and 0.05 ms for a mask.
-_FREE_S = 0.5
-_TOKEN_S = 2e-3
+# What a grammar may cost on average beyond a first second, in processor time. Ordinary ones cost 0.01 ms on the loop and 0.05 ms
+# for a mask; one whose strings have a greatest length, over 150,000 tokens, 1 to 3 ms.
+_FREE_S = 1.0
+_TOKEN_S = 10e-3
+_NOTED_S = 1e-4
 
 
 class _Phase(Enum):
@@ -166,7 +169,7 @@ class Guide:
             self._fail()
 
     def spend(self, seconds: float) -> None:
-        """The matcher took time that other answers waited for. A grammar that goes on taking too much ends its own."""
+        """The matcher took processor time that other answers waited for. A grammar that goes on taking too much ends its own."""
         self._spent_s += seconds
         is_too_much = self._spent_s > _FREE_S + _TOKEN_S * self._num_taken
         if is_too_much and self.error is None and not self.is_over:
@@ -262,14 +265,16 @@ class Guide:
     def _take_answer(self, token_id: int) -> None:
         if self._matcher is None:
             return
-        began_s = thread_time()
+        began_s = perf_counter()
         if not self._matcher.consume_token(token_id):
             self._fail()
         elif self._matcher.is_stopped():
             self.is_over = True
         elif not self._forced:
             self._look_ahead()
-        self.spend(thread_time() - began_s)
+        took_s = perf_counter() - began_s
+        if took_s > _NOTED_S:  # an interrupted thread looks slow too, but seldom
+            self.spend(took_s)
 
     def _look_ahead(self) -> None:
         """Ask the grammar for tokens that it leaves no choice about. Masks would find them too, one by one."""
