@@ -176,7 +176,7 @@ class Embedder:
         finally:
             self._stopped = self._stopped or "the embedder has stopped"
             for job in self._live:
-                _fail(job, EngineStopped(self._stopped))
+                _end(job, EngineStopped(self._stopped))
             self._idle.set()
 
     def _next_batch(self) -> list[_Part]:
@@ -212,14 +212,14 @@ class Embedder:
         except Exception as error:
             log.error("encoder_failed", exc_info=error, num_inputs=len(inputs))
             if len(parts) == 1:
-                job = parts[0][0]
-                self._withdraw(job)
-                _fail(job, StepFailed("computing this request's vectors failed; the server's log says why"))
+                self._fail(parts[0][0], "computing this request's vectors failed; the server's log says why")
             return False
         speed = sum(len(given.token_ids) for given in inputs) / max(1e-6, monotonic() - started)
         self._tokens_per_s = 0.8 * self._tokens_per_s + 0.2 * speed if self._tokens_per_s else speed
         at = 0
         for job, taken in parts:
+            if not np.isfinite(rows[at : at + len(taken)]).all():  # JSON has no word for such numbers
+                self._fail(job, "the model's vectors of this request are not finite")
             for index in taken:
                 job.rows[index] = rows[at]
                 at += 1
@@ -227,6 +227,10 @@ class Embedder:
             if job.num_left == 0 and not job.done.done():
                 job.done.set_result(job.rows)
         return True
+
+    def _fail(self, job: _Job, reason: str) -> None:
+        self._withdraw(job)
+        _end(job, StepFailed(reason))
 
     def _enter_thread(self) -> None:
         if sys.platform == "linux":  # elsewhere priorities belong to the process
@@ -236,6 +240,6 @@ class Embedder:
         self._encoder.enter_thread()
 
 
-def _fail(job: _Job, error: Exception) -> None:
+def _end(job: _Job, error: Exception) -> None:
     if not job.done.done():
         job.done.set_exception(error)

@@ -40,6 +40,8 @@ class Modules:
                 case "Transformer":
                     pass
                 case "Pooling":
+                    if self.steps:
+                        raise CheckpointError(f"{path} names Pooling behind Dense or Normalize; supported is the reverse order")
                     self.pooling = _pooling_mode(place / "config.json")
                 case "Dense":
                     self._add_dense(place)
@@ -60,11 +62,15 @@ class Modules:
             )
         activation = _DENSE_ACTIVATIONS[name]
         source = FolderSource(place)
-        self.dimension = int(config["out_features"])
+        held = {name: source.shape(name) for name in source.sizes}
+        shape = held.get("linear.weight", ())
+        if len(shape) != 2 or shape[1] != self.dimension or held.get("linear.bias", shape[:1]) != shape[:1]:
+            raise CheckpointError(f"{place} holds {held}; a linear.weight with {self.dimension} columns is needed, and its bias")
+        self.dimension = shape[0]
 
         def step(device: torch.device) -> Step:
             weight = source.read("linear.weight").to(device, torch.float32)
-            bias = source.read("linear.bias").to(device, torch.float32) if config.get("bias", True) else None
+            bias = source.read("linear.bias").to(device, torch.float32) if "linear.bias" in held else None
             return lambda rows: activation(F.linear(rows, weight, bias))
 
         self.steps.append(step)
@@ -89,6 +95,8 @@ def _pooling_mode(path: Path) -> str:
         raise CheckpointError(
             f"{path} asks for the pooling {' and '.join(modes) or 'none'}; supported is one of {', '.join(_POOLING)}"
         )
+    if config.get("include_prompt") is False and modes[0] not in ("cls", "lasttoken"):
+        raise CheckpointError(f"{path}: include_prompt is false; supported is pooling over all tokens, a prompt's too")
     return modes[0]
 
 

@@ -13,11 +13,12 @@ from streamserve.errors import EngineStopped, QueueFull, StepFailed
 from streamserve.messages import EncoderFacts, EncoderInput
 
 pytestmark = pytest.mark.anyio
-BAD = 99
+BAD, BOUNDLESS = 99, 98
 
 
 class WritingEncoder:
-    """Gives (first token, number of tokens). `gate` holds batches back; token BAD makes a batch fail."""
+    """Gives (first token, number of tokens). `gate` holds batches back; token BAD makes a batch fail, BOUNDLESS its
+    row infinite."""
 
     facts = EncoderFacts(max_len=32, vocab_size=100, dimension=2)
 
@@ -34,6 +35,8 @@ class WritingEncoder:
         self.batches.append(list(inputs))
         self.began.set()
         assert self.gate.wait(20)
+        if any(BOUNDLESS in given.token_ids for given in inputs):
+            return np.array([[np.inf if BOUNDLESS in given.token_ids else 1.0, 2.0] for given in inputs], np.float32)
         if any(BAD in given.token_ids for given in inputs):
             raise RuntimeError("this batch cannot be computed")
         return np.array([[given.token_ids[0], len(given.token_ids)] for given in inputs], np.float32)
@@ -122,6 +125,20 @@ async def test_a_call_that_fails_does_not_take_others_with_it(embedder: Embedder
         await bad
     assert (await good).tolist() == [[8, 6]]
     assert (await embedder.encode(texts(3))).tolist() == [[1, 3]]
+
+
+async def test_numbers_that_are_none_fail_their_own_call_only(embedder: Embedder, encoder: WritingEncoder) -> None:
+    encoder.gate.clear()
+    first = asyncio.create_task(embedder.encode(texts(4)))
+    await encoder.until_busy()
+    bad = asyncio.create_task(embedder.encode([*texts(2), EncoderInput((BOUNDLESS,))]))
+    good = asyncio.create_task(embedder.encode(texts(6)))
+    await asyncio.sleep(0)
+    encoder.gate.set()
+    await first
+    with pytest.raises(StepFailed, match="finite"):
+        await bad
+    assert (await good).tolist() == [[1, 2]]
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(embedder: Embedder, encoder: WritingEncoder) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -57,3 +58,17 @@ def add_modules(folder: Path, **pooling: Any) -> None:
     modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
     modules.append({"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
     (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def add_dense(folder: Path, rows: int, columns: int = 32, **config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A dense layer behind the pooling, then normalising; returns weight and bias."""
+    place = folder / "2_Dense"
+    place.mkdir()
+    weight, bias = torch.randn(rows, columns), torch.randn(rows)
+    safetensors.torch.save_file({"linear.weight": weight, "linear.bias": bias}, place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps({"in_features": columns, "out_features": rows, "bias": True, **config}))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    modules.append({"idx": 3, "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return weight, bias

@@ -16,7 +16,7 @@ from torch import Tensor
 from streamserve.errors import CheckpointError
 from streamserve.messages import EncoderInput
 from streamserve.models.encoder import Encoder, locate_encoder
-from tests.models.encoders import add_modules, save_encoder
+from tests.models.encoders import add_dense, add_modules, save_encoder
 
 MAX_DISTANCE = 1e-4
 
@@ -118,6 +118,24 @@ def test_states_are_pooled_as_the_folder_says(tmp_path: Path, mode: str) -> None
     assert not encoder.facts.is_normalised
 
 
+@pytest.mark.parametrize(
+    ("config", "activation"),
+    [({}, torch.tanh), ({"activation_function": "torch.nn.modules.linear.Identity"}, lambda x: x)],
+)
+def test_a_dense_layer_and_normalising_follow_the_pooling(
+    tmp_path: Path, config: dict[str, str], activation: Callable[[Tensor], Tensor]
+) -> None:
+    reference = save_encoder(tmp_path)
+    add_modules(tmp_path, pooling_mode_mean_tokens=True)
+    weight, bias = add_dense(tmp_path, 7, **config)
+    encoder = load(tmp_path)
+    assert (encoder.facts.dimension, encoder.facts.is_normalised) == (7, True)
+    given = inputs([4, 9, 9, 30], (5, 120))
+    rows = torch.stack([activation(weight @ states(reference, one).mean(dim=0) + bias) for one in given])
+    theirs = torch.nn.functional.normalize(rows, dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(given), theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "labels"), [("bert", 3), ("bert", 1), ("xlm-roberta", 1)])
 def test_a_classification_head_gives_the_logits_of_transformers(tmp_path: Path, kind: str, labels: int) -> None:
     reference = save_encoder(tmp_path, kind, labels=labels)
@@ -195,6 +213,21 @@ def test_pooling_and_modules_that_are_not_known_are_refused(tmp_path: Path) -> N
         load(tmp_path)
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.WordWeights", "path": ""}]')
     with pytest.raises(CheckpointError, match="WordWeights"):
+        load(tmp_path)
+
+
+def test_modules_that_mean_something_else_than_what_is_computed_are_refused(tmp_path: Path) -> None:
+    save_encoder(tmp_path)
+    add_modules(tmp_path, pooling_mode_mean_tokens=True, include_prompt=False)
+    with pytest.raises(CheckpointError, match="include_prompt"):
+        load(tmp_path)
+    change(tmp_path, "1_Pooling/config.json", include_prompt=True)
+    add_dense(tmp_path, 7, columns=16)
+    with pytest.raises(CheckpointError, match=r"linear\.weight"):
+        load(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps([modules[0], modules[3], modules[1]]))
+    with pytest.raises(CheckpointError, match="Pooling"):
         load(tmp_path)
 
 
