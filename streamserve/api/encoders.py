@@ -126,6 +126,12 @@ class EncoderModel:
             raise ContextOverflow(
                 f'{where} has {length} tokens, but {self.name!r} takes {most}; shorten it, or send "truncate": true', param=where
             )
+        if max(given.token_ids) >= self.facts.vocab_size:
+            raise InvalidRequest(
+                f"{where} has the token {max(given.token_ids)}, but {self.name!r} knows {self.facts.vocab_size} tokens only, fewer "
+                "than its tokenizer does",
+                param=where,
+            )
         return given
 
 

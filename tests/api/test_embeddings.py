@@ -212,6 +212,15 @@ async def test_a_classifier_has_no_vectors() -> None:
         assert "/v1/classify" in (await refused(http, input="a"))[1]
 
 
+async def test_a_tokenizer_that_knows_more_than_its_model_fails_nothing_but_the_text() -> None:
+    """On a GPU an id beyond the table would be the end of the process."""
+    encoder = MadeUpEncoder(vocab_size=11)
+    async with client_of(app_with(encoder)) as http:
+        param, message = await refused(http, input=["red", "red fox"])
+        assert param == "input[1]" and "11" in message
+        assert encoder.calls == []
+
+
 async def test_a_call_that_takes_too_long_ends_and_is_taken_back(http: httpx.AsyncClient, encoder: MadeUpEncoder) -> None:
     encoder.gate.clear()
     await refused(http, input="a", timeout=0.05, status=504)
