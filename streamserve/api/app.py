@@ -18,6 +18,7 @@ from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
+from streamserve.api.fields import why_unserved
 from streamserve.api.gate import run_lifespan
 from streamserve.api.kinds import Kinds
 from streamserve.api.native import Native
@@ -159,10 +160,13 @@ async def _refuse_socket(scope: Scope, send: BoundedSend, error: StreamServeErro
 
 def _own(error: HTTPException, scope: Scope) -> tuple[StreamServeError, list[tuple[bytes, bytes]]]:
     method, path = scope["method"], scope["path"][:200]
+    why = why_unserved(method, path)
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-        refusal = MethodNotAllowed(f"{method} is not allowed on {path}; allowed is {allowed}")
+        refusal = MethodNotAllowed(f"{method} is not allowed on {path}; {why or f'allowed is {allowed}'}")
         return refusal, [(b"allow", allowed.encode())]
+    if why is not None:
+        return NotFound(f"there is no {method} {path} here; {why}"), []
     return NotFound(f"there is no {method} {path} here; GET /v1/models shows the model, README.md the routes"), []
 
 

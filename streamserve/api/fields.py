@@ -4,6 +4,7 @@ Owns these decisions as data: api/schema.py refuses by them, answers carry their
 them. `python -m streamserve.api.fields > docs/api-fields.md` writes the page anew. Knows nothing of values' meaning.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -310,6 +311,18 @@ TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/score": SCORE,
     "POST /v1/classify": CLASSIFY,
 }
+# What OpenAI's clients have methods for and no route answers. {id}: anything.
+_NOT_STORED = "chat completions are not stored; /v1/responses stores"
+UNSERVED: Mapping[str, str] = {
+    "GET /v1/chat/completions": _NOT_STORED,
+    "GET /v1/chat/completions/{id}": _NOT_STORED,
+    "POST /v1/chat/completions/{id}": _NOT_STORED,
+    "DELETE /v1/chat/completions/{id}": _NOT_STORED,
+    "GET /v1/chat/completions/{id}/messages": _NOT_STORED,
+    "POST /v1/responses/compact": "nothing is compacted; truncation auto leaves out the oldest turns",
+    "DELETE /v1/models/{id}": "the model is the server's own",
+}
+_UNSERVED = tuple((re.compile(re.escape(route).replace(r"\{id\}", ".+")), note) for route, note in UNSERVED.items())
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 
 
@@ -320,6 +333,11 @@ def warnings_of(fields: Iterable[Field], request: object) -> tuple[str, ...]:
         for field in (*fields, *_BOTH)
         if field.decision is Decision.WARNED and getattr(request, field.name) not in (None, *field.harmless)
     )
+
+
+def why_unserved(method: str, path: str) -> str | None:
+    """Why there is no such route, where that is known."""
+    return next((note for pattern, note in _UNSERVED if pattern.fullmatch(f"{method} {path}")), None)
 
 
 def page() -> str:
@@ -334,6 +352,8 @@ def page() -> str:
     for route, fields in TABLES.items():
         lines += ["", f"## {route}", "", "| Field | | |", "|---|---|---|"]
         lines += [f"| `{field.name}` | {field.decision} | {field.note} |" for field in fields]
+    lines += ["", "## Methods of OpenAI's clients that are not served", "", "| | |", "|---|---|"]
+    lines += [f"| `{route}` | {note} |" for route, note in UNSERVED.items()]
     return "\n".join(lines) + "\n"
 
 
