@@ -138,7 +138,7 @@ class Embeddings:
 
     async def embed(self, given: Mapping[str, Any]) -> tuple[bytes, int, tuple[str, ...]]:
         """The JSON answer to a body of /v1/embeddings, its number of tokens, and what of the body has no effect."""
-        return *await _answered(self._service, given, self._embed), _warnings(given)
+        return *await _answered(self._service, given, self._embed, new_id("embd")), _warnings(given)
 
     async def _embed(self, given: Mapping[str, Any]) -> tuple[bytes, int]:
         request = convert(given, EmbeddingRequest)
@@ -253,13 +253,14 @@ async def written(rows: Rows, is_base64: bool) -> list[bytes]:
 async def answer_with(service: Service, exchange: Exchange, work: Work) -> None:
     """Read a body, do the work while the client stays, answer."""
     given = load_object(await exchange.body(service.max_body_bytes))
+    id = new_id("embd")
     async with leaving_noticed(exchange, lambda: None):
-        answer, _ = await _answered(service, given, work)
-        await exchange.answer(200, answer, headers=warning_headers(_warnings(given)))
+        answer, _ = await _answered(service, given, work, id)
+        await exchange.answer(200, answer, headers=[(b"x-request-id", id.encode()), *warning_headers(_warnings(given))])
 
 
-async def _answered(service: Service, given: Mapping[str, Any], work: Work) -> tuple[bytes, int]:
-    """Do the work while there is time; count it."""
+async def _answered(service: Service, given: Mapping[str, Any], work: Work, id: str) -> tuple[bytes, int]:
+    """Do the work while there is time; report it."""
     started, outcome, num_tokens = monotonic(), "abort", 0
     try:
         answer, num_tokens = await within(work(given), given.get("timeout"), service.config.request_timeout_s)
@@ -269,8 +270,7 @@ async def _answered(service: Service, given: Mapping[str, Any], work: Work) -> t
         outcome = error.code
         raise
     finally:
-        if service.meter is not None:
-            service.meter.request_finished(outcome, seconds=monotonic() - started, prompt_tokens=num_tokens)
+        service.report(outcome, monotonic() - started, id=id, prompt_tokens=num_tokens)
 
 
 def _warnings(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -128,8 +128,8 @@ class EncoderModel:
             )
         if max(given.token_ids) >= self.facts.vocab_size:
             raise InvalidRequest(
-                f"{where} has the token {max(given.token_ids)}, but {self.name!r} knows {self.facts.vocab_size} tokens only, fewer "
-                "than its tokenizer does",
+                f"{where} has the token {max(given.token_ids)}, but {self.name!r} knows {self.facts.vocab_size} tokens only, "
+                "fewer than its tokenizer does",
                 param=where,
             )
         return given

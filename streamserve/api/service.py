@@ -150,24 +150,46 @@ class Service:
 
     def _report(self, run: Run, outcome: str, seconds: float) -> None:
         usage = run.usage
+        self.report(
+            outcome,
+            seconds,
+            id=run.call.id,
+            client_id=run.call.client_id,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+
+    def report(
+        self,
+        outcome: str,
+        seconds: float,
+        *,
+        id: str,
+        client_id: str | None = None,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        completion_tokens: int = 0,
+    ) -> None:
+        """Count a request that has ended, and log it where that is asked for."""
         if self.meter is not None:
             self.meter.request_finished(
                 outcome,
                 seconds=seconds,
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                generation_tokens=usage.completion_tokens,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=cached_tokens,
+                generation_tokens=completion_tokens,
             )
         if self.config.log_requests:
             log.info(
                 "request_finished",
-                id=run.call.id,
-                client_id=run.call.client_id,
+                id=id,
+                client_id=client_id,
                 outcome=outcome,
                 seconds=round(seconds, 3),
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                completion_tokens=usage.completion_tokens,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=cached_tokens,
+                completion_tokens=completion_tokens,
             )
 
     def named(self, name: str) -> list[Run]:

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import structlog
 import torch
 from msgspec import Struct
 
@@ -210,6 +211,15 @@ async def test_every_field_is_decided_and_what_has_no_effect_is_named(http: http
 async def test_a_classifier_has_no_vectors() -> None:
     async with client_of(app_with(MadeUpEncoder(labels=("no", "yes"), dimension=0))) as http:
         assert "/v1/classify" in (await refused(http, input="a"))[1]
+
+
+async def test_calls_are_logged_where_requests_are_and_can_be_told_apart() -> None:
+    async with client_of(app_with(MadeUpEncoder(), log_requests=True)) as http:
+        with structlog.testing.capture_logs() as logs:
+            answers = [await http.post("/v1/embeddings", json={"input": text}) for text in ("red fox", "")]
+    lines = [line for line in logs if line["event"] == "request_finished"]
+    assert [(line["outcome"], line["prompt_tokens"]) for line in lines] == [("stop", 4), ("invalid_value", 0)]
+    assert lines[0]["id"] == answers[0].headers["x-request-id"] != lines[1]["id"]
 
 
 async def test_a_tokenizer_that_knows_more_than_its_model_fails_nothing_but_the_text() -> None:
