@@ -1,6 +1,6 @@
-"""The real openai client, plain and async, on chats in full: calls, parsed answers, thoughts, log-probabilities, every field."""
+"""The real openai client, plain and async, on chats in full: calls, parsed answers, thoughts, log-probabilities. Single fields
+and methods: test_openai_fields.py, test_openai_methods.py."""
 
-import inspect
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,11 +9,8 @@ import anyio.to_thread
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from openai.resources.chat.completions import AsyncCompletions
-from openai.resources.completions import AsyncCompletions as AsyncTextCompletions
 from pydantic import BaseModel
 
-from streamserve.api.fields import TABLES, Decision
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.model import TextModel
 from streamserve.text.template import ChatTemplate
@@ -205,73 +202,3 @@ async def test_log_probabilities_of_answer_and_prompt(client: AsyncOpenAI) -> No
     scored = text.choices[0].prompt_logprobs  # type: ignore[attr-defined]
     assert [next(iter(entry.values()))["decoded_token"] for entry in scored[1:]] == ["b", "c"]
     assert text.choices[0].logprobs is None and text.choices[0].text[0] != "a"
-
-
-VALUES: dict[str, Any] = {
-    "max_completion_tokens": 5,
-    "max_tokens": 5,
-    "frequency_penalty": 0.5,
-    "presence_penalty": 0.5,
-    "temperature": 0.5,
-    "top_p": 0.9,
-    "seed": 3,
-    "n": 2,
-    "stop": ["zz"],
-    "logit_bias": {"65": 1},
-    "tools": [NOW],
-    "parallel_tool_calls": True,
-    "functions": [NOW["function"]],
-    "function_call": "auto",
-    "response_format": {"type": "text"},
-    "reasoning_effort": "low",
-    "verbosity": "medium",
-    "stream": False,
-    "echo": True,
-    "suffix": "x",
-    "metadata": {"a": "b"},
-    "store": True,
-    "user": "me",
-    "safety_identifier": "me",
-    "service_tier": "auto",
-    "prompt_cache_key": "k",
-    "prompt_cache_retention": "24h",
-    "prompt_cache_options": {"mode": "implicit"},
-    "prediction": {"type": "content", "content": "x"},
-    "modalities": ["audio"],
-    "audio": {"voice": "x", "format": "wav"},
-    "web_search_options": {},
-    "moderation": {"model": "x"},
-}
-WITH: dict[str, dict[str, Any]] = {  # what a field needs beside it
-    "logprobs": {"value": True},
-    "top_logprobs": {"value": 2, "logprobs": True},
-    "stream_options": {"value": {"include_usage": True}, "stream": True},
-    "tool_choice": {"value": "auto", "tools": [NOW]},
-    "best_of": {"value": 3, "n": 2},
-}
-
-
-@pytest.mark.parametrize("is_chat", [True, False])
-async def test_every_documented_field_is_served_or_refused_by_its_name(client: AsyncOpenAI, is_chat: bool) -> None:
-    create = AsyncCompletions.create if is_chat else AsyncTextCompletions.create
-    own = {"self", "messages", "prompt", "model", "extra_headers", "extra_query", "extra_body", "timeout"}
-    names = [name for name in inspect.signature(create).parameters if name not in own]
-    assert len(names) > 12
-    ask: Any = client.chat.completions.create if is_chat else client.completions.create
-    base = {"model": "tiny", "messages": HI} if is_chat else {"model": "tiny", "prompt": "hi"}
-    decided = {field.name: field for field in TABLES["POST /v1/chat/completions" if is_chat else "POST /v1/completions"]}
-    for name in names:
-        more = dict(WITH.get(name, {}))
-        value = more.pop("value", VALUES.get(name))
-        if name == "logprobs" and not is_chat:
-            value = 1
-        assert value is not None and name in decided, name
-        if decided[name].decision is Decision.REFUSED:
-            with pytest.raises(openai.BadRequestError) as refused:
-                await ask(**base, **{name: value}, **more)
-            assert refused.value.param == name
-        else:
-            answer = await ask(**base, **{name: value}, **more)
-            assert answer is not None
-            if more.get("stream"):
-                await answer.close()
