@@ -19,6 +19,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.resources import AsyncCompletions, AsyncEmbeddings
 from openai.resources.chat import AsyncCompletions as AsyncChatCompletions
 from openai.resources.responses import AsyncResponses
+from openai.resources.responses.responses import AsyncResponsesConnection
 
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.fields import TABLES, Decision, Field
@@ -133,6 +134,16 @@ class Answer:
         return int(usage["input_tokens_details" if "output" in self.body else "prompt_tokens_details"]["cached_tokens"])
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request was not answered."""
+
+    status: int
+    code: str | None
+    param: str | None
+    message: str
+
+
 class Asker:
     """Sends bodies of one route with the openai client, asynchronous or plain: typed arguments where it has them, else its
     extra_body."""
@@ -221,10 +232,49 @@ class Asker:
         assert stream.warnings == whole.warnings
         return whole
 
-    async def refusal(self, **fields: Any) -> openai.APIStatusError:
+    async def refusal(self, **fields: Any) -> Refusal:
         with pytest.raises(openai.APIStatusError) as refused:
             await self(**fields)
-        return refused.value
+        error = refused.value
+        assert isinstance(error.body, dict)
+        return Refusal(error.status_code, error.code, error.param, error.body["message"])
+
+
+class SocketAsker(Asker):
+    """Sends bodies of responses over the client's WebSocket."""
+
+    def __init__(self, server: RandomServer, client: AsyncOpenAI, connection: AsyncResponsesConnection) -> None:
+        super().__init__(RESPONSE, server, client)
+        self.connection = connection
+
+    async def _answer(self, **fields: Any) -> list[dict[str, Any]]:
+        arguments = self._arguments(fields)
+        more = arguments.pop("extra_body")
+        if more:
+            await self.connection.send_raw(json.dumps({"type": "response.create", **arguments, **more}))
+        else:
+            await self.connection.response.create(**arguments)
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["type"] not in ("response.completed", "response.incomplete", "error"):
+            events.append((await self.connection.recv()).to_dict(mode="json"))
+        return events
+
+    async def __call__(self, **fields: Any) -> Answer:
+        return await self.streamed(**fields)
+
+    async def streamed(self, **fields: Any) -> Answer:
+        events, warnings = await self.events(**fields)
+        pieces = tuple(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+        return Answer(events[-1]["response"], warnings, pieces)
+
+    async def events(self, **fields: Any) -> tuple[list[dict[str, Any]], str]:
+        events = await self._answer(**fields)
+        assert events[-1]["type"] != "error", events[-1]
+        return events, "; ".join(events[-1]["response"].get("warnings", ()))
+
+    async def refusal(self, **fields: Any) -> Refusal:
+        (error,) = await self._answer(**fields)
+        return Refusal(error["status"], error["code"], error["param"], error["message"])
 
 
 def said(text: str, role: str = "user") -> list[dict[str, Any]]:
@@ -301,7 +351,7 @@ async def repetition_penalty(ask: Asker) -> None:
 @shows(*GENERATING)
 async def logit_bias(ask: Asker) -> None:
     assert (await ask.both(logit_bias={"65": 100})).text == "A" * LEN
-    assert (await ask.refusal(logit_bias={"9999": 1})).param == "logit_bias"  # type: ignore[attr-defined]
+    assert (await ask.refusal(logit_bias={"9999": 1})).param == "logit_bias"
 
 
 @shows(*GENERATING)
@@ -384,7 +434,7 @@ async def skip_special_tokens(ask: Asker) -> None:
 @shows(*GENERATING)
 async def timeout(ask: Asker) -> None:
     late = await ask.refusal(timeout=0.02, limit=3000, ignore_eos=True)
-    assert (late.status_code, late.code) == (504, "deadline_exceeded")
+    assert (late.status, late.code) == (504, "deadline_exceeded")
 
 
 async def aborted_by(ask: Asker, field: str) -> None:
@@ -513,7 +563,10 @@ async def jump_forward(ask: Asker) -> None:
 async def stream(ask: Asker) -> None:
     await ask.both(seed=1)
     assert len((await ask.streamed(seed=1)).pieces) > 3
-    assert (await ask(stream=False)).text
+    if isinstance(ask, SocketAsker):
+        assert (await ask.refusal(stream=False)).param == "stream"
+    else:
+        assert (await ask(stream=False)).text
 
 
 @shows(CHAT, COMPLETION)
@@ -527,7 +580,7 @@ async def stream_options(ask: Asker) -> None:
     assert all(event["usage"] for event in running)
     _, warnings = await ask.events(stream_options={"include_obfuscation": True})
     assert warnings.startswith("stream_options.include_obfuscation has no effect")
-    assert (await ask.refusal(stream_options={"include_usage": True})).param == "stream_options"  # type: ignore[attr-defined]
+    assert (await ask.refusal(stream_options={"include_usage": True})).param == "stream_options"
 
 
 @shows(RESPONSE, field="stream_options")
@@ -595,7 +648,7 @@ async def cache_salt(ask: Asker) -> None:
 async def model(ask: Asker) -> None:
     assert (await ask(model="small")).body["model"] == "tiny"
     missing = await ask.refusal(model="gpt-9")
-    assert (missing.status_code, missing.code) == (404, "model_not_found")
+    assert (missing.status, missing.code) == (404, "model_not_found")
 
 
 # ---- chats -------------------------------------------------------------------------------------------------------
@@ -638,7 +691,7 @@ async def messages(ask: Asker) -> None:
     await ask(messages=turns)
     for text in ("system\nBe brief.", "user\nWhat time\nis it?", "I look.", '"now"', "noon", "assistant\nNoon."):
         assert text in ask.prompt, text
-    assert (await ask.refusal(messages=[])).param == "messages"  # type: ignore[attr-defined]
+    assert (await ask.refusal(messages=[])).param == "messages"
 
 
 @shows(CHAT)
@@ -789,7 +842,7 @@ async def add_generation_prompt(ask: Asker) -> None:
 async def continue_final_message(ask: Asker) -> None:
     await ask(messages=[*said("Hello"), *said("I think that", "assistant")], continue_final_message=True)
     assert ask.prompt.endswith("<|im_start|>assistant\nI think that")
-    assert (await ask.refusal(continue_final_message=True)).param == "continue_final_message"  # type: ignore[attr-defined]
+    assert (await ask.refusal(continue_final_message=True)).param == "continue_final_message"
 
 
 @shows(CHAT, RESPONSE)
@@ -883,6 +936,9 @@ async def store(ask: Asker) -> None:
 
 @shows(RESPONSE)
 async def background(ask: Asker) -> None:
+    if isinstance(ask, SocketAsker):
+        assert (await ask.refusal(background=True)).param == "background"
+        return
     begun = (await ask(background=True, store=True, seed=1)).body
     assert (begun["status"], begun["background"]) == ("queued", True)
     body = begun
@@ -929,7 +985,7 @@ async def truncation(ask: Asker) -> None:
     turns = [item for n in range(8) for item in (*said(f"<{n}>" + "x" * 700), *said("Yes.", "assistant"))]
     turns += said("And now?")
     refused = await ask.refusal(input=turns)
-    assert (refused.status_code, refused.code) == (400, "context_length_exceeded")
+    assert (refused.status, refused.code) == (400, "context_length_exceeded")
     assert (await ask(input=turns, truncation="auto")).body["truncation"] == "auto"
     assert "<0>" not in ask.prompt and "<7>" in ask.prompt and "And now?" in ask.prompt
 
@@ -978,7 +1034,7 @@ async def prompt_name(ask: Asker) -> None:
 async def embedding_model(ask: Asker) -> None:
     assert (await ask()).body["model"] == "vectors"
     assert (await ask.refusal(model="gpt-9")).code == "model_not_found"
-    assert (await ask.refusal(model="tiny")).status_code == 400
+    assert (await ask.refusal(model="tiny")).status == 400
 
 
 @shows(EMBEDDING)
@@ -996,7 +1052,7 @@ async def truncate_prompt_tokens(ask: Asker) -> None:
 @shows(EMBEDDING, field="timeout")
 async def embedding_timeout(ask: Asker) -> None:
     late = await ask.refusal(input="blue fox", timeout=0.05)
-    assert (late.status_code, late.code) == (504, "deadline_exceeded")
+    assert (late.status, late.code) == (504, "deadline_exceeded")
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -1043,8 +1099,8 @@ async def check_warned(ask: Asker, field: Field) -> None:
 
 async def check_refused(ask: Asker, field: Field) -> None:
     error = await ask.refusal(**{field.name: VALUES.get(field.name, "x")})
-    assert isinstance(error, openai.BadRequestError) and error.param == field.name
-    assert field.note in error.body["message"]  # type: ignore[index]
+    assert (error.status, error.param) == (400, field.name)
+    assert field.note in error.message
     for harmless in (None, *field.harmless):
         assert (await ask(**{field.name: harmless})).warnings == ""
 
@@ -1090,3 +1146,9 @@ async def test_a_documented_field_does_so_through_the_plain_client(
     server: RandomServer, plain_client: OpenAI, pair: tuple[str, Field]
 ) -> None:
     await check_field(Asker(pair[0], server, plain_client), pair[1])
+
+
+@pytest.mark.parametrize("field", [pytest.param(field, id=field.name) for route, field in DOCUMENTED if route == RESPONSE])
+async def test_a_documented_field_does_so_on_a_socket(server: RandomServer, client: AsyncOpenAI, field: Field) -> None:
+    async with client.responses.connect() as connection:
+        await check_field(SocketAsker(server, client, connection), field)
