@@ -1,8 +1,9 @@
 """A short race at the first start: one layer of the model's size, in each way it could run here; the fastest is taken.
 
 Processors differ too much to be asked by name: torch's bf16 kernels are the fastest path on one with bf16 instructions
-and several times slower than float32 on another (vLLM and transformers pick bf16 on both). Owns the race; results are
-kept by calibration.py, so later starts read them.
+and several times slower than float32 on another (vLLM and transformers pick bf16 on both). Quantised weights do not run in bf16:
+rounding what they are multiplied with turns answers that the quantisation has left close (the capital of France, of the default
+model). Owns the race; results are kept by calibration.py, so later starts read them.
 """
 
 import os
@@ -22,9 +23,9 @@ from streamserve.kernels.ops import Batch, Network, NetworkParts, Packed
 from streamserve.kernels.registry import Choice
 from streamserve.models import find
 from streamserve.models.checkpoint import Checkpoint
+from streamserve.resolve import FLOATS
 
 PACKED = "packed"
-DTYPES = ("float32", "bfloat16")
 PROMPT = 64  # tokens of the prompt that is timed; one decode row is timed behind it
 _REPEATS = 3
 _VOCAB = 512
@@ -76,7 +77,9 @@ def race(checkpoint: Checkpoint, choices: Mapping[str, Choice], cpu: CPU, thread
     kind = _kind(checkpoint) if choices["network"].name == PACKED else None
     spec = replace(checkpoint.spec, num_layers=1, vocab_size=_VOCAB)
     facts = {"cpu": cpu.model, "features": sorted(cpu.features), "threads": threads, "torch": torch.__version__, "kind": kind}
-    file = Calibration({**facts, "layer": {name: value for name, value in _numbers(spec).items()}, "race": 1})
+    dtypes = ("float32", "bfloat16") if checkpoint.weight_kinds <= FLOATS else ("float32",)
+    numbers = {name: value for name, value in _numbers(spec).items()}
+    file = Calibration({**facts, "dtypes": dtypes, "layer": numbers, "race": 2})
     if (known := file.load()) is not None:
         return Race(known["prompt_ms"], known["decode_ms"])
     ops = {op: choice.run for op, choice in choices.items()}
@@ -88,7 +91,7 @@ def race(checkpoint: Checkpoint, choices: Mapping[str, Choice], cpu: CPU, thread
 
     ways: dict[str, Callable[[], Network]] = {
         name: lambda name=name: find(spec.model_type)(parts(getattr(torch, name), None))  # type: ignore[misc]
-        for name in DTYPES
+        for name in dtypes
     }
     if kind is not None:
         ways[PACKED] = lambda: choices["network"].run(parts(torch.float32, kind))

@@ -21,7 +21,7 @@ GPU_FREE_SHARE = 0.92  # of what is free at start: the rest is for other program
 GPU_FIXED_WORK_BYTES = 512 * MIB  # kernels, workspaces of libraries, graphs: until they are measured
 GPU_ROWS = 256
 GPU_DECODE_PAUSE_MS = 1000.0
-_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ModelFacts:
     @property
     def is_quantised(self) -> bool:
         """Whether matrices are stored in a packed format."""
-        return not self.weight_kinds <= _FLOATS
+        return not self.weight_kinds <= FLOATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed:
     if asked != "auto":
         return Reason("dtype", asked, "asked for; weights are held in it", "--dtype", "flag")
     if stays_packed:
-        kinds = ", ".join(sorted(model.weight_kinds - _FLOATS))
+        kinds = ", ".join(sorted(model.weight_kinds - FLOATS))
         why = f"weights stay packed ({kinds}), KV is float16, the rest float32"
         return Reason("dtype", "float32", why if fastest is None else f"{why}; {fastest.why}", "--dtype")
     expanded = "; packed weights are expanded: no kernel for them here" if model.is_quantised else ""
@@ -245,9 +245,11 @@ def _dtype(config: Config, model: ModelFacts, device: DeviceFacts, stays_packed:
         own = "BF16" in model.weight_kinds
         why = "the type of the weights in the file" if own else "the usual type on a GPU"
         return Reason("dtype", "bfloat16", f"{why}{expanded}", "--dtype")
+    if model.is_quantised:
+        return Reason("dtype", "float32", f"rounding would add to that of the quantised weights{expanded}", "--dtype")
     if device.features & {"avx512_bf16", "amx_bf16"}:
-        return Reason("dtype", "bfloat16", f"this processor has bf16 instructions{expanded}", "--dtype")
-    return Reason("dtype", "float32", f"this processor has no bf16 instructions{expanded}", "--dtype")
+        return Reason("dtype", "bfloat16", "this processor has bf16 instructions", "--dtype")
+    return Reason("dtype", "float32", "this processor has no bf16 instructions", "--dtype")
 
 
 def _wanted_context(config: Config, model: ModelFacts) -> int:

@@ -79,6 +79,11 @@ def test_float_weights_take_bf16_only_where_the_processor_computes_it(features: 
     assert resolve(Config(), model, replace(CPU, features=frozenset(features))).dtype == dtype
 
 
+def test_quantised_weights_are_not_rounded_once_more() -> None:
+    device = replace(CPU, features=frozenset({"avx2", "avx512_bf16", "amx_bf16"}))
+    assert resolve(Config(), MODEL, device, has_packed_kernel=False).dtype == "float32"
+
+
 def test_without_a_kernel_for_packed_weights_they_are_expanded_and_counted_so() -> None:
     resolved = resolve(Config(), MODEL, CPU, has_packed_kernel=False)
     assert resolved.weight_bytes == 4 * MODEL.num_parameters
