@@ -14,7 +14,7 @@ Responses of one stream_id (or of none) come one after the other, in the order t
 side by side. A response with `store` false can be continued on the socket it was made on. `generate` false computes the input,
 for the cache, and answers nothing: what continues it begins sooner. Back-pressure, limits and closing are those of /v1/ws.
 
-Owns sockets. Knows nothing of what is in a body.
+Owns a socket's streams. Frames and their turns are socket.py's. Knows nothing of what is in a body.
 """
 
 import re
@@ -23,31 +23,18 @@ from math import inf
 from typing import Any
 
 import orjson
-import structlog
-from anyio import Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
-from streamserve.api.auth import given_key
 from streamserve.api.response_job import ResponseJob
 from streamserve.api.response_store import MIB, MemoryStore
 from streamserve.api.responses import Responses
-from streamserve.api.schema import load_object, show
+from streamserve.api.schema import show
 from streamserve.api.service import Service
+from streamserve.api.socket import MAX_REQUESTS, Lane, Link, opened
 from streamserve.api.stream import Piece
-from streamserve.api.wire import BoundedSend, one_error, unforeseen
-from streamserve.api.ws import AUTH_WAIT_S, CLOSE_GOING_AWAY, CLOSE_POLICY, MAX_REQUESTS, Lane, Outbox
-from streamserve.errors import (
-    AuthenticationFailed,
-    InvalidRequest,
-    QueueFull,
-    RequestTooLarge,
-    SlowReader,
-    StreamServeError,
-    error_body,
-)
-
-log = structlog.get_logger(__name__)
+from streamserve.api.wire import BoundedSend, unforeseen
+from streamserve.errors import InvalidRequest, QueueFull, StreamServeError, error_body
 
 MAX_RECORD_BYTES = 32 * MIB  # of responses that live as long as their socket
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
@@ -62,16 +49,8 @@ class ResponseSockets:
 
     async def __call__(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         """Serve one socket until either side closes it."""
-        assert (await receive())["type"] == "websocket.connect"
-        door = self._service.door
-        key = given_key(scope)
-        if not door.allows_origin(scope):
-            raise AuthenticationFailed("pages of this origin may not open a socket here (--cors-origins)", param="origin")
-        if key is not None:
-            door.check_key(scope)
-        await send({"type": "websocket.accept"})
-        socket = ResponseSocket(self._service, self._responses, receive, send)
-        await socket.serve(key if key is not None or door.needs_key else b"")
+        link = await opened(self._service, scope, receive, send, takes_bytes=True)
+        await link.serve(ResponseSocket(self._service, self._responses, link))
 
 
 class Stream:
@@ -95,103 +74,40 @@ class Stream:
 
 
 class ResponseSocket:
-    """One open socket."""
+    """One open socket. A Talk."""
 
-    def __init__(self, service: Service, responses: Responses, receive: Receive, send: BoundedSend) -> None:
+    def __init__(self, service: Service, responses: Responses, link: Link) -> None:
         self._service = service
         self._responses = responses
-        self._receive = receive
-        self._outbox = Outbox(send)
-        self._replies = Lane()  # for everything that belongs to no stream
+        self._link = link
         self._streams: dict[str | None, Stream] = {}  # those on which something runs
         self._records = MemoryStore(MAX_RECORD_BYTES, inf)
-        self._owner = ""
-        self._ended = Event()  # replaced whenever somebody waits for the next stream to fall idle
 
-    async def serve(self, key: bytes | None) -> None:
-        """Until it closes; nothing of its responses lives on. `key` None: one is needed, and has to come in the first frame."""
-        try:
-            with one_error():
-                async with create_task_group() as tasks:
-                    tasks.start_soon(self._write, tasks)
-                    tasks.start_soon(self._close_when_idle)
-                    self._owner = self._responses.owner_with(key or b"")
-                    if key is not None or await self._authenticate():
-                        await self._read(tasks)
-                        tasks.cancel_scope.cancel()
-        except SlowReader as error:
-            log.info("socket_cut", reason=str(error), streams=len(self._streams))
-        finally:
-            self._cancel_all()
+    @property
+    def num_live(self) -> int:
+        """See Talk."""
+        return len(self._streams)
 
-    def _cancel_all(self) -> None:
+    def cancel_all(self) -> None:
+        """See Talk."""
         for stream in self._streams.values():
             stream.cancel()
 
-    async def _write(self, tasks: TaskGroup) -> None:
-        await self._outbox.run()
-        tasks.cancel_scope.cancel()
-
-    async def _close_when_idle(self) -> None:
-        await self._service.closing.wait()
-        while self._streams:
-            self._ended = Event()
-            await self._ended.wait()
-        self._outbox.close(CLOSE_GOING_AWAY, "the server is shutting down")
+    def error(self, error: StreamServeError) -> bytes:
+        """See Talk."""
+        return _error(b"", error)
 
     # ---- frames in -----------------------------------------------------------------------------------------------
 
-    async def _next(self) -> dict[str, Any] | None:
-        """The next frame that is a JSON object, or None when the client has left. Others are answered with an error."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                self._cancel_all()  # here, not in the clean-up: before the next plan
-                return None
-            try:
-                return self._parse(message.get("text") or message.get("bytes"))
-            except StreamServeError as error:
-                await self._put_error(self._replies, b"", error)
-
-    def _parse(self, frame: str | bytes | None) -> dict[str, Any]:
-        frame = frame or b""
-        limit = self._service.max_frame_bytes
-        size = len(frame) if isinstance(frame, bytes) or frame.isascii() else len(frame.encode())
-        if size > limit:
-            raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-frame-mb)", param="frame")
-        return load_object(frame)
-
-    async def _authenticate(self) -> bool:
-        error = AuthenticationFailed('the first frame must be {"type": "auth", "api_key": KEY} with the server\'s key')
-        with move_on_after(AUTH_WAIT_S):
-            frame = await self._next()
-            if frame is not None and await self._takes_key(frame):
-                return True
-        await self._put_error(self._replies, b"", error)
-        self._outbox.close(CLOSE_POLICY, "missing or wrong API key")
-        return False
-
-    async def _takes_key(self, frame: dict[str, Any]) -> bool:
-        """Whether it is a frame with a key that opens the door. The socket's responses are that key's from then on."""
-        key = frame.get("api_key")
-        if frame.get("type") != "auth" or not isinstance(key, str) or not self._service.door.is_key(key.encode()):
-            return False
-        self._owner = self._responses.owner_with(key.encode())
-        await self._outbox.put(self._replies, b'{"type":"auth.ok"}')
-        return True
-
-    async def _read(self, tasks: TaskGroup) -> None:
-        while (frame := await self._next()) is not None:
-            tail = b""
-            try:
-                id = _stream_id(frame)
-                tail = Stream(id).tail
-                if frame.get("type") != "auth":
-                    self._take(id, frame, tasks)
-                elif not await self._takes_key(frame):
-                    raise AuthenticationFailed("the API key is wrong", param="api_key")
-            except StreamServeError as error:
-                await self._put_error(self._replies, tail, error)
+    async def take(self, frame: dict[str, Any], tasks: TaskGroup) -> None:
+        """See Talk."""
+        tail = b""
+        try:
+            id = _stream_id(frame)
+            tail = Stream(id).tail
+            self._take(id, frame, tasks)
+        except StreamServeError as error:
+            await self._link.reply(_error(tail, error))
 
     def _take(self, id: str | None, frame: dict[str, Any], tasks: TaskGroup) -> None:
         kind = frame.pop("type", None)
@@ -227,19 +143,19 @@ class ResponseSocket:
                 error = unforeseen(bug, stream=id)
             stream.job = None
             if error is not None:
-                await self._put_error(stream.lane, stream.tail, error)
+                await self._link.outbox.put(stream.lane, _error(stream.tail, error))
         del self._streams[id]
-        self._ended.set()
+        self._link.note_end()
 
     async def _answer(self, stream: Stream, frame: dict[str, Any]) -> None:
-        only_reads = _only_reads(frame)
-        job = stream.job = await self._responses.job(frame, self._owner, records=self._records, only_reads=only_reads)
+        only_reads, owner = _only_reads(frame), self._responses.owner_with(self._link.key or b"")
+        job = stream.job = await self._responses.job(frame, owner, records=self._records, only_reads=only_reads)
         if stream.is_cancelled:
             job.run.abort()
 
         async def put(events: list[bytes]) -> None:
             for event in events:
-                await self._outbox.put(stream.lane, b"%b%b}" % (event[:-1], stream.tail))
+                await self._link.outbox.put(stream.lane, b"%b%b}" % (event[:-1], stream.tail))
 
         async def emit(piece: Piece) -> None:
             await put(job.chunks(piece))
@@ -253,11 +169,12 @@ class ResponseSocket:
                     await self._records.put(await job.record())
                 await put(last)
 
-    async def _put_error(self, lane: Lane, tail: bytes, error: StreamServeError) -> None:
-        nested = error_body(error)["error"]
-        flat = {name: nested[name] for name in ("code", "message", "param")}  # where the openai client's type has them
-        event = {"type": "error", "status": error.status, "error": nested, **flat, "sequence_number": 0}
-        await self._outbox.put(lane, b"%b%b}" % (orjson.dumps(event)[:-1], tail))
+
+def _error(tail: bytes, error: StreamServeError) -> bytes:
+    nested = error_body(error)["error"]
+    flat = {name: nested[name] for name in ("code", "message", "param")}  # where the openai client's type has them
+    event = {"type": "error", "status": error.status, "error": nested, **flat, "sequence_number": 0}
+    return b"%b%b}" % (orjson.dumps(event)[:-1], tail)
 
 
 def _stream_id(frame: dict[str, Any]) -> str | None:

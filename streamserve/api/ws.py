@@ -27,47 +27,30 @@ request under a live id is answered with an error whose code is "duplicate_id"; 
 code "unknown_id", the answer to a cancel that came too late. The server closes with 1008 after a wrong or missing key,
 with 1001 when it shuts down and the socket is idle, and cuts a client that reads nothing for write_timeout_s.
 
-One writer sends; every request has at most one frame waiting for it, so the socket's time is shared by turns and a slow
-socket makes deltas merge instead of piling up frames. Owns sockets. Knows nothing of what is in a body.
+Owns a socket's live requests. Frames and their turns are socket.py's. Knows nothing of what is in a body.
 """
 
 from asyncio import TimerHandle, get_running_loop
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from math import inf
 from typing import Any, ClassVar
 
 import orjson
-import structlog
-from anyio import CancelScope, Event, create_task_group, current_time, move_on_after
+from anyio import CancelScope, current_time
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
-from streamserve.api.auth import given_key
 from streamserve.api.chunks import usage_json
 from streamserve.api.kinds import Kinds
 from streamserve.api.openai import DONE, END_REASONING
-from streamserve.api.schema import load_object, show
+from streamserve.api.schema import show
 from streamserve.api.service import MAX_DEADLINE_S, Service
+from streamserve.api.socket import MAX_REQUESTS, Lane, Link, Outbox, opened
 from streamserve.api.stream import Progress, Run
-from streamserve.api.wire import BoundedSend, one_error, unforeseen
-from streamserve.errors import (
-    AuthenticationFailed,
-    DeadlineExceeded,
-    InvalidRequest,
-    QueueFull,
-    RequestTooLarge,
-    SlowReader,
-    StreamServeError,
-    error_body,
-)
+from streamserve.api.wire import BoundedSend, unforeseen
+from streamserve.errors import DeadlineExceeded, InvalidRequest, QueueFull, StreamServeError, error_body
 
-log = structlog.get_logger(__name__)
-
-MAX_REQUESTS = 256
 MAX_ID_CHARS = 128
-AUTH_WAIT_S = 10.0
-CLOSE_POLICY, CLOSE_GOING_AWAY = 1008, 1001
 
 
 class DuplicateId(InvalidRequest):
@@ -91,67 +74,8 @@ class Sockets:
 
     async def __call__(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         """Serve one socket until either side closes it."""
-        assert (await receive())["type"] == "websocket.connect"
-        door = self._service.door
-        key = given_key(scope)
-        if not door.allows_origin(scope):
-            raise AuthenticationFailed("pages of this origin may not open a socket here (--cors-origins)", param="origin")
-        if key is not None:
-            door.check_key(scope)
-        await send({"type": "websocket.accept"})
-        socket = Socket(self._service, self._kinds, receive, send)
-        await socket.serve(key if key is not None or door.needs_key else b"")
-
-
-class Lane:
-    """One request's place in the outbox: at most one frame of it waits."""
-
-    __slots__ = ("frame", "is_free")
-
-    def __init__(self) -> None:
-        self.frame: str | None = None
-        self.is_free = Event()
-
-
-class Outbox:
-    """Frames that wait for the socket, by turns."""
-
-    def __init__(self, send: BoundedSend) -> None:
-        self._send = send
-        self._turns: deque[Lane] = deque()
-        self._work = Event()
-        self._farewell: tuple[int, str] | None = None
-
-    async def put(self, lane: Lane, frame: bytes) -> None:
-        """Queue a frame behind everyone else's. Waits while the lane's last frame has not left."""
-        while lane.frame is not None:
-            if lane.is_free.is_set():
-                lane.is_free = Event()
-            await lane.is_free.wait()
-        lane.frame = frame.decode()
-        self._turns.append(lane)
-        self._work.set()
-
-    def close(self, code: int, reason: str) -> None:
-        """Close the socket behind the frames that wait now."""
-        self._farewell = (code, reason)
-        self._work.set()
-
-    async def run(self) -> None:
-        """Write until the socket was closed. Raises SlowReader."""
-        while True:
-            while self._turns:
-                lane = self._turns.popleft()
-                assert lane.frame is not None
-                await self._send({"type": "websocket.send", "text": lane.frame})
-                lane.frame = None
-                lane.is_free.set()
-            if self._farewell is not None:
-                code, reason = self._farewell
-                await self._send({"type": "websocket.close", "code": code, "reason": reason})
-                return
-            self._work = Event()
-            await self._work.wait()
+        link = await opened(self._service, scope, receive, send)
+        await link.serve(Socket(self._service, self._kinds, link))
 
 
 class Ticket:
@@ -202,7 +126,7 @@ class Frames:
 
     __slots__ = ("_head", "_lane", "_outbox")
 
-    def __init__(self, outbox: "Outbox", ticket: Ticket) -> None:
+    def __init__(self, outbox: Outbox, ticket: Ticket) -> None:
         self._outbox = outbox
         self._lane = ticket.lane
         self._head = b'{"type":"chunk","id":%b,"chunk":' % orjson.dumps(ticket.id)
@@ -228,112 +152,47 @@ class Frames:
 
 
 class Socket:
-    """One open socket."""
+    """One open socket. A Talk."""
 
-    def __init__(self, service: Service, kinds: Kinds, receive: Receive, send: BoundedSend) -> None:
+    def __init__(self, service: Service, kinds: Kinds, link: Link) -> None:
         self._service = service
         self._kinds = kinds
-        self._key = b""
-        self._receive = receive
-        self._outbox = Outbox(send)
-        self._replies = Lane()  # for everything that belongs to no live request
+        self._link = link
         self._live: dict[str, Ticket] = {}
-        self._ended = Event()  # replaced whenever somebody waits for the next request to end
 
-    async def serve(self, key: bytes | None) -> None:
-        """Until it closes. Nothing of its requests lives on. `key` None: one is needed, and has to come in the first frame."""
-        self._key = key or b""
-        try:
-            with one_error():
-                async with create_task_group() as tasks:
-                    tasks.start_soon(self._write, tasks)
-                    tasks.start_soon(self._close_when_idle)
-                    if key is not None or await self._authenticate():
-                        await self._read(tasks)
-                        tasks.cancel_scope.cancel()
-        except SlowReader as error:
-            log.info("socket_cut", reason=str(error), requests=len(self._live))
-        finally:
-            self._abort_all()
+    @property
+    def num_live(self) -> int:
+        """See Talk."""
+        return len(self._live)
 
-    def _abort_all(self) -> None:
+    def cancel_all(self) -> None:
+        """See Talk."""
         for ticket in self._live.values():
             ticket.cancel()
 
-    async def _write(self, tasks: TaskGroup) -> None:
-        await self._outbox.run()
-        tasks.cancel_scope.cancel()
-
-    async def _close_when_idle(self) -> None:
-        await self._service.closing.wait()
-        while self._live:
-            self._ended = Event()
-            await self._ended.wait()
-        self._outbox.close(CLOSE_GOING_AWAY, "the server is shutting down")
+    def error(self, error: StreamServeError) -> bytes:
+        """See Talk."""
+        return _error(None, error)
 
     # ---- frames in -----------------------------------------------------------------------------------------------
 
-    async def _next(self) -> dict[str, Any] | None:
-        """The next frame that is a JSON object, or None when the client has left. Others are answered with an error."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                self._abort_all()  # here, not in the clean-up: before the next plan
-                return None
-            try:
-                return self._parse(message.get("text"))
-            except StreamServeError as error:
-                await self._put_error(self._replies, None, error)
-
-    def _parse(self, text: str | None) -> dict[str, Any]:
-        if text is None:
-            raise InvalidRequest("the frame is binary; text frames with one JSON object each are expected", param="frame")
-        limit = self._service.max_frame_bytes
-        size = len(text) if text.isascii() else len(text.encode())
-        if size > limit:
-            raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-frame-mb)", param="frame")
-        return load_object(text)
-
-    async def _authenticate(self) -> bool:
-        error = AuthenticationFailed('the first frame must be {"type": "auth", "api_key": KEY} with the server\'s key')
-        with move_on_after(AUTH_WAIT_S):
-            frame = await self._next()
-            if frame is not None and self._takes_key(frame):
-                await self._put(self._replies, {"type": "auth.ok"})
-                return True
-        await self._put_error(self._replies, None, error)
-        self._outbox.close(CLOSE_POLICY, "missing or wrong API key")
-        return False
-
-    def _takes_key(self, frame: dict[str, Any]) -> bool:
-        """Whether it is a frame with a key that opens the door. That one is the socket's from then on."""
-        key = frame.get("api_key")
-        if frame.get("type") != "auth" or not isinstance(key, str) or not self._service.door.is_key(key.encode()):
-            return False
-        self._key = key.encode()
-        return True
-
-    async def _read(self, tasks: TaskGroup) -> None:
-        while (frame := await self._next()) is not None:
-            try:
-                await self._take(frame, tasks)
-            except StreamServeError as error:
-                id = frame.get("id")
-                await self._put_error(self._replies, id if isinstance(id, str) else None, error)
+    async def take(self, frame: dict[str, Any], tasks: TaskGroup) -> None:
+        """See Talk."""
+        try:
+            await self._take(frame, tasks)
+        except StreamServeError as error:
+            id = frame.get("id")
+            await self._link.reply(_error(id if isinstance(id, str) else None, error))
 
     async def _take(self, frame: dict[str, Any], tasks: TaskGroup) -> None:
         kind = frame.get("type")
         if kind == "ping":
-            await self._put(self._replies, {**frame, "type": "pong"})
+            await self._link.reply(orjson.dumps({**frame, "type": "pong"}))
         elif kind == "cancel":
             check_fields(frame, "type", "id")
             self._named(frame).cancel()
         elif kind == "control":
             await self._control(frame)
-        elif kind == "auth":
-            if not self._takes_key(frame):
-                raise AuthenticationFailed("the API key is wrong", param="api_key")
-            await self._put(self._replies, {"type": "auth.ok"})
         elif isinstance(kind, str) and kind in self._kinds.names:
             self._create(kind, frame, tasks)
         else:
@@ -346,7 +205,8 @@ class Socket:
         if action != END_REASONING:
             raise InvalidRequest(f'action is {show(action)}; allowed is "{END_REASONING}"', param="action")
         ended = 0 if ticket.run is None else ticket.run.end_thought()
-        await self._put(self._replies, {"type": "control.ok", "id": ticket.id, "action": action, "ended": ended})
+        told = {"type": "control.ok", "id": ticket.id, "action": action, "ended": ended}
+        await self._link.reply(orjson.dumps(told))
 
     def _named(self, frame: dict[str, Any]) -> Ticket:
         id = checked_id(frame)
@@ -381,20 +241,22 @@ class Socket:
             error = unforeseen(bug, id=ticket.id)
         error = error or ticket.error
         if error is not None:
-            await self._put_error(ticket.lane, ticket.id, error)
+            await self._link.outbox.put(ticket.lane, _error(ticket.id, error))
         else:
             await self._put(ticket.lane, {"type": "done", "id": ticket.id, "usage": usage})
         del self._live[ticket.id]  # no sooner: its client takes it for live until then, and the socket may close after it
-        self._ended.set()
+        self._link.note_end()
 
     async def _answer(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         whole = await self._kinds.whole[kind](request)
         await self._warn(ticket, whole.warnings)
-        await self._outbox.put(ticket.lane, b'{"type":"result","id":%b,"result":%b}' % (orjson.dumps(ticket.id), whole.answer))
+        await self._link.outbox.put(
+            ticket.lane, b'{"type":"result","id":%b,"result":%b}' % (orjson.dumps(ticket.id), whole.answer)
+        )
         return whole.usage
 
     async def _speak(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-        spoken = await self._kinds.spoken[kind](request, self._key)
+        spoken = await self._kinds.spoken[kind](request, self._link.key or b"")
         run = spoken.run
 
         def tell(progress: Progress) -> Awaitable[None]:
@@ -408,7 +270,7 @@ class Socket:
             timer = ticket.watch(run)
             try:
                 await self._warn(ticket, spoken.warnings)
-                await spoken.write(Frames(self._outbox, ticket))
+                await spoken.write(Frames(self._link.outbox, ticket))
             finally:
                 if timer is not None:
                     timer.cancel()
@@ -419,10 +281,11 @@ class Socket:
             await self._put(ticket.lane, {"type": "warning", "id": ticket.id, "warnings": warnings})
 
     async def _put(self, lane: Lane, frame: dict[str, Any]) -> None:
-        await self._outbox.put(lane, orjson.dumps(frame))
+        await self._link.outbox.put(lane, orjson.dumps(frame))
 
-    async def _put_error(self, lane: Lane, id: str | None, error: StreamServeError) -> None:
-        await self._put(lane, {"type": "error", "id": id, "error": error_body(error)["error"]})
+
+def _error(id: str | None, error: StreamServeError) -> bytes:
+    return orjson.dumps({"type": "error", "id": id, "error": error_body(error)["error"]})
 
 
 def checked_id(frame: dict[str, Any]) -> str:
