@@ -311,8 +311,9 @@ TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/score": SCORE,
     "POST /v1/classify": CLASSIFY,
 }
-# What OpenAI's clients have methods for and no route answers. {id}: anything.
+# What clients of others have methods for and no route answers. {id}: anything.
 _NOT_STORED = "chat completions are not stored; /v1/responses stores"
+_NO_BATCHES = "there are no batches to wait for; send the messages at once, and they are computed together"
 UNSERVED: Mapping[str, str] = {
     "GET /v1/chat/completions": _NOT_STORED,
     "GET /v1/chat/completions/{id}": _NOT_STORED,
@@ -321,6 +322,11 @@ UNSERVED: Mapping[str, str] = {
     "GET /v1/chat/completions/{id}/messages": _NOT_STORED,
     "POST /v1/responses/compact": "nothing is compacted; truncation auto leaves out the oldest turns",
     "DELETE /v1/models/{id}": "the model is the server's own",
+    "POST /v1/messages/batches": _NO_BATCHES,
+    "GET /v1/messages/batches": _NO_BATCHES,
+    "GET /v1/messages/batches/{id}": _NO_BATCHES,
+    "POST /v1/messages/batches/{id}": _NO_BATCHES,
+    "DELETE /v1/messages/batches/{id}": _NO_BATCHES,
 }
 _UNSERVED = tuple((re.compile(re.escape(route).replace(r"\{id\}", ".+")), note) for route, note in UNSERVED.items())
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
@@ -352,7 +358,7 @@ def page() -> str:
     for route, fields in TABLES.items():
         lines += ["", f"## {route}", "", "| Field | | |", "|---|---|---|"]
         lines += [f"| `{field.name}` | {field.decision} | {field.note} |" for field in fields]
-    lines += ["", "## Methods of OpenAI's clients that are not served", "", "| | |", "|---|---|"]
+    lines += ["", "## Methods of clients that are not served", "", "| | |", "|---|---|"]
     lines += [f"| `{route}` | {note} |" for route, note in UNSERVED.items()]
     return "\n".join(lines) + "\n"
 

@@ -28,7 +28,7 @@ from streamserve.text.byte_tokenizer import END_OF_TURN, START_OF_TURN
 from streamserve.text.encoder_text import EncoderText
 from tests.api.test_embeddings import MadeUpEncoder
 from tests.e2e.clients import until
-from tests.e2e.random_model import RandomServer, random_server
+from tests.e2e.random_model import MAX_RUNNING, RandomServer, random_server
 from tests.models.encoders import WORDS, tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -461,22 +461,19 @@ async def request_id(ask: Asker) -> None:
     await aborted_by(ask, "request_id")
 
 
-@shows(*GENERATING)
-async def priority(ask: Asker) -> None:
-    engine = ask.server.engine
-    order: list[int] = []
+async def await_in_order(server: RandomServer, ask: Callable[[int], Awaitable[Any]]) -> None:
+    """Requests of several priorities, sent while no more can run, come back highest first."""
+    engine, order = server.engine, []
 
     async def wait(level: int) -> None:
-        await ask(priority=level, limit=2)
+        await ask(level)
         order.append(level)
 
-    async def fill() -> None:
-        await ask(limit=3000, ignore_eos=True, rid="filling")
-
-    async with create_task_group() as tasks, httpx.AsyncClient(base_url=ask.server.url) as http:
-        for _ in range(8):
-            tasks.start_soon(fill)
-        await until(lambda: engine.load().running == 8)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http, create_task_group() as tasks:
+        body = {"prompt": "x", "max_tokens": 3000, "ignore_eos": True, "rid": "filling"}
+        for _ in range(MAX_RUNNING):
+            tasks.start_soon(partial(http.post, "/v1/completions", json=body))
+        await until(lambda: engine.load().running == MAX_RUNNING)
         for count, level in enumerate((-1, 0, 5), 1):
             tasks.start_soon(wait, level)
             await until(lambda count=count: engine.load().waiting == count)
@@ -484,6 +481,11 @@ async def priority(ask: Asker) -> None:
         await until(lambda: len(order) == 3)
         await http.post("/abort_request", json={"rid": "filling"})
     assert order == [5, 0, -1]
+
+
+@shows(*GENERATING)
+async def priority(ask: Asker) -> None:
+    await await_in_order(ask.server, lambda level: ask(priority=level, limit=2))
 
 
 # ---- what an answer looks like -----------------------------------------------------------------------------------

@@ -336,7 +336,7 @@ def paths_of(client: AsyncOpenAI | OpenAI) -> set[str]:
 
 async def test_every_method_has_a_case(client: AsyncOpenAI, plain_client: OpenAI) -> None:
     assert paths_of(client) == paths_of(plain_client) == {*CASES, *REFUSED}
-    assert {route for route, _ in REFUSED.values()} == set(UNSERVED)
+    assert {route for route, _ in REFUSED.values()} == {route for route in UNSERVED if "/v1/messages" not in route}
 
 
 @pytest.mark.parametrize("is_plain", [False, True], ids=["async", "plain"])
