@@ -82,6 +82,8 @@ class _Shape:
 
     kind: str
     chunk_kind: str
+    before_text: bytes  # of a plain chunk: what stands between its choice's index and the text
+    after_text: bytes
 
     def __init__(self, run: Run, model: str, wishes: Wishes, tokenizer: Tokenizer) -> None:
         self._run = run
@@ -90,10 +92,18 @@ class _Shape:
         self._wishes = wishes
         self._tokenizer = tokenizer
         self._tail = b"}" if not wishes.usage or wishes.running_usage else b',"usage":null}'
-        self._before_index = self._chunk_head + b',"choices":[{"index":'
+        self._before_text = self._before(self.before_text)
+        self._after_text = self.after_text + self._tail
         self._is_plain = (
             not wishes.running_usage and not wishes.token_ids and wishes.top_logprobs is None and wishes.prompt_logprobs is None
         )
+
+    def _before(self, text: bytes) -> list[bytes]:
+        """A plain chunk up to its text, by choice."""
+        return [b'%b,"choices":[{"index":%d,%b' % (self._chunk_head, choice.index, text) for choice in self._run.choices]
+
+    def _plain(self, index: int, text: str) -> bytes:
+        return self._before_text[index] + orjson.dumps(text) + self._after_text
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
         body = self._chunk_head + b',"choices":[' + orjson.dumps(choice) + b"]"
@@ -140,6 +150,14 @@ class ChatShape(_Shape):
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
+    before_text = b'"delta":{"content":'
+    after_text = b'},"logprobs":null,"finish_reason":null}]'
+
+    def __init__(self, run: Run, model: str, wishes: Wishes, tokenizer: Tokenizer) -> None:
+        super().__init__(run, model, wishes, tokenizer)
+        if wishes.has_thoughts:  # clients read both by attribute
+            self._before_text = self._before(b'"delta":{"reasoning_content":null,"content":')
+            self._before_thought = self._before(b'"delta":{"content":null,"reasoning_content":')
 
     def opening(self) -> list[bytes]:
         """One chunk per choice, in order: clients take the first to be index 0."""
@@ -159,7 +177,7 @@ class ChatShape(_Shape):
             if piece.events is not None:
                 made += [self._plain_event(piece.index, event) for event in piece.events]
             elif piece.text:
-                made.append(self._plain(piece.index, b'"content":', piece.text))
+                made.append(self._plain(piece.index, piece.text))
         elif piece.events or self._shows(piece):
             made += self._full(piece)
         if piece.finish_reason is not None:
@@ -170,21 +188,11 @@ class ChatShape(_Shape):
     def _reason(self, piece: Piece) -> str | None:
         return "function_call" if self._wishes.is_legacy and piece.finish_reason == TOOL_CALLS else piece.finish_reason
 
-    def _plain(self, index: int, name: bytes, text: str) -> bytes:
-        return b'%b%d,"delta":{%b%b},"logprobs":null,"finish_reason":null}]%b' % (
-            self._before_index,
-            index,
-            name,
-            orjson.dumps(text),
-            self._tail,
-        )
-
     def _plain_event(self, index: int, event: Event) -> bytes:
         if type(event) is Content:
-            has_thoughts = self._wishes.has_thoughts  # clients read both by attribute
-            return self._plain(index, b'"reasoning_content":null,"content":' if has_thoughts else b'"content":', event.text)
+            return self._plain(index, event.text)
         if type(event) is Thought:
-            return self._plain(index, b'"content":null,"reasoning_content":', event.text)
+            return self._before_thought[index] + orjson.dumps(event.text) + self._after_text
         return self._chunk({"index": index, "delta": self._delta(event), "logprobs": None, "finish_reason": None})
 
     def _full(self, piece: Piece) -> list[bytes]:
@@ -289,6 +297,8 @@ class TextShape(_Shape):
 
     kind = "text_completion"
     chunk_kind = "text_completion"
+    before_text = b'"text":'
+    after_text = b',"logprobs":null,"finish_reason":null}]'
 
     def __init__(self, run: Run, model: str, wishes: Wishes, tokenizer: Tokenizer) -> None:
         super().__init__(run, model, wishes, tokenizer)
@@ -302,20 +312,12 @@ class TextShape(_Shape):
         """See Shape."""
         made: list[bytes] = []
         if self._shows(piece):
-            made.append(self._plain(piece) if self._is_plain else self._chunk(self._choice(piece, None, None)))
+            made.append(self._plain(piece.index, piece.text) if self._is_plain else self._chunk(self._choice(piece, None, None)))
         if piece.finish_reason is not None:
             end = Piece(piece.index)
             choice = {**self._choice(end, piece.finish_reason, piece.matched_stop), "logprobs": None}
             made.append(self._chunk(choice))
         return made
-
-    def _plain(self, piece: Piece) -> bytes:
-        return b'%b%d,"text":%b,"logprobs":null,"finish_reason":null}]%b' % (
-            self._before_index,
-            piece.index,
-            orjson.dumps(piece.text),
-            self._tail,
-        )
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See Shape."""

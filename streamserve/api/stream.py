@@ -124,15 +124,13 @@ class Choice:
         "_call",
         "_detokenizer",
         "_is_first",
+        "_last",
         "_reader",
         "_stops",
         "_unplaced",
         "index",
         "is_finished",
         "mailbox",
-        "num_cached",
-        "num_jumped",
-        "num_thought",
         "num_tokens",
         "prompt",
         "request",
@@ -166,24 +164,37 @@ class Choice:
         self.mailbox: Mailbox | None = None
         self.is_finished = False
         self.num_tokens = 0
-        self.num_cached: int | None = None  # unknown until something arrives
-        self.num_jumped = 0
-        self.num_thought = 0
+        self._last: Delta | None = None
+
+    @property
+    def num_cached(self) -> int | None:
+        """Prompt tokens from the cache; unknown until something arrives."""
+        return None if self._last is None else self._last.num_cached_tokens
+
+    @property
+    def num_jumped(self) -> int:
+        """Tokens of the answer that cost no step of their own."""
+        return 0 if self._last is None else self._last.num_jumped
+
+    @property
+    def num_thought(self) -> int:
+        """Tokens of the answer's thought."""
+        return 0 if self._last is None else self._last.num_thought
 
     def take(self, delta: Delta) -> Piece:
         """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
         piece = Piece(self.index)
-        if not delta.token_ids and delta.finish_reason is None:
-            piece.progress = Progress(self.index, delta.num_computed, len(self.prompt.token_ids), delta.num_cached_tokens)
-            return piece
-        if delta.finish_reason is not None:
+        if delta.finish_reason is None:
+            if not delta.token_ids:
+                piece.progress = Progress(self.index, delta.num_computed, len(self.prompt.token_ids), delta.num_cached_tokens)
+                return piece
+        else:
             if delta.finish_reason is FinishReason.ERROR:
                 self.is_finished = True
                 raise StepFailed(delta.error or "the engine failed this request")
             piece.finish_reason = delta.finish_reason.value
             piece.matched_stop = delta.matched_stop
-        self.num_cached = delta.num_cached_tokens
-        self.num_jumped, self.num_thought = delta.num_jumped, delta.num_thought
+        self._last = delta
         if self._is_first:
             self._is_first = False
             piece.prompt = self.prompt
@@ -196,7 +207,7 @@ class Choice:
             self._take_all(delta, piece)
         else:
             self._take_until_stop(delta, piece, self._stops)
-        if self.prompt.echo is not None and piece.prompt is not None:
+        if piece.prompt is not None and self.prompt.echo is not None:
             piece.text = self.prompt.echo + piece.text
         self.is_finished = piece.finish_reason is not None
         return piece
