@@ -124,8 +124,8 @@ class ThoughtLimits:
 class Guidance:
     """What the engine sees to while an answer is sampled, beside sampling itself.
 
-    `grammar`: what the answer must match, in llguidance's notation: Lark text, or JSON text of `{"grammars": [...]}`. It holds from
-    the end of the thought on, where there is one. `param` is the request's field to name when the grammar does not
+    `grammar`: what the answer must match, in llguidance's notation: Lark text, or JSON text of `{"grammars": [...]}`. It holds
+    from the end of the thought on, where there is one. `param` is the request's field to name when the grammar does not
     compile. `may_jump`: tokens that the grammar leaves no choice about are appended without a step of their own (jump-forward).
     """
 

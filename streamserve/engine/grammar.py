@@ -92,6 +92,7 @@ class Grammars:
         self._num_compiling = 0
         self._last_fill_s = 0.0
         self._num_fills = 0
+        self._masks: list[Masks] = [np.empty((0, -(-vocab_size // 32)), np.int32)] * 2  # the newest and those of the step before
         self.token_bytes = vocabulary.token_bytes
 
     def prepare(self) -> None:
@@ -128,7 +129,8 @@ class Grammars:
         return self._vocabulary.encode(text.decode(), add_special_tokens=False)
 
     async def fill(self, guides: Sequence[Guide]) -> Masks:
-        """The masks of the guides' next tokens, one line each. A guide whose matcher failed has a line without meaning."""
+        """The masks of the guides' next tokens, one line each. A guide whose matcher failed has a line without meaning. They hold
+        until the call after the next."""
         if self._last_fill_s < _INLINE_S:
             return self._fill(guides)
         return await get_running_loop().run_in_executor(self._filling, self._fill, guides)
@@ -137,7 +139,7 @@ class Grammars:
 
     def _fill(self, guides: Sequence[Guide]) -> Masks:
         began_s = perf_counter()
-        masks_GW = np.empty((len(guides), -(-self._vocab_size // 32)), np.int32)
+        masks_GW = self._lines(len(guides))
         asked = [(guide.masking, i) for i, guide in enumerate(guides) if guide.masking is not None]
         if asked:
             self._num_fills += 1
@@ -149,6 +151,14 @@ class Grammars:
             guide.edit_mask(words_W)
         self._last_fill_s = perf_counter() - began_s
         return masks_GW
+
+    def _lines(self, num_lines: int) -> Masks:
+        """Memory for so many masks. The same again and again: the system would have to clear new memory, page by page."""
+        masks_GW, newest_GW = self._masks
+        if len(masks_GW) < num_lines:
+            masks_GW = np.empty((1 << (num_lines - 1).bit_length(), masks_GW.shape[1]), np.int32)
+        self._masks = [newest_GW, masks_GW]
+        return masks_GW[:num_lines]
 
     def _fill_timed(self, guides: Sequence[Guide], masks_GW: Masks) -> None:
         """One after another in this thread, so that its processor time is charged to whose it is, and to so many fills."""

@@ -127,10 +127,11 @@ async def expected(bench: Bench, prompt: list[int], grammar: str | None, num_new
     answer: list[int] = []
     if grammar is None:
         return [favourite(bench.runner, prompt, index) for index in range(num_new)]
-    guide = Guide(Guidance(), matcher=await bench.grammars.matcher(grammar, ""), token_bytes=WORDS.token_bytes, jumps=False)
+    matcher = await bench.grammars.matcher(grammar, "")
+    guide = Guide(Guidance(), matcher=matcher, token_bytes=WORDS.token_bytes, jumps=False)
     guide.begin()
     while len(answer) < num_new and not guide.is_over:
-        words_W = (await bench.grammars.fill([guide]))[0]
+        words_W = np.frombuffer(matcher.compute_bitmask(), np.int32)  # the engine's own masks are the engine's
         allowed = np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little"))
         wanted = favourite(bench.runner, prompt, len(answer))
         answer.append(int(allowed[np.searchsorted(allowed, wanted) % len(allowed)]))
