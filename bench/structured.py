@@ -193,6 +193,7 @@ async def answer_all(cases: Sequence[Case], built: Built, at_once: int, max_toke
 
     engine = asyncio.create_task(built.engine.run())
     turns = asyncio.Semaphore(at_once)
+    outcomes = Counter[str]()
 
     async def answer(number: int, case: Case) -> tuple[Case, str, Delta | None]:
         question = f"Give an example of JSON that matches this schema:\n{json.dumps(case.schema)[:2000]}"
@@ -211,18 +212,25 @@ async def answer_all(cases: Sequence[Case], built: Built, at_once: int, max_toke
             instance = json.loads(built.text.tokenizer.decode(delta.token_ids))
         except ValueError as error:
             return case, f"no JSON: {error}", delta
-        validator = validator_for(case.schema, default=Draft202012Validator)(case.schema)
-        mistake = next(iter(validator.iter_errors(instance)), None)
+        kind = validator_for(case.schema, default=Draft202012Validator)
+        mistake = next(iter(kind(case.schema, format_checker=kind.FORMAT_CHECKER).iter_errors(instance)), None)
         return case, "matches" if mistake is None else f"does not match: {mistake.message[:200]}", delta
 
+    async def noted(number: int, case: Case) -> tuple[Case, str, Delta | None]:
+        found = await answer(number, case)
+        outcomes[found[1] if found[1] in ("matches", "cut", "refused") else "wrong"] += 1
+        if outcomes.total() % 20 == 0 or found[1] not in ("matches", "cut"):
+            shown = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+            print(f"{time.perf_counter() - started:6.0f} s: {case.name} {found[1]}; {shown}", file=sys.stderr, flush=True)
+        return found
+
     started = time.perf_counter()
-    done = await asyncio.gather(*(answer(number, case) for number, case in enumerate(cases)))
+    done = await asyncio.gather(*(noted(number, case) for number, case in enumerate(cases)))
     seconds = time.perf_counter() - started
     engine.cancel()
     await asyncio.gather(engine, return_exceptions=True)
     deltas = [delta for _, _, delta in done if delta is not None]
     num_tokens, num_jumped = sum(len(delta.token_ids) for delta in deltas), sum(delta.num_jumped for delta in deltas)
-    outcomes = Counter(outcome for _, outcome, _ in done)
     finished = [(case, outcome) for case, outcome, _ in done if outcome not in ("cut", "refused")]
     matching = outcomes["matches"]
     print(f"{len(deltas)} answers in {seconds:.1f} s: {num_tokens} tokens, {num_jumped / max(1, num_tokens):.1%} of them jumped")

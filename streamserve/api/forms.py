@@ -30,7 +30,7 @@ from streamserve.errors import ConfigError, InvalidRequest
 from streamserve.messages import Guidance, ThoughtLimits
 from streamserve.text import reasoning as reasoning_formats
 from streamserve.text import structure
-from streamserve.text.lark import Grammar, literal
+from streamserve.text.lark import Grammar, led
 from streamserve.text.model import TextModel
 from streamserve.text.reasoning import ReasoningFormat
 from streamserve.text.structure import text_of
@@ -554,14 +554,6 @@ def _loaded(value: Any, param: str) -> Any:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{param} is {show(value)}, which is not JSON: {error.msg} (at {error.pos})", param=param) from None
-
-
-def led(grammar: str, lead: str) -> str:
-    """A grammar behind a text that must come first."""
-    head = "start: "
-    if not grammar.startswith(head):  # a whole Lark text of the client's own
-        return grammar
-    return f"{head}{literal(lead)} behind_lead\nbehind_lead: {grammar[len(head) :]}"
 
 
 def _size(tools: Tools | None, constraint: Constraint | None) -> int:

@@ -13,6 +13,9 @@ from streamserve.errors import InvalidRequest
 
 ANY_TEXT = "/(?s:.*)/"
 OWN_RULE = "own_grammar"
+_HEAD = "start: "
+_JSON = "%json "
+_SCHEMA_HEAD, _SCHEMA_TAIL = '{"grammars":[{"json_schema":', "}]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,12 @@ class Grammar:
 
     @property
     def text(self) -> str:
-        """The whole grammar."""
-        return self.whole or "\n".join((f"start: {self.start}", *self.rules)) + "\n"
+        """The whole grammar. A schema alone is written without Lark, of which llguidance would read half a millisecond longer."""
+        if self.whole:
+            return self.whole
+        if not self.rules and self.start.startswith(_JSON):
+            return f"{_SCHEMA_HEAD}{self.start.removeprefix(_JSON)}{_SCHEMA_TAIL}"
+        return "\n".join((f"{_HEAD}{self.start}", *self.rules)) + "\n"
 
 
 class SharedRules:
@@ -56,6 +63,17 @@ def check_part(grammar: Grammar) -> None:
     """A client's own grammar beside other rules: what it says of the whole text would not hold."""
     if "%ignore" in grammar.whole:
         raise InvalidRequest("a grammar with %ignore cannot stand beside thoughts or tools; write it without", param="ebnf")
+
+
+def led(grammar: str, lead: str) -> str:
+    """A whole grammar's text behind a text that must come first. A client's own Lark stays as it is."""
+    if grammar.startswith(_SCHEMA_HEAD):
+        behind = f"{_JSON}{grammar.removeprefix(_SCHEMA_HEAD).removesuffix(_SCHEMA_TAIL)}\n"
+    elif grammar.startswith(_HEAD):
+        behind = grammar.removeprefix(_HEAD)
+    else:
+        return grammar
+    return f"{_HEAD}{literal(lead)} behind_lead\nbehind_lead: {behind}"
 
 
 def literal(text: str) -> str:
@@ -93,7 +111,7 @@ def json_value(schema: Any, options: Mapping[str, Any]) -> str:
     """A JSON text that the schema describes. `options`: llguidance's x-guidance."""
     if not isinstance(schema, Mapping):
         schema = {"allOf": [schema]}  # a boolean has no room for options
-    return "%json " + json.dumps({"x-guidance": dict(options), **schema}, ensure_ascii=False, separators=(",", ":"))
+    return _JSON + json.dumps({"x-guidance": dict(options), **schema}, ensure_ascii=False, separators=(",", ":"))
 
 
 def repeated(expression: str, low: int, high: int | None) -> str:

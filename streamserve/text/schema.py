@@ -95,10 +95,10 @@ class _Walk:
         self._num_nodes = 0
         self._num_chars = 0
         self._depth = 0
-        self._name_of: dict[str, str] = {}  # of definitions, by their pointer
+        self._name_of: dict[tuple[str, bool], str] = {}  # of definitions, by their pointer and whether they are joined
         self._scalars: dict[str, str] = {}  # names of definitions, by their text
         self._path_of: dict[str, str] = {}  # of definitions, by their name
-        self._waiting: list[tuple[str, Any, str]] = []
+        self._waiting: list[tuple[str, Any, str, bool]] = []
         self._needs_free = False
         self._places: dict[str, tuple[Any, str]] | None = None
 
@@ -107,9 +107,9 @@ class _Walk:
         found = self._schema(self._root, self._path, is_joined=False)
         definitions: dict[str, Any] = {}
         while self._waiting:
-            name, target, path = self._waiting.pop()
+            name, target, path, is_joined = self._waiting.pop()
             self._path_of[name] = path
-            definitions[name] = self._schema(target, path, is_joined=False)
+            definitions[name] = self._schema(target, path, is_joined=is_joined, is_definition=True)
         if (culprit := endless(found, definitions)) is not None:
             path = self._path_of.get(culprit, self._path)
             raise _refusal(f"{path} is matched by no finite value: it must contain itself; leave it out of required", path)
@@ -122,8 +122,10 @@ class _Walk:
 
     # One schema
 
-    def _schema(self, schema: Any, path: str, *, is_joined: bool) -> Any:
-        """`is_joined`: other schemas speak of the same value, so this one must not be rewritten as if it stood alone."""
+    def _schema(self, schema: Any, path: str, *, is_joined: bool, is_definition: bool = False) -> Any:
+        """`is_joined`: other schemas speak of the same value, so this one must not be rewritten as if it stood alone. Of a
+        definition that holds for the value itself and not for what is in it: else every definition that it leads to would be
+        another one too, and the compiler cannot follow a circle of those."""
         self._count(path)
         if isinstance(schema, bool):
             return self._free() if schema and not is_joined else schema
@@ -135,9 +137,11 @@ class _Walk:
         out: dict[str, Any] = {}
         said = [key for key in schema if self._says_something(schema, key, path)]
         in_place = [key for key in said if key in _IN_PLACE]
-        is_joined = is_joined or (bool(in_place) and len(said) > 1)
+        is_joined_here = bool(in_place) and len(set(said) - {"type"}) > 1  # a type leaves open what is inside
+        is_inner_joined = is_joined_here or (is_joined and not is_definition)
+        is_joined = is_joined or is_joined_here
         for key in said:
-            out[key] = self._keyword(key, schema, f"{path}{_step(key)}", is_joined)
+            out[key] = self._keyword(key, schema, f"{path}{_step(key)}", is_joined if key in _IN_PLACE else is_inner_joined)
         self._depth -= 1
         self._rewrite(out, schema, path, is_joined)
         if not out and not is_joined:
@@ -171,7 +175,7 @@ class _Walk:
         if key in ("anyOf", "allOf", "oneOf"):
             return self._list(value, path, is_joined or key == "allOf")
         if key == "$ref":
-            return self._reference(value, path)
+            return self._reference(value, path, is_joined)
         if key in ("properties", "patternProperties"):
             return self._properties(key, value, path, is_joined)
         if key == "items" and isinstance(value, list):
@@ -217,7 +221,9 @@ class _Walk:
 
     # References
 
-    def _reference(self, value: Any, path: str) -> str:
+    def _reference(self, value: Any, path: str, is_joined: bool) -> str:
+        """The definition's name. Where other schemas speak of the same value it is another one, for it must leave open what they
+        may say: bounded twice, free values are multiplied with each other by the compiler."""
         if not isinstance(value, str):
             raise _refusal(f"{path} is {_shown(value)}; it must be a string", path)
         target, pointer = self._find(value, path)
@@ -227,11 +233,11 @@ class _Walk:
             if pointer in seen:
                 raise _refusal(f"{path} is {value!r}, which refers to nothing but itself", path)
             seen.add(pointer)
-        if pointer not in self._name_of:
+        if (pointer, is_joined) not in self._name_of:
             word = re.sub(r"\W+", "_", pointer.rsplit("/", 1)[-1])[:40]
-            self._name_of[pointer] = f"{word}.{len(self._name_of)}"
-            self._waiting.append((self._name_of[pointer], target, f"{self._path}{_dotted(pointer)}"))
-        return f"#/$defs/{self._name_of[pointer]}"
+            name = self._name_of[pointer, is_joined] = f"{word}.{len(self._name_of)}"
+            self._waiting.append((name, target, f"{self._path}{_dotted(pointer)}", is_joined))
+        return f"#/$defs/{self._name_of[pointer, is_joined]}"
 
     def _find(self, reference: Any, path: str) -> tuple[Any, str]:
         """What a reference points to, and its place as a JSON pointer from the root."""

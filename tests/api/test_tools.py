@@ -308,7 +308,7 @@ async def test_log_probabilities_are_those_of_the_content(http: httpx.AsyncClien
 @pytest.mark.parametrize(
     ("given", "part"),
     [
-        ({"response_format": {"type": "json_object"}}, "%json"),
+        ({"response_format": {"type": "json_object"}}, "json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": 7}}}}, '"const":7'),
         ({"json_schema": {"const": 7}}, '"const":7'),
         ({"json_schema": '{"const": 7}'}, '"const":7'),
@@ -453,7 +453,7 @@ async def test_a_grammar_leaves_room_for_what_stands_behind_a_thought(
     await choice_of(thinking, json_schema={"const": 7})
     assert str(guidance_of(engine).grammar).startswith('start: "\\n\\n" ')
     await choice_of(thinking, json_schema={"const": 7}, reasoning_effort="none")
-    assert str(guidance_of(engine).grammar).startswith("start: %json")
+    assert "start" not in str(guidance_of(engine).grammar)
 
 
 async def test_an_answer_that_is_continued_is_read_from_where_it_stands(

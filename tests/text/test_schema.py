@@ -131,6 +131,38 @@ def test_the_grammar_takes_what_the_schema_takes(schema: Any, right: list[Any], 
     assert [value for value in wrong if grammar.accepts(compact(value))] == []
 
 
+def test_definitions_beside_other_schemas_leave_open_what_those_say() -> None:
+    rule = {"$ref": "#/$defs/base", "type": "object", "properties": {"size": {"type": "number"}, "open": {}}}
+    schema = {
+        "$ref": "#/$defs/base",
+        "properties": {f"rule{n}": {"anyOf": [{"type": "boolean"}, rule]} for n in range(20)},
+        "$defs": {"base": {"properties": {"ignore": {"type": "string"}}}},
+    }
+    grammar = grammar_of(schema)
+    assert grammar.accepts('{"ignore":"a","rule3":{"ignore":"b","size":1,"open":[1],"other":{}}}')
+    assert not grammar.begins('{"ignore":"a","rule3":{"ignore":1')
+    parts = {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {}}
+    parts["$defs"] = {n: {"type": "object", "properties": {n: {"const": 1}}, "required": [n]} for n in ("a", "b")}
+    closed = Grammar(text_of(json_schema(parts, PATH, closes_objects=True)))
+    assert closed.accepts('{"a":1,"b":1}')
+
+
+def test_a_circle_of_definitions_beside_other_schemas_compiles() -> None:
+    package = {"type": "object", "properties": {"name": {"type": "string"}, "sources": {"items": {"$ref": "#/$defs/source"}}}}
+    source = {"type": "object", "oneOf": [{"$ref": "#/$defs/inline"}, {"$ref": "#/$defs/path"}]}
+    path = {"type": "object", "properties": {"path": {"type": "string"}, "kind": {"const": "p"}}, "required": ["path", "kind"]}
+    inline = {
+        "type": "object",
+        "properties": {"kind": {"const": "i"}, "package": {"$ref": "#/$defs/named"}},
+        "required": ["kind"],
+    }
+    named = {"$ref": "#", "required": ["name"]}
+    schema = {**package, "$defs": {"source": source, "path": path, "inline": inline, "named": named}}
+    grammar = grammar_of(schema)
+    assert grammar.accepts('{"name":"a","sources":[{"kind":"i","package":{"name":"b","sources":[]}},{"path":"c","kind":"p"}]}')
+    assert not grammar.accepts('{"sources":[{"kind":"i","package":{}}]}')
+
+
 def test_a_closed_schema_takes_no_other_properties() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "null"}}}
     assert grammar_of(schema).accepts('{"b":1}')

@@ -8,6 +8,7 @@ import pytest
 
 from streamserve.errors import InvalidRequest
 from streamserve.text import structure
+from streamserve.text.lark import led
 from streamserve.text.structure import text_of
 from tests.text.grammars import Grammar
 
@@ -145,6 +146,14 @@ def test_lark_goes_through_as_it_is() -> None:
     assert text_of(structure.ebnf(text)) == text
     assert Grammar(text).accepts("abd")
     assert Grammar(text_of(structure.ebnf(text), lead="\n")).accepts("\nabd")
+
+
+@pytest.mark.parametrize("grammar", [structure.json_schema({"const": "no"}, "schema"), structure.choice(["yes", '"no"'])])
+def test_a_finished_grammar_can_be_put_behind_a_lead(grammar: Any) -> None:
+    led_grammar = Grammar(led(text_of(grammar), "\n\n"))
+    assert led_grammar.forced("").startswith("\n\n")
+    assert led_grammar.accepts('\n\n"no"')
+    assert not led_grammar.accepts('"no"')
 
 
 def test_a_lead_stands_before_the_answer() -> None:
