@@ -111,19 +111,18 @@ class Request:
         return len(self.tokens) - self.num_prompt
 
     @property
-    def is_prefilling(self) -> bool:
-        """Tokens that are already known still have no KV planned."""
-        return self.planned < len(self.tokens)
-
-    @property
     def is_in_prompt(self) -> bool:
         """The next row computes tokens of the prompt."""
         return self.planned < self.num_prompt
 
     @property
-    def can_decode(self) -> bool:
-        """The next row is one token that the device has sampled or is sampling, and the answer may still grow."""
-        return self.planned == self.expected - 1 and self.planned >= self.num_prompt and self.expected < self.max_len
+    def can_answer(self) -> bool:
+        """The answer may still grow, and the next row is past the prompt: a token that the device has sampled or is sampling, or
+        tokens that were appended."""
+        planned, expected = self.planned, self.expected
+        if planned < self.num_prompt:
+            return False
+        return (planned == expected - 1 and expected < self.max_len) or planned < len(self.tokens)
 
     def move(self, to: State) -> None:
         """Change the state; a wrong move is a bug of the scheduler."""

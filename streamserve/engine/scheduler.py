@@ -56,6 +56,7 @@ class Draft:
     copies: list[PageCopy] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
+    is_guided: bool = False  # somebody's next token may depend on the one before
 
     @property
     def num_tokens(self) -> int:
@@ -159,8 +160,7 @@ class Scheduler:
             return None
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
-        awaits_commit = any(r.guide is not None and row.samples for row, (r, _) in zip(draft.rows, draft.owners, strict=True))
-        return Flight(plan, tuple(draft.owners), awaits_commit)
+        return Flight(plan, tuple(draft.owners), draft.is_guided)
 
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
@@ -206,7 +206,8 @@ class Scheduler:
 
     def _draw_burst(self, draft: Draft) -> None:
         """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
-        decoding = self._answering()  # before new ones join them
+        waits = self._waits_for_tokens()  # before new ones join them
+        decoding = [r for r in self._running if r.can_answer and not (waits and r.planned != r.computed)]
         budget = self._draw_prompt_chunks(draft, self._burst_budget())
         self._admit(draft, budget)
         num_tokens = draft.num_tokens
@@ -235,29 +236,27 @@ class Scheduler:
         """A row for every running answer: one token, or more where known ones were appended."""
         spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
         most, num_appended = self.limits.max_appended_rows, 0
-        for request in self._answering():
-            if request.state is not State.RUNNING:
-                continue  # preempted for the pages of one before it
-            num_tokens = 1
-            if not request.can_decode:
+        waits = self._waits_for_tokens()
+        for request in self._running:  # preemption shortens the list from its end, and the iteration with it
+            if not request.can_answer or (waits and request.planned != request.computed):
+                continue
+            num_tokens = len(request.tokens) - request.planned
+            if num_tokens > 1:
                 num_appended += 1
                 if most is not None and num_appended > most:
                     continue
-                num_tokens = min(len(request.tokens) - request.planned, 1 + max(0, spare))
+                num_tokens = min(num_tokens, 1 + max(0, spare))
+            else:  # known or not: that of a step under way
+                num_tokens = 1
             if request.planned + num_tokens <= self._lease(request).room or self._have_pages(request, num_tokens):
                 self._draw_answer(draft, request, num_tokens)
                 spare -= num_tokens - 1
 
-    def _answering(self) -> list[Request]:
-        """Running requests past their prompts whose next row can be computed now, in order of admission.
-
-        Few rows that may all be appended to wait for their tokens: a row started before its request is appended to computes one
-        token, where a row started after it computes all.
-        """
-        answering = [r for r in self._running if not r.is_in_prompt and (r.can_decode or r.is_prefilling)]
-        if len(self._running) <= FEW_ROWS and all(r.guide is not None and r.guide.may_append for r in self._running):
-            return [request for request in answering if request.planned == request.computed]
-        return answering
+    def _waits_for_tokens(self) -> bool:
+        """Whether rows are started only when all tokens before them are known: few rows that may all be appended to. A row
+        started before its request is appended to computes one token, where a row started after it computes all."""
+        running = self._running
+        return len(running) <= FEW_ROWS and all(r.guide is not None and r.guide.may_append for r in running)
 
     def _have_pages(self, request: Request, num_tokens: int) -> bool:
         """Make room for so many more tokens of a running request, preempting the youngest ones if need be."""
@@ -290,8 +289,10 @@ class Scheduler:
         if start + 1 < len(tokens):
             self._draw(draft, request, num_tokens, tuple(tokens[start : start + num_tokens]))
             return
-        if request.appended:
-            self._announce(draft, request)
+        if request.guide is not None:
+            draft.is_guided = True
+            if request.appended:
+                self._announce(draft, request)
         request.planned = start + 1
         request.expected += 1
         token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
@@ -311,6 +312,7 @@ class Scheduler:
             self._announce(draft, request)
         request.planned += num_tokens
         samples = request.planned >= len(request.tokens)
+        draft.is_guided |= samples and request.guide is not None
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
         request.expected += samples
         new_pages = self._new_pages(request)
@@ -430,11 +432,16 @@ class Scheduler:
         if request.computed < len(request.tokens):
             return  # its place was taken by a token that was appended meanwhile
         assert output.token_ids, "a sampling row yields a token"
-        request.tokens += output.token_ids
+        tokens = request.tokens
+        tokens += output.token_ids
         if request.guide is not None:
             end = self._follow(request, request.guide, output.token_ids[-1])
-        elif len(request.tokens) >= request.max_len or request.tokens[-1] in request.stop_ids:
+        elif len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
             end = self._end_of(request)
+        elif request.num_delivered:  # as nearly always: what `_deliver` would do
+            request.num_delivered += len(output.token_ids)
+            request.mailbox.put_nowait(Delta(output.token_ids, output.logprobs, None, request.num_cached))
+            return
         else:
             end = _GOES_ON
         is_first = request.num_delivered == 0
