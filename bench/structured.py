@@ -119,13 +119,14 @@ class Case:
     refusal: str | None = None
 
 
-def read_cases(path: Path) -> list[Case]:
-    """The file, as far as text alone can judge it."""
+def read_cases(path: Path, *, closes_objects: bool = False) -> list[Case]:
+    """The file, as far as text alone can judge it. `closes_objects`: as the API takes schemas, which keeps answers to the
+    properties that are named."""
     cases = []
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         try:
-            grammar, refusal = text_of(json_schema(entry["schema"], "schema")), None
+            grammar, refusal = text_of(json_schema(entry["schema"], "schema", closes_objects=closes_objects)), None
         except InvalidRequest as error:
             grammar, refusal = "", str(error)
         cases.append(Case(entry["name"], entry["schema"], entry.get("tests", ()), grammar, refusal))
@@ -385,7 +386,7 @@ def main() -> None:
     if args.mode == "serve":
         serve(args, flags)
         return
-    cases = read_cases(args.file)
+    cases = read_cases(args.file, closes_objects=args.mode == "answers")
     if args.mode == "schemas":
         asyncio.run(compile_all(cases, args.model))
         return

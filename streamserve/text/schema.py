@@ -388,8 +388,17 @@ class _Walk:
         elif "array" in types and isinstance(out.get("items"), list) and "additionalItems" not in out:
             out["additionalItems"] = self._free()
         if "object" in types and "additionalProperties" not in out and out.get("maxProperties") != 0:
-            has_names = bool(out.get("properties")) or "patternProperties" in out
-            out["additionalProperties"] = False if self._closes_objects and has_names else self._free()
+            out["additionalProperties"] = False if self._closes_objects and self._lists_names(out) else self._free()
+
+    def _lists_names(self, out: dict[str, Any]) -> bool:
+        """Whether the object's properties are all named, so that it can be closed: also those that are required and no more."""
+        named = out.get("properties", {})
+        unnamed = [name for name in out.get("required", ()) if name not in named]
+        if unnamed and "patternProperties" in out:
+            return False
+        if named and unnamed:
+            out["properties"] = named | {name: self._free() for name in unnamed}
+        return bool(named) or "patternProperties" in out
 
     # Checks
 
