@@ -5,7 +5,7 @@ sampling parameters of its own. Streams carry the text so far in every event, as
 Ends of streams: `[DONE]`. Knows nothing of chats: a prompt is taken as it is.
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,17 +54,13 @@ class LogprobWishes:
 
 @dataclass(slots=True)
 class Gained:
-    """What one choice has so far, or gained with one piece."""
+    """What one choice has so far, or gained with one piece. Log-probabilities as they are shown: an event of a stream repeats all
+    of them, so they are not to be spelt out anew each time."""
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-    def add(self, piece: Piece) -> None:
-        """Append a piece."""
-        self.texts.append(piece.text)
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs
+    logprobs: list[Any] = field(default_factory=list)
+    tops: list[Any] = field(default_factory=list)
 
 
 class NativeShape:
@@ -78,30 +74,22 @@ class NativeShape:
         self._first = first
         self._started_s = monotonic()
         self._so_far = [Gained() for _ in run.choices]
-        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+        self._prompt_lists: dict[str, Any] = {}
+        self._text_of: dict[int, str] = {}
 
     def event(self, piece: Piece, *, has_index: bool) -> bytes:
         """An event of the stream."""
-        gained = Gained() if self._request.incremental else self._so_far[piece.index]
-        gained.add(piece)
-        answer = self._answer(piece, gained)
-        if has_index:
-            answer["index"] = self._first + piece.index
-        return orjson.dumps(answer)
+        return orjson.dumps(self._answer(piece, Gained() if self._request.incremental else self._so_far[piece.index], has_index))
 
     def whole(self, piece: Piece, *, has_index: bool) -> dict[str, Any]:
         """A whole choice."""
-        gained = Gained()
-        gained.add(piece)
-        answer = self._answer(piece, gained)
-        if has_index:
-            answer["index"] = self._first + piece.index
-        return answer
+        return self._answer(piece, Gained(), has_index)
 
-    def _answer(self, piece: Piece, gained: Gained) -> dict[str, Any]:
+    def _answer(self, piece: Piece, gained: Gained, has_index: bool) -> dict[str, Any]:
+        """The piece is added to what was `gained`, and all of that is shown."""
         choice = self._run.choices[piece.index]
-        if piece.prompt_logprobs is not None:
-            self._prompt_logprobs = piece.prompt_logprobs
+        gained.texts.append(piece.text)
+        gained.token_ids += piece.token_ids
         meta: dict[str, Any] = {
             "id": self._run.call.client_id or self._run.call.id,
             "finish_reason": finish_json(piece, choice),
@@ -115,30 +103,40 @@ class NativeShape:
         if piece.finish_reason is not None:
             meta["e2e_latency"] = round(monotonic() - self._started_s, 6)
         if self._logprobs is not None:
-            meta |= self._logprob_lists(gained, choice, self._logprobs, is_first=piece.prompt is not None)
+            meta |= self._logprob_lists(piece, gained, choice, self._logprobs)
         answer: dict[str, Any] = {"text": "".join(gained.texts), "output_ids": gained.token_ids, "meta_info": meta}
         if self._request.return_prompt_token_ids:
             answer["prompt_token_ids"] = choice.prompt.token_ids
+        if has_index:
+            answer["index"] = self._first + piece.index
         return answer
 
-    def _logprob_lists(self, gained: Gained, choice: Choice, wishes: LogprobWishes, *, is_first: bool) -> dict[str, Any]:
-        lists: dict[str, Any] = {"output_token_logprobs": [self._entry(entry, wishes) for entry in gained.logprobs]}
+    def _logprob_lists(self, piece: Piece, gained: Gained, choice: Choice, wishes: LogprobWishes) -> dict[str, Any]:
+        gained.logprobs += [self._entry(entry, wishes) for entry in piece.logprobs]
+        lists: dict[str, Any] = {"output_token_logprobs": gained.logprobs}
         if wishes.num_top:
-            lists["output_top_logprobs"] = [self._top(entry, wishes) for entry in gained.logprobs]
-        start = wishes.start
-        if start >= 0 and (is_first or not self._request.incremental):
-            # The prompt's first token follows nothing, so it has no probability.
-            ids = choice.prompt.token_ids
-            shown = list(zip(ids, self._prompt_logprobs, strict=False))[start:]
-            lists["input_token_logprobs"] = [
+            gained.tops += [self._top(entry, wishes) for entry in piece.logprobs]
+            lists["output_top_logprobs"] = gained.tops
+        if wishes.start < 0 or (piece.prompt is None and self._request.incremental):
+            return {**lists, "input_token_logprobs": []}
+        if not self._prompt_lists and piece.prompt_logprobs is not None:  # they are the same for every choice
+            self._prompt_lists = self._of_prompt(choice.prompt.token_ids, piece.prompt_logprobs, wishes)
+        return {**lists, **self._prompt_lists}
+
+    def _of_prompt(
+        self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], wishes: LogprobWishes
+    ) -> dict[str, orjson.Fragment]:
+        """As JSON already: every event of a stream repeats them. A prompt's first token follows nothing: it has none."""
+        shown = list(zip(ids, logprobs, strict=True))[wishes.start :]
+        lists: dict[str, list[Any]] = {
+            "input_token_logprobs": [
                 [None, token, self._text(token, wishes)] if entry is None else self._entry(entry, wishes)
                 for token, entry in shown
             ]
-            if wishes.num_top:
-                lists["input_top_logprobs"] = [None if entry is None else self._top(entry, wishes) for _, entry in shown]
-        else:
-            lists["input_token_logprobs"] = []
-        return lists
+        }
+        if wishes.num_top:
+            lists["input_top_logprobs"] = [None if entry is None else self._top(entry, wishes) for _, entry in shown]
+        return {name: orjson.Fragment(orjson.dumps(entries)) for name, entries in lists.items()}
 
     def _entry(self, entry: TokenLogprobs, wishes: LogprobWishes) -> list[Any]:
         return [max(entry.logprob, LOWEST), entry.token_id, self._text(entry.token_id, wishes)]
@@ -147,7 +145,12 @@ class NativeShape:
         return [[max(logprob, LOWEST), token, self._text(token, wishes)] for token, logprob in entry.top[: wishes.num_top]]
 
     def _text(self, token: int, wishes: LogprobWishes) -> str | None:
-        return self._tokenizer.decode([token], skip_special_tokens=False) if wishes.with_text else None
+        if not wishes.with_text:
+            return None
+        text = self._text_of.get(token)
+        if text is None:
+            text = self._text_of[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
 
 def finish_json(piece: Piece, choice: Choice) -> dict[str, Any] | None:
@@ -260,7 +263,8 @@ class Generate:
                 check_range("logprob_start_len", starts[index], -1, len(prompt))
                 wishes = LogprobWishes(starts[index], tops[index], request.return_text_in_logprobs)
             guidance = await self._forms.guidance(constraint_of(sampling, where))
-            run = self._service.run(self._call(request, prompt, sampling, wishes, guidance, rids[index], where))
+            name = ("text" if request.text is not None else "input_ids") + (f"[{index}]" if is_batch else "")
+            run = self._service.run(self._call(request, name, prompt, sampling, wishes, guidance, rids[index], where))
             runs.append(run)
             shapes.append(NativeShape(self._service, run, request, wishes, first))
             first += sampling.n
@@ -294,6 +298,7 @@ class Generate:
     def _call(
         self,
         request: NativeRequest,
+        prompt_name: str,
         prompt: tuple[int, ...],
         sampling: NativeSampling,
         wishes: LogprobWishes | None,
@@ -304,7 +309,6 @@ class Generate:
         context_len = self._service.client.facts().context_len
         wanted = sampling.max_new_tokens
         max_new = min(DEFAULT_NEW_TOKENS, max(1, context_len - len(prompt))) if wanted is None else wanted
-        prompt_name = "text" if request.text is not None else "input_ids"
         self._service.prompts.check_room(prompt, max_new, prompt_name, f"{where}.max_new_tokens")
         check_range(f"{where}.min_new_tokens", sampling.min_new_tokens, 0, max_new)
         try:
@@ -341,6 +345,7 @@ class Generate:
             keeps_stop=sampling.no_stop_trim,
             skips_special=sampling.skip_special_tokens,
             drops_output=max_new == 0,
+            scores_stop=True,  # as SGLang does: one log-probability for each of output_ids
             salt="\n".join(filter(None, (request.cache_salt, request.extra_key))),
             client_id=rid,
             guidance=guidance,

@@ -41,8 +41,9 @@ class Call:
     """A checked API request: what to generate, `n` times for each prompt, and what of it to show.
 
     `client_id` is the name the client gave it, for /abort; it need not be unique. `keeps_stop`: the text that stopped
-    a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0). `reading`: how thoughts and
-    calls are found in the answers; None: there are none. `deadline_s`: how long after its start the call may take.
+    a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0). `scores_stop`: a final stop
+    token has its log-probability too, though no text; not with a `reading`: how thoughts and calls are found in the answers
+    (None: there are none). `deadline_s`: how long after its start the call may take.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Call:
     keeps_stop: bool = False
     skips_special: bool = True
     drops_output: bool = False
+    scores_stop: bool = False
     salt: str = ""
     is_chat: bool = False
     client_id: str | None = None
@@ -82,7 +84,8 @@ class Progress:
 
 
 class Piece(Struct, gc=False):
-    """What one choice gained since the last piece. `logprobs` belongs to `text`, `token_ids` includes a final stop token.
+    """What one choice gained since the last piece. `logprobs` belongs to `text` (see Call.scores_stop), `token_ids` includes a
+    final stop token.
 
     `events` is set where the call has a reading: content, thoughts and calls in order; `text` is the content among them.
     """
@@ -232,7 +235,8 @@ class Choice:
             return
         shown = self._shown(delta)
         piece.text = self._detokenizer.push(token_ids[:shown]) + self._detokenizer.finish()
-        piece.logprobs = delta.logprobs[:shown]
+        if not self._call.scores_stop:
+            piece.logprobs = delta.logprobs[:shown]
 
     def _take_until_stop(self, delta: Delta, piece: Piece, stops: StopStrings) -> None:
         """Token by token, so that the count ends with the token that completed the stop string."""
@@ -247,7 +251,8 @@ class Choice:
                 piece.token_ids, piece.logprobs = delta.token_ids[:used], delta.logprobs[:used]
                 break
         else:
-            piece.token_ids, piece.logprobs = delta.token_ids, delta.logprobs[:shown]
+            piece.token_ids = delta.token_ids
+            piece.logprobs = delta.logprobs if self._call.scores_stop else delta.logprobs[:shown]
             if delta.finish_reason is not None:
                 parts += [stops.push(self._detokenizer.finish())[0], stops.flush()]
         if stops.matched is not None:

@@ -114,6 +114,33 @@ async def test_logprobs_of_output_and_prompt(http: httpx.AsyncClient) -> None:
     assert len(answer["meta_info"]["input_token_logprobs"]) == 3
 
 
+@pytest.mark.parametrize("stop", [{}, {"stop": "never"}])
+async def test_every_output_token_has_its_logprob_the_final_stop_token_too(http: httpx.AsyncClient, stop: dict[str, Any]) -> None:
+    body = {"text": "abc", "return_logprob": True, "top_logprobs_num": 1, "sampling_params": stop}
+    answer = (await http.post(GENERATE, json=body)).json()
+    assert answer["text"] == "Hello!" and answer["output_ids"][-1] == 258
+    assert [token for _, token, _ in answer["meta_info"]["output_token_logprobs"]] == answer["output_ids"]
+    assert len(answer["meta_info"]["output_top_logprobs"]) == answer["meta_info"]["completion_tokens"] == 7
+
+
+async def test_streams_repeat_log_probabilities_unless_only_what_is_new_is_asked_for(http: httpx.AsyncClient) -> None:
+    wishes = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2, "return_text_in_logprobs": True}
+    body = {"text": "abc", "sampling_params": {"n": 2}, **wishes}
+    whole = [answer["meta_info"] for answer in (await http.post(GENERATE, json=body)).json()]
+    names = ("input_token_logprobs", "input_top_logprobs", "output_token_logprobs", "output_top_logprobs")
+    events = events_of(await http.post(GENERATE, json={**body, "stream": True}))
+    parts = events_of(await http.post(GENERATE, json={**body, "stream": True, "incremental": True}))
+    for index in (0, 1):
+        own = [event["meta_info"] for event in events if event["index"] == index]
+        assert {name: own[-1][name] for name in names} == {name: whole[index][name] for name in names}
+        assert all(meta["input_token_logprobs"] == whole[index]["input_token_logprobs"] for meta in own)
+        assert [len(meta["output_top_logprobs"]) for meta in own] == list(range(1, 8))
+        new = [event["meta_info"] for event in parts if event["index"] == index]
+        assert {name: [entry for meta in new for entry in meta.get(name, ())] for name in names} == {
+            name: whole[index][name] for name in names
+        }
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -121,7 +148,7 @@ async def test_logprobs_of_output_and_prompt(http: httpx.AsyncClient) -> None:
         ({"text": "a", "input_ids": [1]}, "text"),
         ({"text": ""}, "text"),
         ({"text": []}, "text"),
-        ({"text": ["a", ""]}, "text"),
+        ({"text": ["a", ""]}, "text[1]"),
         ({"text": [5]}, "text[0]"),
         ({"input_ids": [-1]}, "input_ids[0]"),
         ({"input_ids": [[1], 2]}, "input_ids"),
