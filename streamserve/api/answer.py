@@ -200,19 +200,21 @@ class Answer:
 
 def fold(events: Sequence[Event]) -> Answer:
     """A whole choice's events as one value."""
-    answer = Answer()
+    content: list[str] = []
+    thought: list[str] = []
+    calls: list[tuple[str, str, list[str]]] = []
     for event in events:
         match event:
             case Content(text):
-                answer.content += text
+                content.append(text)
             case Thought(text):
-                answer.thought += text
+                thought.append(text)
             case CallBegan(_, name, id):
                 assert id is not None, "readers give every call an id"
-                answer.calls.append(MadeCall(id, name, ""))
+                calls.append((id, name, []))
             case CallGrew(index, arguments):
-                answer.calls[index].arguments += arguments
-    return answer
+                calls[index][2].append(arguments)
+    return Answer("".join(content), "".join(thought), [MadeCall(id, name, "".join(parts)) for id, name, parts in calls])
 
 
 def new_call_id() -> str:

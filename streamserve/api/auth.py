@@ -140,13 +140,14 @@ def _spelled_out(entry: str, flag: str) -> list[str]:
             text = Path(entry[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{flag} names the file {entry[1:]!r}, which cannot be read: {error}") from None
-        keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = [line.strip() for line in text.splitlines()]
+        keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise ConfigError(f"{flag} names the file {entry[1:]!r}, which holds no key; one a line is expected")
     for key in keys:
         # Anything else cannot be sent in a header, or not without surprises.
         if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-            raise ConfigError(f"{flag} is empty or holds spaces or characters that no header can carry")
+            raise ConfigError(f"{flag} is empty, or begins or ends with a space, or holds characters that no header can carry")
     return keys
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 
 from streamserve.api.answer import AnswerReader, Event, Reading, fold
@@ -38,6 +39,7 @@ CALLS_EXAMPLE = {
     "tools": [{"type": "function", "function": {"name": "add"}}],
     "tool_call_parser": "hermes",
 }
+PART_CHARS = 2000
 THOUGHT_EXAMPLE = {"text": "<think>Hm.</think>Yes.", "reasoning_parser": "qwen3"}
 
 
@@ -112,7 +114,7 @@ class Native:
         request = convert(await self._given(exchange), DetokenizeRequest)
         self._service.check_model(request.model)
         tokens = self._service.prompts.check_ids(request.tokens, "tokens")
-        text = self._service.text.tokenizer.decode(tokens, skip_special_tokens=request.skip_special_tokens)
+        text = await self._service.prompts.text_of(tokens, skip_special_tokens=request.skip_special_tokens)
         await exchange.answer_json({"prompt": text, "text": text})
 
     async def parse_calls(self, exchange: Exchange) -> None:
@@ -123,7 +125,8 @@ class Native:
         if request.tool_call_parser is not None:
             with naming("tool_call_parser"):
                 format = tool_formats.find(request.tool_call_parser)
-        answer = fold(read(Reading(parser=lambda: format.parser(tools_named(request.tools)), has_thoughts=True), request.text))
+        reading = Reading(parser=lambda: format.parser(tools_named(request.tools)), has_thoughts=True)
+        answer = fold(await read(reading, request.text))
         calls = [
             {"tool_index": index, "name": call.name, "parameters": call.arguments} for index, call in enumerate(answer.calls)
         ]
@@ -145,16 +148,16 @@ class Native:
             reading = Reading(parser=lambda: tool_formats.find("gpt_oss").parser(()), has_thoughts=True)
         else:
             reading = Reading(splitter=lambda: reasoning.splitter(is_open=is_open), has_thoughts=True)
-        answer = fold(read(reading, request.text))
+        answer = fold(await read(reading, request.text))
         await exchange.answer_json({"reasoning_text": answer.thought, "text": answer.content})
 
     async def abort(self, exchange: Exchange) -> None:
         """POST /abort: end live requests by the start of their id (ours or the client's), or all of them."""
         request = convert(await self._given(exchange), AbortRequest)
-        if (request.rid is None) != request.abort_all:
+        if request.rid and request.abort_all:
             raise InvalidRequest("give either rid or abort_all", param="rid")
-        if request.rid == "":
-            raise InvalidRequest("rid is empty; to end every request send abort_all", param="rid")
+        if not request.rid and not request.abort_all:
+            raise InvalidRequest("rid is missing or empty; to end every request send abort_all", param="rid")
         if len(request.rid or "") > MAX_NAME_CHARS:
             raise InvalidRequest(
                 f"rid has {len(request.rid or '')} characters; at most {MAX_NAME_CHARS} are allowed", param="rid"
@@ -162,10 +165,14 @@ class Native:
         await exchange.answer_json({"aborted": self._service.abort(request.rid or "")})
 
 
-def read(reading: Reading, text: str) -> list[Event]:
-    """All events of a whole text."""
+async def read(reading: Reading, text: str) -> list[Event]:
+    """All events of a whole text, which may be as long as a body: everybody else's turn comes after each part of it."""
     reader = AnswerReader(reading)
-    return [*reader.push(text), *reader.finish("stop")[0]]
+    events: list[Event] = []
+    for start in range(0, len(text), PART_CHARS):
+        events += reader.push(text[start : start + PART_CHARS])
+        await checkpoint()
+    return events + reader.finish("stop")[0]
 
 
 def tools_named(definitions: list[ToolDefinition]) -> list[Tool]:

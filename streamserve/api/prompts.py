@@ -1,4 +1,4 @@
-"""Texts, conversations and ids to checked prompts.
+"""Texts, conversations and ids to checked prompts, and ids to texts.
 
 Owns where tokenising runs: short texts on the loop, long ones in a worker thread. Knows nothing of HTTP.
 """
@@ -104,6 +104,14 @@ class Prompts:
     def _measure_longest_token(self) -> int:
         tokenizer = self._text.tokenizer
         return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
+
+    async def text_of(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of checked ids."""
+
+        def decode() -> str:
+            return self._text.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+        return decode() if len(token_ids) <= INLINE_CHARS else await to_thread.run_sync(decode, limiter=self._limiter)
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> tuple[int, ...]:
         """Given ids as a prompt. Raises InvalidRequest when one is no id, or not in the vocabulary."""

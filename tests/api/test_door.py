@@ -113,7 +113,7 @@ async def test_operators_routes_ask_for_the_admin_key_where_there_is_one(
 
 def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# of the team\nfirst\n\n  second  \n", encoding="utf-8")
+    file.write_text("# of the team\nfirst\n\n  second  \n  # third\n", encoding="utf-8")
     given = read_keys(ServerConfig(api_key=("zero", f"@{file}")), {"STREAMSERVE_API_KEY": "third"})
     assert given.api_key == ("zero", "first", "second", "third")
     assert given.admin_api_key is None

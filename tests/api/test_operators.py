@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+from functools import partial
+from typing import Any
 
+import anyio
 import httpx
 import pytest
+from anyio.lowlevel import checkpoint
 
 from streamserve.api.app import Api, create_app
 from streamserve.build import build
@@ -90,6 +94,59 @@ async def test_calls_and_thoughts_of_a_given_text_are_taken_apart(http: httpx.As
     ]:
         response = await http.post(path, json=wrong)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/separate_reasoning", {"text": "<think>" * 2000, "reasoning_parser": "qwen3"}),
+        ("/parse_function_call", {"text": "<tool_call>" * 2000, "tools": [], "tool_call_parser": "hermes"}),
+    ],
+)
+async def test_a_long_text_is_read_between_everybody_elses_turns(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    num_turns = 0
+
+    async def take_turns() -> None:
+        nonlocal num_turns
+        while True:
+            await checkpoint()
+            num_turns += 1
+
+    async with anyio.create_task_group() as others:
+        others.start_soon(take_turns)
+        await checkpoint()
+        num_turns = 0
+        assert (await http.post(path, json={**body, "text": ""})).status_code == 200
+        num_without, num_turns = num_turns, 0
+        assert (await http.post(path, json=body)).status_code == 200
+        others.cancel_scope.cancel()
+    assert num_turns - num_without >= len(body["text"]) // 4000
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "ended"),
+    [
+        ({"abort_all": True}, 200, 1),
+        ({"rid": "", "abort_all": True}, 200, 1),  # as SGLang's own client says it
+        ({"rid": "mi"}, 200, 1),
+        ({"rid": "other"}, 200, 0),
+        ({"rid": ""}, 400, None),
+        ({}, 400, None),
+        ({"rid": "mine", "abort_all": True}, 400, None),
+    ],
+)
+async def test_requests_are_ended_by_name_or_all_at_once(
+    http: httpx.AsyncClient, engine: ScriptedEngine, body: dict[str, Any], status: int, ended: int | None
+) -> None:
+    engine.script = says("Hel", finish=None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(http.post, CHAT, json={**HI, "rid": "mine", "max_tokens": 100}))
+        await anyio.wait_all_tasks_blocked()
+        response = await http.post("/abort_request", json=body)
+        assert (response.status_code, response.json().get("aborted")) == (status, ended)
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_conversation_is_tokenised_with_its_tools(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
