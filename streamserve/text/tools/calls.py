@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from streamserve.text.lark import ANY_TEXT, Grammar, check_part, marked, regex_of, repeated, without
 from streamserve.text.tools.format import Demand
 
+# Where nothing but calls may follow, most calls of one answer, unless the request names another number: behind each call a model
+# is asked whether it ends or calls again, and a small one may never end.
+MAX_CALLS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -40,7 +44,8 @@ class Frame:
         for n, body in enumerate(bodies):
             rules += [f"call_{n}: {body.start}", *body.rules]
         if demand.min_calls or answer is not None:
-            calls = self._calls(max(1, demand.min_calls), demand.max_calls, "")
+            low, high = max(1, demand.min_calls), MAX_CALLS if demand.max_calls is None else demand.max_calls
+            calls = self._calls(low, max(low, high), "")
             if answer is None or demand.min_calls:
                 return Grammar(calls, tuple(rules))
             check_part(answer)

@@ -75,7 +75,8 @@ class Parser(Protocol):
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What of calls an answer must hold. `min_calls` 0: calls are allowed, free text too; then the grammar constrains only what
-    stands inside a call. `max_calls` None: any number. `only` names the one tool that may be called."""
+    stands inside a call. `max_calls` None: any number, or where nothing but calls may follow, calls.MAX_CALLS. `only` names the
+    one tool that may be called."""
 
     min_calls: int = 0
     max_calls: int | None = None

@@ -4,6 +4,7 @@ import pytest
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.structure import json_schema
+from streamserve.text.tools.calls import MAX_CALLS
 from streamserve.text.tools.find import find
 from streamserve.text.tools.format import CallBegan, CallGrew, Content, Demand, Tool
 from tests.text.grammars import Grammar
@@ -107,6 +108,15 @@ def test_a_demanded_call_is_all_that_the_grammar_takes() -> None:
     assert not grammar.begins('<tool_call>\n{"name": "add", "arguments": {"a": "x')
     assert not grammar.accepts('<tool_call>\n{"name": "get_weather", "arguments": {"days": 2}}\n</tool_call>')
     assert not grammar.begins('<tool_call>\n{"name": "get_weather", "arguments": {"city": "x", "days": 1.5')
+
+
+def test_demanded_calls_come_to_an_end() -> None:
+    answer = json_schema({"const": 1}, "schema")
+    for text in (FORMAT.grammar(TOOLS, Demand(min_calls=1)), FORMAT.grammar(TOOLS, Demand(), answer)):
+        grammar = Grammar(text)
+        assert grammar.accepts("\n".join([TWO] * MAX_CALLS))
+        assert not grammar.begins("\n".join([TWO] * MAX_CALLS) + "\n<tool_call>")
+    assert Grammar(FORMAT.grammar(TOOLS, Demand(min_calls=1, max_calls=20))).accepts("\n".join([TWO] * 20))
 
 
 def test_one_named_call_is_the_only_one() -> None:
