@@ -3,7 +3,10 @@
 Owns no state. Knows nothing of what the markers mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+# Readers that look ahead for several markers take time by the length of what they hold, so they take long texts in pieces.
+_PIECE_CHARS = 4_096
 
 
 def find_first(text: str, markers: Sequence[str], start: int = 0) -> tuple[int, str | None]:
@@ -33,6 +36,6 @@ def open_at(text: str, markers: Sequence[str], start: int = 0) -> int:
     return earliest
 
 
-def blank_from(text: str, start: int, end: int) -> int:
-    """Where the white space begins that stands right before `end`; not before `start`."""
-    return start + len(text[start:end].rstrip())
+def pieces_of(text: str) -> Iterator[str]:
+    """The text in pieces short enough to search again and again."""
+    return (text[start : start + _PIECE_CHARS] for start in range(0, len(text), _PIECE_CHARS))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from streamserve.errors import InvalidRequest
-from streamserve.text.markers import find_first, open_at
+from streamserve.text.markers import find_first, open_at, pieces_of
 from streamserve.text.tools.format import Content, Event, Thought
 
 
@@ -94,17 +94,18 @@ class ThoughtSplitter:
         self._triggers = tuple(triggers)
         self._text = ""
         self._is_last = False
-        self._blank = ""
+        self._blank: list[str] = []  # white space that counts once text follows
         self._has_shown = False  # whether the part that is read now has shown anything
         self._state: Callable[[list[Event]], bool] = self._inside if is_open else self._before
         self.is_inside = is_open
 
     def push(self, text: str) -> list[Event]:
         """More text of the answer."""
-        self._text += text
         events: list[Event] = []
-        while self._state(events):
-            pass
+        for piece in pieces_of(text):
+            self._text += piece
+            while self._state(events):
+                pass
         return events
 
     def finish(self) -> list[Event]:
@@ -123,7 +124,10 @@ class ThoughtSplitter:
             self._enter(self._inside)
             return True
         if self._begin.startswith(stripped) and not self._is_last:
+            self._blank.append(self._text[: len(self._text) - len(stripped)])
+            self._text = stripped
             return False
+        self._text = "".join((*self._blank, self._text))
         self._has_shown = True  # white space before an answer without a thought is the answer's
         self._state = self._behind
         return True
@@ -153,14 +157,16 @@ class ThoughtSplitter:
         return False
 
     def _think(self, text: str, events: list[Event]) -> None:
-        text = self._blank + text if self._has_shown else text.lstrip()
+        text = text if self._has_shown else text.lstrip()
         kept = text.rstrip()
-        self._blank = text[len(kept) :]
         if kept:
             self._has_shown = True
-            events.append(Thought(kept))
+            events.append(Thought("".join((*self._blank, kept))))
+            self._blank.clear()
+        self._blank.append(text[len(kept) :])
 
     def _enter(self, state: Callable[[list[Event]], bool]) -> None:
         self.is_inside = state == self._inside
-        self._blank, self._has_shown = "", False
+        self._blank.clear()
+        self._has_shown = False
         self._state = state

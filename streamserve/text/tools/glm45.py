@@ -9,6 +9,7 @@ from streamserve.text.lark import Grammar, SharedRules, literal
 from streamserve.text.markers import find_first
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
+from streamserve.text.tools.parser import MAX_HEAD_CHARS
 from streamserve.text.tools.schemas import allowed
 from streamserve.text.tools.tagged import TaggedCallsParser, tagged_parameters
 
@@ -60,6 +61,7 @@ class Glm45Parser(TaggedCallsParser):
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         super().__init__(tools, (BEGIN,), (VALUE_END,))
+        self._key = ""
 
     def _trigger(self, marker: str) -> bool:
         self._state = self._read_name
@@ -76,26 +78,38 @@ class Glm45Parser(TaggedCallsParser):
         return self._begin_tagged(name)
 
     def _read_parameter(self) -> bool:
-        start = self._pos = self._at
         if not self._skip_blank():
             return False
         tag = self._expect_one((KEY, END))
-        if tag == KEY:
-            end = self._text.find(KEY_END, self._pos)
-            name = self._text[self._pos : end].strip()
-            self._pos = end + len(KEY_END)
-            if end < 0 or not self._skip_blank() or (is_value := self._expect(VALUE)) is None:
-                self._pos = start
-                return False
-            if is_value:
-                return self._begin_value(name)
-        elif tag == END:
-            self._close_call()
-            return self._go(self._read_content)
-        elif tag is None:
-            self._pos = start
+        if tag is None:
             return False
-        self._pos = start
+        if tag == KEY:
+            return self._go(self._read_key)
+        if tag == END:
+            self._close_call()
+        else:
+            self._break_call()
+        return self._go(self._read_content)
+
+    def _read_key(self) -> bool:
+        end = self._text.find(KEY_END, self._pos, self._pos + MAX_HEAD_CHARS)
+        if end >= 0:
+            self._key = self._text[self._pos : end].strip()
+            self._pos = end + len(KEY_END)
+            return self._go(self._behind_key)
+        if len(self._text) - self._pos < MAX_HEAD_CHARS:
+            return False
+        self._break_call()
+        return self._go(self._read_content)
+
+    def _behind_key(self) -> bool:
+        if not self._skip_blank():
+            return False
+        is_value = self._expect(VALUE)
+        if is_value is None:
+            return False
+        if is_value:
+            return self._begin_value(self._key)
         self._break_call()
         return self._go(self._read_content)
 

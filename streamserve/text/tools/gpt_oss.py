@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from streamserve.text.lark import ANY_TEXT, Grammar, check_part, literal, marked
-from streamserve.text.markers import find_first, open_at
+from streamserve.text.markers import find_first, open_at, pieces_of
 from streamserve.text.tools.format import CallBegan, CallGrew, Content, Demand, Event, Thought, Tool
 from streamserve.text.tools.json_text import JsonSpan
 from streamserve.text.tools.parser import joined
@@ -20,6 +20,7 @@ _ENDS = (END, CALL, RETURN, START)
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*([a-z]+)")
 _MAX_HEAD_CHARS = 1_000
+_MAX_BLANK_CHARS = 16  # before a recipient
 
 
 class GptOss:
@@ -85,9 +86,10 @@ class HarmonyParser:
 
     def push(self, text: str) -> list[Event]:
         """See Parser."""
-        self._text += text
-        while self._read():
-            pass
+        for piece in pieces_of(text):
+            self._text += piece
+            while self._read():
+                pass
         return self._take()
 
     def finish(self) -> list[Event]:
@@ -125,16 +127,17 @@ class HarmonyParser:
     def _read_start(self) -> bool:
         """The prompt has begun a message, whose head may go on with a recipient."""
         begin = self._text.lstrip()
-        if not self._is_last and (not begin or "to=".startswith(begin)):
+        num_blank = len(self._text) - len(begin)
+        if not self._is_last and num_blank <= _MAX_BLANK_CHARS and "to=".startswith(begin):
             return False
-        self._kind = "head" if begin.startswith("to=") else "bare"
+        self._kind = "head" if begin.startswith("to=") and num_blank <= _MAX_BLANK_CHARS else "bare"
         return True
 
     def _read_head(self) -> bool:
         """From <|start|> or <|channel|> to <|message|>."""
         end, marker = find_first(self._text, (MESSAGE,))
-        if marker is None:
-            if len(self._text) <= _MAX_HEAD_CHARS:
+        if marker is None or end + len(marker) > _MAX_HEAD_CHARS:
+            if len(self._text) < _MAX_HEAD_CHARS:
                 return False
             self._give_as_text(self._text[:_MAX_HEAD_CHARS])
             self._text = self._text[_MAX_HEAD_CHARS:]

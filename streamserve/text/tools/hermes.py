@@ -51,9 +51,4 @@ class HermesParser(JsonCallsParser):
         if self._text[self._pos] == "{":
             return self._begin_object()
         is_end = self._expect(END)
-        if is_end is None:
-            return False
-        if is_end:
-            self._settle()
-        self._state = self._read_content
-        return True
+        return False if is_end is None else self._go(self._read_content)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from streamserve.text.tools.call_object import CallObject
 from streamserve.text.tools.format import Tool
 from streamserve.text.tools.json_text import JsonSpan
-from streamserve.text.tools.parser import MAX_UNDECIDED_CHARS, CallParser
+from streamserve.text.tools.parser import MAX_OBJECT_CHARS, CallParser
 
 
 class JsonCallsParser(CallParser):
     """Calls that are JSON objects, or whose arguments alone are JSON behind a header of the format's own.
 
     A format says what follows: `_behind_object` is the state behind an object, `_ends` are texts that may stand behind bare
-    arguments, in any order.
+    arguments, in that order.
     """
 
     _ends: tuple[str, ...] = ()
@@ -25,6 +25,7 @@ class JsonCallsParser(CallParser):
         super().__init__(tools, triggers)
         self._object = CallObject(())
         self._span = JsonSpan()
+        self._ends_left: Sequence[str] = ()
 
     def _id_of(self, written: str | None) -> str | None:
         """A call's id, given the one that the model wrote."""
@@ -34,7 +35,9 @@ class JsonCallsParser(CallParser):
 
     def _begin_object(self) -> bool:
         """An object begins at `_pos`, which may be a call."""
-        self._is_undecided = True
+        if self._max_undecided and self._is_too_long():
+            return self._reject()
+        self._max_undecided = MAX_OBJECT_CHARS
         self._object = CallObject(self._schemas, needs_arguments=self._needs_arguments)
         self._state = self._read_object
         return True
@@ -44,7 +47,7 @@ class JsonCallsParser(CallParser):
         was_call = call.is_call
         self._pos = call.feed(self._text, self._pos)
         if call.is_call and not was_call:
-            if self._pos - self._at > MAX_UNDECIDED_CHARS:
+            if self._is_too_long():
                 return self._reject()
             assert call.name is not None
             self._begin_call(call.name, self._id_of(call.id))
@@ -68,19 +71,16 @@ class JsonCallsParser(CallParser):
 
     def _begin_arguments(self, name: str, id: str | None = None) -> bool:
         """The header is read, up to `_pos`. No call when there is no such tool."""
-        if name not in self._schemas or self._pos - self._at > MAX_UNDECIDED_CHARS:
+        if name not in self._schemas or self._is_too_long():
             return self._reject()
         self._begin_call(name, self._id_of(id))
         self._span = JsonSpan()
+        self._ends_left = self._ends
         self._state = self._skip_to_arguments
         return True
 
     def _skip_to_arguments(self) -> bool:
-        if not self._skip_blank():
-            return False
-        self._settle()
-        self._state = self._read_arguments
-        return True
+        return self._skip_blank() and self._go(self._read_arguments)
 
     def _read_arguments(self) -> bool:
         begin = self._pos
@@ -104,10 +104,10 @@ class JsonCallsParser(CallParser):
         while True:
             if not self._skip_blank():
                 return False
-            end = self._expect_one(self._ends)
+            end = self._expect_one(self._ends_left)
             if end is None:
                 return False
             if not end:
-                self._state = self._read_content
-                return True
+                return self._go_on_as_text()
+            self._ends_left = self._ends_left[self._ends_left.index(end) + 1 :]
             self._settle()

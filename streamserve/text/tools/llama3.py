@@ -52,44 +52,26 @@ class Llama3Parser(JsonCallsParser):
     def __init__(self, tools: Sequence[Tool]) -> None:
         super().__init__(tools, (TAG,))
         if tools:
-            self._is_undecided = True
             self._state = self._read_start
 
     def _trigger(self, marker: str) -> bool:
-        self._state = self._read_start
+        self._state = self._behind_tag
         return True
 
-    def _read_start(self) -> bool:
-        """Where an object may begin."""
+    def _behind_tag(self) -> bool:
         if not self._skip_blank():
             return False
-        is_tag = self._expect(TAG)
-        if is_tag is None:
-            return False
-        if not is_tag:
-            if self._text[self._pos] != "{":
-                return self._reject_start()
-            return self._begin_object()
-        return True
+        return self._begin_object() if self._text[self._pos] == "{" else self._reject()
 
-    def _reject_start(self) -> bool:
-        """What stands here is text, unless it is a tag further on."""
-        if self._text.startswith(TAG, self._at):
-            return self._reject()
-        self._is_undecided = False
-        self._pos = self._at
-        self._state = self._read_content
-        return True
+    def _read_start(self) -> bool:
+        """Where a bare object may begin."""
+        if not self._skip_blank():
+            return False
+        return self._begin_object() if self._text[self._pos] == "{" else self._go_on_as_text()
 
     def _behind_object(self) -> bool:
         """A semicolon, a comma or a line's end may divide this call from another."""
         if not self._skip_blank():
             return False
-        if self._text[self._pos] in ";,":
-            self._pos += 1
-            if not self._skip_blank():
-                self._pos = self._at
-                return False
-        self._is_undecided = True
-        self._state = self._read_start
-        return True
+        self._pos += self._text[self._pos] in ";,"
+        return self._go(self._read_start)

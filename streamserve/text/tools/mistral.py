@@ -101,16 +101,11 @@ class MistralParser(JsonCallsParser):
         if not self._skip_blank():
             return False
         letter = self._text[self._pos]
-        if letter == "]":
-            self._pos += 1
-            self._settle()
-            self._state = self._read_content
-        elif letter == ",":
+        if letter == ",":
             self._pos += 1
             return self._begin_object()
-        else:
-            self._state = self._read_content
-        return True
+        self._pos += letter == "]"
+        return self._go(self._read_content)
 
 
 def _new_id() -> str:

@@ -3,21 +3,26 @@
 Owns the undecided text and the count of calls of one answer. Knows no format: each has a class of its own on top of this one.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamserve.text.markers import find_first, open_at
+from streamserve.text.markers import find_first, open_at, pieces_of
 from streamserve.text.tools.format import CallBegan, CallGrew, Content, Event, Thought, Tool
 
-# Text that may turn out to be a call is held back; no call has a longer beginning than this.
-MAX_UNDECIDED_CHARS = 65_536
+# Text that may turn out to be a call is held back. No call's head is longer than this, nor an object whose arguments come first.
+MAX_HEAD_CHARS = 1_024
+MAX_OBJECT_CHARS = 65_536
+
+_BLANK = re.compile(r"\s*")
 
 
 class CallParser:
     """Reads text as a machine of states. A state is a method that reads on from `_pos`, says True when there is something to do
     again, and False when it needs more text; it decides only what no further text can change, so cutting changes nothing.
 
-    Text up to `_at` is decided. White space around calls is no content unless content goes on behind it.
+    Text up to `_at` is decided. White space around calls is no content unless content goes on behind it. What may be a call is
+    undecided up to `_max_undecided` characters; outside of that, nothing waits but a marker's beginning, so time is linear.
     """
 
     def __init__(self, tools: Sequence[Tool], triggers: Sequence[str]) -> None:
@@ -27,38 +32,39 @@ class CallParser:
         self._at = 0
         self._pos = 0
         self._is_last = False
-        self._blank = ""
+        self._blank: list[str] = []  # white space that is content once content follows
         self._out: list[Event] = []
         self._state: Callable[[], bool] = self._read_content
         self._is_inside_call = False
         self._has_arguments = False
         self._is_broken = False
-        self._is_undecided = False
+        self._max_undecided = 0  # 0: nothing is undecided
         self.num_calls = 0
 
     def push(self, text: str) -> list[Event]:
         """See Parser."""
-        self._text = self._text[self._at :] + text
-        self._pos -= self._at
-        self._at = 0
-        self._run()
-        if self._is_undecided and len(self._text) - self._at > MAX_UNDECIDED_CHARS:
-            self._reject()
+        for piece in pieces_of(text):
+            self._text = self._text[self._at :] + piece
+            self._pos -= self._at
+            self._at = 0
             self._run()
+            while self._max_undecided and len(self._text) - self._at > self._max_undecided:
+                self._reject()
+                self._run()
         return self._take()
 
     def finish(self) -> list[Event]:
         """See Parser."""
         self._is_last = True
         self._run()
-        while self._is_undecided:
+        while self._max_undecided:
             self._reject()
             self._run()
         if self._at < len(self._text):
             self._cut_short()
         if not self.num_calls and self._blank:
-            self._out.append(Content(self._blank))
-            self._blank = ""
+            self._out.append(Content("".join(self._blank)))
+            self._blank.clear()
         return self._take()
 
     @property
@@ -86,31 +92,39 @@ class CallParser:
             return False
         self._content(self._text[self._at : at])
         self._at, self._pos = at, at + len(marker)
-        self._is_undecided = True
+        self._max_undecided = MAX_HEAD_CHARS
         return self._trigger(marker)
 
     def _reject(self) -> bool:
         """What began at `_at` is no call: its first character is content, and behind that reading begins anew."""
-        self._is_undecided = False
         self._content(self._text[self._at : self._at + 1])
         self._at += 1
+        return self._go_on_as_text()
+
+    def _go_on_as_text(self) -> bool:
+        """What follows `_at` is content, as far as no marker comes."""
+        self._max_undecided = 0
         self._pos = self._at
         self._state = self._read_content
         return True
 
+    def _is_too_long(self) -> bool:
+        """Whether the head that ends at `_pos` would have been given up, had it come in small pieces."""
+        return self._pos - self._at > self._max_undecided
+
     def _content(self, text: str) -> None:
         if not text:
             return
-        text = self._blank + text
         kept = text.rstrip()
-        self._blank = text[len(kept) :]
         if kept:
-            self._out.append(Content(kept))
+            self._out.append(Content("".join((*self._blank, kept))))
+            self._blank.clear()
+        self._blank.append(text[len(kept) :])
 
     def _begin_call(self, name: str, id: str | None = None) -> None:
         """All text up to `_pos` belongs to a call."""
-        self._is_undecided = False
-        self._blank = ""
+        self._max_undecided = 0
+        self._blank.clear()
         self._settle()
         self._out.append(CallBegan(self.num_calls, name, id))
         self._has_arguments = False
@@ -131,16 +145,27 @@ class CallParser:
         self._is_broken = True
 
     def _settle(self) -> None:
-        """All text up to `_pos` is decided."""
+        """All text up to `_pos` belongs to calls."""
+        if self._pos > self._at:
+            self._blank.clear()
         self._at = self._pos
 
+    def _go(self, state: Callable[[], bool]) -> bool:
+        """All text up to `_pos` belongs to calls, and `state` reads on."""
+        self._settle()
+        self._state = state
+        return True
+
     def _skip_blank(self) -> bool:
-        """Moves `_pos` over white space; whether text follows."""
-        text, pos = self._text, self._pos
-        while pos < len(text) and text[pos].isspace():
-            pos += 1
-        self._pos = pos
-        return pos < len(text)
+        """Moves `_pos` over white space; whether text follows. Unless something is undecided, `_pos` stands at `_at` and both
+        move: what was skipped is read once, however it is cut."""
+        start = self._pos
+        self._pos = _BLANK.match(self._text, start).end()  # type: ignore[union-attr] # matches always
+        if not self._max_undecided and self._pos > start:
+            assert start == self._at
+            self._blank.append(self._text[start : self._pos])
+            self._at = self._pos
+        return self._pos < len(self._text)
 
     def _expect(self, marker: str) -> bool | None:
         """Moves `_pos` behind the marker if it stands there. False: it doesn't; None: more text must tell."""

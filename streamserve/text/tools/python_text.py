@@ -21,6 +21,7 @@ _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _ESCAPE_LEN = {"x": 4, "u": 6, "U": 10}
 _MAX_DEPTH = 64
+_MAX_INTEGER_CHARS = 1_000  # of another base than ten: what is longer stays text
 
 
 class PythonValue:
@@ -326,7 +327,7 @@ def _json_of(raw: str) -> str:
     """JSON of a number or a word; a string of anything else."""
     if raw in _WORDS:
         return _WORDS[raw]
-    if _INTEGER.fullmatch(raw):
+    if _INTEGER.fullmatch(raw) and len(raw) <= _MAX_INTEGER_CHARS:
         return str(int(raw.replace("_", ""), 0))
     if _NUMBER.fullmatch(raw):
         return _number(raw.replace("_", ""))

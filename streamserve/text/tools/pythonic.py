@@ -5,21 +5,21 @@ Owns that format. The list is a call only where it begins the answer, or stands 
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamserve.text.lark import Grammar, SharedRules, literal, marked
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
-from streamserve.text.tools.parser import MAX_UNDECIDED_CHARS, CallParser
+from streamserve.text.tools.parser import MAX_HEAD_CHARS, CallParser
 from streamserve.text.tools.python_text import PythonValue
 from streamserve.text.tools.schemas import SPACED, Property, allowed, properties_of
 
 BEGIN, END = "<|python_start|>", "<|python_end|>"
 _CALL = re.compile(r"([A-Za-z_][\w./:-]*)\s*\(")
 _MAY_BE_CALL = re.compile(r"[A-Za-z_][\w./:-]*\s*")
-_KEYWORD = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)")
-_MAY_BE_KEYWORD = re.compile(r"[A-Za-z_]\w*\s*=?")
+_KEYWORD = re.compile(r"([A-Za-z_]\w{0,255})\s{0,64}=(?!=)")  # what is longer is waited for in vain
+_MAY_BE_KEYWORD = re.compile(r"[A-Za-z_]\w{0,255}\s{0,64}=?")
 
 
 class Pythonic:
@@ -91,34 +91,28 @@ class PythonicParser(CallParser):
         self._num_arguments = 0
         self._positional: list[str] = []
         if tools:
-            self._is_undecided = True
-            self._state = self._read_list
+            self._state = self._read_start
 
     def _trigger(self, marker: str) -> bool:
         self._state = self._read_list
         return True
 
-    def _read_list(self) -> bool:
-        """Where a list may begin: at the answer's beginning, or behind the marker."""
+    def _read_start(self) -> bool:
+        """The answer's beginning, where a list needs no marker."""
         if not self._skip_blank():
             return False
-        is_marker = self._expect(BEGIN)
-        if is_marker is None:
-            return False
-        if is_marker:
-            return True
         if self._text[self._pos] != "[":
-            return self._reject_list()
+            return self._go_on_as_text()
+        self._max_undecided = MAX_HEAD_CHARS
+        return self._read_list()
+
+    def _read_list(self) -> bool:
+        if not self._skip_blank():
+            return False
+        if self._text[self._pos] != "[":
+            return self._reject()
         self._pos += 1
         self._state = self._read_name
-        return True
-
-    def _reject_list(self) -> bool:
-        if self._text.startswith(BEGIN, self._at):
-            return self._reject()
-        self._is_undecided = False
-        self._pos = self._at
-        self._state = self._read_content
         return True
 
     def _read_name(self) -> bool:
@@ -129,9 +123,9 @@ class PythonicParser(CallParser):
             could = _MAY_BE_CALL.match(self._text, self._pos)
             return False if could is not None and could.end() == len(self._text) else self._reject()
         name = found[1]
-        if name not in self._schemas or found.end() - self._at > MAX_UNDECIDED_CHARS:
-            return self._reject()
         self._pos = found.end()
+        if name not in self._schemas or self._is_too_long():
+            return self._reject()
         self._begin_call(name)
         schema: Mapping[str, Any] = self._schemas[name] or {}
         properties = schema.get("properties")
@@ -144,7 +138,6 @@ class PythonicParser(CallParser):
         """A name and a value, a value, or the call's end."""
         if not self._skip_blank():
             return False
-        self._settle()
         if self._text[self._pos] == ")":
             return self._close()
         keyword = _KEYWORD.match(self._text, self._pos)
@@ -199,35 +192,21 @@ class PythonicParser(CallParser):
         if not self._skip_blank():
             return False
         letter = self._text[self._pos]
-        self._pos += 1
         if letter == ",":
-            self._is_undecided = True
+            self._pos += 1
+            self._max_undecided = MAX_HEAD_CHARS
             self._state = self._read_name
             return True
         if letter == "]":
+            self._pos += 1
             return self._go(self._behind_list)
-        self._pos -= 1
-        self._state = self._read_content
-        return True
+        return self._go_on_as_text()
 
     def _behind_list(self) -> bool:
-        start = self._pos
         if not self._skip_blank():
             return False
         is_end = self._expect(END)
-        if is_end is None:
-            self._pos = start
-            return False
-        if is_end:
-            self._settle()
-        self._state = self._read_content
-        return True
+        return False if is_end is None else self._go(self._read_content)
 
     def _cut_short(self) -> None:
         self._grow(self._value.finish() if self._is_inside_call else "")
-
-    def _go(self, state: Callable[[], bool]) -> bool:
-        """All up to `_pos` is decided."""
-        self._settle()
-        self._state = state
-        return True

@@ -9,6 +9,7 @@ from streamserve.text.lark import Grammar, SharedRules, literal
 from streamserve.text.markers import find_first
 from streamserve.text.tools.calls import Frame
 from streamserve.text.tools.format import Demand, Tool
+from streamserve.text.tools.parser import MAX_HEAD_CHARS
 from streamserve.text.tools.schemas import allowed
 from streamserve.text.tools.tagged import TaggedCallsParser, tagged_parameters
 
@@ -82,26 +83,29 @@ class Qwen3CoderParser(TaggedCallsParser):
         return self._begin_tagged(name)
 
     def _read_parameter(self) -> bool:
-        start = self._pos = self._at
         if not self._skip_blank():
             return False
         tag = self._expect_one((PARAMETER, FUNCTION_END, END))
         if tag == PARAMETER:
-            end = self._text.find(">", self._pos)
-            if end < 0 or (end + 1 == len(self._text) and not self._is_last):
-                self._pos = start
-                return False
-            name = self._text[self._pos : end].strip()
-            self._pos = end + 1 + self._text.startswith("\n", end + 1)
-            return self._begin_value(name)
+            return self._go(self._read_key)
         if tag:
             self._close_call()
             return self._go(self._behind_function if tag == FUNCTION_END else self._read_content)
-        self._pos = start
         if tag is None:
             return False
         self._break_call()
         return self._go(self._read_content)
+
+    def _read_key(self) -> bool:
+        end = self._text.find(">", self._pos, self._pos + MAX_HEAD_CHARS)
+        if end < 0 and len(self._text) - self._pos >= MAX_HEAD_CHARS:
+            self._break_call()
+            return self._go(self._read_content)
+        if end < 0 or (end + 1 == len(self._text) and not self._is_last):
+            return False
+        name = self._text[self._pos : end].strip()
+        self._pos = end + 1 + self._text.startswith("\n", end + 1)
+        return self._begin_value(name)
 
     def _behind_value(self, end: str) -> bool:
         if end.endswith(PARAMETER_END):
@@ -112,9 +116,4 @@ class Qwen3CoderParser(TaggedCallsParser):
         if not self._skip_blank():
             return False
         is_end = self._expect(END)
-        if is_end is None:
-            return False
-        if is_end:
-            self._settle()
-        self._state = self._read_content
-        return True
+        return False if is_end is None else self._go(self._read_content)

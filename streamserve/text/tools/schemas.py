@@ -10,7 +10,7 @@ from typing import Any
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.lark import Grammar, json_value
-from streamserve.text.schema import TYPES, prepare
+from streamserve.text.schema import MAX_DEPTH, TYPES, prepare
 from streamserve.text.tools.format import Demand, Tool
 
 # As Python's json.dumps and most chat templates write JSON: what models have seen, and no choice left to them.
@@ -123,9 +123,7 @@ def properties_of(tool: Tool, format: str) -> tuple[list[Property], Property | N
     seen = 0
     while "$ref" in whole and seen < _MAX_STEPS:
         whole, seen = definitions["$defs"][whole["$ref"].removeprefix("#/$defs/")], seen + 1
-    if odd := sorted(
-        set(whole) & {"allOf", "anyOf", "oneOf", "const", "enum", "patternProperties", "minProperties", "maxProperties"}
-    ):
+    if odd := sorted(set(whole) & _NOT_BY_PROPERTIES):
         path = f"tools[{tool.name}].parameters.{odd[0]}"
         raise InvalidRequest(
             f"{path} cannot be held in calls as this model writes them ({format}): list the parameters in properties", param=path
@@ -160,9 +158,9 @@ def types_of(schema: Mapping[str, Any] | None, name: str) -> frozenset[str]:
     return _types(other, schema, {}) if isinstance(other, Mapping) else ALL_TYPES
 
 
-def _types(schema: Any, root: Mapping[str, Any], known: dict[str, frozenset[str]]) -> frozenset[str]:
-    """`known`: of definitions met already; one that is being looked at may be anything."""
-    if not isinstance(schema, Mapping):
+def _types(schema: Any, root: Mapping[str, Any], known: dict[str, frozenset[str]], depth: int = 0) -> frozenset[str]:
+    """`known`: of definitions met already; one that is being looked at may be anything, and so may what is nested too deeply."""
+    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
         return ALL_TYPES
     found = ALL_TYPES
     given = schema.get("type")
@@ -177,13 +175,13 @@ def _types(schema: Any, root: Mapping[str, Any], known: dict[str, frozenset[str]
     if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#"):
         if reference not in known:
             known[reference] = ALL_TYPES
-            known[reference] = _types(_at(root, reference), root, known)
+            known[reference] = _types(_at(root, reference), root, known, depth + 1)
         found &= known[reference]
     for key in ("anyOf", "oneOf"):
         if isinstance(options := schema.get(key), list) and options:
-            found &= frozenset().union(*(_types(option, root, known) for option in options))
+            found &= frozenset().union(*(_types(option, root, known, depth + 1) for option in options))
     for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
-        found &= _types(part, root, known)
+        found &= _types(part, root, known, depth + 1)
     return found or ALL_TYPES
 
 

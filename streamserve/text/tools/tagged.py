@@ -29,7 +29,7 @@ class TaggedCallsParser(CallParser):
 
     def _begin_tagged(self, name: str) -> bool:
         """The call's name is read, up to `_pos`. No call when there is no such tool."""
-        if name not in self._schemas:
+        if name not in self._schemas or self._is_too_long():
             return self._reject()
         self._begin_call(name)
         self._writer = ArgumentsWriter(self._schemas[name])
@@ -66,12 +66,6 @@ class TaggedCallsParser(CallParser):
     def _cut_short(self) -> None:
         if self._state == self._read_value:
             self._grow(self._writer.more(self._text[self._at :]))
-
-    def _go(self, state: Callable[[], bool]) -> bool:
-        """All up to `_pos` is decided."""
-        self._settle()
-        self._state = state
-        return True
 
 
 def tagged_parameters(

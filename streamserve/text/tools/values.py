@@ -12,6 +12,7 @@ from streamserve.text.tools.python_text import json_of_python
 from streamserve.text.tools.schemas import types_of
 
 _TEXTUAL = frozenset(("string", "null"))
+_MAX_NULL_CHARS = 64  # a null in white space; what is longer is a string
 
 
 class ArgumentsWriter:
@@ -23,11 +24,13 @@ class ArgumentsWriter:
         self._types: frozenset[str] = frozenset()
         self._num_arguments = 0
         self._held: list[str] | None = []  # None: a string that is being written
+        self._is_text = False  # the schema allows nothing but strings and null
 
     def begin(self, name: str) -> str:
         """A parameter's name has come."""
         self._types = types_of(self._schema, name)
         self._held = []
+        self._is_text = self._types <= _TEXTUAL and "string" in self._types
         opening = ", " if self._num_arguments else "{"
         self._num_arguments += 1
         return f"{opening}{json.dumps(name, ensure_ascii=False)}: "
@@ -37,9 +40,10 @@ class ArgumentsWriter:
         if self._held is None:
             return escaped(text)
         self._held.append(text)
-        if self._types <= _TEXTUAL and "string" in self._types:
+        if self._is_text:
             held = "".join(self._held)
-            if "null" not in self._types or not "null".startswith(held.strip().lower()):
+            may_be_null = "null" in self._types and len(held) <= _MAX_NULL_CHARS and "null".startswith(held.strip().lower())
+            if not may_be_null:
                 self._held = None
                 return '"' + escaped(held)
         return ""
