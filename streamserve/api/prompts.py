@@ -74,10 +74,11 @@ class Prompts:
         template = self._text.template
         if template is None:
             return messages, tools
-        if not template.renders_calls:
+        if not (template.renders_calls if tools else template.renders_calls_alone):
             messages = spelt_out(messages)
         if tools and not template.renders_tools:
-            return explained(messages, instructions([_tool(shown) for shown in tools])), None
+            words = instructions([_tool(shown) for shown in tools])
+            return explained(messages, words, takes_system=template.takes_system), None
         return messages, tools
 
     async def _encode(self, encode: Callable[[], list[int]], texts: list[str], param: str, *, is_long: bool) -> tuple[int, ...]:

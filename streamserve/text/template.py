@@ -95,6 +95,7 @@ _PROBE_TOOLS: tuple[Message, ...] = (
         },
     },
 )
+_PROBE_SYSTEM: Message = {"role": "system", "content": _PROBES[0]}
 _PROBE_CHAT: tuple[Message, ...] = (
     {"role": "user", "content": "probe"},
     {
@@ -113,6 +114,9 @@ class ChatTemplate:
 
     `tool_source` is the template to use when a request brings tools, where the model has one of its own for that. `source` is the
     text that tools go through; `variables` are the names that a request may set in `kwargs`, as far as the template reads them.
+
+    What of a conversation gets through is tried out: `takes_system` a system message; `renders_tools` the tools;
+    `renders_calls` calls and their results beside tools, `renders_calls_alone` where a request brings no tools.
     """
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
@@ -127,15 +131,17 @@ class ChatTemplate:
         )
         self.variables = frozenset(read - _OWN_VARIABLES - set(environment.globals) - set(self._special_tokens))
         self._call_form = _CALL_FORMS[0]
-        self.renders_tools = self._shows_all(_PROBE_CHAT[:1], _PROBE_TOOLS, 1)
+        self.takes_system = self._shows_all((_PROBE_SYSTEM, *_PROBE_CHAT[:1]), None, _PROBES[:1])
+        self.renders_tools = self._shows_all(_PROBE_CHAT[:1], _PROBE_TOOLS, _PROBES[:1])
         self.renders_calls = False
         for form in _CALL_FORMS:
             self._call_form = form
-            if self._shows_all(_PROBE_CHAT, _PROBE_TOOLS, 3):
+            if self._shows_all(_PROBE_CHAT, _PROBE_TOOLS, _PROBES):
                 self.renders_calls = True
                 break
         else:
             self._call_form = _CALL_FORMS[0]
+        self.renders_calls_alone = self.renders_calls and self._shows_all(_PROBE_CHAT, None, _PROBES[1:])
 
     def render(
         self,
@@ -200,13 +206,13 @@ class ChatTemplate:
         probe = chr(_PRIVATE_USE[0][0])
         return not self._shows(probe, probe) and self._shows(probe, [{"type": "text", "text": probe}])
 
-    def _shows_all(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], count: int) -> bool:
-        """Whether what the first `count` letters of _PROBES stand for gets into the prompt."""
+    def _shows_all(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, probes: str) -> bool:
+        """Whether what these of _PROBES stand for gets into the prompt."""
         try:
             text = self._render(self._variables(self.normalise(messages), tools, None), tools, True)
         except InvalidRequest:
             return False
-        return all(probe in text for probe in _PROBES[:count])
+        return all(probe in text for probe in probes)
 
     def _shows(self, probe: str, content: Any) -> bool:
         variables = self._variables([{"role": "user", "content": content}], None, None)

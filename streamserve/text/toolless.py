@@ -11,8 +11,15 @@ from typing import Any
 Message = Mapping[str, Any]
 
 
-def explained(messages: Sequence[Message], instructions: str) -> list[Message]:
-    """The conversation with `instructions` at the end of its system message."""
+def explained(messages: Sequence[Message], instructions: str, *, takes_system: bool = True) -> list[Message]:
+    """The conversation with `instructions` at the end of its system message; before the user's first words, for a template that
+    takes no such message."""
+    if not takes_system:
+        place = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
+        if place is None:
+            return [{"role": "user", "content": instructions}, *messages]
+        told = {**messages[place], "content": f"{instructions}\n\n{messages[place]['content']}"}
+        return [*messages[:place], told, *messages[place + 1 :]]
     first = messages[0] if messages else None
     if first is None or first["role"] != "system":
         return [{"role": "system", "content": instructions}, *messages]

@@ -12,6 +12,7 @@ from streamserve.config import ServerConfig
 from streamserve.errors import QueueFull
 from streamserve.messages import Delta, FinishReason
 from streamserve.text.byte_tokenizer import END_OF_TURN, START_OF_TURN, ByteTokenizer, byte_text_model
+from streamserve.text.template import ChatTemplate
 from tests.api.conftest import client_of
 from tests.api.scripted import CONTEXT_LEN, ScriptedEngine, says
 
@@ -171,6 +172,41 @@ async def test_calls_and_results_that_the_template_leaves_out_become_text(
     turns = ["user\nu", f"assistant\n{written}\n{written}", f"user\n{results}"]
     assert text == "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
     assert (prompt.count(START_OF_TURN), prompt.count(END_OF_TURN)) == (4, 3)  # what the messages hold is plain text
+
+
+EACH = "{% for m in messages %}"
+SHOWN = (
+    "[{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or () %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}]"
+)
+TOOL = {"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}}
+
+
+def served_with(engine: ScriptedEngine, template: ChatTemplate) -> httpx.AsyncClient:
+    return client_of(create_app(engine, replace(byte_text_model(), template=template), ServerConfig(), model_name="tiny"))
+
+
+async def test_calls_become_text_where_only_the_template_for_tools_shows_them(engine: ScriptedEngine) -> None:
+    tools = EACH.replace("%}", "%}{% for t in tools %}{{ t.function.name }}{% endfor %}", 1) + SHOWN + "{% endfor %}"
+    template = ChatTemplate(EACH + "[{{ m.role }}:{{ m.content }}]{% endfor %}", tool_source=tools)
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    asked = [*HI, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": "4"}]
+    async with served_with(engine, template) as http:
+        await ask(http, messages=asked, tools=[TOOL], tool_choice="none")
+        await ask(http, messages=asked, tools=[TOOL])
+    without, beside = (ByteTokenizer().decode(request.token_ids) for request in engine.requests)
+    assert '{"name": "look", "arguments": {}}' in without and "[user:<tool_response>" in without
+    assert "look{}" in beside and "[tool:4]" in beside
+
+
+@pytest.mark.parametrize("system", ["{{ raise_exception('no system') }}", ""], ids=["refuses", "drops"])
+async def test_tools_are_explained_to_the_user_where_the_template_takes_no_system_message(
+    engine: ScriptedEngine, system: str
+) -> None:
+    source = EACH + "{% if m.role == 'system' %}" + system + "{% else %}" + SHOWN + "{% endif %}{% endfor %}"
+    async with served_with(engine, ChatTemplate(source)) as http:
+        await ask(http, tools=[TOOL])
+    prompt = ByteTokenizer().decode(engine.requests[0].token_ids)
+    assert '"name": "look"' in prompt and prompt.startswith("[user:") and prompt.endswith("\n\nhi]")
 
 
 async def test_markers_in_messages_stay_text(http: httpx.AsyncClient) -> None:

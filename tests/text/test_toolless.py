@@ -56,6 +56,10 @@ def test_ids_are_short_for_templates_that_take_no_others() -> None:
 def test_a_template_that_leaves_tools_or_calls_out_is_known_for_it(smollm: TextModel) -> None:
     assert smollm.template is not None
     assert not smollm.template.renders_tools and not smollm.template.renders_calls
+    assert smollm.template.takes_system
+    plain = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    with_tools = ChatTemplate(plain, tool_source=template_of(OBJECT).source)
+    assert with_tools.renders_calls and not with_tools.renders_calls_alone and template_of(OBJECT).renders_calls_alone
     only_tools = template_of("{{ m.content }}")
     assert only_tools.renders_tools and not only_tools.renders_calls
 
@@ -89,6 +93,8 @@ def test_tools_are_explained_behind_the_system_message() -> None:
     assert explained([USER], "T") == [{"role": "system", "content": "T"}, USER]
     assert explained([{"role": "system", "content": "S"}, USER], "T") == [{"role": "system", "content": "S\n\nT"}, USER]
     assert explained([{"role": "system", "content": ""}], "T") == [{"role": "system", "content": "T"}]
+    assert explained([CHAT[1], USER, USER], "T", takes_system=False) == [CHAT[1], {"role": "user", "content": "T\n\nhi"}, USER]
+    assert explained([CHAT[1]], "T", takes_system=False) == [{"role": "user", "content": "T"}, CHAT[1]]
 
 
 def test_markers_in_calls_results_names_and_tools_are_plain_text_unless_allowed() -> None:
