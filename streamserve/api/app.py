@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from streamserve.api import results
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
+from streamserve.api.auth import Door
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.fields import why_unserved
@@ -55,12 +56,19 @@ PAGE_FILES = "/static/"  # the only open route whose path has a parameter
 
 
 class Endpoint:
-    """A route's answer in the form that Starlette's router calls without wrapping it."""
+    """A route's answer in the form that Starlette's router calls without wrapping it.
 
-    def __init__(self, answer: Answer) -> None:
+    The admin key is asked for here, where the route is known: a path may lead to a route without being the route's own text
+    (Starlette's patterns let a line's end follow it).
+    """
+
+    def __init__(self, answer: Answer, admin_door: Door | None = None) -> None:
         self._answer = answer
+        self._admin_door = admin_door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._admin_door is not None:
+            self._admin_door.check_key(scope, is_admin=True)
         await self._answer(scope[EXCHANGE])
 
 
@@ -75,7 +83,6 @@ class Api:
         self._router, routes = _router(service, completions, self._responses)
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
-        self._admin = frozenset(route.path for route in routes if route.key is Key.ADMIN)
 
     def close_idle_sockets(self) -> None:
         """From now on a WebSocket without live requests closes, with code 1001."""
@@ -106,7 +113,7 @@ class Api:
             path = scope["path"]
             door.check_origin(scope)
             if path not in self._open and not path.startswith(PAGE_FILES):
-                door.check_key(scope, is_admin=path in self._admin)
+                door.check_key(scope)
             await self._router(scope, receive, send)
         except ClientLeft:
             log.debug("client_left", path=scope["path"])
@@ -219,7 +226,10 @@ def _router(service: Service, completions: Completions, responses: Responses) ->
     ]
     openapi = OpenApi(routes, needs_key=service.door.needs_key)
     routes.append(RouteSpec("GET", "/openapi.json", openapi.show, result=dict[str, Any], key=Key.NONE))
-    table = [Route(route.path, Endpoint(route.answer), methods=[route.method]) for route in routes]
+    table = [
+        Route(route.path, Endpoint(route.answer, service.door if route.key is Key.ADMIN else None), methods=[route.method])
+        for route in routes
+    ]
     sockets = [
         WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings))),
         WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),

@@ -108,7 +108,8 @@ async def test_operators_routes_ask_for_the_admin_key_where_there_is_one(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with client_of(app_with(engine, **settings)) as http:
         assert (await http.post(CHAT, json=HI, headers=headers)).status_code == chat
-        assert (await http.post("/abort_request", json={"abort_all": True}, headers=headers)).status_code == abort
+        for path in ("/abort_request", "/abort_request%0A"):  # routers' patterns may match a path that ends in a line's end
+            assert (await http.post(path, json={"abort_all": True}, headers=headers)).status_code == abort
 
 
 def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
