@@ -5,6 +5,7 @@ time is linear. What it lets through by mistake the engine refuses when it compi
 """
 
 import re
+from collections.abc import Mapping
 
 MAX_CHARS = 8_192
 _MAX_DEPTH = 100
@@ -16,6 +17,21 @@ _GROUP = re.compile(r"\(\?(?:P?<[A-Za-z_][\w.\[\]]*>|[isUx]*(?:-[isUx]+)?[:)])")
 _BRACES = re.compile(r"\{[\w=^ :!-]+\}")
 _LOOK = re.compile(r"\(\?<?[=!]")
 _CLASS_ITEM = re.compile(r"\[:\^?[a-z]+:\]")
+
+# Patterns that libraries write into schemas by themselves, and the same without look-around.
+_KNOWN: Mapping[str, str] = {
+    # pydantic's Decimal
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(?:\d+\.?\d*|\.\d+)$",
+    # zod's email
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+\-]@(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
+
+
+def plainer(pattern: str) -> str:
+    """The pattern, or one of the same meaning that needs no look-around."""
+    return _KNOWN.get(pattern, pattern)
 
 
 def fault_of(pattern: str) -> str | None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from streamserve.errors import InvalidRequest
 from streamserve.text.disjoint import first_overlap
 from streamserve.text.finite import endless
-from streamserve.text.pattern import fault_of
+from streamserve.text.pattern import fault_of, plainer
 
 MAX_NODES = 30_000
 MAX_CHARS = 2_000_000
@@ -35,11 +35,10 @@ NUMBER_STEP = 1e-10
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-# What OpenAPI writes beside numbers and strings; of these only int32 says anything that a grammar can hold.
-_PLAIN_FORMATS = ("int32", "int64", "float", "double", "password", "byte", "binary", "unknown")
-_JSON_SCHEMA_FORMATS = (
-    *("uri-reference", "iri", "iri-reference", "idn-email", "idn-hostname", "uri-template"),
-    *("json-pointer", "relative-json-pointer", "regex"),
+# What OpenAPI and pydantic write beside numbers and strings; of these only int32 says anything that a grammar can hold.
+_PLAIN_FORMATS = (
+    *("int32", "int64", "float", "double", "password", "byte", "binary", "unknown"),
+    *("path", "file-path", "directory-path"),
 )
 
 # Say nothing about what is valid.
@@ -289,7 +288,7 @@ class _Walk:
     def _rewrite(self, out: dict[str, Any], schema: Mapping[str, Any], path: str, is_joined: bool) -> None:
         if "oneOf" in out:
             self._rewrite_one_of(out, schema, path)
-        if isinstance(names := schema.get("propertyNames"), Mapping) and "pattern" in names:
+        if isinstance(names := schema.get("propertyNames"), Mapping) and {"pattern", "enum", "$ref"} & set(names):
             self._rewrite_names(out, names, path, is_joined)
         for key in ("dependentRequired", "dependencies"):
             if schema.get(key):
@@ -330,12 +329,23 @@ class _Walk:
         return self._find(reference, self._path)[0]
 
     def _rewrite_names(self, out: dict[str, Any], names: Mapping[str, Any], path: str, is_joined: bool) -> None:
-        """Names that match a pattern: properties that do not match go, others are named by the pattern."""
-        pattern = _check_pattern(names["pattern"], f"{path}.propertyNames.pattern")
+        """Names that a list holds, or a pattern matches: other properties go, and those that have no schema of their own get that
+        of additional ones."""
+        here = f"{path}.propertyNames"
         if is_joined or "patternProperties" in out:
-            raise _refusal(
-                f"{path}.propertyNames beside other schemas of the same object is not supported", f"{path}.propertyNames"
-            )
+            raise _refusal(f"{here} beside other schemas of the same object is not supported", here)
+        if "$ref" in names:
+            names = self._find(names["$ref"], f"{here}.$ref")[0]
+            is_known = isinstance(names, Mapping) and _is_empty("propertyNames", names, {})
+            if not is_known or not {"pattern", "enum"} & set(names):
+                raise _refusal(f"{here} is {_shown(names)}; {_why_not('propertyNames')}", here)
+        if "enum" in names:
+            listed = [name for name in self._check_enum(names["enum"], f"{here}.enum") if isinstance(name, str)]
+            own, other = out.get("properties", {}), out.get("additionalProperties", self._free())
+            out["properties"] = {name: own.get(name, other) for name in listed if name in own or other is not False}
+            out["additionalProperties"] = False
+            return
+        pattern = _check_pattern(names["pattern"], f"{here}.pattern")
         try:
             known = {name: item for name, item in out.get("properties", {}).items() if re.search(pattern, name)}
         except re.error:
@@ -492,7 +502,8 @@ def _is_empty(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
             if not isinstance(value, Mapping):
                 return value is True
             said = {name for name in value if name in _SUPPORTED | _UNSUPPORTED}
-            return said <= {"type", "pattern"} and bool(value.get("type", "string") == "string")
+            is_alone = said <= {"type", "pattern"} or said <= {"type", "enum"} or said == {"$ref"}
+            return is_alone and bool(value.get("type", "string") == "string")
         case "unevaluatedItems":
             return _is_any(value)
         case "unevaluatedProperties":
@@ -542,9 +553,10 @@ def _check_required(value: Any, path: str) -> Any:
 def _check_pattern(value: Any, path: str) -> Any:
     if not isinstance(value, str):
         raise _refusal(f"{path} is {_shown(value)}; it must be a regular expression", path)
-    if fault := fault_of(value):
+    found = plainer(value)
+    if fault := fault_of(found):
         raise _refusal(f"{path} is {_shown(value)}: {fault}", path)
-    return value
+    return found
 
 
 def _check_step(value: Any, path: str) -> Any:
