@@ -208,7 +208,7 @@ async def answer_all(cases: Sequence[Case], built: Built, at_once: int, max_toke
                 return case, "refused", None
             delta = await collect(mailbox)
         if delta.finish_reason is not FinishReason.STOP:
-            return case, delta.error or "cut", delta
+            return case, f"ended: {delta.error}" if delta.error else "cut", delta
         try:
             instance = json.loads(built.text.tokenizer.decode(delta.token_ids))
         except ValueError as error:
@@ -219,7 +219,8 @@ async def answer_all(cases: Sequence[Case], built: Built, at_once: int, max_toke
 
     async def noted(number: int, case: Case) -> tuple[Case, str, Delta | None]:
         found = await answer(number, case)
-        outcomes[found[1] if found[1] in ("matches", "cut", "refused") else "wrong"] += 1
+        word = found[1].partition(":")[0]
+        outcomes[word if word in ("matches", "cut", "refused", "ended") else "wrong"] += 1
         if outcomes.total() % 20 == 0 or found[1] not in ("matches", "cut"):
             shown = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
             print(f"{time.perf_counter() - started:6.0f} s: {case.name} {found[1]}; {shown}", file=sys.stderr, flush=True)
@@ -232,14 +233,14 @@ async def answer_all(cases: Sequence[Case], built: Built, at_once: int, max_toke
     await asyncio.gather(engine, return_exceptions=True)
     deltas = [delta for _, _, delta in done if delta is not None]
     num_tokens, num_jumped = sum(len(delta.token_ids) for delta in deltas), sum(delta.num_jumped for delta in deltas)
-    finished = [(case, outcome) for case, outcome, _ in done if outcome not in ("cut", "refused")]
-    matching = outcomes["matches"]
+    num_finished = outcomes["matches"] + outcomes["wrong"]
     print(f"{len(deltas)} answers in {seconds:.1f} s: {num_tokens} tokens, {num_jumped / max(1, num_tokens):.1%} of them jumped")
-    print(f"came to their end: {len(finished)} ({len(finished) / max(1, len(deltas)):.1%}); of those {matching} match")
-    for case, outcome in finished:
-        if outcome != "matches":
+    print(f"came to their end: {num_finished} ({num_finished / max(1, len(deltas)):.1%}); of those {outcomes['matches']} match")
+    print(f"cut by the limit: {outcomes['cut']}; ended by an error: {outcomes['ended']}; refused: {outcomes['refused']}")
+    for case, outcome, _ in done:
+        if outcome not in ("matches", "cut", "refused"):
             print(f"  {case.name}: {outcome}")
-    return matching == len(finished)
+    return not outcomes["wrong"]
 
 
 # ---- serve -----------------------------------------------------------------------------------------------------------------
