@@ -204,7 +204,8 @@ class Generate:
             async with leaving_noticed(exchange, abort):
                 for run in batch.runs:
                     await run.start()
-                await exchange.answer_json(await whole(batch), headers=[(b"x-request-id", batch.runs[0].call.id.encode())])
+                headers = [(b"x-request-id", batch.runs[0].call.id.encode())]
+                await exchange.answer(200, await self._whole(batch), headers=headers)
 
     async def _stream(self, batch: Batch, stream: Events) -> None:
         try:
@@ -223,12 +224,35 @@ class Generate:
         else:
             await stream.end(DONE)
 
-    @staticmethod
-    async def _deliver(stream: Events, run: Run, shape: NativeShape, is_list: bool) -> None:
+    async def _deliver(self, stream: Events, run: Run, shape: NativeShape, is_list: bool) -> None:
         def emit(piece: Piece) -> Awaitable[None] | None:
             return stream.events(shape.event(piece, has_index=is_list))
 
-        await run.deliver(emit)
+        async def emit_scored(piece: Piece) -> None:
+            event = await self._service.spelt_out(lambda: shape.event(piece, has_index=is_list), (piece,))
+            if (waits_for := stream.events(event)) is not None:
+                await waits_for
+
+        await run.deliver(emit if run.call.sampling.prompt_logprobs is None else emit_scored)
+
+    async def _whole(self, batch: Batch) -> bytes:
+        """The plain answer: an object, or a list of them."""
+        answers: list[list[bytes]] = [[] for _ in batch.runs]
+
+        async def gather(index: int) -> None:
+            shape, pieces = batch.shapes[index], await collect(batch.runs[index])
+
+            def write() -> list[bytes]:
+                return [orjson.dumps(shape.whole(piece, has_index=batch.is_list)) for piece in pieces]
+
+            answers[index] = await self._service.spelt_out(write, pieces)
+
+        with one_error():
+            async with create_task_group() as tasks:
+                for index in range(len(batch.runs)):
+                    tasks.start_soon(gather, index)
+        flat = b",".join([answer for some in answers for answer in some])
+        return b"[%b]" % flat if batch.is_list else flat
 
     # ---- bodies ----------------------------------------------------------------------------------------------------
 
@@ -359,19 +383,3 @@ class Generate:
             if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
                 raise InvalidRequest(f"{param} names token {show(token)}; allowed is 0 to {vocab_size - 1}", param=param)
         return tuple((int(token), bias) for token, bias in given.items())
-
-
-async def whole(batch: Batch) -> Any:
-    """The plain answer: an object, or a list of them."""
-    answers: list[list[dict[str, Any]]] = [[] for _ in batch.runs]
-
-    async def gather(index: int) -> None:
-        shape = batch.shapes[index]
-        answers[index] = [shape.whole(piece, has_index=batch.is_list) for piece in await collect(batch.runs[index])]
-
-    with one_error():
-        async with create_task_group() as tasks:
-            for index in range(len(batch.runs)):
-                tasks.start_soon(gather, index)
-    flat = [answer for some in answers for answer in some]
-    return flat if batch.is_list else flat[0]

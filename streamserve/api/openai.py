@@ -42,7 +42,6 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 MAX_CHOICES = 1024
 MAX_TOKENS = 10_000_000
 MAX_PRIORITY = 1_000_000
-MAX_TIMEOUT_S = 86_400
 END_REASONING = "end_reasoning"
 DONE = b"[DONE]"
 
@@ -181,8 +180,6 @@ class Completions:
         check_range("n", request.n, 1, MAX_CHOICES_PER_PROMPT)
         check_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
         check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        if request.timeout is not None and not 0 < request.timeout <= MAX_TIMEOUT_S:
-            raise InvalidRequest(f"timeout is {request.timeout:g}; allowed is above 0 up to {MAX_TIMEOUT_S} s", param="timeout")
         if request.stream_options is not None and not request.stream and not is_socket:
             raise InvalidRequest("stream_options is given but stream is not true", param="stream_options")
         if request.return_progress and not request.stream and not is_socket:
@@ -331,19 +328,25 @@ class Completions:
             async with leaving_noticed(exchange, run.abort):
                 await run.start()
                 pieces = await collect(run)
-                await exchange.answer_json(job.shape.whole(pieces), headers=[(b"x-request-id", run.call.id.encode()), *headers])
+                body = await self._service.spelt_out(lambda: orjson.dumps(job.shape.whole(pieces)), pieces)
+                await exchange.answer(200, body, headers=[(b"x-request-id", run.call.id.encode()), *headers])
 
     async def _stream(self, job: Job, stream: Events) -> None:
         def emit(piece: Piece) -> Awaitable[None] | None:
             chunks = job.shape.chunks(piece)
             return stream.events(*chunks) if chunks else None
 
+        async def emit_scored(piece: Piece) -> None:
+            chunks = await self._service.spelt_out(lambda: job.shape.chunks(piece), (piece,))
+            if chunks and (waits_for := stream.events(*chunks)) is not None:
+                await waits_for
+
         opening = job.shape.opening()
         waits_for = stream.events(*opening) if opening else None
         if waits_for is not None:
             await waits_for
         try:
-            await job.run.deliver(emit)
+            await job.run.deliver(emit if job.run.call.sampling.prompt_logprobs is None else emit_scored)
         except SlowReader:
             raise
         except Exception as failure:  # the status is sent: what remains is an event that says so

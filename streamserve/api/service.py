@@ -4,19 +4,19 @@ Owns the set of live runs and what is said of them when they end. Knows nothing 
 """
 
 from asyncio import TimerHandle, get_running_loop
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from anyio import Event
+from anyio import CapacityLimiter, Event, to_thread
 
 from streamserve.api.auth import Door
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.prompts import Prompts
 from streamserve.api.resume import Streams
-from streamserve.api.stream import Call, Pace, Run, Watch
+from streamserve.api.stream import Call, Pace, Piece, Run, Watch
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
 from streamserve.errors import InvalidRequest, ModelNotFound, StreamServeError
@@ -24,7 +24,9 @@ from streamserve.messages import EngineLoad
 from streamserve.text.model import TextModel
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 MIB = 1 << 20
+INLINE_LOGPROBS = 256  # with 20 alternatives each some 5 ms
 MAX_DEADLINE_S = 86_400.0
 ANY = "*"  # among a model's aliases: whatever name comes is taken for it
 
@@ -95,6 +97,7 @@ class Service:
         )
         self.closing = Event()
         self._runs: set[Run] = set()
+        self._limiter = CapacityLimiter(1)  # threads for many log-probabilities
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound unless the name, where one is given, is the served model's: the one that generates text."""
@@ -191,6 +194,13 @@ class Service:
                 cached_tokens=cached_tokens,
                 completion_tokens=completion_tokens,
             )
+
+    async def spelt_out(self, make: Callable[[], T], pieces: Sequence[Piece]) -> T:
+        """What `make` makes of these pieces: in a worker thread where their log-probabilities are so many that everybody else
+        would wait for it."""
+        if sum(len(piece.logprobs) + len(piece.prompt_logprobs or ()) for piece in pieces) <= INLINE_LOGPROBS:
+            return make()
+        return await to_thread.run_sync(make, limiter=self._limiter)
 
     def named(self, name: str) -> list[Run]:
         """The live runs of that very id, or of that name given by their client."""

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from streamserve.api import service
 from streamserve.messages import FinishReason
 from tests.api.scripted import CONTEXT_LEN, ScriptedEngine, says
 
@@ -112,6 +113,32 @@ async def test_logprobs_of_output_and_prompt(http: httpx.AsyncClient) -> None:
     answer = (await http.post(GENERATE, json=scored)).json()
     assert (answer["text"], answer["output_ids"], answer["meta_info"]["completion_tokens"]) == ("", [], 0)
     assert len(answer["meta_info"]["input_token_logprobs"]) == 3
+
+
+async def test_many_log_probabilities_are_spelt_out_off_the_loop_and_are_the_same(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"text": ["a" * 300, "b"], "return_logprob": True, "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 2}}
+    chat = {"messages": [{"role": "user", "content": "a" * 300}], "prompt_logprobs": 1, "max_tokens": 2}
+
+    async def answers() -> list[Any]:
+        native = (await http.post(GENERATE, json=body)).json()
+        streamed = events_of(await http.post(GENERATE, json={**body, "stream": True}))
+        whole = (await http.post("/v1/chat/completions", json=chat)).json()["prompt_logprobs"]
+        first = next(
+            event
+            for event in events_of(await http.post("/v1/chat/completions", json={**chat, "stream": True}))
+            if "prompt_logprobs" in event
+        )
+        assert len(native) == 2 and len(whole) > 300 and first["prompt_logprobs"] == whole
+        streamed.sort(key=lambda event: (event["index"], len(event["output_ids"])))
+        lists = [event["meta_info"]["input_token_logprobs"] for event in (*native, *streamed)]
+        assert [len(entries) for entries in lists] == [300, 1, 300, 300, 1, 1]
+        return [lists, whole]
+
+    aside = await answers()
+    monkeypatch.setattr(service, "INLINE_LOGPROBS", 10_000)
+    assert await answers() == aside
 
 
 @pytest.mark.parametrize("stop", [{}, {"stop": "never"}])
