@@ -12,13 +12,15 @@ from streamserve.text.tools.json_text import JsonSpan, StringReader
 _BLANK = re.compile(r"\s*")
 _NAME_KEYS = ("name",)
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_OTHER_KEYS = ("id", "type")
 
 
 class CallObject:
     """Reads one object. `name` is known once `is_call`: then it is one of `names`, and its arguments come out piece by piece.
 
     `is_bad`: the object is no call, or no JSON from here on. `is_done`: it is closed. `has_arguments`: their value is whole.
-    With `needs_arguments` an object without that key is no call. Arguments may be a string of JSON; what it holds is given.
+    With `needs_arguments` an object without that key is no call, and neither is one with keys that calls don't have: JSON that is
+    an answer shows at once. Arguments may be a string of JSON; what it holds is given.
     """
 
     def __init__(self, names: Container[str], *, needs_arguments: bool = False) -> None:
@@ -80,6 +82,8 @@ class CallObject:
         pos = self._read_span(text, pos)
         if self._span.is_done:
             self._key = _text_of("".join(self._value))
+            is_known = self.is_call or self._key in (*_NAME_KEYS, *_ARGUMENT_KEYS, *_OTHER_KEYS)
+            self.is_bad = self._needs_arguments and not is_known
             self._step = self._read_colon
         return pos
 

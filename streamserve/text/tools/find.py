@@ -48,10 +48,10 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
     ("hermes", ("<tool_call>",)),
-    ("pythonic", ("<|python_start|>",)),
     ("pythonic", ("[func_name1(params_name1=params_value1",)),
-    ("llama3", ("<|python_tag|>",)),
     ("llama3", ('{"name": function name, "parameters":',)),
+    ("pythonic", ("<|python_start|>",)),
+    ("llama3", ("<|python_tag|>",)),
 )
 
 

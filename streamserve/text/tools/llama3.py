@@ -1,5 +1,5 @@
 """Llama 3's way of writing calls: the answer is {"name": "f", "parameters": {...}}, several divided by semicolons, behind
-<|python_tag|> or bare.
+<|python_tag|> or bare. Llama 4, told the same, may put <|python_start|> and <|python_end|> around what it says before.
 
 Owns that format. A bare object is a call only where the answer, or another call, is all that stands before it.
 """
@@ -12,15 +12,15 @@ from streamserve.text.tools.format import Demand, Tool
 from streamserve.text.tools.json_calls import JsonCallsParser
 from streamserve.text.tools.schemas import allowed, object_calls
 
-TAG = "<|python_tag|>"
+TAG, START, END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
 
 
 class Llama3:
     """The format. See ToolFormat."""
 
     name = "llama3"
-    control_tokens: tuple[str, ...] = (TAG,)
-    triggers: tuple[str, ...] = (TAG,)
+    control_tokens: tuple[str, ...] = (TAG, START, END)
+    triggers: tuple[str, ...] = (TAG, START)
     reads_thoughts = False
 
     def __init__(self, control: Mapping[str, int] | None = None) -> None:
@@ -50,13 +50,16 @@ class Llama3Parser(JsonCallsParser):
     _needs_arguments = True
 
     def __init__(self, tools: Sequence[Tool]) -> None:
-        super().__init__(tools, (TAG,))
+        super().__init__(tools, (TAG, START, END))
         if tools:
             self._state = self._read_start
 
     def _trigger(self, marker: str) -> bool:
-        self._state = self._behind_tag
-        return True
+        if marker == TAG:
+            self._state = self._behind_tag
+            return True
+        self._max_undecided = 0  # around calls or text: it is neither
+        return self._go(self._read_start)
 
     def _behind_tag(self) -> bool:
         if not self._skip_blank():

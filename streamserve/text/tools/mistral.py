@@ -44,8 +44,8 @@ class Mistral:
             bodies = [object_calls(known, "arguments")]
             frame = Frame("", "", ", ", before=BEGIN + "[", after="]", control=self._control)
         else:
-            arguments = marked(ARGUMENTS, self._control)
-            bodies = [Grammar(f"{literal(tool.name)} {arguments} {arguments_value(tool, SPACED)}") for tool in known]
+            head = f"({marked(CALL_ID, self._control)} /[A-Za-z0-9]{{9}}/)? {marked(ARGUMENTS, self._control)}"
+            bodies = [Grammar(f"{literal(tool.name)} {head} {arguments_value(tool, SPACED)}") for tool in known]
             frame = Frame(BEGIN, control=self._control)
         return frame.grammar(bodies, demand, BEGIN, answer).text
 

@@ -119,7 +119,8 @@ class CallParser:
         if kept:
             self._out.append(Content("".join((*self._blank, kept))))
             self._blank.clear()
-        self._blank.append(text[len(kept) :])
+        if len(kept) < len(text):
+            self._blank.append(text[len(kept) :])
 
     def _begin_call(self, name: str, id: str | None = None) -> None:
         """All text up to `_pos` belongs to a call."""

@@ -81,6 +81,7 @@ def read(format: ToolFormat, *pieces: str, tools: Sequence[Tool] = TOOLS) -> Ans
     for event in events_of(parser, pieces):
         match event:
             case Content(text):
+                assert text
                 answer.content += text
             case Thought(text):
                 answer.thought += text

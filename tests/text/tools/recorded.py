@@ -88,6 +88,13 @@ ANSWERS: dict[str, list[Recorded]] = {
         Recorded(f'<|python_tag|>{{"type": "function", "name": "add", "parameters": {_ADD_JSON}}}', [ADD]),
         Recorded(f'I call it. <|python_tag|>{{"name": "add", "arguments": {_ADD_JSON}}}', [ADD], "I call it."),
         Recorded(f'{{"name": "add", "parameters": {_ADD_JSON}}} as asked', [ADD], " as asked"),
+        Recorded(
+            f'<|python_start|>I look.<|python_end|>{{"name": "add", "parameters": {_ADD_JSON}}}'
+            '{"name": "now", "parameters": {}}',
+            [ADD, ("now", {})],
+            "I look.",
+        ),
+        Recorded(f'<|python_start|>{{"name": "add", "parameters": {_ADD_JSON}}}<|python_end|>', [ADD]),
         Recorded('{"name": "Ada", "parameters": 3}', content='{"name": "Ada", "parameters": 3}'),
         Recorded('{"name": "add"}', content='{"name": "add"}'),
         Recorded("<|python_tag|>print(1)", content="<|python_tag|>print(1)"),
@@ -109,6 +116,7 @@ ANSWERS: dict[str, list[Recorded]] = {
         Recorded(f"[TOOL_CALLS]get_weather[ARGS]{_WEATHER_JSON}", [WEATHER], in_grammar=True),
         Recorded(f"[TOOL_CALLS]add[ARGS]{_ADD_JSON}[TOOL_CALLS]write_note[ARGS]{_NOTE_JSON}", [ADD, NOTE], in_grammar=True),
         Recorded(f"Fine.[TOOL_CALLS]add[CALL_ID]abc123XYZ[ARGS]{_ADD_JSON}", [ADD], "Fine."),
+        Recorded(f"[TOOL_CALLS]add[CALL_ID]abc123XYZ[ARGS]{_ADD_JSON}", [ADD], in_grammar=True),
         Recorded('[TOOL_CALLS]add[ARGS]{"a": 1', [], is_cut=True),
     ],
     "pythonic": [

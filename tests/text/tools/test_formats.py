@@ -290,6 +290,18 @@ def test_the_template_shows_the_format(name: str) -> None:
     assert auto(TEMPLATES[name]).name == name
 
 
+def test_llama_4_is_read_as_its_template_tells_it_to_write() -> None:
+    told = 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
+    assert auto(told + "{{- '<|python_start|>' }}").name == "llama3"
+    assert auto("{{- '<|python_start|>' }}").name == "pythonic"
+
+
+def test_json_that_is_an_answer_is_not_held_back() -> None:
+    parser = find("llama3").parser(TOOLS)
+    assert parser.push('{"city": ') == [Content('{"city":')]
+    assert [*parser.push('"Brno"}'), *parser.finish()] == [Content(' "Brno"}')]
+
+
 def test_a_template_that_shows_nothing_gets_the_format_that_is_described() -> None:
     assert auto(None).name == auto("{{ messages }}").name == "hermes"
     text = instructions(TOOLS)
