@@ -107,13 +107,15 @@ def hostile_set() -> dict[str, dict[str, Any]]:
         "words counted": r"^(?:\S+\s+){0,199}\S+$",
         "many anywhere": "".join(f".*{letter}{letter}" for letter in "abcdefghij"),
     }
-    forms = {name: {"type": "json_schema", "json_schema": {"name": "x", "schema": one}} for name, one in schemas.items()}
+    forms: dict[str, dict[str, Any]] = {
+        name: {"type": "json_schema", "json_schema": {"name": "x", "schema": one}} for name, one in schemas.items()
+    }
     for name, pattern in patterns.items():
         schema = {"type": "string", "pattern": pattern}
         forms[f"pattern: {name}"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     tags = [{"begin": f"<t{n}>", "schema": {**_LEAF, "title": SALT}, "end": f"</t{n}>"} for n in range(1000)]
     forms["1,000 tags"] = {"type": "structural_tag", "structures": tags, "triggers": ["<t"]}
-    chats = {name: {"response_format": _salted(form)} for name, form in forms.items()}
+    chats: dict[str, dict[str, Any]] = {name: {"response_format": _salted(form)} for name, form in forms.items()}
     chats |= {f"regex: {name}": {"regex": f"({pattern.strip('^$')})|{SALT}"} for name, pattern in patterns.items()}
     tools = [_tool(n) for n in range(1000)]
     chats["1,000 tools, one required"] = {"tools": tools, "tool_choice": "required"}
