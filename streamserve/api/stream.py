@@ -290,14 +290,16 @@ class Choice:
             piece.finish_reason, piece.matched_stop = TOOL_CALLS, None
         elif piece.finish_reason is not None:
             rest = reader.push(self._detokenizer.finish())
-            held, piece.finish_reason = reader.finish(piece.finish_reason)
+            held, ended = reader.finish(FinishReason.STOP.value)
             rest += held
+            if piece.finish_reason == FinishReason.STOP:
+                piece.finish_reason = ended
             if stops is not None:
                 rest = _until_stop(rest, stops)
                 if text := stops.flush():
                     rest.append(Content(text))
                 if stops.matched is not None:
-                    piece.finish_reason, piece.matched_stop = FinishReason.STOP.value, stops.matched
+                    piece.finish_reason, piece.matched_stop = ended, stops.matched
             logprobs += self._placed(rest)
             events += rest
         piece.events = tuple(events)

@@ -134,6 +134,15 @@ def played(text: bytes, cuts: list[int], stops: tuple[str, ...], has_logprobs: b
     return without_ids(answer), piece.finish_reason, piece.matched_stop, counted, scored
 
 
+@pytest.mark.parametrize("ends", [" done st", " done <tool"])  # the second is held back until the answer's end
+def test_a_stop_string_behind_calls_leaves_the_finish_reason_to_them(ends: str) -> None:
+    text = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>' + ends
+    stop = ends.split()[-1]
+    data = text.encode()
+    _, reason, matched, _, _ = played(data, list(range(1, len(data))), (stop,), False, None)
+    assert (reason, matched) == ("tool_calls", stop)
+
+
 def test_merged_deltas_change_nothing_whatever_else_is_asked_for() -> None:
     rng = random.Random(9)
     for _ in range(300):
