@@ -30,6 +30,7 @@ class CallObject:
         self._key = ""
         self._span = JsonSpan()
         self._string: StringReader | None = None
+        self._is_empty = True  # the string
         self._value: list[str] = []
         self._early: list[str] = []  # arguments that came before the name
         self._pieces: list[str] = []
@@ -130,8 +131,9 @@ class CallObject:
         into = self._pieces if self.is_call else self._early
         if self._string is not None:
             held, pos = self._string.feed(text, pos)
-            into.append(held)
+            self._is_empty = self._is_empty and not held
             is_done = self._string.is_done
+            into.append("{}" if is_done and self._is_empty else held)
         else:
             end = self._span.feed(text, pos)
             into.append(text[pos:end])

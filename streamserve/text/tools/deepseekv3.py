@@ -75,18 +75,16 @@ class DeepSeekParser(JsonCallsParser):
         end, marker = find_first(self._text, (SEPARATOR,), self._pos)
         if marker is None:
             return False
-        head = self._text[self._pos : end].strip()
+        start, name = self._pos, self._text[self._pos : end].strip()
         behind = end + len(SEPARATOR)
-        if head in self._schemas and head != "function":
-            self._pos = behind
-            return self._begin_arguments(head)
-        line_end = self._text.find("\n", behind)
-        if line_end < 0:
-            return False
-        name = self._text[behind:line_end].strip()
+        if name not in self._schemas or name == "function":
+            line_end = self._text.find("\n", behind)
+            if line_end < 0:
+                return False
+            behind, name = line_end, self._text[behind:line_end].strip()
         if name not in self._schemas:
             return self._reject()
-        start, self._pos = self._pos, line_end
+        self._pos = behind
         if not self._skip_blank() or self._expect(_FENCE_OPEN) is None:
             self._pos = start
             return False

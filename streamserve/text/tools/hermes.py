@@ -50,5 +50,8 @@ class HermesParser(JsonCallsParser):
             return False
         if self._text[self._pos] == "{":
             return self._begin_object()
+        if self._text[self._pos] == "}":  # one too many, as small models write
+            self._pos += 1
+            return self._go(self._behind_object)
         is_end = self._expect(END)
         return False if is_end is None else self._go(self._read_content)

@@ -73,8 +73,11 @@ class Llama3Parser(JsonCallsParser):
         return self._begin_object() if self._text[self._pos] == "{" else self._go_on_as_text()
 
     def _behind_object(self) -> bool:
-        """A semicolon, a comma or a line's end may divide this call from another."""
+        """A semicolon, a comma or a line's end may divide this call from another; small models write a brace too many."""
         if not self._skip_blank():
             return False
+        if self._text[self._pos] == "}":
+            self._pos += 1
+            return self._go(self._behind_object)
         self._pos += self._text[self._pos] in ";,"
         return self._go(self._read_start)

@@ -73,6 +73,7 @@ ANSWERS: dict[str, list[Recorded]] = {
             in_grammar=True,
         ),
         Recorded('Sure!\n<tool_call>{"arguments":{},"name":"now"}</tool_call>\n', [("now", {})], "Sure!"),
+        Recorded(f'<tool_call>\n{{"name": "add", "arguments": {_ADD_JSON}}}}}\n</tool_call>', [ADD]),
         Recorded(
             '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
             content='<tool_call>{"name": "other", "arguments": {}}</tool_call>',
@@ -95,6 +96,8 @@ ANSWERS: dict[str, list[Recorded]] = {
             "I look.",
         ),
         Recorded(f'<|python_start|>{{"name": "add", "parameters": {_ADD_JSON}}}<|python_end|>', [ADD]),
+        Recorded(f'{{"name": "add", "parameters": {_ADD_JSON}}}}}', [ADD]),
+        Recorded('{"name": "now", "parameters": ""}', [("now", {})]),
         Recorded('{"name": "Ada", "parameters": 3}', content='{"name": "Ada", "parameters": 3}'),
         Recorded('{"name": "add"}', content='{"name": "add"}'),
         Recorded("<|python_tag|>print(1)", content="<|python_tag|>print(1)"),
@@ -176,6 +179,7 @@ ANSWERS: dict[str, list[Recorded]] = {
     ],
     "deepseekv31": [
         Recorded(_ds(("get_weather", _WEATHER_JSON), is_fenced=False), [WEATHER], in_grammar=True),
+        Recorded(_ds(("add", f"```json\n{_ADD_JSON}\n```"), is_fenced=False), [ADD]),
         Recorded(_ds(("write_note", _NOTE_JSON), ("now", "{}"), is_fenced=False), [NOTE, ("now", {})], in_grammar=True),
     ],
     "kimi_k2": [
