@@ -8,7 +8,7 @@ from dataclasses import replace
 from hmac import compare_digest
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResultBytes, urlsplit
 
 from starlette.types import Scope
 
@@ -99,8 +99,10 @@ class Door:
     def may_see_texts(self, scope: Scope) -> bool:
         """Whether previews of other requests' texts may be shown: no key is set, the server is bound to loopback, and
         the asker is a program or our own page, not a foreign one that reached loopback through the user's browser."""
-        host = urlsplit(b"//" + (header_of(scope, b"host") or b"")).hostname
-        if self._keys or self._admin_keys or not self._is_loopback or host is None or not is_loopback(host.decode("latin1")):
+        if self._keys or self._admin_keys or not self._is_loopback:
+            return False
+        place = _split(b"//" + (header_of(scope, b"host") or b""))
+        if place is None or place.hostname is None or not is_loopback(place.hostname.decode("latin1")):
             return False
         origin = header_of(scope, b"origin")
         return origin is None or is_same_host(scope, origin)
@@ -161,4 +163,13 @@ def is_loopback(host: str) -> bool:
 
 def is_same_host(scope: Scope, origin: bytes) -> bool:
     """Whether an Origin header names the host (and port) that the request was sent to."""
-    return urlsplit(origin).netloc == (header_of(scope, b"host") or b"")
+    place = _split(origin)
+    return place is not None and place.netloc == header_of(scope, b"host")
+
+
+def _split(url: bytes) -> SplitResultBytes | None:
+    """A URL's parts; None for one that is malformed, as a header may be."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None

@@ -182,7 +182,7 @@ async def test_only_listed_origins_are_named(engine: ScriptedEngine) -> None:
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [(PAGE, 200), (None, 200), ("http://127.0.0.1:30000", 200), ("https://evil.example", 403), ("null", 403)],
+    [(PAGE, 200), (None, 200), ("http://127.0.0.1:30000", 200), ("https://evil.example", 403), ("null", 403), ("http://[", 403)],
 )
 async def test_pages_that_are_not_listed_change_nothing(engine: ScriptedEngine, origin: str | None, status: int) -> None:
     """A form or a script of any page can send such a POST without a preflight."""
@@ -204,12 +204,14 @@ async def test_pages_that_are_not_listed_change_nothing(engine: ScriptedEngine, 
         ({}, {"origin": PAGE}, None),
         ({}, {"host": "evil.example:30000"}, None),
         ({}, {"host": "evil.example:30000", "origin": "http://evil.example:30000"}, None),
+        ({}, {"host": "[", "origin": "http://["}, None),
+        ({}, {"host": b"\xe9"}, None),
         ({"host": "0.0.0.0"}, {}, None),
         ({"api_key": ("sesame",)}, {"authorization": "Bearer sesame"}, None),
     ],
 )
 async def test_cached_texts_are_shown_only_where_they_are_ones_own(
-    engine: ScriptedEngine, settings: dict[str, str], headers: dict[str, str], shown: str | None
+    engine: ScriptedEngine, settings: dict[str, str], headers: dict[str, str | bytes], shown: str | None
 ) -> None:
     async with client_of(app_with(engine, **settings)) as http:
         summary = (await http.get("/cache", headers=headers)).json()
