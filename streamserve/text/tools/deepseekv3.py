@@ -62,13 +62,7 @@ class DeepSeekParser(JsonCallsParser):
         return True
 
     def _read_begin(self) -> bool:
-        if not self._skip_blank():
-            return False
-        is_begin = self._expect(CALL_BEGIN)
-        if is_begin is None:
-            return False
-        self._state = self._read_header
-        return True if is_begin else self._reject()
+        return self._demand(CALL_BEGIN, self._read_header)
 
     def _read_header(self) -> bool:
         """A type and a name, or a name alone, and what stands before the arguments."""

@@ -53,5 +53,4 @@ class HermesParser(JsonCallsParser):
         if self._text[self._pos] == "}":  # one too many, as small models write
             self._pos += 1
             return self._go(self._behind_object)
-        is_end = self._expect(END)
-        return False if is_end is None else self._go(self._read_content)
+        return self._pass(END)

@@ -168,6 +168,22 @@ class CallParser:
             self._at = self._pos
         return self._pos < len(self._text)
 
+    def _demand(self, marker: str, state: Callable[[], bool]) -> bool:
+        """This marker must come for there to be a call; behind it, `state` reads on."""
+        if not self._skip_blank():
+            return False
+        found = self._expect(marker)
+        if found is None:
+            return False
+        self._state = state
+        return True if found else self._reject()
+
+    def _pass(self, marker: str) -> bool:
+        """This marker belongs to the calls that end here, where it comes; behind it, content goes on."""
+        if not self._skip_blank():
+            return False
+        return False if self._expect(marker) is None else self._go(self._read_content)
+
     def _expect(self, marker: str) -> bool | None:
         """Moves `_pos` behind the marker if it stands there. False: it doesn't; None: more text must tell."""
         found = self._expect_one((marker,))

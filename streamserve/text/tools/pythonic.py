@@ -203,10 +203,7 @@ class PythonicParser(CallParser):
         return self._go_on_as_text()
 
     def _behind_list(self) -> bool:
-        if not self._skip_blank():
-            return False
-        is_end = self._expect(END)
-        return False if is_end is None else self._go(self._read_content)
+        return self._pass(END)
 
     def _cut_short(self) -> None:
         self._grow(self._value.finish() if self._is_inside_call else "")

@@ -66,13 +66,7 @@ class Qwen3CoderParser(TaggedCallsParser):
         return True
 
     def _read_function(self) -> bool:
-        if not self._skip_blank():
-            return False
-        is_function = self._expect(FUNCTION)
-        if is_function is None:
-            return False
-        self._state = self._read_name
-        return True if is_function else self._reject()
+        return self._demand(FUNCTION, self._read_name)
 
     def _read_name(self) -> bool:
         end, marker = find_first(self._text, (">", "\n"), self._pos)
@@ -113,7 +107,4 @@ class Qwen3CoderParser(TaggedCallsParser):
         return self._go(self._read_parameter)
 
     def _behind_function(self) -> bool:
-        if not self._skip_blank():
-            return False
-        is_end = self._expect(END)
-        return False if is_end is None else self._go(self._read_content)
+        return self._pass(END)
