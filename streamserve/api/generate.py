@@ -29,7 +29,7 @@ from streamserve.api.generate_schema import (
 )
 from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.prompts import INLINE_CHARS, MIXED
-from streamserve.api.schema import check_range, convert, load_object, show
+from streamserve.api.schema import check_range, convert, load_object
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
@@ -346,7 +346,7 @@ class Generate:
                 frequency_penalty=sampling.frequency_penalty,
                 presence_penalty=sampling.presence_penalty,
                 repetition_penalty=sampling.repetition_penalty,
-                logit_bias=self._logit_bias(sampling.logit_bias or {}, f"{where}.logit_bias"),
+                logit_bias=self._service.prompts.logit_bias(sampling.logit_bias or {}, f"{where}.logit_bias"),
                 seed=sampling.sampling_seed,
                 stop_token_ids=frozenset(
                     self._service.prompts.check_ids(sampling.stop_token_ids or [], f"{where}.stop_token_ids")
@@ -376,10 +376,3 @@ class Generate:
             priority=request.priority,
             deadline_s=request.timeout,
         )
-
-    def _logit_bias(self, given: dict[str, float], param: str) -> tuple[tuple[int, float], ...]:
-        vocab_size = self._service.client.facts().vocab_size
-        for token in given:
-            if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
-                raise InvalidRequest(f"{param} names token {show(token)}; allowed is 0 to {vocab_size - 1}", param=param)
-        return tuple((int(token), bias) for token, bias in given.items())

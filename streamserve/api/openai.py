@@ -196,24 +196,13 @@ class Completions:
         return SamplingParams(
             max_new_tokens=max_tokens,
             min_new_tokens=request.min_tokens or 0,
-            logit_bias=self._logit_bias(request.logit_bias or {}),
+            logit_bias=self._service.prompts.logit_bias(request.logit_bias or {}, "logit_bias"),
             stop_token_ids=frozenset(self._service.prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")),
             ignore_eos=request.ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             **{**defaults, **given},
         )
-
-    def _logit_bias(self, given: dict[str, float]) -> tuple[tuple[int, float], ...]:
-        if not given:
-            return ()
-        vocab_size = self._service.client.facts().vocab_size
-        for token in given:
-            if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
-                raise InvalidRequest(
-                    f"logit_bias names token {show(token)}; allowed is 0 to {vocab_size - 1}", param="logit_bias"
-                )
-        return tuple((int(token), bias) for token, bias in given.items())
 
     async def _prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         given = request.prompt

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from anyio import CapacityLimiter, to_thread
 from msgspec import Meta, ValidationError, convert
 
+from streamserve.api.schema import show
 from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.messages import EngineFacts
 from streamserve.text.answers import Answers
@@ -125,6 +126,14 @@ class Prompts:
         except ValidationError:
             raise self._bad_id(token_ids, param) from None
         return ids
+
+    def logit_bias(self, given: Mapping[str, float], param: str) -> tuple[tuple[int, float], ...]:
+        """Biases by token id. Raises InvalidRequest for a name that is no id; "07" is none, so that no token has two."""
+        vocab_size = self._facts().vocab_size if given else 0
+        for name in given:
+            if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size and str(int(name)) == name):
+                raise InvalidRequest(f"{param} names token {show(name)}; allowed is 0 to {vocab_size - 1}", param=param)
+        return tuple((int(name), bias) for name, bias in given.items())
 
     def _bad_id(self, token_ids: Sequence[int], param: str) -> InvalidRequest:
         vocab_size = self._facts().vocab_size

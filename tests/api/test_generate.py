@@ -195,6 +195,7 @@ async def test_streams_repeat_log_probabilities_unless_only_what_is_new_is_asked
         ({"text": ["a"] * 100, "sampling_params": {"n": 100}}, "sampling_params.n"),
         ({"text": "a", "sampling_params": {"stop": ""}}, "sampling_params.stop"),
         ({"text": "a", "sampling_params": {"logit_bias": {"x": 1}}}, "sampling_params.logit_bias"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"7": 1, "07": 2}}}, "sampling_params.logit_bias"),
         ({"text": "a", "sampling_params": {"stop_token_ids": [-5]}}, "sampling_params.stop_token_ids[0]"),
         ({"text": "a", "sampling_params": {"min_new_tokens": 500}}, "sampling_params.min_new_tokens"),
         ({"text": "a", "sampling_params": {"beam_width": 4}}, "sampling_params.beam_width"),
