@@ -24,12 +24,11 @@ from streamserve.api.generate_schema import (
     each,
     rids_of,
     samplings_of,
-    stops_of,
     without,
 )
 from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.prompts import INLINE_CHARS, MIXED
-from streamserve.api.schema import check_range, convert, load_object
+from streamserve.api.schema import check_range, convert, load_object, stops_of
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
@@ -365,7 +364,7 @@ class Generate:
             prompts=(Prompt(prompt),),
             sampling=params,
             n=sampling.n,
-            stops=stops_of(sampling, where),
+            stops=stops_of(sampling.stop, f"{where}.stop"),
             keeps_stop=sampling.no_stop_trim,
             skips_special=sampling.skip_special_tokens,
             drops_output=max_new == 0,

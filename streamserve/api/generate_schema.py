@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from streamserve.api.forms import Constraint
-from streamserve.api.schema import MAX_CHOICES_PER_PROMPT, MAX_NAME_CHARS, MAX_STOP_CHARS, MAX_STOPS, check_range, convert, show
+from streamserve.api.schema import MAX_CHOICES_PER_PROMPT, MAX_NAME_CHARS, check_range, convert, show
 from streamserve.errors import InvalidRequest
 
 MAX_NEW_TOKENS = 10_000_000
@@ -121,19 +121,6 @@ def constraint_of(sampling: NativeSampling, where: str) -> Constraint | None:
             param=f"{where}.{given[1][0]}",
         )
     return Constraint(f"{where}.{given[0][0]}", given[0][1], getattr(sampling, given[0][0])) if given else None
-
-
-def stops_of(sampling: NativeSampling, where: str) -> tuple[str, ...]:
-    """The stop strings."""
-    stops = [sampling.stop] if isinstance(sampling.stop, str) else sampling.stop or []
-    if len(stops) > MAX_STOPS:
-        raise InvalidRequest(f"{where}.stop has {len(stops)} entries; at most {MAX_STOPS} are allowed", param=f"{where}.stop")
-    for stop in stops:
-        if not 0 < len(stop) <= MAX_STOP_CHARS:
-            raise InvalidRequest(
-                f"{where}.stop has an entry of {len(stop)} characters; allowed is 1 to {MAX_STOP_CHARS}", param=f"{where}.stop"
-            )
-    return tuple(stops)
 
 
 def samplings_of(given: dict[str, Any] | list[dict[str, Any]], num: int, is_batch: bool) -> list[tuple[NativeSampling, str]]:

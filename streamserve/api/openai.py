@@ -262,7 +262,7 @@ class Completions:
             prompts=prompts,
             sampling=sampling,
             n=request.n if n is None else n,
-            stops=stops_of(request),
+            stops=stops_of(request.stop),
             keeps_stop=request.no_stop_trim,
             skips_special=request.skip_special_tokens,
             drops_output=drops_output,

@@ -318,14 +318,14 @@ def show(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
 
 
-def stops_of(request: Sampled) -> tuple[str, ...]:
-    """The stop strings."""
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+def stops_of(given: str | list[str] | None, param: str = "stop") -> tuple[str, ...]:
+    """The stop strings. Raises InvalidRequest."""
+    stops = [given] if isinstance(given, str) else given or []
     if len(stops) > MAX_STOPS:
-        raise InvalidRequest(f"stop has {len(stops)} entries; at most {MAX_STOPS} are allowed", param="stop")
+        raise InvalidRequest(f"{param} has {len(stops)} entries; at most {MAX_STOPS} are allowed", param=param)
     for stop in stops:
         if not 0 < len(stop) <= MAX_STOP_CHARS:
-            raise InvalidRequest(f"stop has an entry of {len(stop)} characters; allowed is 1 to {MAX_STOP_CHARS}", param="stop")
+            raise InvalidRequest(f"{param} has an entry of {len(stop)} characters; allowed is 1 to {MAX_STOP_CHARS}", param=param)
     return tuple(stops)
 
 
