@@ -121,6 +121,7 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     engine = _engine(config, cache, limits, runner, options, observer, grammars)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
+    gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: a large body alone used to bring about several
     return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, grammars, encoder), resolved, encoder)
 
 
