@@ -21,7 +21,6 @@ from streamserve.text.tools.format import Tool
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
 LONG_CHARS = 20_000  # longer than whatever is done on the loop
-CHARS_PER_MESSAGE = 40  # what a template does for a message costs about as much as so much of its text
 MIXED = "{} mixes texts, token ids and lists; allowed is a list of one kind"
 SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are not suspicious
 
@@ -54,10 +53,8 @@ class Prompts:
         """
         tools = options.get("tools")
         texts = [message["content"] for message in messages]
-        num_chars = sum(map(len, texts)) + len(texts) * CHARS_PER_MESSAGE
-        if tools:
-            num_chars += chars_of(tools)
-        num_chars += sum(chars_of(message["tool_calls"]) for message in messages if "tool_calls" in message)
+        # What a template does for a message costs about as much as the 40 characters that chars_of counts for its form.
+        num_chars = sum(chars_of(given) for given in (messages, tools, options.get("kwargs")) if given)
 
         def encode() -> list[int]:
             try:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from streamserve.config import ServerConfig
 from streamserve.errors import QueueFull
 from streamserve.messages import Delta, FinishReason
 from streamserve.text.byte_tokenizer import END_OF_TURN, START_OF_TURN, ByteTokenizer, byte_text_model
+from streamserve.text.model import TextModel
 from streamserve.text.template import ChatTemplate
 from tests.api.conftest import client_of
 from tests.api.scripted import CONTEXT_LEN, ScriptedEngine, says
@@ -207,6 +209,36 @@ async def test_tools_are_explained_to_the_user_where_the_template_takes_no_syste
         await ask(http, tools=[TOOL])
     prompt = ByteTokenizer().decode(engine.requests[0].token_ids)
     assert '"name": "look"' in prompt and prompt.startswith("[user:") and prompt.endswith("\n\nhi]")
+
+
+async def test_whatever_is_long_in_a_chat_is_rendered_off_the_loop(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    encode = TextModel.encode_chat
+
+    def noting(*args: Any, **options: Any) -> list[int]:
+        threads.add(get_ident())
+        return encode(*args, **options)
+
+    monkeypatch.setattr(TextModel, "encode_chat", noting)
+    await ask(http)
+    assert threads == {get_ident()}
+    long = "x" * 3000
+    tool = {**TOOL, "function": {**TOOL["function"], "description": long}}
+    call = {"function": {"name": "look", "arguments": long}}
+    for body in (
+        {"messages": [{"role": "user", "content": long}]},
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [call]}]},
+        {"messages": [*HI, {"role": "assistant", "content": "a", "reasoning_content": long}]},
+        {"messages": HI * 100},
+        {"messages": HI, "tools": [tool]},
+        {"messages": HI, "chat_template_kwargs": {"a": long}},
+        {"messages": HI, "chat_template_kwargs": {f"a{index}": 1 for index in range(500)}},
+    ):
+        threads.clear()
+        await http.post("/tokenize", json=body)
+        assert threads and get_ident() not in threads, list(body)
 
 
 async def test_markers_in_messages_stay_text(http: httpx.AsyncClient) -> None:
