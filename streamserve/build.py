@@ -88,10 +88,12 @@ class Built:
 
 def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
     """Load what the settings name. Raises StartError."""
-    display = display or Quiet()
-    if config.server.fake:
-        return _build_fake(config, observer, display)
-    return _build_model(config, observer, display)
+    make = _build_fake if config.server.fake else _build_model
+    built = make(config, observer, display or Quiet())
+    gc.collect()
+    gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
+    gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: one large body used to bring about several
+    return built
 
 
 def _build_model(config: Config, observer: StepObserver | None, display: Display) -> Built:
@@ -119,9 +121,6 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         runner.max_appended_rows,
     )
     engine = _engine(config, cache, limits, runner, options, observer, grammars)
-    gc.collect()
-    gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
-    gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: a large body alone used to bring about several
     return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, grammars, encoder), resolved, encoder)
 
 
