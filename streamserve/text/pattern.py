@@ -1,7 +1,7 @@
 """Regular expressions as grammars read them: what is wrong with one, before it is compiled.
 
-Owns the syntax that llguidance takes (that of Rust's regex crate, without look-around and anchors inside). Compiles nothing; its
-time is linear. What it lets through by mistake the engine refuses when it compiles the grammar.
+Owns the syntax that llguidance takes (that of Rust's regex crate, without look-around and anchors inside), and patterns of string
+formats. Compiles nothing; its time is linear. What it lets through by mistake the engine refuses when it compiles the grammar.
 """
 
 import re
@@ -26,6 +26,32 @@ _KNOWN: Mapping[str, str] = {
     r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
         r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+\-]@(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
     ),
+}
+
+_DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_OF_DAY = "[0-9]{1,9}H(?:[0-9]{1,9}M)?(?:[0-9]{1,9}S)?|[0-9]{1,9}M(?:[0-9]{1,9}S)?|[0-9]{1,9}S"
+_DAYS = "[0-9]{1,9}Y(?:[0-9]{1,9}M)?(?:[0-9]{1,9}D)?|[0-9]{1,9}M(?:[0-9]{1,9}D)?|[0-9]{1,9}D"
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = f"{_LABEL}(?:\\.{_LABEL})*"
+_ATOM = "[A-Za-z0-9!#$%&'*+\\/=?^_`{|}~-]+"
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_HEX = "[0-9A-Fa-f]"
+_WORD = f"{_HEX}{{1,4}}"
+_GAPS = (f"(?:{_WORD}:){{{n}}}:(?:{_WORD}(?::{_WORD}){{0,{6 - n}}})?" for n in range(1, 7))
+
+# String formats as they stand between slashes, for texts that no JSON stands around. Each takes only what its format allows.
+FORMAT_PATTERNS: Mapping[str, str] = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "duration": f"P(?:[0-9]{{1,9}}W|(?:{_DAYS})(?:T(?:{_OF_DAY}))?|T(?:{_OF_DAY}))",
+    "email": f"{_ATOM}(?:\\.{_ATOM})*@{_HOST}",
+    "hostname": _HOST,
+    "ipv4": f"{_BYTE}(?:\\.{_BYTE}){{3}}",
+    "ipv6": f"(?:{_WORD}:){{7}}{_WORD}|::(?:{_WORD}(?::{_WORD}){{0,6}})?|(?:{_WORD}:){{7}}:|" + "|".join(_GAPS),
+    "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
+    "uri": "[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:\\/?#\\[\\]@!$&'()*+,;=%-]+",
 }
 
 

@@ -1,6 +1,7 @@
 """Schemas are held exactly or refused by their path, and no schema takes long."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.errors import InvalidRequest
-from streamserve.text.schema import MAX_DEPTH, MAX_NODES, prepare
+from streamserve.text.pattern import FORMAT_PATTERNS
+from streamserve.text.schema import FORMATS, MAX_DEPTH, MAX_NODES, prepare
 from streamserve.text.structure import json_schema, text_of
 from tests.text.grammars import Grammar, error_of
 
@@ -353,3 +355,23 @@ def test_schemas_of_the_field_are_held_or_refused_by_name() -> None:
         grammar = Grammar(text)
         assert [test for test in row["tests"] if not test["valid"] and grammar.accepts(compact(test["data"]))] == []
     assert num_held > 4 * num_refused
+
+
+def test_a_formats_pattern_takes_what_the_format_is_and_nothing_else() -> None:
+    """For texts that no JSON stands around; as JSON the compiler knows formats itself."""
+    cases = {
+        "date": (["2024-02-29"], ["2024-13-01", ""]),
+        "time": (["01:02:03Z", "01:02:03.5+02:00"], ["1:2:3", "01:02:03"]),
+        "date-time": (["2024-01-02T03:04:05Z"], ["2024-01-02 03:04:05"]),
+        "duration": (["P1D", "PT5M", "P1Y2M3DT4H5M6S", "P2W"], ["P", "PT", "P1DT", ""]),
+        "email": (["a.b@c.cz"], ["a@", "@b", "a..b@c"]),
+        "hostname": (["a-b.cz"], ["-a", "a..b", ""]),
+        "ipv4": (["1.2.3.255"], ["1.2.3", "256.1.1.1"]),
+        "ipv6": (["::", "::1", "1::", "1::2:3", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::"], [":", "1::2::3", "1:2:3:4:5:6:7:8:9"]),
+        "uuid": (["123e4567-e89b-12d3-a456-426614174000"], ["123e4567"]),
+        "uri": (["https://a.b/c?d=[e]#f"], ["a b", "://"]),
+    }
+    assert set(cases) == set(FORMATS) == set(FORMAT_PATTERNS)
+    for name, (right, wrong) in cases.items():
+        assert [text for text in right if not re.fullmatch(FORMAT_PATTERNS[name], text)] == []
+        assert [text for text in wrong if re.fullmatch(FORMAT_PATTERNS[name], text)] == []

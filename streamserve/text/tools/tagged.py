@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamserve.text.lark import ANY_TEXT, Grammar, SharedRules, between_slashes, literal, marked, without
+from streamserve.text.lark import ANY_TEXT, Grammar, SharedRules, between_slashes, json_value, literal, marked, without
 from streamserve.text.markers import find_first, open_at
+from streamserve.text.pattern import FORMAT_PATTERNS
 from streamserve.text.tools.format import Tool
 from streamserve.text.tools.parser import CallParser
 from streamserve.text.tools.schemas import SPACED, Property, properties_of
@@ -16,7 +17,9 @@ from streamserve.text.tools.values import ArgumentsWriter
 
 MAX_EXTRA = 16
 _MAX_FREE_NAME = 64
-_TEXT_KEYS = frozenset(("type", "minLength", "maxLength", "pattern", "$defs"))
+_MAX_OPTIONS = 1_000
+_TEXT_KEYS = frozenset(("minLength", "maxLength", "pattern", "format"))
+_IN_PLACE = frozenset(("allOf", "anyOf", "oneOf", "$ref", "const", "enum"))
 
 
 class TaggedCallsParser(CallParser):
@@ -103,25 +106,60 @@ def tagged_parameters(
 def _value_rules(
     rule: str, known: Property, end: str, others: Sequence[str], control: Mapping[str, int], shared: SharedRules
 ) -> list[str]:
-    """A rule for a value and the text that ends it."""
+    """A rule for a value and the text that ends it: any text where the schema allows that, else one of the texts and JSON values
+    that it describes."""
     closing = marked(end, control)
-    if "string" not in known.types:
+    texts, values = _options(known)
+    if not texts:
         return [f"{rule}: {shared.name_of(known.json_value(SPACED))} {closing}"]
-    schema = _resolved(known.schema)
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list) and set(schema) <= {"const", "enum", "type", "$defs"}:
-        texts = (value if isinstance(value, str) else json.dumps(value) for value in values)
-        return [f"{rule}: ({' | '.join(map(literal, texts))}) {closing}"]
-    terminal = rule.upper()
-    inner = _text_terminal(schema) if known.types == {"string"} and set(schema) <= _TEXT_KEYS else ANY_TEXT
-    if any(end.startswith(token) for token in control):
-        return [f"{rule}: {terminal} {closing}", f"{terminal}: {inner}"]
-    apart = "".join(part for part in without(others).partition(" & ")[1:]) if others else ""
-    return [f"{rule}[lazy]: {terminal}", f"{terminal}: ({inner}{apart}) {literal(end)}"]
+    rules, parts = [], []
+    for n, inner in enumerate(texts):
+        part, terminal = f"{rule}_{n}", f"{rule}_{n}".upper()
+        parts.append(part)
+        if any(end.startswith(token) for token in control):
+            rules += [f"{part}: {terminal} {closing}", f"{terminal}: {inner}"]
+        else:
+            apart = "".join(without(others).partition(" & ")[1:]) if others else ""
+            rules += [f"{part}[lazy]: {terminal}", f"{terminal}: (({inner}){apart}) {literal(end)}"]
+    if values:
+        definitions = {"$defs": known.schema["$defs"]} if "$defs" in known.schema else {}
+        parts.append(f"{shared.name_of(json_value({'anyOf': values, **definitions}, SPACED))} {closing}")
+    return [f"{rule}: {' | '.join(parts)}", *rules]
+
+
+def _options(known: Property) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """Terminals of the texts that a value may be, none when it is JSON in any case; and schemas of JSON that it may be too."""
+    if "string" not in known.types:
+        return [], []
+    definitions = known.schema.get("$defs", {})
+    literals: list[Any] = []
+    texts: list[str] = []
+    values: list[Mapping[str, Any]] = []
+    waiting, num_seen = [known.schema], 0
+    while waiting:
+        schema = _resolved({**waiting.pop(), "$defs": definitions})
+        own = {key: item for key, item in schema.items() if key != "$defs"}
+        said, types, num_seen = set(own), own.get("type"), num_seen + 1
+        if said == {"anyOf"} and num_seen < _MAX_OPTIONS:
+            waiting += [option for option in schema["anyOf"] if isinstance(option, Mapping)]
+        elif said & {"const", "enum"} and said <= {"const", "enum", "type"}:
+            literals += [schema["const"]] if "const" in schema else schema["enum"]
+        elif said & _IN_PLACE or types is None or (types == "string" and not said & _TEXT_KEYS):
+            return [ANY_TEXT], []
+        elif isinstance(types, list):
+            waiting += [{**own, "type": name} for name in types]
+        elif types == "string":
+            texts.append(_text_terminal(own))
+        else:
+            values.append(own)
+    if literals:
+        shown = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in literals)
+        texts.append(" | ".join(map(literal, dict.fromkeys(shown))))
+    return texts or [ANY_TEXT], values
 
 
 def _text_terminal(schema: Mapping[str, Any]) -> str:
-    """Text of the lengths and the pattern that a schema asks for."""
+    """Text of the lengths, the pattern and the format that a schema asks for."""
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     parts = [f"/(?s:.){{{low},{'' if high is None else high}}}/" if low or high is not None else ANY_TEXT]
     if pattern := schema.get("pattern"):
@@ -130,6 +168,8 @@ def _text_terminal(schema: Mapping[str, Any]) -> str:
         inner = pattern.removeprefix("^")
         inner = inner if behind else inner[:-1]
         parts.append(f"/{before}(?:{between_slashes(inner)}){behind}/")
+    if form := schema.get("format"):
+        parts.append(f"/{FORMAT_PATTERNS[form]}/")
     return " & ".join(parts)
 
 

@@ -312,3 +312,37 @@ def test_every_name_is_found_and_others_are_refused() -> None:
     assert {find(name).name for name in names()} == set(ANSWERS)
     with pytest.raises(InvalidRequest, match="hermes"):
         find("xml")
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "string", "format": "date"}, ["2024-02-29"], ["soon", "2024-13-01"]),
+        (
+            {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "null"}]},
+            ["null", "0" * 8 + "-0000" * 3 + "-" + "0" * 12],
+            ["x"],
+        ),
+        ({"anyOf": [{"enum": ["a b", "c"]}, {"type": "null"}]}, ["a b", "null"], ["a", "none"]),
+        ({"anyOf": [{"$ref": "#/$defs/kind"}, {"type": "integer"}]}, ["one", "3"], ["two", "3.5"]),
+        ({"type": ["string", "integer"], "maxLength": 2, "minimum": 100}, ["ab", "123"], ["abc"]),
+        ({"type": ["string", "null"]}, ["any\n text", "null"], []),
+        ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}, ["[1]", "[x"], []),
+        ({"anyOf": [{"const": "all"}, {"type": "array", "items": {"type": "integer"}}]}, ["[1, 2]", "all"], ["[x]", "1"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "glm47"])
+@pytest.mark.parametrize("is_control", [False, True])
+def test_texts_between_tags_are_held_to_their_schema(
+    name: str, is_control: bool, schema: object, right: list[str], wrong: list[str]
+) -> None:
+    tool = Tool("f", "", {"type": "object", "properties": {"a": schema}, "required": ["a"], "$defs": {"kind": {"const": "one"}}})
+    control = dict(zip(find(name).control_tokens, CONTROL_IDS, strict=False)) if is_control else {}
+    held = Grammar(find(name, control).grammar((tool,), Demand(min_calls=1)), control)
+    write = {
+        "qwen3_coder": "<tool_call>\n<function=f>\n<parameter=a>\n{}\n</parameter>\n</function>\n</tool_call>",
+        "glm45": "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>",
+        "glm47": "<tool_call>f<arg_key>a</arg_key><arg_value>{}</arg_value></tool_call>",
+    }[name]
+    assert [text for text in right if not held.accepts(write.format(text))] == []
+    assert [text for text in wrong if held.accepts(write.format(text))] == []
