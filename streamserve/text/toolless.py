@@ -27,17 +27,19 @@ def explained(messages: Sequence[Message], instructions: str, *, takes_system: b
 
 
 def spelt_out(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with calls as the assistant's text, and their results as the user's. Results that follow each other are
-    one message."""
+    """The conversation with calls as the assistant's text, and their results as the user's. Results that follow each other, and
+    what the user says behind them, are one message: some templates take turns only."""
     chat: list[Message] = []
     results: list[str] = []
     for message in messages:
         if message["role"] == "tool":
             results.append(f"<tool_response>\n{message['content']}\n</tool_response>")
             continue
-        if results:
+        if results and message["role"] == "user":
+            message = {**message, "content": "\n\n".join(filter(None, ("\n".join(results), message["content"])))}
+        elif results:
             chat.append({"role": "user", "content": "\n".join(results)})
-            results = []
+        results = []
         calls = message.get("tool_calls")
         if not calls:
             chat.append(message)

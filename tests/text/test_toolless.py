@@ -89,6 +89,14 @@ def test_calls_and_results_are_spelt_out_in_order() -> None:
     ]
 
 
+def test_what_the_user_says_behind_results_is_in_one_message_with_them() -> None:
+    results = "<tool_response>\n4\n</tool_response>\n<tool_response>\n4\n</tool_response>"
+    chat = spelt_out([USER, CHAT[1], CHAT[2], CHAT[2], {**USER, "name": "Al"}])
+    assert [message["role"] for message in chat] == ["user", "assistant", "user"]
+    assert chat[-1] == {"role": "user", "name": "Al", "content": f"{results}\n\nhi"}
+    assert spelt_out([CHAT[2], CHAT[2], {**USER, "content": ""}, USER]) == [{"role": "user", "content": results}, USER]
+
+
 def test_tools_are_explained_behind_the_system_message() -> None:
     assert explained([USER], "T") == [{"role": "system", "content": "T"}, USER]
     assert explained([{"role": "system", "content": "S"}, USER], "T") == [{"role": "system", "content": "S\n\nT"}, USER]
