@@ -402,13 +402,13 @@ class _Walk:
 
     def _lists_names(self, out: dict[str, Any]) -> bool:
         """Whether the object's properties are all named, so that it can be closed: also those that are required and no more."""
-        named = out.get("properties", {})
-        unnamed = [name for name in out.get("required", ()) if name not in named]
-        if unnamed and "patternProperties" in out:
+        named, patterns = out.get("properties"), out.get("patternProperties")
+        unnamed = [name for name in out.get("required", ()) if name not in (named or ())]
+        if unnamed and patterns:
             return False
-        if named and unnamed:
+        if unnamed and named is not None:
             out["properties"] = named | {name: self._free() for name in unnamed}
-        return bool(named) or "patternProperties" in out
+        return named is not None or bool(patterns)
 
     # Checks
 

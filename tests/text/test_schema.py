@@ -208,12 +208,14 @@ def test_a_closed_schema_takes_no_other_properties() -> None:
     assert not Grammar(text_of(json_schema(schema, PATH, closes_objects=True))).begins('{"b')
 
 
-def test_closing_leaves_room_for_what_is_required_and_not_described() -> None:
+def test_closing_leaves_what_is_listed_or_required() -> None:
     schema: Any = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}
     grammar = Grammar(text_of(json_schema(schema, PATH, closes_objects=True)))
     assert grammar.accepts('{"a":null,"b":[1]}')
     assert not grammar.accepts('{"a":null}')
     assert not grammar.begins('{"c')
+    nothing = Grammar(text_of(json_schema({"type": "object", "properties": {}}, PATH, closes_objects=True)))
+    assert nothing.accepts("{}") and not nothing.begins('{"')
     schema |= {"patternProperties": {"^b": {"const": 1}}}
     grammar = Grammar(text_of(json_schema(schema, PATH, closes_objects=True)))
     assert grammar.accepts('{"b":1}') and not grammar.accepts('{"b":2}')
