@@ -16,6 +16,9 @@ from streamserve.text.folder_source import read_folder
 from streamserve.text.gguf_source import read_gguf
 from streamserve.text.source import TextSource
 
+# Longer texts are encoded as a batch of one: the library keeps the GIL for the whole of a single text, and a prompt of a hundred
+# thousand tokens would stop every stream for a quarter of a second, whichever thread it is encoded in.
+_LONG_CHARS = 1000
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -97,7 +100,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 class FastTokenizer:
-    """Tokenizer on the `tokenizers` library, which releases the GIL while it encodes."""
+    """Tokenizer on the `tokenizers` library. Other threads run while it encodes a long text."""
 
     def __init__(self, source: TextSource) -> None:
         self._rust = source.rust
@@ -160,7 +163,11 @@ class FastTokenizer:
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
         rust = self._rust if allow_special else self._plain
-        ids: list[int] = rust.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) > _LONG_CHARS:
+            found = rust.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        else:
+            found = rust.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = found.ids
         return ids
 
     def _read_bytes(self, id: int) -> bytes:

@@ -40,6 +40,14 @@ def test_ids_of_real_questions_equal_transformers(smollm: TextModel, reference: 
     assert [smollm.tokenizer.encode(text) for text in questions] == [reference.encode(text) for text in questions]
 
 
+def test_ids_of_a_long_text_equal_transformers(smollm: TextModel, reference: Any, questions: list[str]) -> None:
+    text = "\n".join((*TEXTS, *questions[:200]))
+    assert len(text) > 5_000
+    assert smollm.tokenizer.encode(text) == reference.encode(text)
+    plain = smollm.tokenizer.encode(text, allow_special=False)
+    assert smollm.tokenizer.decode(plain, skip_special_tokens=True) == text
+
+
 def test_digits_are_split_off_before_spaces_as_in_the_models_own_tokenizer(smollm: TextModel) -> None:
     # SmolLM2's tokenizer.json parts digits off first, and so does llama.cpp, whose ids these are. transformers 5.24 takes
     # GPT-2's pattern for every GGUF file of this kind and leaves the last space to the digit: 216, 33 after 256.
