@@ -150,7 +150,7 @@ async def compile_all(cases: Sequence[Case], model: str | None) -> None:
             continue
         started = time.perf_counter()
         try:
-            matcher = await grammars.matcher(case.grammar, "schema")
+            matcher, _ = await grammars.matcher(case.grammar, "schema")
         except InvalidRequest as error:
             refusals.append((case.name, str(error)))
             continue

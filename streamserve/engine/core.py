@@ -131,15 +131,16 @@ class Engine:
         grammars, sampling, thought = self._grammars, request.sampling, guidance.thought
         if grammars is None:
             raise InvalidRequest("this engine was built without grammars and limits of thought", param=guidance.param)
-        matcher, begin_ids = None, []
+        matcher, lane, begin_ids = None, 0, []
         if guidance.grammar is not None:
-            matcher = await grammars.matcher(guidance.grammar, guidance.param)
+            matcher, lane = await grammars.matcher(guidance.grammar, guidance.param)
             if thought is not None and not thought.is_open:
                 begin_ids = await grammars.encode(thought.begin)
             sampling = replace(sampling, min_new_tokens=0)  # the guide sees to it, since only it knows what else may come
         guide = Guide(
             guidance,
             matcher=matcher,
+            lane=lane,
             token_bytes=grammars.token_bytes,
             begin_ids=begin_ids,
             end_ids=self._options.eos_token_ids | request.sampling.stop_token_ids,

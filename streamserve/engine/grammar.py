@@ -1,13 +1,13 @@
 """Grammars of answers: compiled off the loop within limits, kept while they are used, and asked for masks.
 
-Owns llguidance, its view of the vocabulary, the cache of compiled grammars and two threads: one compiles, one at a time, and one
-fills masks where that takes long. Knows no request and no step; engine/guide.py follows one answer through its grammar.
+Owns llguidance, its view of the vocabulary, the cache of compiled grammars, a thread that compiles, one at a time, and a few that
+fill masks where that takes long. Knows no request and no step; engine/guide.py follows one answer through its grammar.
 
 A grammar that asks for too much (of branches, of symbols, of the lexer) is refused by llguidance's own limits, which bound the
 time of a compilation too: about two seconds in the worst case known. llguidance works with the GIL released.
 """
 
-from asyncio import Future, get_running_loop, shield, wait_for
+from asyncio import Future, gather, get_running_loop, shield, wait_for
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future as ThreadFuture
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from streamserve.engine.guide import Guide, Matcher
+from streamserve.engine.guide import Guide
 from streamserve.engine.plan import Masks
 from streamserve.errors import InvalidRequest, QueueFull
 
@@ -60,8 +60,23 @@ class Vocabulary(Protocol):
 
 
 # Masks that took less than this are filled on the loop: coming back to a busy loop from a thread takes as long.
-_INLINE_S = 1e-3
+_INLINE_S = 0.5e-3
+_COPIES = 8  # of one compiled grammar, before it is compiled once more
 _TIMED = 16  # one in so many fills that take longer is timed matcher by matcher
+
+
+class _Compiled:
+    """A grammar in the cache. Copies of a matcher share what llguidance has worked out for it, and the lock on that. So where
+    many answers follow one grammar there are several originals, each in a lane of its own: masks of different lanes are filled
+    side by side, and of one lane by one thread."""
+
+    __slots__ = ("first", "growth", "num_copies", "originals")
+
+    def __init__(self, first: "ThreadFuture[LLMatcher | str]") -> None:
+        self.first = first  # str: why it does not compile
+        self.originals: list[tuple[LLMatcher, int]] = []  # with their lanes
+        self.growth: ThreadFuture[LLMatcher | str] | None = None  # the next original, while it is compiled
+        self.num_copies = 0
 
 
 class Grammars:
@@ -74,20 +89,21 @@ class Grammars:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         limits: GrammarLimits | None = None,
-        num_threads: int | None = None,
+        num_lanes: int | None = None,
     ) -> None:
-        """`vocab_size`: tokens that have a logit. `eos_token_ids` end an answer that its grammar allows to end. `num_threads`
-        fill masks."""
+        """`vocab_size`: tokens that have a logit. `eos_token_ids` end an answer that its grammar allows to end. `num_lanes`
+        threads fill masks."""
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._eos = sorted(id for id in eos_token_ids if id < vocab_size)
         self._limits = limits or GrammarLimits()
-        self._num_threads = num_threads or max(1, min(16, (cpu_count() or 1) - 2))
+        self._num_lanes = num_lanes or max(1, min(8, (cpu_count() or 1) // 2))
         self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile")
-        self._filling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-mask")
+        self._filling = ThreadPoolExecutor(max_workers=self._num_lanes, thread_name_prefix="grammar-mask")
         self._tokenizer: LLTokenizer | None = None  # made and used by the thread that compiles
-        self._executor: LLExecutor | None = None
-        self._cache: OrderedDict[str, ThreadFuture[LLMatcher | str]] = OrderedDict()  # str: why it does not compile
+        self._executors: list[LLExecutor] = []  # one per lane
+        self._next_lane = 0
+        self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._cached_bytes = 0
         self._num_compiling = 0
         self._last_fill_s = 0.0
@@ -104,8 +120,9 @@ class Grammars:
         self._compiling.shutdown(wait=True, cancel_futures=True)
         self._filling.shutdown(wait=True)
 
-    async def matcher(self, grammar: str, param: str) -> "LLMatcher":
-        """A matcher at the beginning of the grammar. InvalidRequest, naming `param`, if it does not compile within its limits."""
+    async def matcher(self, grammar: str, param: str) -> "tuple[LLMatcher, int]":
+        """A matcher at the beginning of the grammar, and its lane. InvalidRequest, naming `param`, if the grammar does not
+        compile within its limits."""
         limits = self._limits
         try:
             size = len(grammar.encode())
@@ -114,15 +131,41 @@ class Grammars:
         if size > limits.max_bytes:
             raise InvalidRequest(f"the grammar has {size} bytes; at most {limits.max_bytes} are allowed", param=param)
         found = self._find(grammar, size)
+        first = found.first
         try:
-            compiled = await wait_for(shield(_awaitable(found)), limits.compile_s)
+            compiled = await wait_for(shield(_awaitable(first)), limits.compile_s)
         except TimeoutError:
-            if not found.running() and not found.done():
+            if not first.running() and not first.done():
                 raise QueueFull("other grammars are still being compiled", retry_after_s=limits.compile_s) from None
             raise InvalidRequest(f"the grammar was not compiled within {limits.compile_s:g} seconds", param=param) from None
         if isinstance(compiled, str):
             raise InvalidRequest(f"the grammar cannot be used: {compiled}", param=param)
-        return compiled.deep_copy()
+        if not found.originals:
+            self._add(found, compiled)
+        while found.num_copies >= _COPIES * len(found.originals) and self._may_grow(found):
+            await self._grow(found, grammar)
+        found.num_copies += 1
+        original, lane = found.originals[found.num_copies % len(found.originals)]
+        return original.deep_copy(), lane
+
+    def _may_grow(self, found: _Compiled) -> bool:
+        """Another original is worth its while, and nobody else's grammar has to be compiled before it."""
+        return len(found.originals) < self._num_lanes and self._num_compiling == 0
+
+    async def _grow(self, found: _Compiled, grammar: str) -> None:
+        """Wait for one more original. Everybody who waits at the same time waits for the same."""
+        if found.growth is None:
+            found.growth = self._compiling.submit(self._compile, grammar)
+        growth = found.growth
+        compiled = await shield(_awaitable(growth))
+        if found.growth is growth:
+            found.growth = None
+            assert not isinstance(compiled, str), "it has compiled before"
+            self._add(found, compiled)
+
+    def _add(self, found: _Compiled, original: "LLMatcher") -> None:
+        found.originals.append((original, self._next_lane))
+        self._next_lane = (self._next_lane + 1) % self._num_lanes
 
     async def encode(self, text: bytes) -> list[int]:
         """Tokens of a marker, a control token where it is one."""
@@ -131,26 +174,44 @@ class Grammars:
     async def fill(self, guides: Sequence[Guide]) -> Masks:
         """The masks of the guides' next tokens, one line each. A guide whose matcher failed has a line without meaning. They hold
         until the call after the next."""
-        if self._last_fill_s < _INLINE_S:
-            return self._fill(guides)
-        return await get_running_loop().run_in_executor(self._filling, self._fill, guides)
-
-    # ---- masks, on the loop or in their thread -------------------------------------------------------------------
-
-    def _fill(self, guides: Sequence[Guide]) -> Masks:
-        began_s = perf_counter()
         masks_GW = self._lines(len(guides))
-        asked = [(guide.masking, i) for i, guide in enumerate(guides) if guide.masking is not None]
-        if asked:
-            self._num_fills += 1
-            if self._num_fills % _TIMED == 0 and self._last_fill_s > _INLINE_S:
-                self._fill_timed(guides, masks_GW)
-            else:
-                self._fill_lines(asked, masks_GW)
-        for guide, words_W in zip(guides, masks_GW, strict=True):
-            guide.edit_mask(words_W)
-        self._last_fill_s = perf_counter() - began_s
+        if self._last_fill_s < _INLINE_S:
+            self._last_fill_s = self._fill(0, list(enumerate(guides)), masks_GW)
+            return masks_GW
+        self._num_fills += 1
+        lanes: dict[int, list[tuple[int, Guide]]] = {}
+        for i, guide in enumerate(guides):
+            lanes.setdefault(guide.lane, []).append((i, guide))
+        fill = self._fill_timed if self._num_fills % _TIMED == 0 else self._fill
+        loop = get_running_loop()
+        times_s = await gather(*(loop.run_in_executor(self._filling, fill, lane, some, masks_GW) for lane, some in lanes.items()))
+        self._last_fill_s = sum(times_s)
         return masks_GW
+
+    # ---- masks, on the loop or in threads ------------------------------------------------------------------------
+
+    def _fill(self, lane: int, guides: Sequence[tuple[int, Guide]], masks_GW: Masks) -> float:
+        """The masks of some guides. Returns the seconds that it took."""
+        began_s = perf_counter()
+        asked = [(guide.masking, i) for i, guide in guides if guide.masking is not None]
+        if asked:
+            address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
+            self._executors[lane].unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+        for i, guide in guides:
+            guide.edit_mask(masks_GW[i])
+        return perf_counter() - began_s
+
+    def _fill_timed(self, lane: int, guides: Sequence[tuple[int, Guide]], masks_GW: Masks) -> float:
+        """`_fill`, one mask after another, so that its processor time is charged to whose it is, and to so many fills."""
+        began_s = perf_counter()
+        for i, guide in guides:
+            words_W = masks_GW[i]
+            if guide.masking is not None:
+                before_s = thread_time()
+                guide.masking.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
+                guide.spend(_TIMED * (thread_time() - before_s))
+            guide.edit_mask(words_W)
+        return perf_counter() - began_s
 
     def _lines(self, num_lines: int) -> Masks:
         """Memory for so many masks. The same again and again: the system would have to clear new memory, page by page."""
@@ -160,22 +221,9 @@ class Grammars:
         self._masks = [newest_GW, masks_GW]
         return masks_GW[:num_lines]
 
-    def _fill_timed(self, guides: Sequence[Guide], masks_GW: Masks) -> None:
-        """One after another in this thread, so that its processor time is charged to whose it is, and to so many fills."""
-        for guide, words_W in zip(guides, masks_GW, strict=True):
-            if guide.masking is not None:
-                began_s = thread_time()
-                guide.masking.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
-                guide.spend(_TIMED * (thread_time() - began_s))
-
-    def _fill_lines(self, asked: Sequence[tuple[Matcher, int]], masks_GW: Masks) -> None:
-        assert self._executor is not None, "a matcher was made"
-        address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
-        self._executor.unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
-
     # ---- the cache -----------------------------------------------------------------------------------------------
 
-    def _find(self, grammar: str, size: int) -> "ThreadFuture[LLMatcher | str]":
+    def _find(self, grammar: str, size: int) -> _Compiled:
         """The compiled grammar, or the one to be. Whoever asks for the same waits for the same."""
         found = self._cache.get(grammar)
         if found is not None:
@@ -188,9 +236,9 @@ class Grammars:
             )
         loop = get_running_loop()
         self._num_compiling += 1
-        found = self._compiling.submit(self._compile, grammar)
-        found.add_done_callback(lambda _: loop.call_soon_threadsafe(self._compiled))
-        self._cache[grammar] = found
+        first = self._compiling.submit(self._compile, grammar)
+        first.add_done_callback(lambda _: loop.call_soon_threadsafe(self._compiled))
+        found = self._cache[grammar] = _Compiled(first)
         self._cached_bytes += size
         self._shrink()
         return found
@@ -203,7 +251,7 @@ class Grammars:
         for grammar, found in list(self._cache.items()):
             if len(self._cache) <= self._limits.max_cached and self._cached_bytes <= self._limits.max_cached_bytes:
                 return
-            if found.done():
+            if found.first.done():
                 del self._cache[grammar]
                 self._cached_bytes -= len(grammar.encode())
 
@@ -213,7 +261,7 @@ class Grammars:
         from llguidance import LLExecutor
 
         if self._tokenizer is None:
-            self._executor = LLExecutor(self._num_threads)
+            self._executors = [LLExecutor(1) for _ in range(self._num_lanes)]
             self._tokenizer = _tokenizer(self._vocabulary, self._vocab_size, self._eos)
         return self._tokenizer
 

@@ -71,6 +71,7 @@ class Guide:
         "_wants_end",
         "error",
         "is_over",
+        "lane",
         "num_thought",
     )
 
@@ -79,6 +80,7 @@ class Guide:
         guidance: Guidance,
         *,
         matcher: Matcher | None = None,
+        lane: int = 0,
         token_bytes: Callable[[int], bytes],
         begin_ids: Sequence[int] = (),
         end_ids: frozenset[int] = frozenset(),
@@ -87,6 +89,7 @@ class Guide:
     ) -> None:
         self._thought = guidance.thought
         self._matcher = matcher
+        self.lane = lane  # of the matcher: those of one lane are asked for masks one after another
         self._token_bytes = token_bytes
         self._begin_ids = begin_ids
         self._end_ids = sorted(end_ids)

@@ -110,7 +110,7 @@ async def random_server(folder: Path, *, encoder: EncoderModel | None = None) ->
     sampler = Sampler(vocab_size, (Printable(vocab_size), *default_stages(eos)))
     network = build_network(checkpoint, pool=pool, dtype="float32")
     runner = ModelRunner(network, pool, sampler, num_slots=MAX_RUNNING, max_len=CONTEXT_LEN)
-    grammars = Grammars(tokenizer, vocab_size=vocab_size, eos_token_ids=eos, num_threads=1)
+    grammars = Grammars(tokenizer, vocab_size=vocab_size, eos_token_ids=eos, num_lanes=1)
     scheduler = Scheduler(KVCache(NUM_PAGES, PAGE_SIZE), Limits(MAX_RUNNING, STEP_TOKENS, eos), POLICIES["priority"])
     options = EngineOptions(CONTEXT_LEN, vocab_size, eos, seed=0)
     engine = WatchedEngine(scheduler, runner, options, grammars=grammars)

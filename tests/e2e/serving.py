@@ -87,7 +87,7 @@ async def fake_server(
 ) -> AsyncIterator[FakeServer]:
     """All of it, running. `text` is a byte tokenizer with another template."""
     text = text or byte_text_model()
-    grammars = Grammars(text.tokenizer, vocab_size=text.tokenizer.vocab_size, eos_token_ids=(END_OF_TURN,), num_threads=1)
+    grammars = Grammars(text.tokenizer, vocab_size=text.tokenizer.vocab_size, eos_token_ids=(END_OF_TURN,), num_lanes=1)
     engine, scheduler, runner = fake_engine(grammars=grammars, **engine_options)  # type: ignore[arg-type]
     app = create_app(engine, text, config or ServerConfig(), model_name="tiny", response_store=response_store)
     async with create_task_group() as tasks:

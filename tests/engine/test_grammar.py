@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ def of_schema(schema: object) -> str:
 
 
 def over_words(limits: GrammarLimits | None = None) -> Grammars:
-    return Grammars(WORDS, vocab_size=len(TOKENS) + 40, eos_token_ids=ENDS, limits=limits, num_threads=1)
+    return Grammars(WORDS, vocab_size=len(TOKENS) + 40, eos_token_ids=ENDS, limits=limits, num_lanes=1)
 
 
 @pytest.fixture
@@ -37,7 +38,9 @@ async def grammars() -> AsyncIterator[Grammars]:
 
 async def mask_of(grammars: Grammars, grammar: str, *taken: bytes) -> set[int]:
     """Tokens that may come after some others."""
-    guide = Guide(Guidance(grammar), matcher=await grammars.matcher(grammar, "regex"), token_bytes=WORDS.token_bytes, jumps=False)
+    guide = Guide(
+        Guidance(grammar), matcher=(await grammars.matcher(grammar, "regex"))[0], token_bytes=WORDS.token_bytes, jumps=False
+    )
     guide.begin()
     for token in taken:
         guide.took(TOKENS.index(token))
@@ -51,6 +54,25 @@ async def test_a_mask_has_the_tokens_that_the_grammar_allows_and_no_others(gramm
     assert first == {TOKENS.index(token) for token in (b"r", b"red", b"g", b"green")}
     last = await mask_of(grammars, grammar, b"red", b" is", b"a")
     assert last == {TOKENS.index(token) for token in (b"a", b"b", b"ab")} | ENDS
+
+
+async def test_many_answers_of_one_grammar_are_spread_over_lanes_with_the_same_masks() -> None:
+    grammars = Grammars(WORDS, vocab_size=len(TOKENS) + 40, eos_token_ids=ENDS, num_lanes=3)
+    grammar = 'start: ("red" | "green") " is" /[a-b]+/'
+    found = await asyncio.gather(*(grammars.matcher(grammar, "regex") for _ in range(40)))
+    lanes = Counter(lane for _, lane in found)
+    assert lanes.keys() == {0, 1, 2} and min(lanes.values()) >= 8
+    guides = [Guide(Guidance(grammar), matcher=m, lane=lane, token_bytes=WORDS.token_bytes, jumps=False) for m, lane in found]
+    for i, guide in enumerate(guides):
+        guide.begin()
+        guide.took(TOKENS.index((b"red", b"g")[i % 2]))
+    by_threads = []
+    for last_s in (1.0, 1.0, 0.0):  # in threads, in threads, on the loop
+        grammars._last_fill_s = last_s
+        by_threads.append((await grammars.fill(guides)).copy())
+    assert all((masks == by_threads[0]).all() for masks in by_threads)
+    assert (by_threads[0][0] != by_threads[0][1]).any() and (by_threads[0][::2] == by_threads[0][0]).all()
+    grammars.close()
 
 
 async def test_control_tokens_never_stand_for_their_text(grammars: Grammars) -> None:
@@ -129,8 +151,8 @@ async def test_hostile_grammars_are_answered_soon_and_the_loop_and_others_go_on(
 
 
 async def test_a_matcher_that_spends_its_limits_fails_alone(grammars: Grammars) -> None:
-    ambiguous = await grammars.matcher('start: s\ns: s s s | s s | "a" | ', "grammar")
-    good = await grammars.matcher("start: /a+/", "grammar")
+    ambiguous, _ = await grammars.matcher('start: s\ns: s s s | s s | "a" | ', "grammar")
+    good, _ = await grammars.matcher("start: /a+/", "grammar")
     guides = [Guide(Guidance(), matcher=matcher, token_bytes=WORDS.token_bytes) for matcher in (ambiguous, good)]
     for guide in guides:
         guide.begin()
@@ -147,7 +169,7 @@ async def test_a_matcher_that_spends_its_limits_fails_alone(grammars: Grammars) 
 
 
 async def test_copies_of_one_grammar_go_their_own_ways(grammars: Grammars) -> None:
-    one, other = [await grammars.matcher('start: "red" | "green"', "grammar") for _ in range(2)]
+    one, other = [(await grammars.matcher('start: "red" | "green"', "grammar"))[0] for _ in range(2)]
     assert one.consume_token(TOKENS.index(b"red")) and one.is_stopped()
     assert not other.is_stopped() and other.consume_token(TOKENS.index(b"green"))
 

@@ -79,7 +79,7 @@ class Bench:
         self.runner.plans = []
         limits = Limits(max_running, max_step_tokens, ENDS, bursts or BurstLimits(), max_appended_rows=max_appended_rows)
         self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"])
-        self.grammars = Grammars(WORDS, vocab_size=VOCAB, eos_token_ids=ENDS, num_threads=1)
+        self.grammars = Grammars(WORDS, vocab_size=VOCAB, eos_token_ids=ENDS, num_lanes=3)
         context_len = min(4096, (num_pages - 1) * page_size)
         self.engine = Engine(self.scheduler, self.runner, EngineOptions(context_len, VOCAB, ENDS, seed=0), grammars=self.grammars)
 
@@ -127,7 +127,7 @@ async def expected(bench: Bench, prompt: list[int], grammar: str | None, num_new
     answer: list[int] = []
     if grammar is None:
         return [favourite(bench.runner, prompt, index) for index in range(num_new)]
-    matcher = await bench.grammars.matcher(grammar, "")
+    matcher, _ = await bench.grammars.matcher(grammar, "")
     guide = Guide(Guidance(), matcher=matcher, token_bytes=WORDS.token_bytes, jumps=False)
     guide.begin()
     while len(answer) < num_new and not guide.is_over:
