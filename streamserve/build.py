@@ -4,6 +4,7 @@ Owns nothing; composes. Blocks while weights load: call `build` in a worker thre
 """
 
 import gc
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -93,6 +94,8 @@ def build(config: Config, observer: StepObserver | None = None, display: Display
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
     gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: one large body used to bring about several
+    # A step's thread needs the GIL many times over. While another thread walks a large schema, each time takes as long as this.
+    sys.setswitchinterval(1e-3)
     return built
 
 
