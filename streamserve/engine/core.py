@@ -17,6 +17,7 @@ to be served, the loop looks at the device between two slices of them (engine/cl
 from asyncio import CancelledError, Event, sleep
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from time import monotonic
 from typing import Protocol
@@ -141,6 +142,7 @@ class Engine:
             guidance,
             matcher=matcher,
             lane=lane,
+            on_failure=partial(grammars.forget, guidance.grammar or ""),
             token_bytes=grammars.token_bytes,
             begin_ids=begin_ids,
             end_ids=self._options.eos_token_ids | request.sampling.stop_token_ids,

@@ -7,13 +7,14 @@ A grammar that asks for too much (of branches, of symbols, of the lexer) is refu
 time of a compilation too: about two seconds in the worst case known. llguidance works with the GIL released.
 """
 
+import os
+import sys
 from asyncio import Future, gather, get_running_loop, shield, wait_for
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,9 +44,9 @@ class GrammarLimits:
     max_cached_bytes: int = 64 << 20
     max_symbols: int = 32_000
     lexer_fuel: int = 1_000_000
-    lexer_fuel_per_token: int = 100_000
+    lexer_fuel_per_token: int = 200_000
     max_lexer_states: int = 20_000
-    max_items_per_token: int = 3_000
+    max_items_per_token: int = 8_000
 
 
 class Vocabulary(Protocol):
@@ -62,6 +63,8 @@ class Vocabulary(Protocol):
 # Masks that took less than this are filled on the loop: coming back to a busy loop from a thread takes as long.
 _INLINE_S = 0.5e-3
 _COPIES = 8  # of one compiled grammar, before it is compiled once more
+# What copies share only grows, up to the limit on the lexer's states that ends an answer: after so many it begins anew.
+_MAX_COPIES = 1024
 _TIMED = 16  # one in so many fills that take longer is timed matcher by matcher
 
 
@@ -97,8 +100,8 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = sorted(id for id in eos_token_ids if id < vocab_size)
         self._limits = limits or GrammarLimits()
-        self._num_lanes = num_lanes or max(1, min(8, (cpu_count() or 1) // 2))
-        self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile")
+        self._num_lanes = num_lanes or max(1, min(8, (os.cpu_count() or 1) // 2))
+        self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile", initializer=_yield_to_others)
         self._filling = ThreadPoolExecutor(max_workers=self._num_lanes, thread_name_prefix="grammar-mask")
         self._tokenizer: LLTokenizer | None = None  # made and used by the thread that compiles
         self._executors: list[LLExecutor] = []  # one per lane
@@ -145,6 +148,8 @@ class Grammars:
         while found.num_copies >= _COPIES * len(found.originals) and self._may_grow(found):
             await self._grow(found, grammar)
         found.num_copies += 1
+        if found.num_copies == _MAX_COPIES and self._cache.get(grammar) is found:
+            self.forget(grammar)
         original, lane = found.originals[found.num_copies % len(found.originals)]
         return original.deep_copy(), lane
 
@@ -166,6 +171,11 @@ class Grammars:
     def _add(self, found: _Compiled, original: "LLMatcher") -> None:
         found.originals.append((original, self._next_lane))
         self._next_lane = (self._next_lane + 1) % self._num_lanes
+
+    def forget(self, grammar: str) -> None:
+        """An answer has spent the grammar's limits. What its copies share is spent with it: the next one is compiled afresh."""
+        if self._cache.pop(grammar, None) is not None:
+            self._cached_bytes -= len(grammar.encode())
 
     async def encode(self, text: bytes) -> list[int]:
         """Tokens of a marker, a control token where it is one."""
@@ -277,6 +287,12 @@ class Grammars:
         return _reason(matcher.get_error()) if matcher.is_error() else matcher
 
 
+def _yield_to_others() -> None:
+    """Let this thread have what the steps leave of the processor. Linux knows niceness of threads; elsewhere all would yield."""
+    if sys.platform == "linux":
+        os.nice(10)
+
+
 def _awaitable(found: "ThreadFuture[LLMatcher | str]") -> "Future[LLMatcher | str]":
     from asyncio import wrap_future
 
@@ -290,6 +306,7 @@ def _parser_limits(limits: GrammarLimits) -> "LLParserLimits":
         initial_lexer_fuel=limits.lexer_fuel,
         step_lexer_fuel=limits.lexer_fuel_per_token,
         step_max_items=limits.max_items_per_token,
+        max_items_in_row=limits.max_items_per_token,
         max_lexer_states=limits.max_lexer_states,
         max_grammar_size=limits.max_symbols,
         verbose_errors=False,  # else the parser's whole state and the grammar are in the text

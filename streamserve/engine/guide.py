@@ -62,6 +62,7 @@ class Guide:
         "_matcher",
         "_min_new_tokens",
         "_num_taken",
+        "_on_failure",
         "_phase",
         "_spent_s",
         "_tail",
@@ -81,6 +82,7 @@ class Guide:
         *,
         matcher: Matcher | None = None,
         lane: int = 0,
+        on_failure: Callable[[], None] = lambda: None,
         token_bytes: Callable[[int], bytes],
         begin_ids: Sequence[int] = (),
         end_ids: frozenset[int] = frozenset(),
@@ -89,6 +91,7 @@ class Guide:
     ) -> None:
         self._thought = guidance.thought
         self._matcher = matcher
+        self._on_failure = on_failure  # the matcher is in error
         self.lane = lane  # of the matcher: those of one lane are asked for masks one after another
         self._token_bytes = token_bytes
         self._begin_ids = begin_ids
@@ -288,6 +291,7 @@ class Guide:
 
     def _fail(self) -> None:
         assert self._matcher is not None
+        self._on_failure()
         self._forced.clear()
         self.error = f"the grammar cannot go on: {self._matcher.get_error().splitlines()[0]}"
 

@@ -19,7 +19,7 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.fake import _Slot
-from streamserve.engine.grammar import Grammars
+from streamserve.engine.grammar import GrammarLimits, Grammars
 from streamserve.engine.guide import Guide
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Edits, Plan
@@ -73,13 +73,14 @@ class Bench:
         max_step_tokens: int = 32,
         max_appended_rows: int | None = None,
         bursts: BurstLimits | None = None,
+        grammar_limits: GrammarLimits | None = None,
     ) -> None:
         self.cache = KVCache(num_pages, page_size)
         self.runner = Runner(vocab_size=VOCAB, page_size=page_size, step_s=0.0, eos_token_id=END)
         self.runner.plans = []
         limits = Limits(max_running, max_step_tokens, ENDS, bursts or BurstLimits(), max_appended_rows=max_appended_rows)
         self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"])
-        self.grammars = Grammars(WORDS, vocab_size=VOCAB, eos_token_ids=ENDS, num_lanes=3)
+        self.grammars = Grammars(WORDS, vocab_size=VOCAB, eos_token_ids=ENDS, limits=grammar_limits, num_lanes=3)
         context_len = min(4096, (num_pages - 1) * page_size)
         self.engine = Engine(self.scheduler, self.runner, EngineOptions(context_len, VOCAB, ENDS, seed=0), grammars=self.grammars)
 
@@ -247,10 +248,19 @@ async def test_a_bad_grammar_is_refused_before_anything_starts_and_harms_nobody(
 async def test_a_grammar_that_spends_its_limits_ends_its_own_request() -> None:
     async with running(Bench()) as bench:
         others = [asyncio.create_task(bench.ask(f"good{i}", prompt_of(9, i), PERSON)) for i in range(6)]
-        answer = await bench.ask("bad", prompt_of(9), 'start: s\ns: s s s | s s | "a" | ', max_new_tokens=400, min_new_tokens=400)
+        bad = 'start: s\ns: s s s | s s | "a" | '
+        answer = await bench.ask("bad", prompt_of(9), bad, max_new_tokens=400, min_new_tokens=400)
         assert answer.finish_reason is FinishReason.ERROR and answer.error is not None and "grammar" in answer.error
         for other in others:
             assert (await other).finish_reason is FinishReason.STOP
+
+
+async def test_a_grammar_whose_limits_one_answer_spent_is_compiled_afresh_for_the_next() -> None:
+    async with running(Bench(grammar_limits=GrammarLimits(max_lexer_states=60))) as bench:
+        grammar = "start: /(a|b)*a(a|b){9}/"  # each text is a state of its own
+        for _ in range(2):
+            answer = await bench.ask("spent", prompt_of(9), grammar, max_new_tokens=100, min_new_tokens=100)
+            assert answer.finish_reason is FinishReason.ERROR and len(answer.token_ids) > 0
 
 
 async def test_who_leaves_while_a_grammar_compiles_or_masks_are_filled_leaves_nothing_behind() -> None:
