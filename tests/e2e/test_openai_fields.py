@@ -908,7 +908,7 @@ async def response_input(ask: Asker) -> None:
         {"type": "message", "role": "user", "content": "Thanks"},
     ]
     await ask(input=items)
-    for text in ("What time is it?", "I look.", '"now"', "noon", "user\nThanks"):
+    for text in ("What time is it?", "I look.", '"now"', "noon", "</tool_response>\n\nThanks"):  # a template that shows no tools
         assert text in ask.prompt, text
 
 
