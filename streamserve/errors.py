@@ -3,7 +3,8 @@
     StreamServeError
     ├── RequestError                 the request is at fault; nothing was started
     │   ├── InvalidRequest           400  a field has a wrong type or value
-    │   │   └── ContextOverflow      400  prompt and answer do not fit the context
+    │   │   ├── ContextOverflow      400  prompt and answer do not fit the context
+    │   │   └── GrammarFailed        400  the answer's grammar took more than its limits while it was followed
     │   ├── AuthenticationFailed     401  missing or wrong API key
     │   ├── OriginForbidden          403  a page of an origin that is not allowed
     │   ├── ModelNotFound            404  no such model is served
@@ -58,6 +59,12 @@ class ContextOverflow(InvalidRequest):
     """Prompt and answer together exceed the context."""
 
     code: ClassVar[str] = "context_length_exceeded"
+
+
+class GrammarFailed(InvalidRequest):
+    """The grammar compiled, but following it took more than its limits. Sent again, it would fail again."""
+
+    code: ClassVar[str] = "grammar_failed"
 
 
 class AuthenticationFailed(RequestError):

@@ -173,6 +173,7 @@ class Delta(Struct, frozen=True, gc=False):
     `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows. `num_jumped` counts
     the answer's tokens so far that cost no step of their own; `num_thought` those of its thought. A delta without tokens and
     without an end says how much of the prompt is computed: `num_computed`, cached tokens included.
+    `is_grammar_error`: what `error` says is the doing of the request's own grammar.
 
     Made for every row of every step, so it is a Struct: a frozen dataclass takes ten times as long to make.
     """
@@ -186,6 +187,7 @@ class Delta(Struct, frozen=True, gc=False):
     error: str | None = None
     num_jumped: int = 0
     num_thought: int = 0
+    is_grammar_error: bool = False
     num_computed: int = 0
 
     @staticmethod
@@ -204,6 +206,7 @@ class Delta(Struct, frozen=True, gc=False):
             error=last.error,
             num_jumped=last.num_jumped,
             num_thought=last.num_thought,
+            is_grammar_error=last.is_grammar_error,
             num_computed=last.num_computed,
         )
 

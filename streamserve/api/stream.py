@@ -18,7 +18,7 @@ from msgspec import Struct
 from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Reading, Thought
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
-from streamserve.errors import DeadlineExceeded, StepFailed
+from streamserve.errors import DeadlineExceeded, GrammarFailed, StepFailed
 from streamserve.messages import Delta, FinishReason, GenerateRequest, Guidance, SamplingParams, TokenLogprobs
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
@@ -185,7 +185,7 @@ class Choice:
         return 0 if self._last is None else self._last.num_thought
 
     def take(self, delta: Delta) -> Piece:
-        """Turn what arrived into text. Raises StepFailed when the engine failed this request."""
+        """Turn what arrived into text. Raises StepFailed or GrammarFailed when the engine ended this request with an error."""
         piece = Piece(self.index)
         if delta.finish_reason is None:
             if not delta.token_ids:
@@ -194,7 +194,10 @@ class Choice:
         else:
             if delta.finish_reason is FinishReason.ERROR:
                 self.is_finished = True
-                raise StepFailed(delta.error or "the engine failed this request")
+                message, guidance = delta.error or "the engine failed this request", self._call.guidance
+                if delta.is_grammar_error and guidance is not None:
+                    raise GrammarFailed(message, param=guidance.param)
+                raise StepFailed(message)
             piece.finish_reason = delta.finish_reason.value
             piece.matched_stop = delta.matched_stop
         self._last = delta

@@ -317,7 +317,7 @@ class Engine:
             if guide.error is not None:
                 unwanted.add(i)
                 if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
-                    self._scheduler.end_with_error(request, guide.error)
+                    self._scheduler.end_with_error(request, guide.error, is_grammar_error=True)
         return Edits(frozenset(unwanted), tuple(i for i, _ in samples.guided), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:

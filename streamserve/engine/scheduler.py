@@ -87,7 +87,7 @@ class End(NamedTuple):
 
     finish_reason: FinishReason | None = None
     matched_stop: int | None = None
-    error: str | None = None
+    error: str | None = None  # what its guide says
 
 
 _GOES_ON = End()
@@ -492,6 +492,7 @@ class Scheduler:
             end.error,
             request.num_jumped,
             0 if request.guide is None else request.guide.num_thought,
+            end.error is not None,
         )
         request.mailbox.put_nowait(delta)
 
@@ -511,9 +512,11 @@ class Scheduler:
             if request.state is State.RUNNING and request.epoch == epoch:
                 self.end_with_error(request, message)
 
-    def end_with_error(self, request: Request, message: str) -> None:
+    def end_with_error(self, request: Request, message: str, *, is_grammar_error: bool = False) -> None:
         """End a live request that cannot go on."""
-        self._end(request, Delta(num_cached_tokens=request.num_cached, finish_reason=FinishReason.ERROR, error=message))
+        reason, cached = FinishReason.ERROR, request.num_cached
+        last = Delta(num_cached_tokens=cached, finish_reason=reason, error=message, is_grammar_error=is_grammar_error)
+        self._end(request, last)
 
     def abort(self, request_id: str) -> bool:
         """End a live request now; its pages are free for the next plan."""

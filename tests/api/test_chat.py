@@ -449,6 +449,17 @@ async def test_a_failure_after_the_first_token_is_an_event(http: httpx.AsyncClie
     assert plain.json()["error"]["code"] == "step_failed"
 
 
+async def test_an_answer_that_its_own_grammar_ends_is_the_requests_fault(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    failed = Delta(finish_reason=FinishReason.ERROR, error="the grammar is too ambiguous", is_grammar_error=True)
+    engine.script = lambda request: [Delta((72,)), failed]
+    body = {"messages": [{"role": "user", "content": "hi"}], "regex": "a*"}
+    plain = await http.post("/v1/chat/completions", json=body)
+    error = plain.json()["error"]
+    assert (plain.status_code, error["code"], error["param"]) == (400, "grammar_failed", "regex")
+    streamed = await http.post("/v1/chat/completions", json={**body, "stream": True})
+    assert streamed.status_code == 200 and '"grammar_failed"' in streamed.text
+
+
 async def test_one_failing_choice_ends_the_others(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     failing = [Delta(finish_reason=FinishReason.ERROR, error="boom")]
     engine.script = lambda request: failing if request.id.endswith("-1") else [Delta((72,))]

@@ -251,6 +251,7 @@ async def test_a_grammar_that_spends_its_limits_ends_its_own_request() -> None:
         bad = 'start: s\ns: s s s | s s | "a" | '
         answer = await bench.ask("bad", prompt_of(9), bad, max_new_tokens=400, min_new_tokens=400)
         assert answer.finish_reason is FinishReason.ERROR and answer.error is not None and "grammar" in answer.error
+        assert answer.is_grammar_error
         for other in others:
             assert (await other).finish_reason is FinishReason.STOP
 
