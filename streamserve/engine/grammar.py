@@ -40,7 +40,7 @@ class GrammarLimits:
     max_bytes: int = 2 << 20
     compile_s: float = 20.0
     max_compiling: int = 256
-    max_cached: int = 512
+    max_cached: int = 128
     max_cached_bytes: int = 64 << 20
     max_symbols: int = 32_000
     lexer_fuel: int = 1_000_000
