@@ -177,7 +177,8 @@ class Choice:
     @property
     def num_jumped(self) -> int:
         """Tokens of the answer that cost no step of their own."""
-        return 0 if self._last is None else self._last.num_jumped
+        # The answer may end among them, at a stop string or behind its only call.
+        return 0 if self._last is None else min(self._last.num_jumped, self.num_tokens)
 
     @property
     def num_thought(self) -> int:

@@ -148,3 +148,9 @@ async def test_prompt_logprobs_stand_beside_the_answer(http: httpx.AsyncClient, 
         assert (first["choices"][0] if path == "/v1/completions" else first)["prompt_logprobs"] == scored
         refused = await http.post(path, json={**body, "prompt_logprobs": 21})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")
+
+
+async def test_no_more_tokens_were_jumped_over_than_the_answer_has(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.script = lambda request: [Delta(tuple(b"abcdef"), finish_reason=FinishReason.STOP, num_jumped=6)]
+    usage = (await ask(http, stop="c"))["usage"]
+    assert (usage["completion_tokens"], usage["completion_tokens_details"]["jumped_tokens"]) == (3, 3)
