@@ -1,4 +1,4 @@
-"""The seam between API and engine: four methods, the mailbox in which a request's deltas wait, and the turns of their readers.
+"""The seam between API and engine: its methods, the mailbox in which a request's deltas wait, and the turns of their readers.
 
 Owns undelivered deltas and the order in which readers get theirs. Knows nothing of HTTP, text or scheduling. Torch-free.
 """

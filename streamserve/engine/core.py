@@ -10,8 +10,8 @@ While the device runs step n, the loop takes in step n-1, streams its tokens and
 
 The loop never blocks: a runner's `forward` and `sample` only hand work over, and a step is awaited like a socket. A step whose
 samples depend on tokens that are still under way (a grammar's masks do) is sampled when these were taken in; its rows are being
-computed meanwhile, and where masks take long, a helper thread fills them. While streams still have
-to be served, the loop looks at the device between two slices of them (engine/client.py): the device goes first.
+computed meanwhile, and where masks take long, threads fill them. While streams still have to be served, the loop looks at the
+device between two slices of them (engine/client.py): the device goes first.
 """
 
 from asyncio import CancelledError, Event, sleep
