@@ -141,7 +141,8 @@ class GenerateRequest:
 
     `id` is unique among live requests of one engine. `salt` separates prefix-cache namespaces: requests with different
     salts never share cached tokens. `priority`: of waiting requests higher ones run first, in order of arrival among equals.
-    `wants_progress`: a delta after each part of a prompt that takes several steps.
+    `wants_progress`: a delta after each part of a prompt that takes several steps. `prediction`: what the client expects much of
+    the answer to be; it makes the answer faster where it is right, and changes nothing where not (speculative decoding).
     """
 
     id: str
@@ -151,6 +152,7 @@ class GenerateRequest:
     guidance: Guidance | None = None
     priority: int = 0
     wants_progress: bool = False
+    prediction: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class Delta(Struct, frozen=True, gc=False):
     `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows. `num_jumped` counts
     the answer's tokens so far that cost no step of their own; `num_thought` those of its thought. A delta without tokens and
     without an end says how much of the prompt is computed: `num_computed`, cached tokens included.
-    `is_grammar_error`: what `error` says is the doing of the request's own grammar.
+    `is_grammar_error`: what `error` says is the doing of the request's own grammar. Of the answer's tokens so far `num_accepted`
+    were guessed before they were sampled, out of `num_drafted` guesses; `accepted` says which of `token_ids` were, where any was.
 
     Made for every row of every step, so it is a Struct: a frozen dataclass takes ten times as long to make.
     """
@@ -189,6 +192,9 @@ class Delta(Struct, frozen=True, gc=False):
     num_thought: int = 0
     is_grammar_error: bool = False
     num_computed: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    accepted: tuple[bool, ...] = ()  # parallel to token_ids, or empty
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
@@ -208,7 +214,16 @@ class Delta(Struct, frozen=True, gc=False):
             num_thought=last.num_thought,
             is_grammar_error=last.is_grammar_error,
             num_computed=last.num_computed,
+            num_drafted=last.num_drafted,
+            num_accepted=last.num_accepted,
+            accepted=_joined_marks(deltas),
         )
+
+
+def _joined_marks(deltas: Sequence[Delta]) -> tuple[bool, ...]:
+    if not any(delta.accepted for delta in deltas):
+        return ()
+    return tuple([mark for delta in deltas for mark in delta.accepted or (False,) * len(delta.token_ids)])
 
 
 @dataclass(frozen=True, slots=True)

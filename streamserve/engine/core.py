@@ -28,7 +28,7 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox, Turns
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.guide import Guide
-from streamserve.engine.plan import NO_EDITS, Edits, Runner, Step
+from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Flight, Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
@@ -318,7 +318,7 @@ class Engine:
                 unwanted.add(i)
                 if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
                     self._scheduler.end_with_error(request, guide.error, is_grammar_error=True)
-        return Edits(frozenset(unwanted), tuple(i for i, _ in samples.guided), masks)
+        return Edits(frozenset(unwanted), tuple(Place(i) for i, _ in samples.guided), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:
         await sleep(0)  # a device that is always done already must not starve the rest of the loop

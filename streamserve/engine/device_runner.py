@@ -241,7 +241,7 @@ class DeviceRunner:
                 slots_R = self._sampler.slots(slots, num_rows)
             place = {i: at for at, i in enumerate(loaded.sampling)} if edits.masked else {}
             tokens_R = self._tokens_R[:num_rows]
-            masked = [place[i] for i in edits.masked]
+            masked = [place[at.row] for at in edits.masked]
             pending = self._sampler.sample(self._logits_RV[:num_rows], slots_R, slots, tokens_R, masked, edits.masks)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         event.record()

@@ -143,7 +143,7 @@ class FakeRunner:
         return FakeStep(self._clock, self._free_at_s, partial(self._sample, plan, prompt_logprobs))
 
     def _sample(self, plan: Plan, prompt_logprobs: Sequence[tuple[TokenLogprobs, ...]], edits: Edits) -> StepResult:
-        masks = dict(zip(edits.masked, edits.masks, strict=True))
+        masks = {at.row: words_W for at, words_W in zip(edits.masked, edits.masks, strict=True)}
         results = []
         for i, (row, logprobs) in enumerate(zip(plan.rows, prompt_logprobs, strict=True)):
             is_wanted = row.samples and i not in edits.unwanted

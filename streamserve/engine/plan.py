@@ -55,6 +55,14 @@ class Row(NamedTuple):
     `new_pages` are appended to the slot's page table before the step. `samples`: the last position yields a token.
     `wants_all_logits`: log-probabilities of the row's tokens are wanted (prompt_logprobs).
 
+    A drafted row is one known token and, behind it, `num_drafts` guesses of what follows. Each of its positions is sampled as
+    if the guesses before it were right, with the random number of that place of the answer, and what is sampled counts up to
+    and including the first token that is not the guess: the same tokens as one by one, whoever guessed (speculative decoding,
+    Leviathan et al., arXiv 2211.17192, for guesses without a distribution; the randomness is shared as in Daliri et al.,
+    arXiv 2408.07978). Behind the row the slot stands as if those tokens had been sampled one by one. No other step of that slot is under way.
+
+    `num_wanted`: guesses that the runner's own drafter, if it has one, is to make of what follows the row's last token.
+
     Made in every step for every stream, as RowResult is: a frozen dataclass takes four times as long to make.
     """
 
@@ -65,6 +73,8 @@ class Row(NamedTuple):
     new_pages: tuple[int, ...] = ()
     samples: bool = True
     wants_all_logits: bool = False
+    num_drafts: int = 0
+    num_wanted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +95,23 @@ class Plan:
 Masks = np.ndarray[Any, np.dtype[np.int32]]
 
 
+class Place(NamedTuple):
+    """A sampled position: row `row` of the plan, behind `num_drafts` of its guesses (0: behind its last known token)."""
+
+    row: int
+    num_drafts: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Edits:
     """What is known of a plan's samples only after its rows were started. Rows are named by their index in the plan.
 
-    `unwanted`: rows whose sample nobody wants; none is drawn and nothing is counted for them. `masks` has one line per row in
-    `masked`: bit t % 32 of word t // 32 says whether token t may come.
+    `unwanted`: rows whose sample nobody wants; none is drawn and nothing is counted for them. `masks` has one line per place in
+    `masked`: bit t % 32 of word t // 32 says whether token t may come. Of a row either no place is masked or all are.
     """
 
     unwanted: frozenset[int] = frozenset()
-    masked: tuple[int, ...] = ()
+    masked: tuple[Place, ...] = ()
     masks: Masks = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
 
@@ -102,7 +119,8 @@ NO_EDITS = Edits()
 
 
 class RowResult(NamedTuple):
-    """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample, or in vain.
+    """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample, or in vain; of a drafted row
+    it holds the guesses that were right and one more token. `drafts`: what the runner's drafter guesses will follow.
 
     `logprobs` is parallel to `token_ids` when the request asked for it. `prompt_logprobs` has, for a row with
     `wants_all_logits`, one entry per token of the row: the log-probability of the *following* prompt token given this
@@ -112,6 +130,7 @@ class RowResult(NamedTuple):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    drafts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class ModelRunner:
             return StepResult(rows)
         chosen_RV = logits_RV if len(last) == len(logits_RV) else logits_RV[last]
         place = {i: at for at, i in enumerate(sampling)}
-        masks = {place[i]: words_W for i, words_W in zip(edits.masked, edits.masks, strict=True) if i in place}
+        masks = {place[at.row]: words_W for at, words_W in zip(edits.masked, edits.masks, strict=True) if at.row in place}
         tokens, logprobs = self._sampler.sample(chosen_RV, [plan.rows[i].slot for i in sampling], masks)
         for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
             row = plan.rows[i]

@@ -78,6 +78,8 @@ TORCH_FREE = (
     "streamserve.engine.fake",
     "streamserve.engine.grammar",
     "streamserve.engine.guide",
+    "streamserve.engine.speculation",
+    "streamserve.engine.drafters.drafter",
     "streamserve.cache.pages",
     "streamserve.cache.radix",
     "streamserve.cache.keys",
