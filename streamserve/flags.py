@@ -19,6 +19,8 @@ ALIASES = (
     ("--max-num-seqs", "max_running_requests"),
     ("--max-num-batched-tokens", "chunked_prefill_size"),
     ("--gpu-memory-utilization", "mem_fraction_static"),
+    ("--speculative-algorithm", "speculative"),
+    ("--speculative-config", "speculative"),
 )
 _TITLES = (("model", "model"), ("cache", "KV memory"), ("scheduler", "scheduling"), ("device", "device"), ("server", "server"))
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}

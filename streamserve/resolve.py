@@ -9,6 +9,8 @@ from typing import Any
 
 from streamserve.config import Config, served_names
 from streamserve.errors import ConfigError
+from streamserve.speculative import FLAG as SPECULATIVE
+from streamserve.speculative import Speculative, read_speculative
 
 MIB, GIB = 1 << 20, 1 << 30
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -95,6 +97,7 @@ class Resolved:
     max_running_requests: int
     chunked_prefill_size: int
     max_decode_pause_ms: float
+    speculative: Speculative
     threads: int
     weight_bytes: int
     kv_bytes_per_token: int
@@ -137,6 +140,7 @@ def resolve(
     pages = _pages(config, device, weight_bytes, work, token_bytes, wanted_context)
     context = _context(config, model, int(pages.value), token_bytes, device)
     pause = _decode_pause(config, device)
+    speculative, guesses = decide_speculative(config, device.kind)
     threads = _threads(config, device)
     num_tokens = int(pages.value) * config.cache.page_size
     return Resolved(
@@ -149,6 +153,7 @@ def resolve(
         max_running_requests=int(rows.value),
         chunked_prefill_size=int(chunk.value),
         max_decode_pause_ms=float(pause.value),
+        speculative=speculative,
         threads=int(threads.value),
         weight_bytes=weight_bytes,
         kv_bytes_per_token=token_bytes,
@@ -163,6 +168,7 @@ def resolve(
             rows,
             chunk,
             pause,
+            guesses,
             threads,
         ),
     )
@@ -212,6 +218,7 @@ def check(config: Config) -> None:
         raise ConfigError("--served-model-name begins with *, which stands for any name; give the model's own first: NAME,*")
     if (config.server.ssl_certfile is None) != (config.server.ssl_keyfile is None):
         raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both or neither")
+    read_speculative(config.scheduler.speculative)
 
 
 def flag_of(field_name: str) -> str:
@@ -384,6 +391,29 @@ def _decode_pause(config: Config, device: DeviceFacts) -> Reason:
     if device.kind == "cpu":
         return Reason("decode pause", "0", "ms: prompts never stop running answers", flag)
     return Reason("decode pause", f"{GPU_DECODE_PAUSE_MS:g}", "ms at most, while a burst of prompts is computed", flag)
+
+
+def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Speculative, Reason]:
+    """Who guesses: never "auto"."""
+    asked = read_speculative(config.scheduler.speculative)
+    is_exact = config.device.deterministic and device_kind != "cpu"
+    if asked.kind == "auto":
+        if is_exact:
+            why = "auto; with --deterministic a token's bits would depend on how many guesses stand beside it"
+            return Speculative("none"), Reason("speculation", "none", why, SPECULATIVE)
+        chosen = Speculative("ngram", None, asked.max_drafts)
+        why = f"auto: text that repeats is guessed, up to {chosen.max_drafts} tokens a step, while that is faster"
+        return chosen, Reason("speculation", "ngram", why, SPECULATIVE)
+    if asked.kind == "none":
+        return asked, Reason("speculation", "none", "asked for; a step brings each answer one token", SPECULATIVE, "flag")
+    if is_exact:
+        raise ConfigError(
+            f"{SPECULATIVE} {config.scheduler.speculative} and --deterministic contradict each other on a GPU: a token's bits "
+            f"would depend on how many guesses stand beside it; leave one of them out"
+        )
+    of = "" if asked.path is None else f" of {asked.path}"
+    why = f"asked for; up to {asked.max_drafts} guesses{of} a step, while that is faster"
+    return asked, Reason("speculation", asked.kind, why, SPECULATIVE, "flag")
 
 
 def _threads(config: Config, device: DeviceFacts) -> Reason:

@@ -8,6 +8,7 @@ from streamserve.build import burst_limits
 from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig, ServerConfig
 from streamserve.errors import ConfigError
 from streamserve.resolve import CPU_WORK_BYTES, GIB, DeviceFacts, ModelFacts, Resolved, check, resolve
+from streamserve.speculative import Speculative, read_speculative
 
 MODEL = ModelFacts(
     name="SmolLM2-135M-Instruct",
@@ -50,7 +51,7 @@ def test_what_the_user_asked_for_is_kept_and_marked() -> None:
     config = Config(
         model=ModelConfig(context_length=4096, dtype="bfloat16", served_model_name="tiny"),
         cache=CacheConfig(max_total_tokens=10_000),
-        scheduler=SchedulerConfig(max_running_requests=3, chunked_prefill_size=16, max_decode_pause_ms=20),
+        scheduler=SchedulerConfig(max_running_requests=3, chunked_prefill_size=16, max_decode_pause_ms=20, speculative="ngram"),
         device=DeviceConfig(threads=1),
     )
     resolved = resolve(config, MODEL, CPU)
@@ -253,3 +254,24 @@ def test_a_step_holds_what_makes_a_burst(billions: float, device: DeviceFacts, c
     bursts = burst_limits(resolved)
     assert bursts.max_pause_s == 0.05 and bursts.step_tokens is not None
     assert 0 < bursts.tokens <= bursts.step_tokens <= resolved.chunked_prefill_size
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_text_that_repeats_is_guessed_unless_said_otherwise(device: DeviceFacts) -> None:
+    resolved = resolve(Config(), MODEL, device)
+    assert resolved.speculative == Speculative("ngram", None, 12)
+    assert "auto" in _why(resolved, "speculation") and "12" in _why(resolved, "speculation")
+    for asked in ("none", "ngram_shared,3", "eagle=/heads/one"):
+        resolved = resolve(Config(scheduler=SchedulerConfig(speculative=asked)), MODEL, device)
+        assert resolved.speculative == read_speculative(asked)
+        assert {reason.origin for reason in resolved.reasons if reason.name == "speculation"} == {"flag"}
+    with pytest.raises(ConfigError, match="--speculative is 'medusa'"):
+        check(Config(scheduler=SchedulerConfig(speculative="medusa")))
+
+
+def test_nothing_is_guessed_where_bits_must_not_depend_on_company() -> None:
+    exact = DeviceConfig(deterministic=True)
+    assert resolve(Config(device=exact), MODEL, GPU).speculative == Speculative("none")
+    assert resolve(Config(device=exact), MODEL, CPU).speculative.kind == "ngram"  # a row there never depends on others
+    with pytest.raises(ConfigError, match="--deterministic contradict"):
+        resolve(Config(device=exact, scheduler=SchedulerConfig(speculative="ngram")), MODEL, GPU)

@@ -47,6 +47,7 @@ FLAGS = [
     "--schedule-policy",
     "--send-interval-ms",
     "--served-model-name",
+    "--speculative",
     "--ssl-certfile",
     "--ssl-keyfile",
     "--threads",

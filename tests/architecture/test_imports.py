@@ -8,7 +8,19 @@ import pytest
 from tests.architecture.source import imports, modules, own_imports
 
 # Level 0, lowest first: each may import those before it.
-FOUNDATION = ("", "errors", "messages", "config", "resolve", "log", "metrics", "calibration", "startup", "default_model")
+FOUNDATION = (
+    "",
+    "errors",
+    "messages",
+    "config",
+    "speculative",
+    "resolve",
+    "log",
+    "metrics",
+    "calibration",
+    "startup",
+    "default_model",
+)
 
 # What each part may import of ours, beside the foundation and itself. A dotted name allows that module only.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
