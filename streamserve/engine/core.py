@@ -52,6 +52,10 @@ class StepObserver(Protocol):
         """So many tokens joined answers without a step of their own."""
         ...
 
+    def tokens_drafted(self, num_drafted: int, num_accepted: int) -> None:
+        """So many guesses were computed, and so many of them became tokens."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -94,6 +98,7 @@ class Engine:
         self._broken = False
         self._num_preemptions = 0
         self._num_jumped = 0
+        self._num_drafted = self._num_accepted = 0
         self._busy_s = 0.0
         self._cache: KVCache = scheduler.cache
         self._facts = EngineFacts(
@@ -265,6 +270,7 @@ class Engine:
 
     async def _run(self) -> None:
         flying: tuple[Flight, Step] | None = None
+        is_alone = was_alone = True  # a step was launched while no other was under way: this one, the one that is flying
         last_s = self._now()
         while True:
             flight = self._scheduler.next_plan()
@@ -274,15 +280,17 @@ class Engine:
                 await self._wake.wait()
                 last_s = self._now()
                 continue
+            is_alone = flying is None
             step = self._launch(flight) if flight is not None else None
             if flying is not None:
                 await self._land(*flying)
-                last_s = self._report(flying[0], last_s)
+                last_s = self._report(flying[0], last_s, is_alone=was_alone)
             else:
                 await sleep(0)
             if flight is not None and step is not None and flight.awaits_commit and not await self._sample(flight, step):
                 step = None
             flying = (flight, step) if flight is not None and step is not None else None
+            was_alone = is_alone
 
     def _launch(self, flight: Flight) -> Step | None:
         """Start a step's rows, and if nothing speaks against it choose its tokens right behind."""
@@ -335,19 +343,25 @@ class Engine:
         log.error("step_failed", step=flight.plan.step, num_rows=len(flight.plan.rows), exc_info=error)
         self._scheduler.fail(flight, f"the step failed: {type(error).__name__}: {error}")
 
-    def _report(self, flight: Flight, last_s: float) -> float:
+    def _report(self, flight: Flight, last_s: float, *, is_alone: bool) -> float:
         now = self._now()
         self._busy_s += now - last_s
+        self._scheduler.step_took(flight, now - last_s, is_alone=is_alone)
         for _ in range(self._scheduler.num_preemptions - self._num_preemptions):
             log.info("request_preempted", running=self._scheduler.num_running, waiting=self._scheduler.num_waiting)
             if self._observer is not None:
                 self._observer.request_preempted()
         self._num_preemptions = self._scheduler.num_preemptions
         num_jumped, self._num_jumped = self._scheduler.num_jumped - self._num_jumped, self._scheduler.num_jumped
+        drafted, accepted = self._scheduler.num_drafted, self._scheduler.num_accepted
+        num_drafted, num_accepted = drafted - self._num_drafted, accepted - self._num_accepted
+        self._num_drafted, self._num_accepted = drafted, accepted
         if self._observer is not None:
             plan = flight.plan
             if num_jumped:
                 self._observer.tokens_jumped(num_jumped)
+            if num_drafted:
+                self._observer.tokens_drafted(num_drafted, num_accepted)
             self._observer.step_finished(
                 seconds=now - last_s, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load()
             )

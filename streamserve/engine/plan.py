@@ -59,7 +59,8 @@ class Row(NamedTuple):
     if the guesses before it were right, with the random number of that place of the answer, and what is sampled counts up to
     and including the first token that is not the guess: the same tokens as one by one, whoever guessed (speculative decoding,
     Leviathan et al., arXiv 2211.17192, for guesses without a distribution; the randomness is shared as in Daliri et al.,
-    arXiv 2408.07978). Behind the row the slot stands as if those tokens had been sampled one by one. No other step of that slot is under way.
+    arXiv 2408.07978). Behind the row the slot stands as if those tokens had been sampled one by one. No other step of that slot
+    is under way.
 
     `num_wanted`: guesses that the runner's own drafter, if it has one, is to make of what follows the row's last token.
 

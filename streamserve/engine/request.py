@@ -7,13 +7,16 @@ Positions of a request, in the middle of an answer:
     tokens      0 ............ num_prompt ...... len(tokens)
     computed    |-- KV is there and committed --|
     planned     |-- KV is there or in a step that is running --|
-    expected    len(tokens) + tokens that running steps will yield
+    expected    len(tokens) + tokens that running steps will yield; of a row with guesses, one
+
+While a row with guesses is under way nobody knows where the next one begins: the request cannot be planned for.
 """
 
 from enum import Enum, auto
 
 from streamserve.cache.kv_cache import Lease
 from streamserve.engine.client import Mailbox, Turns
+from streamserve.engine.drafters.drafter import Drafts
 from streamserve.engine.guide import Guide
 from streamserve.messages import GenerateRequest, SamplingParams, TokenLogprobs
 
@@ -39,17 +42,23 @@ class Request:
     __slots__ = (
         "appended",
         "computed",
+        "drafts",
         "epoch",
         "expected",
         "given",
         "guide",
+        "is_drafted",
         "lease",
         "mailbox",
         "max_len",
+        "num_accepted",
         "num_cached",
         "num_delivered",
+        "num_drafted",
         "num_jumped",
         "num_prompt",
+        "num_told",
+        "offered",
         "pages_sent",
         "planned",
         "prompt_logprobs",
@@ -99,6 +108,12 @@ class Request:
         self.num_delivered = 0  # tokens of the answer that are in the mailbox
         self.num_jumped = 0  # tokens of the answer that were appended, not sampled
         self.appended: list[int] = []  # those the runner has not been told of
+        self.is_drafted = False  # a row with guesses is under way
+        self.num_drafted = 0  # guesses that were computed
+        self.num_accepted = 0  # tokens of the answer that had been guessed
+        self.drafts: Drafts | None = None  # whoever guesses knows
+        self.num_told = 0  # so many tokens
+        self.offered: tuple[int, ...] = ()  # what the runner's drafter guesses behind the newest token
         self.waits_for: tuple[Request, int, int] | None = None  # (request, its epoch, tokens) computing our prefix
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
 
@@ -120,7 +135,7 @@ class Request:
         """The answer may still grow, and the next row is past the prompt: a token that the device has sampled or is sampling, or
         tokens that were appended."""
         planned, expected = self.planned, self.expected
-        if planned < self.num_prompt:
+        if planned < self.num_prompt or self.is_drafted:
             return False
         return (planned == expected - 1 and expected < self.max_len) or planned < len(self.tokens)
 

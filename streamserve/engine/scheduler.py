@@ -13,6 +13,9 @@ with the decode rows.
 A request may have a guide (engine/guide.py). It is told of each token at commit and may append known tokens: these go through
 one row, like a prompt's. A row that was started before its request was appended to has computed the KV of a right token, but
 its sample is of a place that is taken: it is unwanted.
+
+A row may verify guesses of what follows its token (speculation.py decides). Nothing is planned over such a step: the batch
+stays together, and every answer goes on as far as it has got.
 """
 
 from collections import deque
@@ -23,11 +26,13 @@ from typing import NamedTuple
 
 from streamserve.cache.keys import common_len, pack
 from streamserve.cache.kv_cache import KVCache, Lease
+from streamserve.engine.drafters.drafter import Drafts
 from streamserve.engine.guide import Guide
 from streamserve.engine.pause import BurstLimits, Pause
 from streamserve.engine.plan import Admission, Append, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
+from streamserve.engine.speculation import Speculation
 from streamserve.messages import Delta, FinishReason, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
@@ -37,7 +42,8 @@ FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more t
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
     multiple of it if they begin at one: devices have libraries for those. `max_appended_rows`: of a step, rows that go through
-    tokens which were appended to their requests; more wait for the next step."""
+    tokens which were appended to their requests; more wait for the next step. `max_drafted_tokens`: of decode rows and guesses in
+    a step that has any."""
 
     max_running: int
     max_step_tokens: int
@@ -45,6 +51,7 @@ class Limits:
     bursts: BurstLimits = field(default_factory=BurstLimits)
     long_chunk: int | None = None
     max_appended_rows: int | None = None
+    max_drafted_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +64,8 @@ class Draft:
     rows: list[Row] = field(default_factory=list)
     owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
     is_guided: bool = False  # somebody's next token may depend on the one before
+    num_drafts: int = 0  # guesses in its rows
+    has_chunks: bool = False  # rows that are neither one token nor that and guesses
 
     @property
     def num_tokens(self) -> int:
@@ -66,11 +75,13 @@ class Draft:
 @dataclass(frozen=True, slots=True)
 class Flight:
     """A plan that was handed to the runner, and whose rows it holds. `awaits_commit`: what may be sampled depends on the tokens
-    of the step before it."""
+    of the step before it. `num_drafts`: guesses in it. `is_decode`: there is nothing in it but answers' rows."""
 
     plan: Plan
     owners: tuple[tuple[Request, int], ...]
     awaits_commit: bool = False
+    num_drafts: int = 0
+    is_decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +107,22 @@ _GOES_ON = End()
 class Scheduler:
     """Queues and slots of one engine."""
 
-    def __init__(self, cache: KVCache, limits: Limits, policy: Policy, *, now: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        limits: Limits,
+        policy: Policy,
+        *,
+        speculation: Speculation | None = None,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        """`speculation`: None: nobody guesses."""
         self.cache = cache
         self.limits = limits
         self._policy = policy
+        self._speculation = speculation
+        self._num_wanted = 0 if speculation is None else speculation.drafter.num_wanted
+        self._is_drafted = False  # a step with guesses is under way
         self._now = now
         self._pause = Pause(limits.bursts, now)
         self._waiting: deque[Request] = deque()
@@ -110,6 +133,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_finished = 0
         self.num_jumped = 0  # tokens that were appended, not sampled
+        self.num_drafted = 0  # guesses that were computed
+        self.num_accepted = 0  # those that became tokens
 
     @property
     def num_running(self) -> int:
@@ -146,6 +171,8 @@ class Scheduler:
 
     def next_plan(self) -> Flight | None:
         """The next step, or None when nothing can run now. Planned rows count as under way from here on."""
+        if self._is_drafted or self._waits_for_guesses():
+            return None
         draft = Draft()
         if self._pause.allows(self._has_tokens):
             self._draw_burst(draft)
@@ -160,7 +187,8 @@ class Scheduler:
             return None
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
-        return Flight(plan, tuple(draft.owners), draft.is_guided)
+        self._is_drafted = draft.num_drafts > 0
+        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks)
 
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
@@ -168,7 +196,8 @@ class Scheduler:
         for i, (row, (request, epoch)) in enumerate(zip(flight.plan.rows, flight.owners, strict=True)):
             if not row.samples:
                 continue
-            if request.state is not State.RUNNING or request.epoch != epoch or row.start + row.num_tokens < len(request.tokens):
+            known = row.start + row.num_tokens - row.num_drafts
+            if request.state is not State.RUNNING or request.epoch != epoch or known < len(request.tokens):
                 unwanted.add(i)
             elif request.guide is not None and request.guide.needs_mask:
                 guided.append((i, request))
@@ -237,8 +266,12 @@ class Scheduler:
         spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
         most, num_appended = self.limits.max_appended_rows, 0
         waits = self._waits_for_tokens()
+        guesses = self._guesses(spare)
         for request in self._running:  # preemption shortens the list from its end, and the iteration with it
             if not request.can_answer or (waits and request.planned != request.computed):
+                continue
+            if request.id in guesses and self._draw_drafted(draft, request, guesses[request.id]):
+                spare -= len(guesses[request.id])
                 continue
             num_tokens = len(request.tokens) - request.planned
             if num_tokens > 1:
@@ -257,6 +290,87 @@ class Scheduler:
         started before its request is appended to computes one token, where a row started after it computes all."""
         running = self._running
         return len(running) <= FEW_ROWS and all(r.guide is not None and r.guide.may_append for r in running)
+
+    # ---- guesses -----------------------------------------------------------------------------------------------
+
+    def _waits_for_guesses(self) -> bool:
+        """Whether to plan nothing until tokens under way are known, because guesses behind them will pay."""
+        speculation, running = self._speculation, self._running
+        if speculation is None or not speculation.may_pay(len(running)):
+            return False
+        answering = [request for request in running if request.can_answer]
+        if all(request.planned == request.computed for request in answering):
+            return False
+        offers = [(self._drafts_of(r), self._most_guesses(r)) for r in answering if self._may_guess(r)]
+        return bool(offers) and speculation.is_worth_waiting(offers, len(answering))
+
+    def _guesses(self, spare: int) -> dict[str, Sequence[int]]:
+        """What to verify in this step, by request, in `spare` tokens. No guess is made of what follows a token that is not known
+        yet, or that is not alone."""
+        speculation, running = self._speculation, self._running
+        if speculation is None or not speculation.may_pay(len(running)):
+            return {}
+        answering = [request for request in running if request.can_answer]
+        asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and self._may_guess(r)]
+        if not asked:
+            return {}
+        most = self.limits.max_drafted_tokens
+        left = spare if most is None else min(spare, most - len(answering))
+        chosen = speculation.choose([(self._drafts_of(r), self._most_guesses(r)) for r in asked], len(answering))
+        guesses: dict[str, Sequence[int]] = {}
+        for request, token_ids in zip(asked, chosen, strict=True):
+            fitting = token_ids[: max(0, left)]
+            if request.guide is not None and fitting:
+                fitting = fitting[: request.guide.admit(fitting)]
+            if fitting:
+                guesses[request.id] = fitting
+                left -= len(fitting)
+        return guesses
+
+    @staticmethod
+    def _may_guess(request: Request) -> bool:
+        return request.num_delivered > 0
+
+    @staticmethod
+    def _most_guesses(request: Request) -> int:
+        """One token comes without being guessed."""
+        return request.max_len - request.expected - 1
+
+    def _drafts_of(self, request: Request) -> Drafts:
+        """Who guesses for a request, told of all its tokens. Only those who are asked for guesses are told."""
+        assert self._speculation is not None
+        drafts, tokens = request.drafts, request.tokens
+        if drafts is None:
+            drafts = request.drafts = self._speculation.drafter.open(request.given, tokens[: request.num_prompt])
+            request.num_told = request.num_prompt
+        if request.num_told < len(tokens):
+            drafts.grew(tokens[request.num_told :])
+            request.num_told = len(tokens)
+        if request.offered:
+            drafts.offered(request.offered)
+            request.offered = ()
+        return drafts
+
+    def _draw_drafted(self, draft: Draft, request: Request, guess: Sequence[int]) -> bool:
+        """A row that verifies guesses. False when there are no pages for them: nobody is preempted for guesses."""
+        start, num_tokens = request.planned, 1 + len(guess)
+        if not self.cache.grow(self._lease(request), start + num_tokens):
+            return False
+        if request.appended:
+            self._announce(draft, request)
+        draft.is_guided |= request.guide is not None
+        draft.num_drafts += len(guess)
+        request.planned = start + 1
+        request.expected += 1
+        request.is_drafted = True
+        token_ids = (request.tokens[start], *guess)
+        new_pages, wanted = self._new_pages(request), self._num_wanted
+        row = Row(request.slot, start, num_tokens, token_ids, new_pages, num_drafts=len(guess), num_wanted=wanted)
+        draft.rows.append(row)
+        draft.owners.append((request, request.epoch))
+        return True
+
+    # ---- rows --------------------------------------------------------------------------------------------------
 
     def _have_pages(self, request: Request, num_tokens: int) -> bool:
         """Make room for so many more tokens of a running request, preempting the youngest ones if need be."""
@@ -296,7 +410,12 @@ class Scheduler:
         request.planned = start + 1
         request.expected += 1
         token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
-        draft.rows.append(Row(request.slot, start, 1, token_ids, self._new_pages(request)))
+        wanted = self._num_wanted
+        draft.rows.append(
+            Row(request.slot, start, 1, token_ids, self._new_pages(request), num_wanted=wanted)
+            if wanted
+            else Row(request.slot, start, 1, token_ids, self._new_pages(request))
+        )
         draft.owners.append((request, request.epoch))
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
@@ -315,8 +434,10 @@ class Scheduler:
         draft.is_guided |= samples and request.guide is not None
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
         request.expected += samples
-        new_pages = self._new_pages(request)
-        draft.rows.append(Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits))
+        draft.has_chunks = True
+        new_pages, wanted = self._new_pages(request), self._num_wanted if samples else 0
+        row = Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits, num_wanted=wanted)
+        draft.rows.append(row)
         draft.owners.append((request, request.epoch))
 
     @staticmethod
@@ -411,11 +532,22 @@ class Scheduler:
 
     # ---- results -----------------------------------------------------------------------------------------------
 
+    def step_took(self, flight: Flight, seconds: float, *, is_alone: bool) -> None:
+        """A step has landed, so long after the one before. `is_alone`: the device had waited for it: what a plain step costs then
+        says nothing about those that follow each other at once."""
+        if self._speculation is not None and flight.is_decode and is_alone == (flight.num_drafts > 0):
+            self._speculation.costs.observe(flight.plan.num_tokens, seconds, is_drafted=is_alone)
+
     def commit(self, flight: Flight, result: StepResult) -> None:
         """Take in a finished step: tokens to mailboxes, finished requests out, prompt pages into the tree."""
+        if flight.num_drafts:
+            self._is_drafted = False
         for row, (request, epoch), output in zip(flight.plan.rows, flight.owners, result.rows, strict=True):
             if request.state is State.RUNNING and request.epoch == epoch:
-                self._commit_row(request, row, output)
+                if row.num_drafts:
+                    self._commit_drafted(request, row, output)
+                else:
+                    self._commit_row(request, row, output)
 
     def _commit_row(self, request: Request, row: Row, output: RowResult) -> None:
         request.computed += row.num_tokens
@@ -434,11 +566,12 @@ class Scheduler:
         assert output.token_ids, "a sampling row yields a token"
         tokens = request.tokens
         tokens += output.token_ids
+        request.offered = output.drafts
         if request.guide is not None:
             end = self._follow(request, request.guide, output.token_ids[-1])
         elif len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
             end = self._end_of(request)
-        elif request.num_delivered:  # as nearly always: what `_deliver` would do
+        elif request.num_delivered and not request.num_drafted:  # as nearly always: what `_deliver` would do
             request.num_delivered += len(output.token_ids)
             request.mailbox.put_nowait(Delta(output.token_ids, output.logprobs, None, request.num_cached))
             return
@@ -452,12 +585,43 @@ class Scheduler:
             assert request.lease is not None
             self.cache.commit(request.lease, request.tokens[: request.computed])
 
-    def _follow(self, request: Request, guide: Guide, token_id: int) -> End:
-        """Tell a request's guide of its newest token, and append what must follow."""
+    def _commit_drafted(self, request: Request, row: Row, output: RowResult) -> None:
+        """Guesses that were right, and one more token, up to where the answer ends. What was computed of wrong ones nobody reads:
+        the next row writes over it."""
+        sampled = output.token_ids
+        assert sampled, "a sampling row yields a token"
+        request.is_drafted = False
+        request.offered = output.drafts
+        end, num_taken = _GOES_ON, 0
+        for token_id in sampled:
+            request.tokens.append(token_id)
+            num_taken += 1
+            if request.guide is None:
+                end = self._end_of(request)
+            else:
+                end = self._follow(request, request.guide, token_id, is_last=num_taken == len(sampled))
+            if end.finish_reason is not None:
+                break
+        request.computed += num_taken  # the known token, and all but the last of these
+        request.planned = request.computed
+        request.expected = len(request.tokens)
+        num_guessed = min(num_taken, len(sampled) - 1)
+        request.num_drafted += row.num_drafts
+        request.num_accepted += num_guessed
+        self.num_drafted += row.num_drafts
+        self.num_accepted += num_guessed
+        if request.drafts is not None:
+            request.drafts.observe(row.num_drafts, len(sampled) - 1)
+        self._deliver(request, end, output.logprobs[:num_taken], num_guessed)
+        if end.finish_reason is not None:
+            self._finish(request)
+
+    def _follow(self, request: Request, guide: Guide, token_id: int, *, is_last: bool = True) -> End:
+        """Tell a request's guide of its newest token, and append what must follow. `is_last`: of those that came together."""
         end = self._end_of(request)
         if end.finish_reason is FinishReason.STOP:
             return end
-        forced = guide.took(token_id)
+        forced = guide.took(token_id) if is_last else guide.took(token_id, is_last=False)
         if end.finish_reason is None or guide.error is not None or (guide.is_over and not forced):
             return self._append(request, guide, forced)
         return end
@@ -474,14 +638,16 @@ class Scheduler:
                 return end
         if token_ids:
             request.expected = len(request.tokens)  # what is under way will be unwanted
+            request.offered = ()
         if guide.error is not None:
             return End(FinishReason.ERROR, error=guide.error)
         return End(FinishReason.STOP) if guide.is_over else _GOES_ON
 
-    def _deliver(self, request: Request, end: End, logprobs: tuple[TokenLogprobs, ...] = ()) -> None:
-        """What the request has gained goes to its mailbox."""
+    def _deliver(self, request: Request, end: End, logprobs: tuple[TokenLogprobs, ...] = (), num_guessed: int = 0) -> None:
+        """What the request has gained goes to its mailbox. The first `num_guessed` tokens of that had been guessed."""
         num_delivered, wants_prompt = request.num_delivered, request.given.sampling.prompt_logprobs is not None
         request.num_delivered = request.num_generated
+        num_new = request.num_generated - num_delivered
         delta = Delta(
             tuple(request.tokens[request.num_prompt + num_delivered :]),
             logprobs,
@@ -493,6 +659,10 @@ class Scheduler:
             request.num_jumped,
             0 if request.guide is None else request.guide.num_thought,
             end.error is not None,
+            0,
+            request.num_drafted,
+            request.num_accepted,
+            (True,) * num_guessed + (False,) * (num_new - num_guessed) if num_guessed else (),
         )
         request.mailbox.put_nowait(delta)
 
@@ -508,25 +678,35 @@ class Scheduler:
 
     def fail(self, flight: Flight, message: str) -> None:
         """A step raised: the requests in it end with an error; all others go on."""
+        if flight.num_drafts:
+            self._is_drafted = False
         for request, epoch in flight.owners:
             if request.state is State.RUNNING and request.epoch == epoch:
                 self.end_with_error(request, message)
 
     def end_with_error(self, request: Request, message: str, *, is_grammar_error: bool = False) -> None:
         """End a live request that cannot go on."""
-        reason, cached = FinishReason.ERROR, request.num_cached
-        last = Delta(num_cached_tokens=cached, finish_reason=reason, error=message, is_grammar_error=is_grammar_error)
-        self._end(request, last)
+        self._end(request, FinishReason.ERROR, message, is_grammar_error=is_grammar_error)
 
     def abort(self, request_id: str) -> bool:
         """End a live request now; its pages are free for the next plan."""
         request = self._live.get(request_id)
         if request is None:
             return False
-        self._end(request, Delta(num_cached_tokens=request.num_cached, finish_reason=FinishReason.ABORT))
+        self._end(request, FinishReason.ABORT)
         return True
 
-    def _end(self, request: Request, last: Delta) -> None:
+    def _end(self, request: Request, reason: FinishReason, error: str | None = None, *, is_grammar_error: bool = False) -> None:
+        last = Delta(
+            num_cached_tokens=request.num_cached,
+            finish_reason=reason,
+            error=error,
+            num_jumped=request.num_jumped,
+            num_thought=0 if request.guide is None else request.guide.num_thought,
+            is_grammar_error=is_grammar_error,
+            num_drafted=request.num_drafted,
+            num_accepted=request.num_accepted,
+        )
         request.mailbox.put_nowait(last)
         self._finish(request)
 
@@ -535,6 +715,8 @@ class Scheduler:
             self._leave(request)
         else:
             self._waiting.remove(request)
+        if request.drafts is not None:
+            request.drafts.close()
         request.move(State.FINISHED)
         del self._live[request.id]
         self.num_finished += 1

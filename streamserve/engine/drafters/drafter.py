@@ -1,9 +1,9 @@
 """The seam between the scheduler and whoever guesses. Torch-free.
 
 A guess is never trusted: the step that computes it samples every position of it (engine/plan.py, Row), so a drafter
-changes when tokens come, never which. Two kinds of drafter share the seam: one that guesses on the host, when the plan is made (ngram.py),
-and one that is part of the runner and guesses on the device behind a step; its guesses come back with the step's tokens
-(runner_drafts.py).
+changes when tokens come, never which. Two kinds of drafter share the seam: one that guesses on the host, when the plan is made
+(ngram.py), and one that is part of the runner and guesses on the device behind a step; its guesses come back with the step's
+tokens (runner_drafts.py).
 """
 
 from collections.abc import Sequence
