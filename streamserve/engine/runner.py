@@ -5,7 +5,7 @@ event loop goes on serving while torch and the kernels have released the GIL; st
 """
 
 from asyncio import Future, get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from streamserve.cache.pool import KVPool
 from streamserve.engine.batch import SlotTables
-from streamserve.engine.plan import NO_EDITS, Edits, Plan, RowResult, StepResult
+from streamserve.engine.drafters.runner_drafter import RunnerDrafter
+from streamserve.engine.plan import NO_EDITS, Edits, Masks, Place, Plan, RowResult, StepResult
 from streamserve.engine.sampler import Sampler
 from streamserve.kernels.ops import Network
 
@@ -50,8 +51,18 @@ class ModelRunner:
     long_chunk: int | None = None  # all chunks are computed alike
     max_appended_rows: int | None = None
 
-    def __init__(self, network: Network, pool: KVPool, sampler: Sampler, *, num_slots: int, max_len: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        pool: KVPool,
+        sampler: Sampler,
+        *,
+        num_slots: int,
+        max_len: int,
+        drafter: RunnerDrafter | None = None,
+    ) -> None:
         self._network = network
+        self._drafter = drafter
         self._pool = pool
         self._sampler = sampler
         self._tables = SlotTables(num_slots, max_len, pool)
@@ -78,36 +89,57 @@ class ModelRunner:
         if plan.copies:
             self._pool.copy_pages([(copy.src, copy.dst) for copy in plan.copies])
         batch = self._tables.build(plan)
-        return self._network.forward(batch)
+        return self._network.forward(batch) if self._drafter is None else self._drafter.forward(plan, batch)
 
     @torch.inference_mode()
     def _results(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
+        result = self._choose(plan, logits_RV, edits)
+        if self._drafter is None:
+            return result
+        drafts = self._drafter.follow(plan, result.rows)
+        return StepResult([row._replace(drafts=guess) for row, guess in zip(result.rows, drafts, strict=True)])
+
+    def _choose(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
         rows = [RowResult()] * len(plan.rows)
-        sampling: list[int] = []  # indexes into plan.rows
+        masks = dict(zip(edits.masked, edits.masks, strict=True))
+        sampling: list[int] = []  # indexes into plan.rows, of those without guesses
         last: list[int] = []  # and into logits_RV
         at = 0
         for i, row in enumerate(plan.rows):
-            num_logits = row.num_tokens if row.wants_all_logits else int(row.samples)
+            num_logits = row.num_tokens if row.wants_all_logits else (1 + row.num_drafts) * row.samples
             if row.wants_all_logits:
                 rows[i] = RowResult(prompt_logprobs=self._prompt_logprobs(plan, i, logits_RV[at : at + num_logits]))
             at += num_logits
-            if row.samples and i not in edits.unwanted:
+            if not row.samples or i in edits.unwanted:
+                continue
+            if row.num_drafts:
+                rows[i] = self._verified(plan, i, logits_RV[at - 1 - row.num_drafts : at], masks, rows[i])
+            else:
                 sampling.append(i)
                 last.append(at - 1)
         if not sampling:
             return StepResult(rows)
         chosen_RV = logits_RV if len(last) == len(logits_RV) else logits_RV[last]
-        place = {i: at for at, i in enumerate(sampling)}
-        masks = {place[at.row]: words_W for at, words_W in zip(edits.masked, edits.masks, strict=True) if at.row in place}
-        tokens, logprobs = self._sampler.sample(chosen_RV, [plan.rows[i].slot for i in sampling], masks)
+        words = {at: masks[Place(i)] for at, i in enumerate(sampling) if Place(i) in masks} if masks else None
+        tokens, logprobs = self._sampler.sample(chosen_RV, [plan.rows[i].slot for i in sampling], words)
         for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
             row = plan.rows[i]
             self._tables.took(row.slot, row.start + row.num_tokens, token)
             rows[i] = RowResult((token,), entry, rows[i].prompt_logprobs)
         return StepResult(rows)
 
+    def _verified(self, plan: Plan, index: int, logits_DV: Tensor, masks: Mapping[Place, Masks], result: RowResult) -> RowResult:
+        """A drafted row's result: `result` with what was sampled."""
+        row = plan.rows[index]
+        assert row.token_ids is not None
+        words = [masks.get(Place(index, place)) for place in range(1 + row.num_drafts)] if masks else None
+        tokens, logprobs = self._sampler.verify(logits_DV, row.slot, row.token_ids[1:], words)
+        for position, token in enumerate(tokens, row.start + 1):
+            self._tables.took(row.slot, position, token)
+        return result._replace(token_ids=tuple(tokens), logprobs=tuple(logprobs))
+
     def _prompt_logprobs(self, plan: Plan, index: int, logits_TV: Tensor) -> tuple:  # type: ignore[type-arg]
         row = plan.rows[index]
-        end = row.start + row.num_tokens + (0 if row.samples else 1)
+        end = row.start + row.num_tokens - row.num_drafts + (0 if row.samples else 1)
         following = self._tables.tokens(row.slot, row.start + 1, end)
         return self._sampler.prompt_logprobs(logits_TV, row.slot, following)

@@ -1,10 +1,10 @@
 """The seam between a runner and a drafter that computes: one that guesses with a network of its own, behind every step.
 
-It stands between the runner and the network. What a guess is worth, and how many are verified, is not known here. Wrong or missing
-memory of a drafter makes its guesses worse, never the answer wrong: so nothing here is rolled back or repaired.
+It stands between the runner and the network. What a guess is worth, and how many are verified, is not known here. Wrong or
+missing memory of a drafter makes its guesses worse, never the answer wrong: so nothing here is rolled back or repaired.
 
-A drafter's keys and values lie in a pool of its own, under the page numbers of the target's: whoever shares, copies or frees a page
-does so for both. Behind the last page that a row has, the drafter has a few pages of its own for what it guesses.
+A drafter's keys and values lie in a pool of its own, under the page numbers of the target's: whoever shares, copies or frees a
+page does so for both. Behind the last page that a row has, the drafter has a few pages of its own for what it guesses.
 """
 
 from collections.abc import Sequence
