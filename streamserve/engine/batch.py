@@ -31,6 +31,8 @@ class SlotTables:
         slots = np.fromiter((row.slot for row in plan.rows), np.int64, len(plan.rows))
         for row in plan.rows:
             self._append_pages(row)
+            if row.num_drafts:
+                self._write_drafts(row)
         starts = np.fromiter((row.start for row in plan.rows), np.int64, len(plan.rows))
         counts = np.fromiter((row.num_tokens for row in plan.rows), np.int64, len(plan.rows))
         ends = np.cumsum(counts)
@@ -63,13 +65,20 @@ class SlotTables:
             self._page_table_SP[row.slot, count : count + len(row.new_pages)] = row.new_pages
             self._num_pages_S[row.slot] = count + len(row.new_pages)
 
+    def _write_drafts(self, row: Row) -> None:
+        """Guesses count as the slot's tokens for this step; what is sampled takes their places, and what lies behind it is never
+        looked at."""
+        assert row.token_ids is not None and row.num_tokens == 1 + row.num_drafts
+        self._tokens_SL[row.slot, row.start + 1 : row.start + row.num_tokens] = row.token_ids[1:]
+
 
 def _logit_rows(plan: Plan, ends: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Positions of the batch whose logits are wanted: all of a row that asks for them, else its last if it samples."""
+    """Positions of the batch whose logits are wanted: all of a row that asks for them, else its last and, of a drafted row, those
+    of all its guesses, if it samples."""
     wanted: list[int] = []
     for row, end in zip(plan.rows, ends.tolist(), strict=True):
         if row.wants_all_logits:
             wanted.extend(range(end - row.num_tokens, end))
         elif row.samples:
-            wanted.append(end - 1)
+            wanted.extend(range(end - 1 - row.num_drafts, end))
     return np.array(wanted, dtype=np.int64)

@@ -1,10 +1,12 @@
-"""Logits to tokens: stages, temperature, top-k, top-p, min-p, one random number per token, log-probabilities.
+"""Logits to tokens: stages, temperature, top-k, top-p, min-p, one random number per token, log-probabilities; which guesses were
+right.
 
 Owns the sampling state of every slot. Runs where the logits are, in the step's own thread.
 
 The random number of a token is a hash of (seed, index of the token in the answer), so a seed gives the same text
 whatever else runs in the batch, and after a preemption too. Sampling is by inverse distribution function over the
-tokens in a fixed order: one number per token, and each row is worked on by itself.
+tokens in a fixed order: one number per token, and each row is worked on by itself. Guesses change nothing of that: a place
+behind right guesses is sampled as it would be in a step of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +69,7 @@ class Sampler:
                     stage.apply(logits_RV[i], state)
         for i, words_W in (masks or {}).items():
             apply_mask(logits_RV[i], words_W)
-        tokens = torch.argmax(logits_RV, dim=-1).tolist()
+        tokens = logits_RV.numpy().argmax(axis=-1).tolist()  # torch's takes 70 us for 49,152 logits, numpy's 5
         for i, state in enumerate(states):
             if not state.sampling.is_greedy:
                 tokens[i] = draw(logits_RV[i], state.sampling, uniform(state.seed, state.num_generated))
@@ -77,6 +79,25 @@ class Sampler:
             for logprobs_V, i in zip(logprobs_LV, logprobs_at, strict=True):
                 sampling = states[i].sampling
                 logprobs[i] = (token_logprobs(logprobs_V, tokens[i], sampling.logprobs or 0, sampling.logprob_token_ids),)
+        return tokens, logprobs
+
+    def verify(
+        self, logits_DV: Tensor, slot: int, guesses: Sequence[int], masks: Sequence[Masks | None] | None = None
+    ) -> tuple[list[int], list[TokenLogprobs]]:
+        """Tokens of a drafted row (engine/plan.py, Row), and their log-probabilities where asked for. Edits `logits_DV`, which has
+        one line more than there are guesses; `masks` has as many.
+
+        Place after place, up to the first whose token is not the guess: so nothing in the slot has to be taken back.
+        """
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        for place in range(len(guesses) + 1):
+            words_W = None if masks is None else masks[place]
+            chosen, entries = self.sample(logits_DV[place : place + 1], [slot], None if words_W is None else {0: words_W})
+            tokens += chosen
+            logprobs += entries[0]
+            if place < len(guesses) and chosen[0] != guesses[place]:
+                break
         return tokens, logprobs
 
     def prompt_logprobs(self, logits_TV: Tensor, slot: int, following: Sequence[int]) -> tuple[TokenLogprobs, ...]:
