@@ -26,7 +26,7 @@ import structlog
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox, Turns
-from streamserve.engine.grammar import Grammars
+from streamserve.engine.grammar import Asked, Grammars
 from streamserve.engine.guide import Guide
 from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
@@ -317,16 +317,23 @@ class Engine:
         if not samples.guided:
             return Edits(samples.unwanted) if samples.unwanted else NO_EDITS
         assert self._grammars is not None
-        guides = [request.guide for _, request in samples.guided if request.guide is not None]
-        masks = await self._grammars.fill(guides)
+        asked: list[Asked] = []
+        places: list[Place] = []
+        for i, request in samples.guided:
+            row = flight.plan.rows[i]
+            guesses = row.token_ids[-row.num_drafts :] if row.num_drafts and row.token_ids else ()
+            assert request.guide is not None
+            asked.append((request.guide, guesses))
+            places.extend(Place(i, num_drafts) for num_drafts in range(1 + len(guesses)))
+        masks = await self._grammars.fill(asked)
         unwanted = set(samples.unwanted)
-        for (i, request), guide in zip(samples.guided, guides, strict=True):
+        for (i, request), (guide, _) in zip(samples.guided, asked, strict=True):
             guide.check_mask()
             if guide.error is not None:
                 unwanted.add(i)
                 if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
                     self._scheduler.end_with_error(request, guide.error, is_grammar_error=True)
-        return Edits(frozenset(unwanted), tuple(Place(i) for i, _ in samples.guided), masks)
+        return Edits(frozenset(unwanted), tuple(places), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:
         await sleep(0)  # a device that is always done already must not starve the rest of the loop

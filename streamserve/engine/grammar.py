@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from streamserve.engine.guide import Guide
+from streamserve.engine.guide import Guide, Matcher
 from streamserve.engine.plan import Masks
 from streamserve.errors import InvalidRequest, QueueFull
 
@@ -66,6 +66,8 @@ _COPIES = 8  # of one compiled grammar, before it is compiled once more
 # What copies share only grows, up to the limit on the lexer's states that ends an answer: after so many it begins anew.
 _MAX_COPIES = 1024
 _TIMED = 16  # one in so many fills that take longer is timed matcher by matcher
+
+Asked = tuple[Guide, Sequence[int]]  # whose masks are wanted: of its next token, and behind each of these admitted guesses
 
 
 class _Compiled:
@@ -181,17 +183,21 @@ class Grammars:
         """Tokens of a marker, a control token where it is one."""
         return self._vocabulary.encode(text.decode(), add_special_tokens=False)
 
-    async def fill(self, guides: Sequence[Guide]) -> Masks:
-        """The masks of the guides' next tokens, one line each. A guide whose matcher failed has a line without meaning. They hold
-        until the call after the next."""
-        masks_GW = self._lines(len(guides))
+    async def fill(self, asked: Sequence[Asked]) -> Masks:
+        """The masks of the guides' next tokens: a line each, and one more behind each of their guesses. A guide whose matcher
+        failed has lines without meaning. They hold until the call after the next."""
+        firsts, num_lines = [], 0
+        for _, guesses in asked:
+            firsts.append(num_lines)
+            num_lines += 1 + len(guesses)
+        masks_GW = self._lines(num_lines)
         if self._last_fill_s < _INLINE_S:
-            self._last_fill_s = self._fill(0, list(enumerate(guides)), masks_GW)
+            self._last_fill_s = self._fill(0, list(zip(firsts, asked, strict=True)), masks_GW)
             return masks_GW
         self._num_fills += 1
-        lanes: dict[int, list[tuple[int, Guide]]] = {}
-        for i, guide in enumerate(guides):
-            lanes.setdefault(guide.lane, []).append((i, guide))
+        lanes: dict[int, list[tuple[int, Asked]]] = {}
+        for first, one in zip(firsts, asked, strict=True):
+            lanes.setdefault(one[0].lane, []).append((first, one))
         fill = self._fill_timed if self._num_fills % _TIMED == 0 else self._fill
         loop = get_running_loop()
         times_s = await gather(*(loop.run_in_executor(self._filling, fill, lane, some, masks_GW) for lane, some in lanes.items()))
@@ -200,27 +206,46 @@ class Grammars:
 
     # ---- masks, on the loop or in threads ------------------------------------------------------------------------
 
-    def _fill(self, lane: int, guides: Sequence[tuple[int, Guide]], masks_GW: Masks) -> float:
-        """The masks of some guides. Returns the seconds that it took."""
+    def _fill(self, lane: int, asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> float:
+        """The masks of some guides, with their first lines. Returns the seconds that it took."""
         began_s = perf_counter()
-        asked = [(guide.masking, i) for i, guide in guides if guide.masking is not None]
-        if asked:
-            address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
-            self._executors[lane].unsafe_compute_mask_ptr(asked, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
-        for i, guide in guides:
-            guide.edit_mask(masks_GW[i])
+        plain: list[tuple[Matcher, int]] = []
+        scouts: list[tuple[Matcher, int, list[int]]] = []
+        scouting: list[tuple[int, Asked]] = []
+        for first, (guide, guesses) in asked:
+            matcher = guide.masking
+            if matcher is None:
+                continue
+            if not guesses:
+                plain.append((matcher, first))
+            elif (scout := guide.scout()) is not None:
+                scouts.append((scout, first, list(guesses)))
+                scouting.append((first, (guide, guesses)))
+            else:
+                _fill_one_by_one(matcher, guide, guesses, masks_GW[first:])
+        address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
+        if plain:
+            self._executors[lane].unsafe_compute_mask_ptr(plain, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+        if scouts:
+            fill = self._executors[lane].unsafe_compute_mask_ptr_with_draft_token
+            fill(scouts, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+            for (scout, _, _), (first, (guide, guesses)) in zip(scouts, scouting, strict=True):
+                if scout.is_error():  # somewhere between the first mask and the last
+                    guide.dismiss_scout()
+                    assert guide.masking is not None
+                    _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
+        _edit(asked, masks_GW)
         return perf_counter() - began_s
 
-    def _fill_timed(self, lane: int, guides: Sequence[tuple[int, Guide]], masks_GW: Masks) -> float:
+    def _fill_timed(self, lane: int, asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> float:
         """`_fill`, one mask after another, so that its processor time is charged to whose it is, and to so many fills."""
         began_s = perf_counter()
-        for i, guide in guides:
-            words_W = masks_GW[i]
+        for first, (guide, guesses) in asked:
             if guide.masking is not None:
-                before_s = thread_time()
-                guide.masking.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
-                guide.spend(_TIMED * (thread_time() - before_s))
-            guide.edit_mask(words_W)
+                first_s, others_s = _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
+                guide.spend(_TIMED * first_s)
+                guide.spend_on_guesses(_TIMED * others_s)
+        _edit(asked, masks_GW)
         return perf_counter() - began_s
 
     def _lines(self, num_lines: int) -> Masks:
@@ -285,6 +310,31 @@ class Grammars:
             matcher.compute_ff_tokens()
             matcher.compute_bitmask()
         return _reason(matcher.get_error()) if matcher.is_error() else matcher
+
+
+def _fill_one_by_one(matcher: Matcher, guide: Guide, guesses: Sequence[int], masks_KW: Masks) -> tuple[float, float]:
+    """The masks of one guide: the first by its own matcher, which may fail, the others by a copy, which may not get to the last.
+    Returns the processor time of the first, and of the others."""
+    began_s = thread_time()
+    ahead = matcher.deep_copy() if guesses else matcher
+    matcher.unsafe_compute_mask_ptr(masks_KW[0].ctypes.data, masks_KW[0].nbytes)
+    first_s = thread_time() - began_s
+    if not matcher.is_error():
+        for num_ahead, token_id in enumerate(guesses, 1):
+            words_W = masks_KW[num_ahead]
+            if ahead.consume_token(token_id):
+                ahead.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
+            if ahead.is_error():
+                guide.cannot_mask(num_ahead, ahead.get_error())
+                guide.dismiss_scout()
+                break
+    return first_s, thread_time() - began_s - first_s
+
+
+def _edit(asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> None:
+    for first, (guide, guesses) in asked:
+        for num_ahead in range(1 + len(guesses)):
+            guide.edit_mask(masks_GW[first + num_ahead], num_ahead)
 
 
 def _yield_to_others() -> None:

@@ -8,10 +8,14 @@ batch and no tensor; a grammar is a matcher that takes tokens (engine/grammar.py
 
 With a grammar nothing is left to chance: a thought that the prompt did not open is opened by force, and while it lasts the
 answer cannot end, for then it would end without what was asked for.
+
+Guesses of what comes next (engine/plan.py, Row) are tried on a scout, a copy of the matcher that goes ahead and comes back. The
+matcher itself takes tokens of the answer only: what a wrong guess spends of the grammar's limits, it spends in vain.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from enum import Enum, auto
 from time import perf_counter
 from typing import Protocol
@@ -22,9 +26,13 @@ from streamserve.messages import Guidance, ThoughtLimits
 
 class Matcher(Protocol):
     """A grammar and how far an answer has got in it: llguidance's LLMatcher. Nothing here raises for a bad token or a spent
-    limit: the matcher is in error then, for good."""
+    limit: the matcher is in error then, for good. Only `try_consume_tokens` says no without being in error."""
 
     def consume_token(self, sampled_token: int, /) -> bool: ...
+    def consume_tokens(self, sampled_tokens: list[int], /) -> bool: ...
+    def try_consume_tokens(self, tokens: list[int], /) -> int: ...
+    def rollback(self, num_tokens: int, /) -> bool: ...
+    def deep_copy(self) -> "Matcher": ...
     def unsafe_compute_mask_ptr(self, trg_pointer: int, trg_byte_size: int, /) -> None: ...
     def compute_ff_tokens(self) -> list[int]: ...
     def is_stopped(self) -> bool: ...
@@ -37,6 +45,10 @@ class Matcher(Protocol):
 _FREE_S = 1.0
 _TOKEN_S = 10e-3
 _NOTED_S = 1e-4
+
+# What guesses may cost on average beyond that: with masks that take longer, they are not worth it.
+_FREE_GUESSES_S = 0.1
+_GUESSES_S = 1e-3
 
 
 class _Phase(Enum):
@@ -55,8 +67,12 @@ class Guide:
 
     __slots__ = (
         "_begin_ids",
+        "_blind_at",
+        "_blind_why",
+        "_can_scout",
         "_end_ids",
         "_forced",
+        "_guesses_s",
         "_is_ending",
         "_jumps",
         "_matcher",
@@ -64,6 +80,8 @@ class Guide:
         "_num_taken",
         "_on_failure",
         "_phase",
+        "_scout",
+        "_scout_lacks",
         "_spent_s",
         "_tail",
         "_tail_lens",
@@ -102,6 +120,12 @@ class Guide:
         self._forced: deque[int] = deque()  # tokens that must come next
         self._num_taken = 0
         self._spent_s = 0.0  # by the matcher
+        self._guesses_s = 0.0  # by the scout
+        self._can_scout = True
+        self._scout: Matcher | None = None  # goes ahead of the matcher, and comes back
+        self._scout_lacks: list[int] = []  # tokens that the matcher has taken and the scout has not
+        self._blind_at: int | None = None  # place of the answer that is being sampled without its mask,
+        self._blind_why = ""  # since the limits were spent on that
         self._tail = b""  # of the text, as far as a marker may begin in it
         self._tail_lens: list[int] = []  # bytes of each token that reaches into the tail
         self._wants_end = False  # somebody asked for the end of the thought
@@ -122,14 +146,34 @@ class Guide:
             self._forced.extend(self._begin_ids)
         return self._jump()
 
-    def took(self, token_id: int) -> list[int]:
-        """A token was sampled. Returns tokens that follow it, whatever the model says."""
+    def admit(self, token_ids: Sequence[int]) -> int:
+        """How many of these guesses of what comes next may be sampled at once: those the grammar allows, up to the first behind
+        which something must follow or has ended. Changes nothing."""
+        if self._forced or self.is_over or self.error is not None:
+            return 0
+        most = next((n for n, token_id in enumerate(token_ids) if token_id in self._end_ids), len(token_ids))
+        if self._phase is not _Phase.ANSWER:
+            return self._admit_thought(token_ids[:most])
+        return most if self._matcher is None or not most else self._admit_answer(token_ids[:most])
+
+    def took(self, token_id: int, *, is_last: bool = True) -> list[int]:
+        """A token was sampled. Returns tokens that follow it, whatever the model says. `is_last`: no other token was sampled
+        behind it in the same step. The others are guesses that were admitted: nothing follows them."""
+        if self.error is not None:
+            return []
+        if self._num_taken == self._blind_at:
+            self._fail(self._blind_why)
+            return []
         if self._forced and token_id != self._forced.popleft():  # demanded by a mask
             self._forced.clear()
             self.error = f"token {token_id} came where another was demanded"
             return []
-        self._take(token_id)
-        return self._jump()
+        self._take(token_id, is_last)
+        if is_last:
+            self._blind_at = None
+            return self._jump()
+        assert self.error is not None or not (self._forced or self.is_over), "a guess was admitted that something follows"
+        return []
 
     def end_thought(self) -> bool:
         """The thought is to end after the next token. False when there is none, or it is ending already."""
@@ -155,15 +199,39 @@ class Guide:
         """The matcher that fills the next mask; None: `edit_mask` fills it alone."""
         return self._matcher if self._phase is _Phase.ANSWER and not self._forced else None
 
-    def edit_mask(self, words_W: Masks) -> None:
-        """Finish the mask of the next token, which `masking` has filled."""
+    def scout(self) -> Matcher | None:
+        """A matcher that is where `masking` is, to fill masks of admitted guesses; it is rolled back. None: there is none."""
+        matcher = self._matcher
+        if matcher is None or not self._can_scout:
+            return None
+        if self._scout is None:
+            self._scout = matcher.deep_copy()
+        elif self._scout_lacks and not self._scout.consume_tokens(self._scout_lacks):
+            self.dismiss_scout()
+            return None
+        self._scout_lacks.clear()
+        return self._scout
+
+    def dismiss_scout(self) -> None:
+        """The scout has spent the grammar's limits, or cannot come back. The answer goes on without guesses."""
+        self._can_scout = False
+        self._scout = None
+        self._scout_lacks.clear()
+
+    def cannot_mask(self, num_ahead: int, why: str) -> None:
+        """The matcher's limits were spent on the mask behind so many admitted guesses. The answer fails if it gets there."""
+        self._blind_at, self._blind_why = self._num_taken + num_ahead, why
+
+    def edit_mask(self, words_W: Masks, num_ahead: int = 0) -> None:
+        """Finish the mask of the next token, or of the one behind so many admitted guesses, which `masking` has filled."""
+        place = self._num_taken + num_ahead
         if self._forced:
             words_W.fill(0)
             _set_bit(words_W, self._forced[0])
-        elif self._phase is not _Phase.ANSWER:
+        elif self._phase is not _Phase.ANSWER or (self._blind_at is not None and place >= self._blind_at):
             words_W.fill(-1)
             _clear_bits(words_W, self._end_ids)
-        elif self._num_taken < self._min_new_tokens:
+        elif place < self._min_new_tokens:
             before = words_W.copy()
             _clear_bits(words_W, self._end_ids)
             if not words_W.any():  # the grammar allows nothing but the end
@@ -172,7 +240,7 @@ class Guide:
     def check_mask(self) -> None:
         """After a mask was filled: the matcher may have spent its limits on it."""
         if self._matcher is not None and self._matcher.is_error():
-            self._fail()
+            self._fail(self._matcher.get_error())
 
     def spend(self, seconds: float) -> None:
         """The matcher took processor time that other answers waited for. A grammar that goes on taking too much ends its own."""
@@ -182,6 +250,11 @@ class Guide:
             self._forced.clear()
             ms = 1e3 * self._spent_s / max(1, self._num_taken)
             self.error = f"the grammar is too ambiguous: it has taken {ms:.0f} ms for each of {self._num_taken} tokens"
+
+    def spend_on_guesses(self, seconds: float) -> None:
+        """The scout took processor time that other answers waited for. The answer goes without guesses for as long as it takes
+        until that is little for each token."""
+        self._guesses_s += seconds
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -193,35 +266,73 @@ class Guide:
             self._take(token_id)
         return appended
 
-    def _take(self, token_id: int) -> None:
+    def _admit_answer(self, token_ids: Sequence[int]) -> int:
+        if self._guesses_s > _FREE_GUESSES_S + _GUESSES_S * self._num_taken:
+            return 0
+        began_s = perf_counter()
+        num_admitted = self._scout_ahead(token_ids)
+        took_s = perf_counter() - began_s
+        if took_s > _NOTED_S:
+            self.spend_on_guesses(took_s)
+        return num_admitted
+
+    def _scout_ahead(self, token_ids: Sequence[int]) -> int:
+        scout = self.scout()
+        if scout is None:
+            return 0
+        num_admitted = num_consumed = 0
+        for token_id in token_ids:
+            if not scout.try_consume_tokens([token_id]):
+                break
+            num_consumed += 1
+            if scout.is_stopped() or (self._jumps and scout.compute_ff_tokens()):
+                break
+            num_admitted += 1
+        if scout.is_error() or not scout.rollback(num_consumed):  # grammars with stop=… or max_tokens=… know no way back
+            self.dismiss_scout()
+            return 0
+        return num_admitted
+
+    def _admit_thought(self, token_ids: Sequence[int]) -> int:
+        """A copy of this guide goes ahead. If there is a grammar, it does not go beyond the thought: other masks hold there."""
+        ahead = copy(self)
+        ahead._matcher = None
+        ahead._forced, ahead._tail_lens = deque(), self._tail_lens.copy()
+        for num_admitted, token_id in enumerate(token_ids):
+            ahead._take(token_id)
+            if ahead._forced or (self._matcher is not None and ahead._phase is not self._phase):
+                return num_admitted
+        return len(token_ids)
+
+    def _take(self, token_id: int, is_last: bool = True) -> None:
         """A token of the answer, sampled or forced."""
         self._num_taken += 1
         if self._phase is _Phase.ANSWER:
             self._take_answer(token_id)
         elif self._phase is _Phase.THOUGHT:
-            self._take_thought(token_id)
+            self._take_thought(token_id, is_last)
         else:
-            self._take_before(token_id)
+            self._take_before(token_id, is_last)
 
-    def _take_before(self, token_id: int) -> None:
+    def _take_before(self, token_id: int, is_last: bool) -> None:
         """Does a thought begin? White space may stand in front of it."""
         assert self._thought is not None
         self._tail = (self._tail + self._token_bytes(token_id)).lstrip()
         begin = self._thought.begin
         if self._tail.startswith(begin):
             rest, self._tail = self._tail[len(begin) :], b""
-            self._begin_thought()
+            self._begin_thought(is_last)
             if not self._is_ending:
                 self._grow_thought(self._thought, rest)
         elif not begin.startswith(self._tail) and not self._forced:
             self._begin_answer()
 
-    def _begin_thought(self) -> None:
+    def _begin_thought(self, is_last: bool = True) -> None:
         assert self._thought is not None
         self._phase = _Phase.THOUGHT
-        self._end_if_due(self._thought)
+        self._end_if_due(self._thought, is_last)
 
-    def _take_thought(self, token_id: int) -> None:
+    def _take_thought(self, token_id: int, is_last: bool) -> None:
         assert self._thought is not None
         if self._is_ending:
             if not self._forced:
@@ -230,7 +341,7 @@ class Guide:
         self.num_thought += 1
         self._grow_thought(self._thought, self._token_bytes(token_id))
         if self._phase is _Phase.THOUGHT:
-            self._end_if_due(self._thought)
+            self._end_if_due(self._thought, is_last)
 
     def _grow_thought(self, thought: ThoughtLimits, text: bytes) -> None:
         """More text of the thought: from one token, of which `num_thought` counts those that reach beyond a marker."""
@@ -256,9 +367,9 @@ class Guide:
             return
         self._begin_answer()
 
-    def _end_if_due(self, thought: ThoughtLimits) -> None:
+    def _end_if_due(self, thought: ThoughtLimits, is_last: bool) -> None:
         is_spent = thought.max_tokens is not None and self.num_thought >= thought.max_tokens
-        if not self._is_ending and (is_spent or self._wants_end):
+        if not self._is_ending and (is_spent or (self._wants_end and is_last)):
             self._is_ending = True
             self._forced.extend(thought.end_ids)
             if not self._forced:
@@ -272,8 +383,10 @@ class Guide:
         if self._matcher is None:
             return
         began_s = perf_counter()
+        if self._scout is not None:
+            self._scout_lacks.append(token_id)
         if not self._matcher.consume_token(token_id):
-            self._fail()
+            self._fail(self._matcher.get_error())
         elif self._matcher.is_stopped():
             self.is_over = True
         elif not self._forced:
@@ -287,13 +400,12 @@ class Guide:
         if self._matcher is not None and self._jumps:
             self._forced.extend(self._matcher.compute_ff_tokens())
             if self._matcher.is_error():
-                self._fail()
+                self._fail(self._matcher.get_error())
 
-    def _fail(self) -> None:
-        assert self._matcher is not None
+    def _fail(self, why: str) -> None:
         self._on_failure()
         self._forced.clear()
-        self.error = f"the grammar cannot go on: {self._matcher.get_error().splitlines()[0]}"
+        self.error = f"the grammar cannot go on: {why.splitlines()[0]}"
 
 
 def _set_bit(words_W: Masks, token_id: int) -> None:

@@ -44,7 +44,7 @@ async def mask_of(grammars: Grammars, grammar: str, *taken: bytes) -> set[int]:
     guide.begin()
     for token in taken:
         guide.took(TOKENS.index(token))
-    words = (await grammars.fill([guide]))[0]
+    words = (await grammars.fill([(guide, ())]))[0]
     return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
 
 
@@ -69,7 +69,7 @@ async def test_many_answers_of_one_grammar_are_spread_over_lanes_with_the_same_m
     by_threads = []
     for last_s in (1.0, 1.0, 0.0):  # in threads, in threads, on the loop
         grammars._last_fill_s = last_s
-        by_threads.append((await grammars.fill(guides)).copy())
+        by_threads.append((await grammars.fill([(guide, ()) for guide in guides])).copy())
     assert all((masks == by_threads[0]).all() for masks in by_threads)
     assert (by_threads[0][0] != by_threads[0][1]).any() and (by_threads[0][::2] == by_threads[0][0]).all()
     grammars.close()
@@ -157,7 +157,7 @@ async def test_a_matcher_that_spends_its_limits_fails_alone(grammars: Grammars) 
     for guide in guides:
         guide.begin()
     for _ in range(600):
-        await grammars.fill(guides)
+        await grammars.fill([(guide, ()) for guide in guides])
         for guide in guides:
             guide.check_mask()
             if guide.error is None:
