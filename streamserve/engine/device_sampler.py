@@ -7,12 +7,16 @@ sampling words of each slot, which travel with the step's other integers.
 Two things differ from the CPU: a seed gives other tokens (the random numbers are others), and of tokens with exactly the
 logit at which top-k or top-p ends all stay.
 
+Of a drafted row (engine/plan.py) every token has a row of logits. Each is chosen from as if the guesses before it were right; the
+device finds how many were, and the host finds it again from the tokens, and tells by `accepted`.
+
 Shape letters: R rows of logits, V vocabulary, S slots, P sampling words, L lines (in Pending: rows that want
 log-probabilities), K best tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +24,7 @@ from torch import Tensor
 
 from streamserve.engine.plan import Admission, Append, Masks
 from streamserve.kernels.devices.device import Device
-from streamserve.kernels.impl.triton_sampling import SamplingKernels, is_filtered, words
+from streamserve.kernels.impl.triton_sampling import Drafted, SamplingKernels, is_filtered, words
 from streamserve.messages import SamplingParams, TokenLogprobs
 
 _FIRST_LINES = 8
@@ -47,7 +51,7 @@ class Pending:
         self._top_ids_LK = top_ids_LK
 
     def read(self, tokens: Sequence[int]) -> list[tuple[TokenLogprobs, ...]]:
-        """One entry per row that wants it, given the rows' tokens. The step's event must have come."""
+        """One entry per row of logits that wants it, given the rows' tokens. The step's event must have come."""
         wanting = zip(
             self._logprobs_L.tolist(), self._top_logprobs_LK.tolist(), self._top_ids_LK.tolist(), self._asked, strict=True
         )
@@ -61,6 +65,13 @@ class Pending:
             top = tuple(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True))
             entries.append((TokenLogprobs(token, logprob, top, tuple((one, next(values)) for one in asked)),))
         return entries
+
+
+class DraftedRows(NamedTuple):
+    """Which rows of logits stand behind guesses: `offsets`, per row, behind how many; `on_device` has the same there."""
+
+    offsets: list[int]
+    on_device: Drafted
 
 
 @dataclass(slots=True)
@@ -157,21 +168,52 @@ class DeviceSampler:
         out_tokens_R: Tensor,
         masked: Sequence[int] = (),
         masks: Masks | None = None,
+        drafted: DraftedRows | None = None,
     ) -> Pending | None:
         """One token per row into `out_tokens_R` (int32) and into the slots' places in last_token_S. May edit `logits_RV`.
 
         `slots_R` (int32) says each row's slot, -1 of one to leave alone, `rows` the same on the host; behind those `slots_R` may
-        hold surplus rows (-1). `masks` has the bits of tokens that may come, a line for each of the rows `masked`.
+        hold surplus rows (-1). `masks` has the bits of tokens that may come, a line for each of the rows `masked`. In a step that
+        has drafted rows, `drafted` is given; `accepted` must then be told of them before their slots' next step.
         Returns the log-probabilities on their way, for `rows`, if any of them wants some: those of the model itself, before
         penalties and temperature.
         """
         lines_GW = None if masks is None or not masked else self._masks_to_device(masked, masks)
         if self._wishes and not self._wishes.keys().isdisjoint(rows):
-            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, lines_GW)
+            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, lines_GW, drafted)
         if lines_GW is not None:
             self._kernels.mask(logits_RV, lines_GW)
-        self._kernels.choose(logits_RV, slots_R, self._params_SP, out_tokens_R, self._last_token_S)
+        self._choose(logits_RV, slots_R, out_tokens_R, drafted)
         return None
+
+    def accepted(self, slot: int, num_accepted: int) -> None:
+        """So many guesses of the slot's drafted row were right."""
+        wish = self._wishes.get(slot)
+        if wish is not None and wish.bans_left:
+            wish.bans_left = max(0, wish.bans_left - num_accepted)
+            if not wish.is_any():
+                del self._wishes[slot]
+
+    def _choose(
+        self,
+        logits_RV: Tensor,
+        slots_R: Tensor,
+        out_tokens_R: Tensor,
+        drafted: DraftedRows | None,
+        thresholds_R: Tensor | None = None,
+        *,
+        counts: bool = False,
+    ) -> None:
+        """The tokens of edited logits. `counts`: into the lines of their slots, too."""
+        kernels, params_SP, lines_LV = self._kernels, self._params_SP, self._lines_LV
+        if drafted is not None:
+            kernels.choose(logits_RV, slots_R, params_SP, out_tokens_R, None, thresholds_R, drafted.on_device)
+            counted_LV = lines_LV if counts else None
+            kernels.accept(out_tokens_R, slots_R, params_SP, self._last_token_S, drafted.on_device, counted_LV)
+            return
+        kernels.choose(logits_RV, slots_R, params_SP, out_tokens_R, self._last_token_S, thresholds_R)
+        if counts:
+            kernels.count(out_tokens_R, slots_R, params_SP, lines_LV)
 
     def prompt_logprobs(self, logits_TV: Tensor, slot: int, following: Sequence[int]) -> Pending:
         """Log-probability of each following prompt token, given the logits one position before it: one entry per token of
@@ -186,15 +228,26 @@ class DeviceSampler:
         nobody_R = torch.full((len(logits_RV),), -1, dtype=torch.int32, device=logits_RV.device)
         tokens_R = torch.zeros_like(nobody_R)
         no_lines_LV, no_penalties_L4 = self._lines_LV.new_zeros((1, self._vocab_size)), self._penalties_L4.new_zeros((1, 4))
-        self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4)
+        drafted = Drafted(torch.zeros_like(nobody_R), tokens_R)
+        for some in (None, drafted):
+            self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4, some)
         all_tokens = np.full((1, -(-self._vocab_size // 32)), -1, dtype=np.int32)
         self._kernels.mask(logits_RV, self._masks_to_device([0], all_tokens))
         thresholds_R = self._kernels.thresholds(logits_RV, nobody_R, self._params_SP)
         self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, self._last_token_S, thresholds_R)
         self._kernels.count(tokens_R, nobody_R, self._params_SP, no_lines_LV)
+        self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, None, None, drafted)
+        for lines_LV in (None, no_lines_LV):
+            self._kernels.accept(tokens_R, nobody_R, self._params_SP, self._last_token_S, drafted, lines_LV)
 
     def _sample_wishes(
-        self, logits_RV: Tensor, slots_R: Tensor, rows: Sequence[int], out_tokens_R: Tensor, lines_GW: Tensor | None
+        self,
+        logits_RV: Tensor,
+        slots_R: Tensor,
+        rows: Sequence[int],
+        out_tokens_R: Tensor,
+        lines_GW: Tensor | None,
+        drafted: DraftedRows | None,
     ) -> Pending | None:
         """`sample` where rows want more than a temperature."""
         wishes = [(i, wish) for i, slot in enumerate(rows) if (wish := self._wishes.get(slot)) is not None]
@@ -206,22 +259,17 @@ class DeviceSampler:
             self._kernels.mask(logits_RV, lines_GW)
         is_penalised = any(wish.line is not None for _, wish in wishes)
         if is_penalised:
-            self._kernels.penalise(logits_RV, slots_R, self._params_SP, self._lines_LV, self._penalties_L4)
+            on_device = None if drafted is None else drafted.on_device
+            self._kernels.penalise(logits_RV, slots_R, self._params_SP, self._lines_LV, self._penalties_L4, on_device)
         for i, wish in wishes:
             if wish.bias is not None:
                 logits_RV[i].index_add_(0, *wish.bias)
             if wish.bans_left:
-                assert wish.banned is not None
-                logits_RV[i].index_fill_(0, wish.banned, float("-inf"))
-                wish.bans_left -= 1
-                if not wish.is_any():
-                    del self._wishes[rows[i]]
+                self._ban(logits_RV[i], rows[i], wish, 0 if drafted is None else drafted.offsets[i])
         thresholds_R = None
         if any(wish.is_filtered for _, wish in wishes):
             thresholds_R = self._kernels.thresholds(logits_RV, slots_R, self._params_SP)
-        self._kernels.choose(logits_RV, slots_R, self._params_SP, out_tokens_R, self._last_token_S, thresholds_R)
-        if is_penalised:
-            self._kernels.count(out_tokens_R, slots_R, self._params_SP, self._lines_LV)
+        self._choose(logits_RV, slots_R, out_tokens_R, drafted, thresholds_R, counts=is_penalised)
         if not asking:
             return None
         num_top: list[int | None] = [None] * len(rows)
@@ -230,6 +278,17 @@ class DeviceSampler:
         chosen_L = out_tokens_R.index_select(0, asking_L).long()
         asked = [wish.asked for _, wish in wishes if wish.num_top is not None]
         return self._logprobs(unedited_LV, chosen_L, num_top, max(num for num in num_top if num is not None), asked)
+
+    def _ban(self, logits_V: Tensor, slot: int, wish: _Wishes, offset: int) -> None:
+        """Before min_new_tokens. The first token of a slot's rows comes for certain; `accepted` tells which of the others did."""
+        assert wish.banned is not None
+        # Behind guesses the slot's first row was here before, and counted its token off.
+        if wish.bans_left >= max(offset, 1):
+            logits_V.index_fill_(0, wish.banned, float("-inf"))
+        if offset == 0:
+            wish.bans_left -= 1
+            if not wish.is_any():
+                del self._wishes[slot]
 
     def _logprobs(
         self,

@@ -1,5 +1,7 @@
 """The GPU's sampler against the CPU's, row by row. Where no GPU is, its kernels run in Triton's interpreter."""
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("triton")
@@ -7,12 +9,13 @@ pytest.importorskip("triton")
 import numpy as np
 import torch
 
-from streamserve.engine.device_sampler import DeviceSampler
+from streamserve.engine.device_sampler import DeviceSampler, DraftedRows
 from streamserve.engine.plan import Admission, Append
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.stages import default_stages
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.host import Host
+from streamserve.kernels.impl.triton_sampling import Drafted
 from streamserve.messages import SamplingParams, TokenLogprobs
 
 V, SLOTS, EOS = 301, 12, frozenset({0, 7})
@@ -31,7 +34,7 @@ class Pair:
             self.device,
             vocab_size=V,
             eos_token_ids=EOS,
-            max_rows=SLOTS,
+            max_rows=6 * SLOTS,
             params_SP=self.params_SP,
             last_token_S=self.last_token_S,
         )
@@ -235,3 +238,136 @@ def test_appended_tokens_count_like_sampled_ones() -> None:
     pair.params_SP[1] = torch.tensor(pair.ours.append(Append(1, tuple(tokens[1:4]), 4)), dtype=torch.int32)
     assert [first, *tokens[1:4], *(pair.sample(step, [1])[0][0] for step in steps[4:])] == tokens
     assert not pair.ours._wishes[1].bans_left
+
+
+DRAFTED = [
+    GREEDY,
+    SamplingParams(temperature=0.0, repetition_penalty=1.8, logprobs=3),
+    SamplingParams(temperature=0.0, presence_penalty=1.0, frequency_penalty=0.9, logit_bias=((9, 3.5), (11, -100.0))),
+    SamplingParams(temperature=0.0, min_new_tokens=3, stop_token_ids=frozenset({5})),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.9, top_k=7, top_p=0.9, logprobs=1, logprob_token_ids=(40, 3)),
+    SamplingParams(temperature=1.3, min_p=0.05, frequency_penalty=0.8, repetition_penalty=1.1, min_new_tokens=4),
+]
+
+
+class Answers:
+    """The same requests in two samplers, one token at a time in one, several in the other: logits depend on the place alone."""
+
+    def __init__(self, asked: list[SamplingParams]) -> None:
+        self.one_by_one, self.drafted = Pair(), Pair()
+        self.slots = list(range(len(asked)))
+        for pair in (self.one_by_one, self.drafted):
+            for slot, sampling in enumerate(asked):
+                pair.admit(slot, sampling, history=(4, 4, 5, 9), num_prompt=2, seed=70 + slot)
+        self.logits = normal(len(asked) * 9, 40).view(len(asked), 9, V)
+        self.logits[:, :, [0, 5, 6, 7, 9, 40]] += 6.0  # a few tokens again and again, so that penalties and bans matter
+        steps = [self.one_by_one.sample(self.logits[:, at], self.slots) for at in range(9)]
+        self.tokens = [[tokens[slot] for tokens, _ in steps] for slot in self.slots]
+        self.logprobs = [[entries[slot] for _, entries in steps] for slot in self.slots]
+        self.lens = [0] * len(asked)
+
+    def guesses(self, slot: int, num_right: int, num_wrong: int) -> list[int]:
+        """Of them the first are right, and the others would be for the place behind."""
+        at = self.lens[slot]
+        right = self.tokens[slot][at : at + num_right]
+        return [*right, *((token + 1) % V for token in self.tokens[slot][at + num_right : at + num_right + num_wrong])]
+
+    def step(self, guesses: list[list[int]], surplus: int = 2, masks: np.ndarray | None = None) -> None:  # type: ignore[type-arg]
+        """A drafted step: what comes must be what came one by one."""
+        pair, where = self.drafted, self.drafted.device.torch_device
+        rows = [(slot, offset) for slot in self.slots for offset in range(len(guesses[slot]) + 1)]
+        fed = [token for slot in self.slots for token in (-1, *guesses[slot])]
+        slots = [slot for slot, _ in rows]
+        slots_R = torch.tensor([*slots, *[-1] * surplus], dtype=torch.int32, device=where)
+        offsets = [offset for _, offset in rows]
+        offsets_R = torch.tensor([*offsets, *[0] * surplus], dtype=torch.int32, device=where)
+        on_device = Drafted(offsets_R, torch.tensor(fed, dtype=torch.int32, device=where))
+        logits = torch.stack([self.logits[slot, self.lens[slot] + offset] for slot, offset in rows])
+        logits_RV = torch.cat([logits, torch.full((surplus, V), float("nan"))]).to(where)
+        tokens_R = torch.full((len(slots_R),), -9, dtype=torch.int32, device=where)
+        pending = pair.ours.sample(logits_RV, slots_R, slots, tokens_R, drafted=DraftedRows(offsets, on_device))
+        pair.device.synchronize()
+        tokens = tokens_R[: len(rows)].tolist()
+        logprobs = [()] * len(rows) if pending is None else pending.read(tokens)
+        first = 0
+        for slot in self.slots:
+            mine, entries = tokens[first : first + len(guesses[slot]) + 1], logprobs[first : first + len(guesses[slot]) + 1]
+            first += len(mine)
+            num = 0
+            while num < len(guesses[slot]) and mine[num] == guesses[slot][num]:
+                num += 1
+            at = self.lens[slot]
+            assert mine[: num + 1] == self.tokens[slot][at : at + num + 1]
+            for entry, expected in zip(entries[: num + 1], self.logprobs[slot][at : at + num + 1], strict=True):
+                compare_logprobs(entry, expected)
+            pair.ours.accepted(slot, num)
+            self.lens[slot] += num + 1
+            assert pair.last_token_S[slot].item() == mine[num]
+            assert pair.params_SP[slot, 6].item() == 2 + self.lens[slot]
+
+
+def test_guesses_change_when_tokens_come_and_not_which() -> None:
+    answers = Answers(DRAFTED)
+    answers.step([answers.guesses(slot, slot % 4, 2) for slot in answers.slots])
+    assert answers.lens == [slot % 4 + 1 for slot in answers.slots]
+    answers.step([answers.guesses(slot, slot % 3, slot % 2) for slot in answers.slots])  # rows without guesses among them
+    assert answers.lens == [slot % 4 + slot % 3 + 2 for slot in answers.slots]
+    rest = [8 - length for length in answers.lens]
+    answers.step([answers.guesses(slot, rest[slot], 0) for slot in answers.slots], surplus=0)
+    assert answers.lens == [9] * len(answers.slots)
+    for ours in (answers.one_by_one.ours, answers.drafted.ours):
+        assert 3 not in ours._wishes and not any(wish.bans_left for wish in ours._wishes.values())
+    lines = [[answers.drafted.ours, answers.one_by_one.ours][i]._lines_LV for i in (0, 1)]
+    assert torch.equal(*lines)
+
+
+def test_a_ban_ends_in_the_middle_of_a_drafted_row() -> None:
+    eager: dict[str, Any] = {"temperature": 0.0, "logit_bias": ((0, 60.0),)}
+    answers = Answers([SamplingParams(min_new_tokens=num, **eager) for num in (0, 3, 4, 5, 9)])  # two tokens are there
+    assert [tokens.index(0) for tokens in answers.tokens] == [0, 1, 2, 3, 7]
+    for num_right in (2, 0, 3):
+        answers.step([answers.guesses(slot, num_right, 1) for slot in answers.slots])
+
+
+def test_plain_steps_follow_drafted_ones() -> None:
+    answers = Answers(DRAFTED)
+    answers.step([answers.guesses(slot, 2, 2) for slot in answers.slots])
+    for at in (3, 4):
+        tokens, _ = answers.drafted.sample(answers.logits[:, at], answers.slots)
+        assert tokens == [tokens[at] for tokens in answers.tokens]
+
+
+def test_masks_hold_for_each_place_of_a_drafted_row() -> None:
+    pair = Pair()
+    pair.admit(0, GREEDY)
+    pair.admit(1, SamplingParams(temperature=0.0, presence_penalty=0.4))
+    where, logits = pair.device.torch_device, normal(5, 50)
+    masks = np.random.default_rng(4).integers(-(2**31), 2**31, (3, -(-V // 32))).astype(np.int32)
+    allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, :V].astype(bool)
+    wanted = [int(np.where(allowed[i], logits[i].numpy(), -np.inf).argmax()) for i in range(3)]
+    on_device = Drafted(*(torch.tensor(x, dtype=torch.int32, device=where) for x in ([0, 1, 2, 0, 1], [3, *wanted[:2], 3, 299])))
+    slots_R = torch.tensor([0, 0, 0, 1, 1], dtype=torch.int32, device=where)
+    tokens_R = torch.zeros_like(slots_R)
+    drafted = DraftedRows([0, 1, 2, 0, 1], on_device)
+    pair.ours.sample(logits.to(where), slots_R, slots_R.tolist(), tokens_R, [0, 1, 2], masks, drafted)
+    pair.device.synchronize()
+    assert tokens_R.tolist()[:3] == wanted and pair.last_token_S[0].item() == wanted[2]
+    assert pair.params_SP[[0, 1], 6].tolist() == [3, 1]
+
+
+def test_a_drafted_row_that_nobody_wants_changes_nothing() -> None:
+    pair = Pair()
+    for slot in range(2):
+        pair.admit(slot, SamplingParams(temperature=0.0, presence_penalty=0.4, min_new_tokens=3))
+    where = pair.device.torch_device
+    before = pair.params_SP.clone(), pair.ours._lines_LV.clone()
+    on_device = Drafted(*(torch.tensor(x, dtype=torch.int32, device=where) for x in ([0, 1, 0, 1], [3, 4, 3, 4])))
+    tokens_R = torch.full((4,), -9, dtype=torch.int32, device=where)
+    slots_R = pair.ours.slots([-1, -1, 1, 1], 4)
+    pair.ours.sample(normal(4, 51).to(where), slots_R, [-1, -1, 1, 1], tokens_R, drafted=DraftedRows([0, 1, 0, 1], on_device))
+    pair.device.synchronize()
+    assert torch.equal(pair.params_SP[0], before[0][0]) and pair.last_token_S[0].item() == -9
+    assert pair.ours._wishes[0].bans_left == 3 and tokens_R[:2].tolist() == [-9, -9]
+    line = pair.ours._wishes[0].line
+    assert torch.equal(pair.ours._lines_LV[line], before[1][line])

@@ -14,11 +14,14 @@ row, `_gather` collects the few logits far above the mean, and `_search` narrows
 those few where they suffice and over the whole row where not. The result is exact, whatever the spread was: a search ends
 when its bracket holds a single value. Tokens with exactly the limiting logit all stay (a sort would keep some of them).
 
+Rows of logits may belong to one slot together: those of a known token and of guesses behind it (engine/plan.py, a drafted row).
+Each is chosen from as if the guesses before it were right, and `accept` finds how many were.
+
 Shape letters: R rows of logits, V vocabulary, S slots, P sampling words, L lines of token counts.
 """
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,6 +50,17 @@ _FAR = tl.constexpr(2.25)  # standard deviations above the mean from where it co
 _BY_VALUE = tl.constexpr(6)  # passes that divide a bracket evenly by value; later ones by float representation
 _MAX_PASSES = tl.constexpr(40)  # _BY_VALUE + 16 are enough; not-a-numbers must not hang
 _INF = tl.constexpr(float("inf"))
+MAX_DRAFTS = 63  # guesses of a row that `accept` can look at
+_MOST_ROWS = tl.constexpr(MAX_DRAFTS + 1)
+
+
+class Drafted(NamedTuple):
+    """Rows of logits of which some stand behind guesses. `offsets_R`: how many guesses a row stands behind; 0 in the first row of
+    a slot, behind which its others follow in order. `fed_R`: the tokens whose logits the rows are: from offset 1 on, guesses.
+    Both int32; the second may be shorter than R, as no row with an offset lies behind its end."""
+
+    offsets_R: Tensor
+    fed_R: Tensor
 
 
 def words(sampling: SamplingParams, seed: int, num_generated: int, vocab_size: int, line: int | None = None) -> tuple[int, ...]:
@@ -109,9 +123,18 @@ def _best_of_part(logits, part, r0, r1, r2, r3, scale, threshold, IS_RANDOM: tl.
     return best, tl.min(tl.where(value == best, token, V), 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["slots_R"])
+@triton.jit(do_not_specialize_on_alignment=["slots_R", "offsets_R"])
 def choose_parts(
-    logits, slots_R, params_SP, thresholds_R, best_values, best_tokens, V: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr
+    logits,
+    slots_R,
+    params_SP,
+    thresholds_R,
+    offsets_R,
+    best_values,
+    best_tokens,
+    V: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program per row and part of the vocabulary: the best score there, and its token."""
     row = tl.program_id(0)
@@ -127,7 +150,10 @@ def choose_parts(
         temperature = _float(words, _TEMPERATURE)
         if temperature > 0.0:
             counter = (part * _LANES + tl.arange(0, _LANES)).to(tl.uint32)
-            place = counter * 0 + tl.load(words + _NUM_GENERATED).to(tl.uint32)
+            num_before = tl.load(words + _NUM_GENERATED)
+            if offsets_R is not None:
+                num_before += tl.load(offsets_R + row)
+            place = counter * 0 + num_before.to(tl.uint32)
             low = counter * 0 + tl.load(words + _SEED).to(tl.uint32, bitcast=True)
             high = counter * 0 + tl.load(words + _SEED + 1).to(tl.uint32, bitcast=True)
             r0, r1, r2, r3 = tl.philox_impl(counter, place, counter * 0, counter * 0, low, high)
@@ -151,7 +177,7 @@ def choose_best(
     V: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program per row: the best of its parts becomes the row's and the slot's token."""
+    """One program per row: the best of its parts becomes the row's token, and the slot's if there is `last_token_S`."""
     row = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -163,9 +189,38 @@ def choose_best(
         token = tl.min(tl.where(values == tl.max(values, 0), tokens, V), 0)
         token = tl.minimum(token, V - 1)  # of a row without any number a token, too, is looked up next
         tl.store(out_tokens_R + row, token)
-        tl.store(last_token_S + slot, token)
-        count = params_SP + slot * _WORDS + _NUM_GENERATED
-        tl.store(count, tl.load(count) + 1)
+        if last_token_S is not None:
+            tl.store(last_token_S + slot, token)
+            count = params_SP + slot * _WORDS + _NUM_GENERATED
+            tl.store(count, tl.load(count) + 1)
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots_R", "offsets_R", "fed_R", "out_tokens_R"])
+def accept(out_tokens_R, slots_R, offsets_R, fed_R, params_SP, last_token_S, lines_LV, V: tl.constexpr):
+    """One program per row; the first of a slot does it for all of them. Tokens were chosen: those count up to the first that is
+    not the guess behind it. The last of them becomes the slot's token, and its count of tokens, and its line if there are
+    lines, grow."""
+    first = tl.program_id(0)
+    slot = tl.load(slots_R + first)
+    if slot >= 0:
+        if tl.load(offsets_R + first) == 0:
+            i = tl.arange(0, _MOST_ROWS)
+            row = first + i
+            num_rows = tl.num_programs(0)
+            # Behind the rows of this slot come those of others, whose offsets begin at 0 anew: none of them is at its distance.
+            is_own = tl.load(offsets_R + row, mask=row < num_rows, other=-1) == i
+            has_next = tl.load(offsets_R + row + 1, mask=row + 1 < num_rows, other=-1) == i + 1
+            token = tl.load(out_tokens_R + row, mask=is_own, other=-1)
+            guess = tl.load(fed_R + row + 1, mask=has_next, other=-2)
+            num_right = tl.min(tl.where(has_next & (token == guess), _MOST_ROWS, i), 0)
+            words = params_SP + slot * _WORDS
+            tl.store(last_token_S + slot, tl.load(out_tokens_R + first + num_right))
+            tl.store(words + _NUM_GENERATED, tl.load(words + _NUM_GENERATED) + num_right + 1)
+            if lines_LV is not None:
+                line = tl.load(words + _LINE_AND_FILTER) // 2 - 1
+                if line >= 0:
+                    # Atomic: a token may come twice.
+                    tl.atomic_add(lines_LV + line.to(tl.int64) * V + token, 2, mask=i <= num_right, sem="relaxed")
 
 
 @triton.jit
@@ -422,9 +477,10 @@ def find_thresholds(
         tl.store(thresholds_R + row, threshold)
 
 
-@triton.jit(do_not_specialize_on_alignment=["slots_R"])
-def add_penalties(logits, slots_R, params_SP, lines_LV, penalties_L4, V: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row and block. A line counts 2 for each time a token was generated, and 1 if the prompt has it."""
+@triton.jit(do_not_specialize_on_alignment=["slots_R", "offsets_R", "fed_R"])
+def add_penalties(logits, slots_R, params_SP, lines_LV, penalties_L4, offsets_R, fed_R, V: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per row and block. A line counts 2 for each time a token was generated, and 1 if the prompt has it; the guesses
+    that a row stands behind count as generated."""
     row = tl.program_id(0)
     slot = tl.load(slots_R + row)
     if slot >= 0:
@@ -435,6 +491,9 @@ def add_penalties(logits, slots_R, params_SP, lines_LV, penalties_L4, V: tl.cons
             presence = tl.load(penalties_L4 + line * 4 + 2)
             i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
             seen = tl.load(lines_LV + line.to(tl.int64) * V + i, mask=i < V, other=0)
+            if offsets_R is not None:
+                for back in range(0, tl.load(offsets_R + row)):
+                    seen += tl.where(i == tl.load(fed_R + row - back), 2, 0)
             place = logits + row.to(tl.int64) * V + i
             x = tl.load(place, mask=(i < V) & (seen > 0), other=0.0).to(tl.float32)
             x = tl.where(x > 0, x / repetition, x * repetition)
@@ -493,12 +552,15 @@ class SamplingKernels:
         slots_R: Tensor,
         params_SP: Tensor,
         out_tokens_R: Tensor,
-        last_token_S: Tensor,
+        last_token_S: Tensor | None,
         thresholds_R: Tensor | None = None,
+        drafted: Drafted | None = None,
     ) -> None:
         """One token per row, into out_tokens_R and into its slot's place in last_token_S (both int32); counts it in params_SP.
 
-        Only tokens with a logit >= the row's threshold may come. Two launches; can be captured in a graph."""
+        Only tokens with a logit >= the row's threshold may come. Two launches; can be captured in a graph. Of `drafted` rows the
+        tokens are chosen, and no more than that: last_token_S is None then, and `accept` must follow."""
+        assert (last_token_S is None) == (drafted is not None)
         rows = self._num_rows(logits_RV)
         parts: Any = choose_parts
         best: Any = choose_best
@@ -507,6 +569,7 @@ class SamplingKernels:
             slots_R,
             params_SP,
             self._no_thresholds_R if thresholds_R is None else thresholds_R,
+            None if drafted is None else drafted.offsets_R,
             self._best_values,
             self._best_tokens,
             V=self._vocab_size,
@@ -528,6 +591,21 @@ class SamplingKernels:
             PDL=self._pdl,
             num_warps=1,
             **self._pdl_option,
+        )
+
+    def accept(
+        self,
+        out_tokens_R: Tensor,
+        slots_R: Tensor,
+        params_SP: Tensor,
+        last_token_S: Tensor,
+        drafted: Drafted,
+        lines_LV: Tensor | None,
+    ) -> None:
+        """Of the tokens just chosen, take those that count: into last_token_S, params_SP and, if given, their lines."""
+        kernel: Any = accept
+        kernel[(len(out_tokens_R),)](
+            out_tokens_R, slots_R, *drafted, params_SP, last_token_S, lines_LV, V=self._vocab_size, num_warps=1
         )
 
     def thresholds(self, logits_RV: Tensor, slots_R: Tensor, params_SP: Tensor) -> Tensor:
@@ -552,13 +630,29 @@ class SamplingKernels:
         finding[(rows,)](logits_RV, slots_R, params_SP, *state, self._thresholds_R, **sizes, num_warps=16)
         return self._thresholds_R
 
-    def penalise(self, logits_RV: Tensor, slots_R: Tensor, params_SP: Tensor, lines_LV: Tensor, penalties_L4: Tensor) -> None:
+    def penalise(
+        self,
+        logits_RV: Tensor,
+        slots_R: Tensor,
+        params_SP: Tensor,
+        lines_LV: Tensor,
+        penalties_L4: Tensor,
+        drafted: Drafted | None = None,
+    ) -> None:
         """Repetition, frequency and presence penalties (penalties_L4, float32, in this order) in place, for rows with a line
         in lines_LV (int32: 2 for each time the token was generated, 1 if the prompt has it)."""
         rows = self._num_rows(logits_RV)
         kernel: Any = add_penalties
         kernel[(rows, self._blocks)](
-            logits_RV, slots_R, params_SP, lines_LV, penalties_L4, V=self._vocab_size, BLOCK=_BLOCK, num_warps=8
+            logits_RV,
+            slots_R,
+            params_SP,
+            lines_LV,
+            penalties_L4,
+            *(drafted or (None, None)),
+            V=self._vocab_size,
+            BLOCK=_BLOCK,
+            num_warps=8,
         )
 
     def count(self, out_tokens_R: Tensor, slots_R: Tensor, params_SP: Tensor, lines_LV: Tensor) -> None:
