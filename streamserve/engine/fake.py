@@ -1,11 +1,12 @@
 """A runner without a model: deterministic tokens, steps of a fixed length on a clock that tests can hold. Torch-free.
 
 Serves `serve --fake`, the playground's development and every test of the API and the scheduler. It checks what a real
-device would only corrupt silently: that each row continues exactly where its slot stands, on pages it was given.
+device would only corrupt silently: that each row continues exactly where its slot stands, on pages it was given, and that nothing
+is planned over guesses that are being verified.
 """
 
 from asyncio import Event, get_running_loop, sleep
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
@@ -13,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from streamserve.engine.plan import NO_EDITS, Edits, Masks, Plan, Row, RowResult, StepResult
+from streamserve.engine.plan import NO_EDITS, Edits, Masks, Place, Plan, Row, RowResult, StepResult
 from streamserve.messages import SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
@@ -75,6 +76,7 @@ class _Slot:
     num_prompt: int
     pages: list[int] = field(default_factory=list)
     computed: int = -1  # unknown until the first row says where the cached prefix ends
+    verified_by: "FakeStep | None" = None  # the newest step that had guesses for it
 
 
 class FakeStep:
@@ -85,6 +87,7 @@ class FakeStep:
         self._ends_s = ends_s
         self._sample = sample
         self._result: StepResult | None = None
+        self.is_known = False  # the host has what came out of it
 
     def sample(self, edits: Edits = NO_EDITS) -> None:
         assert self._result is None, "a step is sampled once"
@@ -96,6 +99,7 @@ class FakeStep:
     async def done(self) -> StepResult:
         assert self._result is not None, "a step is sampled before it is awaited"
         await self._clock.sleep_until(self._ends_s)
+        self.is_known = True
         return self._result
 
 
@@ -104,7 +108,8 @@ class FakeRunner:
 
     The token at a position depends on the prompt and the position only; if a mask forbids it, the next one allowed is taken.
     With a `script`, an answer walks through it from a place that depends on the prompt, and ends with `eos_token_id` after
-    `answer_len` tokens when both are given.
+    `answer_len` tokens when both are given. With a `draft_accuracy` it has a drafter, whose every guess is right with that
+    chance, by a hash of prompt and position.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class FakeRunner:
         script: Sequence[int] = (),
         eos_token_id: int | None = None,
         answer_len: int | None = None,
+        draft_accuracy: float | None = None,
     ) -> None:
         self.plans: list[Plan] | None = None  # set to [] to record
         self._vocab_size = vocab_size
@@ -126,6 +132,7 @@ class FakeRunner:
         self._script = script
         self._eos = eos_token_id
         self._answer_len = answer_len
+        self._draft_accuracy = draft_accuracy
         self._slots: dict[int, _Slot] = {}
         self._free_at_s = 0.0
 
@@ -136,18 +143,23 @@ class FakeRunner:
             self._slots[admission.slot] = _Slot(admission.sampling, list(admission.history), admission.num_prompt)
         for append in plan.appends:
             slot = self._slots[append.slot]
+            assert slot.verified_by is None or slot.verified_by.is_known, "appended over guesses that are being verified"
             slot.tokens += append.token_ids
             assert len(slot.tokens) - slot.num_prompt == append.num_generated, "a token was sampled and appended over"
         prompt_logprobs = [self._row(row) for row in plan.rows]
         self._free_at_s = max(self._free_at_s, self._clock.now()) + self._step_s
-        return FakeStep(self._clock, self._free_at_s, partial(self._sample, plan, prompt_logprobs))
+        step = FakeStep(self._clock, self._free_at_s, partial(self._sample, plan, prompt_logprobs))
+        for row in plan.rows:
+            if row.num_drafts:
+                self._slots[row.slot].verified_by = step
+        return step
 
     def _sample(self, plan: Plan, prompt_logprobs: Sequence[tuple[TokenLogprobs, ...]], edits: Edits) -> StepResult:
-        masks = {at.row: words_W for at, words_W in zip(edits.masked, edits.masks, strict=True)}
+        masks = dict(zip(edits.masked, edits.masks, strict=True))
         results = []
         for i, (row, logprobs) in enumerate(zip(plan.rows, prompt_logprobs, strict=True)):
             is_wanted = row.samples and i not in edits.unwanted
-            results.append(self._choose(row, masks.get(i), logprobs) if is_wanted else RowResult((), (), logprobs))
+            results.append(self._choose(i, row, masks, logprobs) if is_wanted else RowResult((), (), logprobs))
         return StepResult(results)
 
     def _row(self, row: Row) -> tuple[TokenLogprobs, ...]:
@@ -155,27 +167,54 @@ class FakeRunner:
         slot = self._slots[row.slot]
         slot.pages.extend(row.new_pages)
         end = row.start + row.num_tokens
+        assert slot.verified_by is None or slot.verified_by.is_known, "planned over guesses that are being verified"
         assert slot.computed in (-1, row.start), f"row starts at {row.start}, slot stands at {slot.computed}"
         assert len(slot.pages) * self._page_size >= end, f"{len(slot.pages)} pages do not hold {end} tokens"
+        known = end - row.num_drafts
         if row.token_ids is None:
             assert row.num_tokens == 1 and row.start < len(slot.tokens)
         else:
-            assert list(row.token_ids) == slot.tokens[row.start : end]
-        slot.computed = end
+            assert list(row.token_ids[: known - row.start]) == slot.tokens[row.start : known]
+        if row.num_drafts:
+            assert row.samples and row.token_ids is not None and len(row.token_ids) == row.num_tokens == 1 + row.num_drafts
+            assert known == len(slot.tokens), "guesses stand behind a slot's newest token"
+        slot.computed = known  # and what of the guesses turns out to be right
         if not row.wants_all_logits:
             return ()
-        return tuple(self._logprob(token) for token in slot.tokens[row.start + 1 : end + 1])
+        return tuple(self._logprob(token) for token in slot.tokens[row.start + 1 : known + 1])
 
-    def _choose(self, row: Row, words_W: Masks | None, prompt_logprobs: tuple[TokenLogprobs, ...]) -> RowResult:
+    def _choose(
+        self, index: int, row: Row, masks: Mapping[Place, Masks], prompt_logprobs: tuple[TokenLogprobs, ...]
+    ) -> RowResult:
         slot = self._slots[row.slot]
-        assert row.start + row.num_tokens == len(slot.tokens)
-        token = self._token(slot)
-        if words_W is not None:
-            allowed = np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")[: self._vocab_size])
-            token = int(allowed[np.searchsorted(allowed, token) % len(allowed)])
-        slot.tokens.append(token)
-        logprobs = (self._logprob(token, slot.sampling.logprob_token_ids),) if slot.sampling.logprobs is not None else ()
-        return RowResult((token,), logprobs, prompt_logprobs)
+        first = len(slot.tokens)
+        assert row.start + row.num_tokens == first + row.num_drafts
+        guesses = row.token_ids[1:] if row.token_ids is not None and row.num_drafts else ()
+        for place, guess in enumerate((*guesses, None)):
+            slot.tokens.append(self._allowed(self._token(slot), masks.get(Place(index, place)) if masks else None))
+            if slot.tokens[-1] != guess:
+                break
+        tokens, asked = tuple(slot.tokens[first:]), slot.sampling.logprob_token_ids
+        slot.computed = len(slot.tokens) - 1
+        logprobs = tuple(self._logprob(token, asked) for token in tokens) if slot.sampling.logprobs is not None else ()
+        return RowResult(tokens, logprobs, prompt_logprobs, self._drafts(slot, row.num_wanted))
+
+    def _allowed(self, token: int, words_W: Masks | None) -> int:
+        if words_W is None:
+            return token
+        allowed = np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")[: self._vocab_size])
+        return int(allowed[np.searchsorted(allowed, token) % len(allowed)])
+
+    def _drafts(self, slot: _Slot, count: int) -> tuple[int, ...]:
+        """What the runner's drafter guesses: what would come without masks, or something else."""
+        if self._draft_accuracy is None or count == 0:
+            return ()
+        known, start = len(slot.tokens), hash(tuple(slot.tokens[: slot.num_prompt]))
+        for _ in range(count):
+            slot.tokens.append(self._token(slot))
+        right, slot.tokens[known:] = slot.tokens[known:], []
+        is_right = (_mix((start + place) & _MASK) < self._draft_accuracy * 2**64 for place in range(known, known + count))
+        return tuple(token if good else (token + 1) % self._vocab_size for token, good in zip(right, is_right, strict=True))
 
     def _token(self, slot: _Slot) -> int:
         index = len(slot.tokens) - slot.num_prompt

@@ -84,8 +84,8 @@ class Sampler:
     def verify(
         self, logits_DV: Tensor, slot: int, guesses: Sequence[int], masks: Sequence[Masks | None] | None = None
     ) -> tuple[list[int], list[TokenLogprobs]]:
-        """Tokens of a drafted row (engine/plan.py, Row), and their log-probabilities where asked for. Edits `logits_DV`, which has
-        one line more than there are guesses; `masks` has as many.
+        """Tokens of a drafted row (engine/plan.py, Row), and their log-probabilities where asked for. Edits `logits_DV`, which
+        has one line more than there are guesses; `masks` has as many.
 
         Place after place, up to the first whose token is not the guess: so nothing in the slot has to be taken back.
         """

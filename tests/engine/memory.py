@@ -1,7 +1,8 @@
 """A fake runner with page memory: every position it reads must hold exactly this request's prefix.
 
 Each (page, offset) remembers a hash of the whole prefix that was written there, as real KV does in effect. A page handed
-to two writers, a missed copy or a stale page shows up at the first row that reads it.
+to two writers, a missed copy or a stale page shows up at the first row that reads it. A wrong guess is written like a right one:
+who reads it, or anything computed behind it, reads another prefix than its own.
 """
 
 from streamserve.engine.fake import FakeRunner, FakeStep
@@ -28,8 +29,9 @@ class MemoryRunner(FakeRunner):
         slot = self._slots[row.slot]
         result = super()._row(row)
         prefix = 0
+        tokens = slot.tokens + list(row.token_ids[1:] if row.token_ids is not None and row.num_drafts else ())
         for position in range(row.start + row.num_tokens):
-            prefix = hash((prefix, slot.tokens[position]))
+            prefix = hash((prefix, tokens[position]))
             place = slot.pages[position // self._page_size], position % self._page_size
             if position >= row.start:
                 self.memory[place] = prefix
