@@ -242,7 +242,7 @@ class EngineFacts:
     """What the API needs to know of an engine to check a request before it is submitted.
 
     `context_len` is the most tokens (prompt and answer) one request may hold: the model's limit or what the KV memory
-    allows, whichever is less.
+    allows, whichever is less. `uses_predictions`: whether a request's prediction makes a difference to its speed.
     """
 
     context_len: int
@@ -252,6 +252,7 @@ class EngineFacts:
     is_healthy: bool = True
     is_ready: bool = True
     load: EngineLoad = EngineLoad()
+    uses_predictions: bool = True
 
 
 @dataclass(frozen=True, slots=True)

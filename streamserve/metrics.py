@@ -53,6 +53,9 @@ class Metrics:
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated for requests that ended")
         self._jumped_tokens = self._counter("jumped_tokens", "Tokens that a grammar forced and that cost no step of their own")
+        self._drafted_tokens = self._counter("drafted_tokens", "Guesses of answers' tokens that were computed")
+        self._accepted_tokens = self._counter("accepted_tokens", "Of drafted_tokens those that were right")
+        self._num_drafted = self._num_accepted = 0
         self._step_tokens = self._counter("step_tokens", "Tokens computed in steps, prompts and decode rows together")
         self._running = self._gauge("num_running_reqs", "Requests in the running set")
         self._waiting = self._gauge("num_queue_reqs", "Requests that wait")
@@ -81,6 +84,18 @@ class Metrics:
     def tokens_jumped(self, num_tokens: int) -> None:
         """So many tokens joined answers without a step of their own."""
         self._jumped_tokens.inc(num_tokens)
+
+    def tokens_drafted(self, num_drafted: int, num_accepted: int) -> None:
+        """So many guesses of answers' tokens were computed, and so many of them were right."""
+        self._num_drafted += num_drafted
+        self._num_accepted += num_accepted
+        self._drafted_tokens.inc(num_drafted)
+        self._accepted_tokens.inc(num_accepted)
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Guesses computed since the start, and those of them that were right."""
+        return self._num_drafted, self._num_accepted
 
     def set_load(self, load: EngineLoad) -> None:
         """The engine's load right now."""

@@ -52,6 +52,15 @@ def test_steps_report_time_tokens_and_load() -> None:
     assert (values["streamserve_num_running_reqs"], values["streamserve_num_preemptions_total"]) == (3, 1)
 
 
+def test_guesses_and_the_right_ones_of_them_are_counted() -> None:
+    metrics = Metrics()
+    metrics.tokens_drafted(12, 5)
+    metrics.tokens_drafted(4, 0)
+    values = _values(metrics)
+    assert (values["streamserve_drafted_tokens_total"], values["streamserve_accepted_tokens_total"]) == (16, 5)
+    assert metrics.drafts == (16, 5)
+
+
 def test_two_servers_in_one_process_count_apart() -> None:
     first, second = Metrics(), Metrics()
     first.request_preempted()

@@ -159,6 +159,7 @@ class Admin:
             "is_ready": facts.is_ready,
             "page_size": facts.page_size,
             "cache_hit_rate": self._service.client.cache_summary(0).hit_rate,
+            **self._drafts(),
         }
         await exchange.answer_json(
             {
@@ -170,6 +171,14 @@ class Admin:
                 "internal_states": [state],
             }
         )
+
+    def _drafts(self) -> dict[str, float]:
+        """What speculation has come to since the start; the rate, SGLang's name, where there was any."""
+        if self._service.meter is None:
+            return {}
+        num_drafted, num_accepted = self._service.meter.drafts
+        rate = {"spec_accept_rate": num_accepted / num_drafted} if num_drafted else {}
+        return {"drafted_tokens": num_drafted, "accepted_tokens": num_accepted, **rate}
 
     async def loads(self, exchange: Exchange) -> None:
         """GET /v1/loads: running and waiting requests, KV tokens; under SGLang's names as well."""

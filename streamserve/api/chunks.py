@@ -24,7 +24,8 @@ class Wishes:
     """What a client wants to see beside text. `top_logprobs` None: no log-probabilities, and so `prompt_logprobs` of the prompt.
 
     `has_thoughts`, `has_calls`: a chat's answer may hold such. `is_legacy`: a call has OpenAI's older form, function_call.
-    `best`: of each prompt's choices only so many are shown, the likeliest; None: all.
+    `best`: of each prompt's choices only so many are shown, the likeliest; None: all. `marks`: which parts of a text were
+    guessed before they were sampled.
     """
 
     usage: bool = False
@@ -36,6 +37,7 @@ class Wishes:
     has_calls: bool = False
     is_legacy: bool = False
     best: int | None = None
+    marks: bool = False
 
 
 class Shape(Protocol):
@@ -65,7 +67,12 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, "jumped_tokens": usage.jumped_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "jumped_tokens": usage.jumped_tokens,
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.drafted_tokens - usage.accepted_tokens,
+        },
     }
 
 
@@ -95,7 +102,11 @@ class _Shape:
         self._before_text = self._before(self.before_text)
         self._after_text = self.after_text + self._tail
         self._is_plain = (
-            not wishes.running_usage and not wishes.token_ids and wishes.top_logprobs is None and wishes.prompt_logprobs is None
+            not wishes.running_usage
+            and not wishes.token_ids
+            and not wishes.marks
+            and wishes.top_logprobs is None
+            and wishes.prompt_logprobs is None
         )
 
     def _before(self, text: bytes) -> list[bytes]:
@@ -122,6 +133,12 @@ class _Shape:
         if piece.text:
             return True
         return bool(piece.logprobs or piece.prompt_logprobs or (self._wishes.token_ids and piece.token_ids))
+
+    def _add_marks(self, piece: Piece, to: dict[str, Any]) -> None:
+        """Ours: the text once more, in parts that were guessed before they were sampled, and parts that were not."""
+        if self._wishes.marks:
+            marks = piece.marks or (((piece.text, False),) if piece.text else ())
+            to["draft_marks"] = [{"text": text, "drafted": is_drafted} for text, is_drafted in marks]
 
     def _add_prompt_logprobs(self, piece: Piece, to: dict[str, Any]) -> None:
         """vLLM's form: per prompt token the token itself and the best ones, by id."""
@@ -200,6 +217,7 @@ class ChatShape(_Shape):
         events: Sequence[Event] = events_of(piece) or (Content(""),)
         scored = next((place for place, event in enumerate(events) if type(event) is Content), 0 if piece.logprobs else -1)
         made: list[bytes] = []
+        is_marked = False  # the marks are of the whole text, and stand beside its first part
         for place, event in enumerate(events):
             choice: dict[str, Any] = {
                 "index": piece.index,
@@ -208,6 +226,9 @@ class ChatShape(_Shape):
                 "finish_reason": None,
             }
             more: dict[str, Any] = {}
+            if type(event) is Content and not is_marked:
+                is_marked = True
+                self._add_marks(piece, choice)
             if place == 0:
                 if self._wishes.token_ids:
                     choice["token_ids"] = piece.token_ids
@@ -255,6 +276,7 @@ class ChatShape(_Shape):
         }
         if self._wishes.token_ids:
             choice["token_ids"] = piece.token_ids
+        self._add_marks(piece, choice)
         return choice
 
     def _message(self, piece: Piece) -> dict[str, Any]:
@@ -350,6 +372,7 @@ class TextShape(_Shape):
             choice["token_ids"] = piece.token_ids
             if piece.prompt is not None:
                 choice["prompt_token_ids"] = piece.prompt.token_ids
+        self._add_marks(piece, choice)
         self._add_prompt_logprobs(piece, choice)
         return choice
 

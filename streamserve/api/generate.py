@@ -101,6 +101,7 @@ class NativeShape:
         }
         if piece.finish_reason is not None:
             meta["e2e_latency"] = round(monotonic() - self._started_s, 6)
+            meta |= _speculation(choice)
         if self._logprobs is not None:
             meta |= self._logprob_lists(piece, gained, choice, self._logprobs)
         answer: dict[str, Any] = {"text": "".join(gained.texts), "output_ids": gained.token_ids, "meta_info": meta}
@@ -150,6 +151,21 @@ class NativeShape:
         if text is None:
             text = self._text_of[token] = self._tokenizer.decode([token], skip_special_tokens=False)
         return text
+
+
+def _speculation(choice: Choice) -> dict[str, Any]:
+    """What guesses came to, under SGLang's names; nothing where none was made. The length: tokens that a step brought, those
+    left out that a grammar forced and that came without one."""
+    num_drafted, num_accepted = choice.num_drafted, choice.num_accepted
+    if not num_drafted:
+        return {}
+    num_sampled = choice.num_tokens - choice.num_jumped
+    return {
+        "spec_accept_rate": num_accepted / num_drafted,
+        "spec_accept_length": num_sampled / max(1, num_sampled - num_accepted),
+        "spec_accepted_drafts": num_accepted,
+        "spec_proposed_drafts": num_drafted,
+    }
 
 
 def finish_json(piece: Piece, choice: Choice) -> dict[str, Any] | None:

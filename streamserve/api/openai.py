@@ -27,6 +27,7 @@ from streamserve.api.schema import (
     convert,
     load_object,
     messages_of,
+    prediction_of,
     show,
     stops_of,
     unread_in,
@@ -118,12 +119,14 @@ class Completions:
         if must_fit:
             self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
         fitted = self.forms.fit(form, prompt)
-        call = self._call(kind, request, (Prompt(prompt),), sampling, fitted.guidance, fitted.reading)
+        prediction = await self._prediction(request)
+        call = self._call(kind, request, (Prompt(prompt),), sampling, fitted.guidance, fitted.reading, prediction=prediction)
         warnings = (
             *warnings_of(CHAT, request),
             *self.forms.warnings_of(request),
             *fitted.warnings,
             *_stream_warnings(request),
+            *self._prediction_warnings(request),
         )
         return Prepared(self._service.run(call), top_logprobs, warnings)
 
@@ -234,6 +237,16 @@ class Completions:
         prompts.check_room(token_ids, 1, param, "max_tokens")
         return Prompt(token_ids, echo if wants_echo else None)
 
+    async def _prediction(self, request: ChatRequest) -> tuple[int, ...]:
+        if request.prediction is None:
+            return ()
+        return await self._service.prompts.of_prediction(prediction_of(request.prediction), "prediction.content")
+
+    def _prediction_warnings(self, request: ChatRequest) -> tuple[str, ...]:
+        if request.prediction is None or self._service.client.facts().uses_predictions:
+            return ()
+        return ("prediction has no effect: with this --speculative nothing is guessed from texts",)
+
     def _completion_len(self, request: CompletionRequest, prompts: tuple[Prompt, ...]) -> int:
         longest = max((prompt.token_ids for prompt in prompts), key=len)
         if request.max_tokens is None:
@@ -252,6 +265,7 @@ class Completions:
         *,
         n: int | None = None,
         drops_output: bool = False,
+        prediction: tuple[int, ...] = (),
     ) -> Call:
         if len(request.cache_salt) > 256:
             raise InvalidRequest(
@@ -274,6 +288,8 @@ class Completions:
             priority=request.priority,
             deadline_s=request.timeout,
             wants_progress=request.return_progress,
+            prediction=prediction,
+            wants_marks=request.return_draft_marks,
         )
 
     def _job(
@@ -355,6 +371,7 @@ def wishes_of(request: Sampled, top_logprobs: int | None) -> Wishes:
         token_ids=request.return_token_ids,
         top_logprobs=top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        marks=request.return_draft_marks,
     )
 
 

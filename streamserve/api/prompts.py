@@ -46,6 +46,20 @@ class Prompts:
 
         return await self._encode(encode, [text], param, is_long=is_long or len(text) > INLINE_CHARS)
 
+    async def of_prediction(self, text: str, param: str) -> tuple[int, ...]:
+        """Token ids of a text as an answer would have them. Raises ContextOverflow for one that no answer can be."""
+
+        def encode() -> list[int]:
+            return self._text.tokenizer.encode(text, add_special_tokens=False, allow_special=False, continues=True)
+
+        token_ids = await self._encode(encode, [text], param, is_long=len(text) > INLINE_CHARS)
+        context_len = self._facts().context_len
+        if len(token_ids) >= context_len:
+            raise ContextOverflow(
+                f"{param} has {len(token_ids)} tokens, but the context holds {context_len}; no answer is that long", param=param
+            )
+        return token_ids
+
     async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
         """Token ids of a conversation; control tokens come from the template only, answers keep their tokens.
 

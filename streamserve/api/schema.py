@@ -63,6 +63,7 @@ class Sampled(Struct, kw_only=True):
     resumable: bool = False  # a stream whose client may leave and come back: api/resume.py
     return_progress: bool = False  # of a prompt that takes several steps
     return_token_ids: bool = False
+    return_draft_marks: bool = False  # which parts of the text were guessed before they were sampled
     prompt_logprobs: int | None = None
     cache_salt: str = ""
     rid: str | None = None
@@ -147,6 +148,13 @@ class Message(Struct):
     audio: dict[str, Any] | None = None
 
 
+class Prediction(Struct, forbid_unknown_fields=True):
+    """What the client expects much of the answer to be: OpenAI's Predicted Outputs."""
+
+    content: str | list[Part]
+    type: str = "content"
+
+
 class ChatRequest(Sampled, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
@@ -169,8 +177,8 @@ class ChatRequest(Sampled, kw_only=True):
     stream_reasoning: bool = True
     max_thinking_tokens: int | None = None
     thinking_budget: int | None = None
+    prediction: Prediction | None = None
     # Checked for their types, without effect here (api/fields.py):
-    prediction: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
 
@@ -406,6 +414,13 @@ def _text(content: str | list[Part] | None, path: str) -> str:
             raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
         texts.append(part.text)
     return "\n".join(texts)
+
+
+def prediction_of(prediction: Prediction) -> str:
+    """The text of a prediction. Raises InvalidRequest."""
+    if prediction.type != "content":
+        raise InvalidRequest(f'prediction.type is {show(prediction.type)}; allowed is "content"', param="prediction.type")
+    return _text(prediction.content, "prediction.content")
 
 
 # Fields of messages that say something, and those that come back with answers (the openai client's parse() adds some).

@@ -40,6 +40,9 @@ class Meter(Watch, Protocol):
 
     def render(self, load: EngineLoad | None = None) -> tuple[bytes, str]: ...
 
+    @property
+    def drafts(self) -> tuple[int, int]: ...
+
 
 # What a request may leave to the model's own settings.
 SAMPLING_FIELDS = (

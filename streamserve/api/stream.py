@@ -6,8 +6,9 @@ answer's content, and thoughts and calls stand in its events. Knows nothing of H
 """
 
 from asyncio import Future, get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from time import monotonic
 from typing import Protocol
 from uuid import uuid4
@@ -43,7 +44,8 @@ class Call:
     `client_id` is the name the client gave it, for /abort; it need not be unique. `keeps_stop`: the text that stopped
     a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0). `scores_stop`: a final stop
     token has its log-probability too, though no text; not with a `reading`: how thoughts and calls are found in the answers
-    (None: there are none). `deadline_s`: how long after its start the call may take.
+    (None: there are none). `deadline_s`: how long after its start the call may take. `prediction`: what much of each answer is
+    expected to be. `wants_marks`: which parts of a text were guessed is to be shown.
     """
 
     id: str
@@ -63,6 +65,8 @@ class Call:
     priority: int = 0
     deadline_s: float | None = None
     wants_progress: bool = False
+    prediction: tuple[int, ...] = ()
+    wants_marks: bool = False
 
     def is_named(self, prefix: str) -> bool:
         """Whether the call's own id, or the name its client gave it, starts with `prefix`."""
@@ -83,11 +87,15 @@ class Progress:
         return {"index": self.index, "processed": self.computed, "total": self.total, "cache": self.cached}
 
 
+Mark = tuple[str, bool]
+
+
 class Piece(Struct, gc=False):
     """What one choice gained since the last piece. `logprobs` belongs to `text` (see Call.scores_stop), `token_ids` includes a
     final stop token.
 
     `events` is set where the call has a reading: content, thoughts and calls in order; `text` is the content among them.
+    `marks`, where the call wants them: the text in parts, and whether guesses were behind each.
     """
 
     index: int
@@ -99,6 +107,7 @@ class Piece(Struct, gc=False):
     prompt: Prompt | None = None  # set on a choice's first piece
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     events: tuple[Event, ...] | None = None
+    marks: tuple[Mark, ...] = ()
     progress: Progress | None = None  # then there is nothing else, and it goes to Run.on_progress
 
 
@@ -111,13 +120,16 @@ def events_of(piece: Piece) -> tuple[Event, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own."""
+    """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own. Of
+    `drafted_tokens`, guesses of what would come, `accepted_tokens` stand in the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int = 0
     jumped_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Choice:
@@ -128,6 +140,7 @@ class Choice:
         "_detokenizer",
         "_is_first",
         "_last",
+        "_num_cut",
         "_reader",
         "_stops",
         "_unplaced",
@@ -163,11 +176,13 @@ class Choice:
             call.guidance,
             call.priority,
             call.wants_progress,
+            call.prediction,
         )
         self.mailbox: Mailbox | None = None
         self.is_finished = False
         self.num_tokens = 0
         self._last: Delta | None = None
+        self._num_cut = 0  # tokens that were guessed rightly, but stand behind the answer's end
 
     @property
     def num_cached(self) -> int | None:
@@ -179,6 +194,16 @@ class Choice:
         """Tokens of the answer that cost no step of their own."""
         # The answer may end among them, at a stop string or behind its only call.
         return 0 if self._last is None else min(self._last.num_jumped, self.num_tokens)
+
+    @property
+    def num_drafted(self) -> int:
+        """Guesses of the answer's tokens."""
+        return 0 if self._last is None else self._last.num_drafted
+
+    @property
+    def num_accepted(self) -> int:
+        """Tokens of the answer that were guessed."""
+        return 0 if self._last is None else min(self._last.num_accepted - self._num_cut, self.num_tokens)
 
     @property
     def num_thought(self) -> int:
@@ -208,16 +233,44 @@ class Choice:
             piece.prompt_logprobs = delta.prompt_logprobs
         if self._call.drops_output:
             self._drop(piece)
-        elif self._reader is not None:
+        elif self._call.wants_marks:
+            self._take_marked(delta, piece)
+        else:
+            self._take(delta, piece)
+        if delta.accepted:
+            self._num_cut = sum(delta.accepted[len(piece.token_ids) :])
+        if piece.prompt is not None and self.prompt.echo is not None:
+            piece.text = self.prompt.echo + piece.text
+            piece.marks = ((self.prompt.echo, False), *piece.marks) if piece.marks else ()
+        self.is_finished = piece.finish_reason is not None
+        return piece
+
+    def _take(self, delta: Delta, piece: Piece) -> None:
+        if self._reader is not None:
             self._take_read(delta, piece, self._reader)
         elif self._stops is None:
             self._take_all(delta, piece)
         else:
             self._take_until_stop(delta, piece, self._stops)
-        if piece.prompt is not None and self.prompt.echo is not None:
-            piece.text = self.prompt.echo + piece.text
-        self.is_finished = piece.finish_reason is not None
-        return piece
+
+    def _take_marked(self, delta: Delta, piece: Piece) -> None:
+        """As if what was guessed and what was not had come one after the other. Text that waits, for the rest of a character or
+        to see whether a stop string follows, has the mark of the token that brings it."""
+        whole = Collected(self.index)
+        marks: list[Mark] = []
+        for part, is_accepted in _parts_of(delta):
+            gained = Piece(self.index)
+            if part.finish_reason is not None:
+                gained.finish_reason, gained.matched_stop = piece.finish_reason, piece.matched_stop
+            self._take(part, gained)
+            whole.add(gained)
+            if gained.text:
+                marks.append((gained.text, is_accepted))
+            if gained.finish_reason is not None:
+                break
+        gained = whole.as_piece()
+        piece.text, piece.token_ids, piece.logprobs, piece.events = gained.text, gained.token_ids, gained.logprobs, gained.events
+        piece.finish_reason, piece.matched_stop, piece.marks = gained.finish_reason, gained.matched_stop, tuple(marks)
 
     def _drop(self, piece: Piece) -> None:
         if piece.finish_reason == FinishReason.STOP:
@@ -332,6 +385,27 @@ class Choice:
                     found.append(entry)
                 at += len(piece)
         return found
+
+
+def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool]]:
+    """A delta cut where its tokens' marks change."""
+    if not delta.accepted:
+        yield delta, False
+        return
+    start = 0
+    for is_accepted, run in groupby(delta.accepted):
+        end = start + sum(1 for _ in run)
+        is_last = end == len(delta.token_ids)
+        yield (
+            Delta(
+                delta.token_ids[start:end],
+                delta.logprobs[start:end],
+                finish_reason=delta.finish_reason if is_last else None,
+                matched_stop=delta.matched_stop if is_last else None,
+            ),
+            is_accepted,
+        )
+        start = end
 
 
 def _until_stop(events: list[Event], stops: StopStrings) -> list[Event]:
@@ -566,6 +640,8 @@ class Run:
             cached_tokens,
             sum(choice.num_thought for choice in self.choices),
             sum(choice.num_jumped for choice in self.choices),
+            sum(choice.num_drafted for choice in self.choices),
+            sum(choice.num_accepted for choice in self.choices),
         )
 
 
@@ -582,6 +658,7 @@ class Collected:
     prompt: Prompt | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     events: list[Event] | None = None
+    marks: list[Mark] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         """Append a piece."""
@@ -594,6 +671,7 @@ class Collected:
         if piece.events is not None:
             self.events = self.events or []
             self.events += piece.events
+        self.marks += piece.marks
 
     def as_piece(self) -> Piece:
         """The whole choice as one piece."""
@@ -607,6 +685,7 @@ class Collected:
             self.prompt,
             self.prompt_logprobs,
             None if self.events is None else tuple(self.events),
+            tuple(self.marks),
         )
 
 

@@ -314,7 +314,12 @@ async def test_a_plain_answer_has_openais_shape(http: httpx.AsyncClient) -> None
             "completion_tokens": 7,
             "total_tokens": len(PROMPT) + 7,
             "prompt_tokens_details": {"cached_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": 0, "jumped_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "jumped_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
         },
     }
 

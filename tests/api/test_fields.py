@@ -64,7 +64,7 @@ def test_every_official_field_is_decided(route: str, name: str, least: int) -> N
 
 def _value(field: Field) -> Any:
     """Something of the field's type that asks for an effect."""
-    kinds = {"metadata": {"a": "b"}, "store": True, "prediction": {"type": "content"}, "prompt_cache_options": {"a": 1}}
+    kinds = {"metadata": {"a": "b"}, "store": True, "prompt_cache_options": {"a": 1}}
     return kinds.get(field.name, "x")
 
 

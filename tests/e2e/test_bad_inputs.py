@@ -35,6 +35,7 @@ SHARED: list[tuple[str, list[Any]]] = [
     ("skip_special_tokens", ["x"]),
     ("no_stop_trim", [1]),
     ("return_token_ids", ["x"]),
+    ("return_draft_marks", ["x", 1]),
     ("cache_salt", [5, "x" * 300]),
     ("rid", [5, "", "x" * 300]),
     ("request_id", [5, "x" * 300]),
@@ -58,6 +59,10 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
     ("tool_choice", ["required", "always", {"type": "function"}]),
     ("reasoning_effort", ["loud", 5]),
     ("modalities", [["audio"]]),
+    (
+        "prediction",
+        ["x", {}, {"type": "content"}, {"type": "file", "content": "x"}, {"type": "content", "content": [{"type": "x"}]}],
+    ),
     ("audio", [{}]),
     ("functions", [[{"name": "a b"}], "x"]),
     ("chat_template_kwargs", ["x", {"a": [1]}, {"messages": "x"}]),

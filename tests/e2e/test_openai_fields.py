@@ -626,6 +626,26 @@ async def return_token_ids(ask: Asker) -> None:
 
 
 @shows(CHAT, COMPLETION)
+async def return_draft_marks(ask: Asker) -> None:
+    answer = await ask(return_draft_marks=True, seed=1)
+    assert "".join(mark["text"] for mark in answer.choice["draft_marks"]) == answer.text
+    events, _ = await ask.events(return_draft_marks=True, seed=1)
+    marks = [mark for event in events for choice in event["choices"] for mark in choice.get("draft_marks", ())]
+    assert "".join(mark["text"] for mark in marks) == answer.text
+
+
+@shows(CHAT)
+async def prediction(ask: Asker) -> None:
+    plain = await ask.both(seed=1)
+    for content in (plain.text, "quite another text", [{"type": "text", "text": plain.text}]):
+        predicted = await ask.both(seed=1, prediction={"type": "content", "content": content})
+        assert predicted.text == plain.text and predicted.num_tokens == plain.num_tokens
+        text = content if isinstance(content, str) else plain.text
+        assert bytes(ask.server.engine.requests[-1].prediction).decode() == text
+    assert (await ask.refusal(prediction={"type": "file", "content": "x"})).param == "prediction.type"
+
+
+@shows(CHAT, COMPLETION)
 async def prompt_logprobs(ask: Asker) -> None:
     answer = await ask(prompt_logprobs=2)
     scored = answer.body["prompt_logprobs"] if ask.route == CHAT else answer.choice["prompt_logprobs"]
@@ -1066,7 +1086,6 @@ VALUES: dict[str, Any] = {
     "service_tier": "flex",
     "prompt_cache_retention": "24h",
     "prompt_cache_options": {"mode": "implicit"},
-    "prediction": {"type": "content", "content": "x"},
     "max_tool_calls": 3,
     "modalities": ["text", "audio"],
     "audio": {"voice": "x", "format": "wav"},
