@@ -5,6 +5,7 @@
  */
 
 import { byId, h, iconButton } from "./dom.js";
+import { addMarks, hasGuesses, marksView } from "./marks.js";
 import { MarkdownView } from "./render.js";
 import { samplingBody } from "./settings.js";
 import { addMessage, pathOf, removeMessage, showVariant, variantsOf } from "./store.js";
@@ -36,16 +37,19 @@ class Answer {
       tokens: this.usage?.completion_tokens ?? null,
       promptTokens: this.usage?.prompt_tokens ?? null,
       cachedTokens: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
+      guessedTokens: this.usage?.completion_tokens_details?.accepted_prediction_tokens ?? 0,
+      wrongGuesses: this.usage?.completion_tokens_details?.rejected_prediction_tokens ?? 0,
       firstMs: this.firstAt ? this.firstAt - this.sentAt : null,
       decodeMs: this.lastAt - this.firstAt,
     };
   }
 }
 
+const count = (n) => n.toLocaleString("en");
+
 /** "24 tok · 62 tok/s · TTFT 81 ms · 112 of 130 prompt tokens cached", as far as it is known. */
 export function statsText({ tokens, promptTokens, cachedTokens, firstMs, decodeMs }) {
   const parts = [];
-  const count = (n) => n.toLocaleString("en");
   if (tokens !== null) parts.push(`${count(tokens)} tok`);
   if (tokens > 1 && decodeMs > 0) {
     const rate = (tokens - 1) / (decodeMs / 1000);
@@ -144,7 +148,7 @@ export class Chat {
     under.replaceChildren(
       ...(message.error ? [h("p", { class: "error", role: isNews && "alert" }, message.error)] : []),
       ...(isStreaming ? [this.#liveFigures()] : []),
-      ...(message.role === "assistant" ? this.#figures(message) : []),
+      ...(message.role === "assistant" ? this.#figures(message).filter(Boolean) : []),
       ...(isStreaming ? [] : [this.#actions(message, number)]),
     );
   }
@@ -160,7 +164,35 @@ export class Chat {
     const { cachedTokens, promptTokens } = message.stats ?? {};
     const bar = cachedTokens === null || !promptTokens ? null : h("span", { class: "cached", "aria-hidden": "true" }, h("span"));
     if (bar) bar.firstChild.style.width = `${(100 * cachedTokens) / promptTokens}%`;
-    return [h("p", { class: "stats" }, words, bar)];
+    return [h("p", { class: "stats" }, words, bar), this.#guessesButton(message)];
+  }
+
+  /** How much was guessed; pressed, it shows where. */
+  #guessesButton(message) {
+    const { guessedTokens, wrongGuesses, tokens } = message.stats ?? {};
+    if (!guessedTokens || !hasGuesses(message.marks)) return null;
+    const button = h(
+      "button",
+      {
+        type: "button",
+        class: "link-button guesses",
+        "aria-pressed": "false",
+        title: `Of ${count(guessedTokens + wrongGuesses)} guesses ${count(guessedTokens)} were right`,
+        onclick: () => this.#toggleMarks(message, button),
+      },
+      `${count(guessedTokens)} of ${count(tokens)} tokens guessed`,
+    );
+    return button;
+  }
+
+  #toggleMarks(message, button) {
+    const item = this.#elements.get(message.id);
+    const text = item.querySelector(".text");
+    const isShown = button.getAttribute("aria-pressed") === "true";
+    if (isShown) item.querySelector(".marks").remove();
+    else text.after(marksView(message.content, message.marks));
+    text.hidden = !isShown;
+    button.setAttribute("aria-pressed", String(!isShown));
   }
 
   #actions(message, number) {
@@ -265,7 +297,7 @@ export class Chat {
     const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
     const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
     const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
-    return { model: this.model || undefined, messages, stream: true, stream_options: STREAM_OPTIONS, ...samplingBody(conversation.sampling) };
+    return { model: this.model || undefined, messages, stream: true, stream_options: STREAM_OPTIONS, return_draft_marks: true, ...samplingBody(conversation.sampling) };
   }
 
   #arrived(answer, chunk) {
@@ -278,6 +310,7 @@ export class Chat {
     answer.lastAt = performance.now();
     answer.firstAt ||= answer.lastAt;
     answer.message.content += text;
+    addMarks((answer.message.marks ??= []), choice.draft_marks ?? []);
     answer.pending += text;
     this.#frame ||= requestAnimationFrame(() => this.#paint());
     if (answer.lastAt - answer.savedAt > SAVE_MS) {

@@ -11,7 +11,7 @@ const FORMAT = 1;
 const PREFIX = "streamserve.chat.";
 
 /** @typedef {{id: string, parent: string|null, role: "user"|"assistant", content: string, created: number,
- *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted", finish?: string, error?: string, stats?: object}} Message */
+ *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted", finish?: string, error?: string, stats?: object, marks?: number[]}} Message: `marks` as marks.js has them */
 /** @typedef {{format: 1, id: string, title: string, created: number, updated: number, system: string,
  *   sampling: Object<string, string>, draft: string, head: string|null, messages: Message[]}} Conversation */
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Route, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -410,6 +410,52 @@ def test_finished_blocks_keep_their_nodes_while_text_grows(tab: Tab) -> None:
         }"""
     )
     assert kept == [True, True, 5]
+
+
+def chunk_with(*parts: tuple[str, bool], usage: dict[str, Any] | None = None) -> str:
+    marks = [{"text": text, "drafted": is_drafted} for text, is_drafted in parts]
+    choice = {"index": 0, "delta": {"content": "".join(text for text, _ in parts)}, "draft_marks": marks}
+    return f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n"
+
+
+def test_guessed_text_is_underlined_when_asked_for_and_nowhere_else(tab: Tab) -> None:
+    details = {"accepted_prediction_tokens": 9, "rejected_prediction_tokens": 3}
+    usage = {"prompt_tokens": 5, "completion_tokens": 14, "completion_tokens_details": details}
+    events = [
+        chunk_with(("**Grüße", False), (" <b>an", True)),
+        chunk_with((" die 👩", True), ("‍👧 W", False), ("elt**", True), usage=usage),
+    ]
+    asked: list[Any] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.post_data_json)
+        route.fulfill(content_type="text/event-stream", body="".join(events) + "data: [DONE]\n\n")
+
+    tab.page.route("**/v1/chat/completions", answer)
+    tab.open(NO_WEBSOCKET)
+    tab.ask("Say hello")
+    tab.finish()
+    assert asked[0]["return_draft_marks"] is True
+    for _ in ("as it came", "as it was kept"):
+        button = tab.page.get_by_role("button", name="9 of 14 tokens guessed")
+        expect(button).to_have_attribute("title", "Of 12 guesses 9 were right")
+        expect(tab.page.locator(".assistant strong")).to_be_visible()
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
+        marked = tab.page.locator(".assistant .marked")
+        assert marked.inner_text() == "**Grüße <b>an die 👩‍👧 Welt**"
+        assert marked.locator("mark").all_inner_texts() == [" <b>an die 👩", "elt**"]
+        expect(tab.page.locator(".assistant strong")).to_be_hidden()
+        button.click()
+        expect(tab.page.locator(".assistant .marks")).to_have_count(0)
+        expect(tab.page.locator(".assistant strong")).to_be_visible()
+        tab.page.reload()
+    events[:] = [chunk_with(("Nothing guessed", False), usage={"prompt_tokens": 5, "completion_tokens": 3})]
+    tab.ask("Again")
+    tab.finish()
+    expect(tab.page.locator(".assistant .text").last).to_have_text("Nothing guessed")
+    expect(tab.page.get_by_role("button", name="tokens guessed")).to_have_count(1)
+    tab.check_clean()
 
 
 def test_regenerating_and_editing_keep_what_was_there(tab: Tab) -> None:
