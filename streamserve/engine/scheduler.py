@@ -301,8 +301,8 @@ class Scheduler:
         answering = [request for request in running if request.can_answer]
         if all(request.planned == request.computed for request in answering):
             return False
-        offers = [(self._drafts_of(r), self._most_guesses(r)) for r in answering if self._may_guess(r)]
-        return bool(offers) and speculation.is_worth_waiting(offers, len(answering))
+        offers = [(self._drafts_of(request), self._most_guesses(request)) for request in answering]
+        return speculation.is_worth_waiting(offers, len(answering))
 
     def _guesses(self, spare: int) -> dict[str, Sequence[int]]:
         """What to verify in this step, by request, in `spare` tokens. No guess is made of what follows a token that is not known
@@ -311,7 +311,7 @@ class Scheduler:
         if speculation is None or not speculation.may_pay(len(running)):
             return {}
         answering = [request for request in running if request.can_answer]
-        asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and self._may_guess(r)]
+        asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and r.num_delivered]
         if not asked:
             return {}
         most = self.limits.max_drafted_tokens
@@ -326,10 +326,6 @@ class Scheduler:
                 guesses[request.id] = fitting
                 left -= len(fitting)
         return guesses
-
-    @staticmethod
-    def _may_guess(request: Request) -> bool:
-        return request.num_delivered > 0
 
     @staticmethod
     def _most_guesses(request: Request) -> int:
@@ -621,7 +617,7 @@ class Scheduler:
         end = self._end_of(request)
         if end.finish_reason is FinishReason.STOP:
             return end
-        forced = guide.took(token_id) if is_last else guide.took(token_id, is_last=False)
+        forced = guide.took(token_id, is_last=is_last)
         if end.finish_reason is None or guide.error is not None or (guide.is_over and not forced):
             return self._append(request, guide, forced)
         return end

@@ -1,0 +1,340 @@
+"""The engine with guesses, on the fake device: the same answers as without, whoever guesses what, in any company.
+
+The memory runner checks that every position a row reads holds exactly its request's tokens: what was computed of a wrong guess
+must be gone.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamserve.engine.client import collect
+from streamserve.engine.drafters.drafter import Drafts, Guess
+from streamserve.engine.plan import Plan, Step
+from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
+from tests.engine import test_jump as guided
+from tests.engine.memory import expected_tokens
+from tests.engine.test_engine import Bench, prompt_of, running
+
+pytestmark = pytest.mark.anyio
+EXAMPLES = int(os.environ.get("STREAMSERVE_EXAMPLES", "60"))
+
+
+class Oracle:
+    """A drafter that is told the answers, and is wrong now and then: each guess is right with probability `accuracy`."""
+
+    num_wanted = 0
+
+    def __init__(self, accuracy: float = 1.0, max_drafts: int = 4, seed: int = 0, vocab_size: int = 1000) -> None:
+        self.max_drafts = max_drafts
+        self.accuracy = accuracy
+        self.rng = Random(seed)
+        self.vocab_size = vocab_size
+        self.answers: dict[str, Sequence[int]] = {}
+        self.opened: list[_Drafts] = []
+
+    def open(self, request: GenerateRequest, token_ids: Sequence[int]) -> Drafts:
+        assert list(token_ids) == list(request.token_ids)
+        self.opened.append(_Drafts(self, self.answers[request.id]))
+        return self.opened[-1]
+
+
+class _Drafts:
+    def __init__(self, oracle: Oracle, answer: Sequence[int]) -> None:
+        self.oracle, self.answer = oracle, answer
+        self.at = 0
+        self.seen: list[tuple[int, int]] = []
+        self.num_closed = 0
+
+    def grew(self, token_ids: Sequence[int]) -> None:
+        assert token_ids and list(token_ids) == list(self.answer[self.at : self.at + len(token_ids)])
+        self.at += len(token_ids)
+
+    def offered(self, token_ids: Sequence[int]) -> None:
+        raise AssertionError("no runner's drafter was asked")
+
+    def guess(self, most: int) -> Guess:
+        assert most > 0 and not self.num_closed
+        rng, coming = self.oracle.rng, self.answer[self.at : self.at + min(most, self.oracle.max_drafts)]
+        right = [token if rng.random() < self.oracle.accuracy else rng.randrange(self.oracle.vocab_size) for token in coming]
+        return Guess(tuple(right), self.oracle.accuracy)
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= num_drafted > 0
+        self.seen.append((num_drafted, num_accepted))
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+class Always(Speculation):
+    """Verifies whatever is guessed."""
+
+    def __init__(self, drafter: Oracle, *, patience: float = 1.0) -> None:
+        super().__init__(drafter, StepCosts(0.0))
+        self._patience = patience
+        self._rng = drafter.rng
+
+    def may_pay(self, num_rows: int) -> bool:
+        return True
+
+    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> list[Sequence[int]]:
+        assert 0 < len(offers) <= num_rows
+        return [drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers]
+
+    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> bool:
+        return self._rng.random() < self._patience
+
+
+def speculating(bench: Bench, oracle: Oracle, *, patience: float = 1.0) -> Bench:
+    bench.scheduler._speculation = Always(oracle, patience=patience)
+    return bench
+
+
+def drafted_rows(plans: Sequence[Plan] | None) -> list[int]:
+    return [row.num_drafts for plan in plans or () for row in plan.rows if row.num_drafts]
+
+
+async def test_right_guesses_make_an_answer_in_fewer_steps() -> None:
+    oracle = Oracle(max_drafts=4)
+    async with running(speculating(Bench(), oracle)) as bench:
+        prompt = prompt_of(20)
+        oracle.answers["a"] = wanted = expected_tokens(bench.runner, prompt, 21)
+        answer = await bench.ask("a", prompt, 21)
+    assert list(answer.token_ids) == wanted
+    assert bench.runner.plans is not None and len(bench.runner.plans) == 1 + 4  # 1, then four times 4 guesses and one more
+    assert (answer.num_drafted, answer.num_accepted) == (16, 16)
+    assert answer.accepted == (False, *([True] * 4 + [False]) * 4)
+    assert oracle.opened[0].seen == [(4, 4)] * 4 and oracle.opened[0].num_closed == 1
+
+
+async def test_wrong_guesses_change_nothing() -> None:
+    oracle = Oracle(accuracy=0.0)
+    async with running(speculating(Bench(), oracle)) as bench:
+        prompt = prompt_of(20)
+        oracle.answers["a"] = wanted = expected_tokens(bench.runner, prompt, 21)
+        answer = await bench.ask("a", prompt, 21)
+        again = prompt + wanted + prompt_of(3, seed=1)
+        oracle.answers["b"] = expected_tokens(bench.runner, again, 2)
+        next_turn = await bench.ask("b", again, 2)
+    assert list(answer.token_ids) == wanted
+    assert answer.num_drafted > 0 and answer.num_accepted == 0 and answer.accepted == ()
+    assert next_turn.num_cached_tokens == len(prompt) + len(wanted) - 1, "the tree holds the accepted tokens"
+
+
+async def test_no_guess_is_computed_beyond_the_answers_end() -> None:
+    oracle = Oracle(max_drafts=8)
+    async with running(speculating(Bench(), oracle)) as bench:
+        prompt = prompt_of(20)
+        oracle.answers["a"] = expected_tokens(bench.runner, prompt, 50)
+        answer = await bench.ask("a", prompt, 6)
+        last = await bench.ask("a", prompt, 2)
+    assert len(answer.token_ids) == 6 and drafted_rows(bench.runner.plans) == [4]
+    assert last.num_drafted == 0, "the second of two tokens comes without a guess"
+
+
+async def test_a_stop_token_among_the_guesses_ends_the_answer_there() -> None:
+    oracle = Oracle(max_drafts=8)
+    async with running(speculating(Bench(), oracle)) as bench:
+        prompt = prompt_of(20)
+        oracle.answers["a"] = wanted = expected_tokens(bench.runner, prompt, 50)
+        answer = await bench.ask("a", prompt, 50, stop_token_ids=frozenset({wanted[4]}))
+    assert list(answer.token_ids) == wanted[:5]
+    assert (answer.finish_reason, answer.matched_stop) == (FinishReason.STOP, wanted[4])
+    assert (answer.num_drafted, answer.num_accepted) == (8, 4)
+    assert len(answer.accepted) == 5
+
+
+async def test_nothing_is_planned_over_a_step_with_guesses() -> None:
+    oracle = Oracle(accuracy=0.7)
+    bench = speculating(Bench(max_running=4), oracle, patience=0.5)
+    seen: list[bool] = []
+    plan_next = bench.scheduler.next_plan
+
+    def next_plan():  # type: ignore[no-untyped-def]
+        was_drafted = bench.scheduler._is_drafted
+        flight = plan_next()
+        if was_drafted:
+            assert flight is None
+            seen.append(True)
+        return flight
+
+    bench.scheduler.next_plan = next_plan  # type: ignore[method-assign]
+    async with running(bench):
+        prompts = [prompt_of(10 + i, seed=i) for i in range(4)]
+        for i, prompt in enumerate(prompts):
+            oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 30)
+        answers = await asyncio.gather(*(bench.ask(f"r{i}", prompt, 30) for i, prompt in enumerate(prompts)))
+    assert [list(answer.token_ids) for answer in answers] == [oracle.answers[f"r{i}"] for i in range(4)]
+    assert seen
+
+
+async def test_a_step_with_guesses_that_fails_ends_its_requests_only() -> None:
+    oracle = Oracle()
+    bench = speculating(Bench(), oracle)
+    forward, is_broken = bench.runner.forward, True
+
+    def failing(plan: Plan) -> Step:
+        if is_broken and any(row.num_drafts for row in plan.rows):
+            raise RuntimeError("the device has fallen off")
+        return forward(plan)
+
+    bench.runner.forward = failing  # type: ignore[method-assign,assignment]
+    async with running(bench):
+        prompt = prompt_of(10)
+        oracle.answers["a"] = oracle.answers["b"] = wanted = expected_tokens(bench.runner, prompt, 10)
+        failed = await bench.ask("a", prompt, 10)
+        is_broken = False
+        answer = await bench.ask("b", prompt, 10)
+    assert failed.finish_reason is FinishReason.ERROR and "fallen off" in (failed.error or "")
+    assert list(answer.token_ids) == wanted
+
+
+async def test_a_step_holds_so_many_tokens_with_guesses() -> None:
+    oracle = Oracle(max_drafts=8)
+    bench = speculating(Bench(max_running=4, max_step_tokens=12), oracle)
+    async with running(bench):
+        prompts = [prompt_of(3, seed=i) for i in range(4)]
+        for i, prompt in enumerate(prompts):
+            oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 30)
+        answers = await asyncio.gather(*(bench.ask(f"r{i}", prompt, 30) for i, prompt in enumerate(prompts)))
+    assert [list(answer.token_ids) for answer in answers] == [oracle.answers[f"r{i}"] for i in range(4)]
+    assert all(plan.num_tokens <= 12 for plan in bench.runner.plans or ())
+    assert any(sum(row.num_drafts > 0 for row in plan.rows) > 1 for plan in bench.runner.plans or ())
+
+
+async def test_who_leaves_in_the_middle_of_a_step_with_guesses_is_told_what_was_accepted() -> None:
+    oracle = Oracle()
+    bench = speculating(Bench(), oracle)
+    async with running(bench):
+        prompt = prompt_of(10)
+        oracle.answers["a"] = expected_tokens(bench.runner, prompt, 100)
+        mailbox = await bench.engine.submit(GenerateRequest("a", tuple(prompt), SamplingParams(max_new_tokens=100)))
+        deltas = [await mailbox.get()]
+        while not deltas[-1].num_accepted:
+            deltas.append(await mailbox.get())
+        while not bench.scheduler._is_drafted:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert bench.engine.abort("a")
+        deltas.append(await collect(mailbox))
+        whole = Delta.merged(deltas)
+        load = bench.engine.load()
+    assert whole.finish_reason is FinishReason.ABORT
+    assert sum(whole.accepted) == whole.num_accepted == bench.scheduler.num_accepted > 0
+    assert load.free_tokens + load.evictable_tokens == load.total_tokens
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**32),
+    num_pages=st.integers(12, 40),
+    page_size=st.sampled_from([1, 2, 4, 16]),
+    max_running=st.integers(1, 6),
+    max_step_tokens=st.integers(1, 40),
+    accuracy=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    max_drafts=st.integers(1, 9),
+    patience=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_any_mix_of_requests_guesses_and_aborts_stays_exact(
+    seed: int,
+    num_pages: int,
+    page_size: int,
+    max_running: int,
+    max_step_tokens: int,
+    accuracy: float,
+    max_drafts: int,
+    patience: float,
+) -> None:
+    """Shared prompts, scarce pages, small chunks, stops, aborts at any time; the books of guesses agree with what was sent."""
+
+    async def run() -> None:
+        bench = Bench(num_pages=num_pages, page_size=page_size, max_running=max_running, max_step_tokens=max_step_tokens)
+        oracle = Oracle(accuracy, max_drafts, seed)
+        speculating(bench, oracle, patience=patience)
+        rng = Random(seed)
+        context_len = bench.engine.facts().context_len
+        stem = prompt_of(context_len, seed=1)
+        answers: list[Delta] = []
+
+        async def client(index: int) -> None:
+            for turn in range(3):
+                id, length = f"{index}.{turn}", rng.randrange(1, max(2, context_len // 2))
+                prompt = stem[:length] + prompt_of(rng.randrange(0, 3), seed=rng.randrange(3))
+                num_new = rng.randrange(1, max(2, context_len - len(prompt)))
+                if len(prompt) + num_new > context_len:
+                    continue
+                wanted = oracle.answers[id] = expected_tokens(bench.runner, prompt, num_new)
+                stops = frozenset({rng.choice(wanted)}) if rng.random() < 0.3 else frozenset()
+                if stops:
+                    wanted = wanted[: min(wanted.index(token) for token in stops) + 1]
+                task = asyncio.create_task(bench.ask(id, prompt, num_new, stop_token_ids=stops, ignore_eos=True))
+                if rng.random() < 0.2:
+                    for _ in range(rng.randrange(30)):
+                        await asyncio.sleep(0)
+                    bench.engine.abort(id)
+                answer = await task
+                assert list(answer.token_ids) == wanted[: len(answer.token_ids)]
+                if answer.finish_reason is not FinishReason.ABORT:
+                    assert len(answer.token_ids) == len(wanted)
+                assert sum(answer.accepted) == answer.num_accepted <= answer.num_drafted
+                assert answer.accepted == () or len(answer.accepted) == len(answer.token_ids)
+                answers.append(answer)
+                bench.cache.check()
+
+        async with running(bench):
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(client(i) for i in range(5)))
+        load = bench.engine.load()
+        assert (load.running, load.waiting) == (0, 0)
+        assert load.free_tokens + load.evictable_tokens == load.total_tokens
+        assert sum(answer.num_accepted for answer in answers) == bench.scheduler.num_accepted
+        assert sum(answer.num_drafted for answer in answers) == bench.scheduler.num_drafted
+        assert all(drafts.num_closed == 1 for drafts in oracle.opened)
+
+    asyncio.run(run())
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**32),
+    page_size=st.sampled_from([1, 4]),
+    max_running=st.integers(1, 6),
+    max_step_tokens=st.integers(2, 40),
+    accuracy=st.sampled_from([0.3, 0.9, 1.0]),
+    may_jump=st.booleans(),
+)
+def test_guesses_under_grammars_stay_exact(
+    seed: int, page_size: int, max_running: int, max_step_tokens: int, accuracy: float, may_jump: bool
+) -> None:
+    """With jumps and without, guided and free requests side by side."""
+
+    async def run() -> None:
+        bench = guided.Bench(num_pages=60, page_size=page_size, max_running=max_running, max_step_tokens=max_step_tokens)
+        oracle = Oracle(accuracy, 5, seed, guided.VOCAB)
+        bench.scheduler._speculation = Always(oracle, patience=0.7)
+        rng = Random(seed)
+
+        async def client(index: int) -> None:
+            for turn in range(2):
+                id, prompt = f"{index}.{turn}", prompt_of(rng.randrange(1, 20), seed=rng.randrange(5))
+                prompt = [token % guided.END for token in prompt]
+                grammar = rng.choice((*guided.GRAMMARS, None))
+                num_new = rng.randrange(1, 40)
+                if len(prompt) + num_new > bench.engine.facts().context_len:
+                    continue
+                wanted = oracle.answers[id] = await guided.expected(bench, prompt, grammar, num_new)
+                answer = await bench.ask(id, prompt, grammar, may_jump=may_jump, max_new_tokens=num_new)
+                assert list(answer.token_ids) == wanted
+                assert sum(answer.accepted) == answer.num_accepted <= answer.num_drafted
+
+        async with guided.running(bench):
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(client(i) for i in range(4)))
+
+    asyncio.run(run())
