@@ -152,6 +152,9 @@ class StepInputs:
     -1, token 0 and position 0, read no page, write no page, and what comes out of them is never looked at; surplus prompt rows
     have no tokens. While a graph is captured, `prompts` only says how much room the rows may take.
 
+    In a drafted step (`is_drafted`) decode rows may follow one another: of one slot, at consecutive positions, each the guess of
+    what comes behind the one before. Those behind the first see K and V of the ones before them in this step.
+
     `parts_PR` names decode rows that share their first pages, so that attention reads those once. Every line is one part of the
     work on one group of up to R rows: the rows, -1 behind the last (in a surplus line: all); how many of their first tokens
     are shared, a multiple of the attention's tile, in whole pages, at most the position of any of them; which part this is, and
@@ -161,7 +164,7 @@ class StepInputs:
     num_decode: int
     prompts: tuple[PromptRow, ...]
     tokens_T: Tensor  # int32
-    positions_T: Tensor  # int32: place of the token in its request; KV holds exactly the tokens before it
+    positions_T: Tensor  # int32: place of the token in its request; KV and the step itself hold exactly the tokens before it
     slots_T: Tensor  # int32: line of page_table_SP; -1: surplus
     prompt_starts: Tensor  # int32 [len(prompts) + 1]: index in T of each prompt row's first token, then the end of the last
     page_table_SP: Tensor  # int32
@@ -170,6 +173,7 @@ class StepInputs:
     k: Tensor  # [L, pages, K, S, D]
     v: Tensor  # [L, pages, K, S, D]
     parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
+    is_drafted: bool = False
 
 
 class Grouping(NamedTuple):

@@ -209,3 +209,57 @@ def test_where_groups_are_not_used(device: str) -> None:
     assert Case(Shape(), [1], device, torch.float32).attention(1, deterministic=True).rows_per_group == 1
     assert Case(Shape(sliding_window=9), [1], device, torch.float32).attention(1).rows_per_group == 1
     assert Case(Shape(16, 1), [1], device, torch.float32).attention(1).rows_per_group == 1
+
+
+DRAFTED = [(0, 3), (15, 2), (63, 4), (64, 1), (130, 5), (14, 18)]  # tokens in KV, new ones
+
+
+class DraftedCase(Case):
+    """A step whose rows follow one another: of slot i, DRAFTED[i]. A line of `qkv` per row, in order."""
+
+    def __init__(self, shape: Shape, device: str, dtype: torch.dtype, *, norm: bool = False) -> None:
+        super().__init__(shape, [length for length, _ in DRAFTED], device, dtype, norm=norm)
+        self.paged = Paged(shape, self.lengths, room=max(count for _, count in DRAFTED), device=device, dtype=dtype)
+        self.rows = [(slot, length + i) for slot, (length, count) in enumerate(DRAFTED) for i in range(count)]
+        self.qkv = torch.randn(len(self.rows), shape.qkv_size, device=device).to(dtype)
+        self.cos_sin = angles(200, shape.head_dim, device)
+
+    def attend(self, attention: DecodeAttention, rows: list[int], *, is_drafted: bool) -> Tensor:
+        """Output lines of some rows, by index; -1 is a surplus row."""
+        inputs = self.paged.inputs([self.rows[i] if i >= 0 else (-1, 0) for i in rows])
+        out = torch.full((len(rows), self.shape.num_heads * self.shape.head_dim), float("nan")).to(self.device, self.dtype)
+        inputs = replace(inputs, is_drafted=is_drafted)
+        attention.attend(self.qkv[rows].contiguous(), inputs, LAYER, self.cos_sin, *self.norms, EPS, out)
+        return out
+
+    def attention(self, num_sms: int, deterministic: bool = False) -> DecodeAttention:
+        rows = len(self.rows) + 2
+        return DecodeAttention(self.shape, max_rows=rows, num_sms=num_sms, device=self.device, deterministic=deterministic)
+
+
+@pytest.mark.parametrize(("num_sms", "norm", "window"), [(1, False, None), (200, True, None), (200, False, 40)])
+def test_rows_that_follow_one_another_see_each_other(
+    num_sms: int, norm: bool, window: int | None, device: str, dtype: torch.dtype
+) -> None:
+    case = DraftedCase(Shape(sliding_window=window), device, dtype, norm=norm)
+    out = case.attend(case.attention(num_sms), [*range(len(case.rows)), -1, -1], is_drafted=True)
+    q_TH, k_TK, v_TK = case.shape.split(case.qkv)
+    for i, (slot, position) in enumerate(case.rows):
+        k_NKD, v_NKD = case.paged.read(LAYER, slot, position + 1)
+        expected_k = turned(k_TK[i], case.norms[1], case.cos_sin[position])
+        torch.testing.assert_close(k_NKD[position], expected_k, **tolerance(dtype))
+        assert torch.equal(v_NKD[position], v_TK[i])
+        expected = case.paged.attention(LAYER, slot, position, turned(q_TH[i], case.norms[0], case.cos_sin[position]))
+        torch.testing.assert_close(out[i].double(), expected, **tolerance(dtype))
+    assert out[-2:].isnan().all()
+
+
+def test_deterministic_rows_are_the_same_drafted_and_one_by_one(device: str, dtype: torch.dtype) -> None:
+    case = DraftedCase(Shape(), device, dtype, norm=True)
+    attention = case.attention(40, deterministic=True)
+    together = case.attend(attention, list(range(len(case.rows))), is_drafted=True)
+    written = case.paged.k.clone(), case.paged.v.clone()
+    alone = torch.cat([case.attend(attention, [i], is_drafted=False) for i in range(len(case.rows))])
+    assert torch.equal(alone, together)
+    for pages, before in zip((case.paged.k, case.paged.v), written, strict=True):
+        assert torch.equal(pages.nan_to_num(-9.0), before.nan_to_num(-9.0))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamserve.kernels.impl.triton_decode_attention import _decode_attention, _grouped_decode_attention
+from streamserve.kernels.impl.triton_decode_attention import _decode_attention, _grouped_decode_attention, _write_decode
 
 
 def _variant(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
@@ -31,6 +31,7 @@ def _variant(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, 
         "MIN_TILES": 1,
         "MAX_SPLITS": 64,
         "BLOCK_N": 64,
+        "IS_WRITTEN": False,
         "PDL": pdl,
         **changes,
     }
@@ -43,8 +44,20 @@ def _grouped(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, 
     constants["M"] = constants.pop("G_DOT")
     constants["R"] = constants["M"] // constants["G"]
     constants["R_PAD"] = 1 << (constants["R"] - 1).bit_length()
-    constants = {name: value for name, value in constants.items() if name not in ("G_MERGE", "WINDOW", "MIN_TILES")}
+    constants = {name: value for name, value in constants.items() if name not in ("G_MERGE", "WINDOW", "MIN_TILES", "IS_WRITTEN")}
     return _grouped_decode_attention, signature | {"parts": "*i32"}, constants, options
+
+
+def _written(heads: int, kv_heads: int, dim: int, **changes: Any) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
+    """What goes before a drafted step's attention."""
+    _, signature, constants, options = _variant(heads, kv_heads, dim, **changes)
+    signature = {name: kind for name, kind in signature.items() if name in _write_decode.arg_names}
+    return (
+        _write_decode,
+        signature,
+        {name: value for name, value in constants.items() if name in _write_decode.arg_names},
+        options,
+    )
 
 
 VARIANTS = [
@@ -59,6 +72,13 @@ VARIANTS = [
     _variant(32, 8, 128, only="cuda90", WINDOW=4096, MIN_TILES=4),
     _variant(8, 4, 256, num_stages=2),
     _variant(4, 4, 32, only="cuda90", dtype="fp32"),
+    _variant(32, 8, 128, only="cuda90", IS_WRITTEN=True, pdl=True),
+    _variant(16, 8, 128, only="hip", NORM=True, IS_WRITTEN=True, num_stages=2),
+    _written(32, 8, 128),
+    _written(32, 8, 128, only="cuda90", pdl=True),
+    _written(16, 8, 128, NORM=True),
+    _written(16, 8, 128, only="cuda90", NORM=True, pdl=True),
+    _written(9, 3, 64),
     _grouped(32, 8, 128, only="cuda"),
     _grouped(32, 8, 128, only="hip", num_stages=2),
     _grouped(32, 8, 128, only="cuda90", num_stages=2, pdl=True),

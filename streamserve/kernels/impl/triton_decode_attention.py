@@ -11,6 +11,9 @@ once for all of them, in the lines of the product that one row's query heads lea
 idea of Hydragen (Juravsky et al., 2024) and of FlashInfer's cascade; here prefix and own tokens are one list of tiles, so that
 there is no second launch and one merge. Who forms a group is decided elsewhere (engine/prefix_groups.py).
 
+Where rows follow one another in a request (guesses behind a known token), a launch before it writes K and V of all of them, and
+attention finds them in the pages.
+
 Shape letters: see kernels/ops.py; X = H * D, J = (H + 2K) * D, M lines of a product, R rows of a group.
 """
 
@@ -85,6 +88,66 @@ def _see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE: tl.constexpr):
     return new_m, total, acc
 
 
+@triton.jit
+def _load_new(
+    line, head, k_norm_D, angles, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr
+):
+    """A row's new token: K [1, D] after norm and RoPE, V [D]."""
+    one = tl.arange(0, 1)
+    k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, None, D, NORM, EPS)
+    return k_new, tl.load(line + (H + K + head) * D + tl.arange(0, D))
+
+
+@triton.jit
+def _store_new(k_head, v_head, pages, position, k_new, v_new, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
+    """Into its place in its page."""
+    d = tl.arange(0, D)
+    page = tl.load(pages + position // S).to(tl.int64)
+    at = page * (K * S * D) + (position % S) * D
+    tl.store(k_head + at + tl.arange(0, 1)[:, None] * D + d[None, :], k_new)
+    tl.store(v_head + at + d, v_new)
+
+
+@triton.jit(
+    do_not_specialize=["layer", "num_pages", "table_width"],
+    do_not_specialize_on_alignment=["positions_T", "slots_T", "page_table"],
+)
+def _write_decode(
+    qkv,
+    k_pages,
+    v_pages,
+    positions_T,
+    slots_T,
+    page_table,
+    cos_sin,
+    k_norm_D,
+    layer,
+    num_pages,
+    table_width,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    EPS: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One key/value head of one row: what _decode_attention would write, and nothing else; in as many warps, to the same bits."""
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    slot = tl.load(slots_T + row)
+    if slot >= 0:
+        position = tl.load(positions_T + row)
+        line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
+        k_new, v_new = _load_new(line, head, k_norm_D, cos_sin + position.to(tl.int64) * D, H, K, D, NORM, EPS)
+        layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
+        pages = page_table + slot.to(tl.int64) * table_width
+        _store_new(k_pages + layer_at, v_pages + layer_at, pages, position, k_new, v_new, K, D, S)
+
+
 @triton.jit(
     do_not_specialize=["layer", "num_pages", "table_width"],
     do_not_specialize_on_alignment=["positions_T", "slots_T", "page_table"],
@@ -120,6 +183,7 @@ def _decode_attention(
     MIN_TILES: tl.constexpr,  # of a split
     MAX_SPLITS: tl.constexpr,  # of any launch, a power of two
     BLOCK_N: tl.constexpr,
+    IS_WRITTEN: tl.constexpr,  # the new tokens are in their pages
     PDL: tl.constexpr,
 ):
     head = tl.program_id(0)
@@ -133,7 +197,7 @@ def _decode_attention(
     if slot < 0:
         return
 
-    # Tokens start .. position - 1 are in pages, in tiles first_tile .. end_tile - 1. The new one is not, and needs none.
+    # Tokens start .. position - 1 are in pages, in tiles first_tile .. end_tile - 1. The new one need not be.
     start = 0
     if WINDOW > 0:
         start = tl.maximum(position - (WINDOW - 1), 0)
@@ -166,13 +230,9 @@ def _decode_attention(
     total = tl.zeros([G_DOT], tl.float32)
     acc = tl.zeros([G_DOT, D], tl.float32)
     if split == num_splits - 1:  # the new token: into its page, and into the sums without going through it
-        one = tl.arange(0, 1)
-        k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, None, D, NORM, EPS)
-        v_new = tl.load(line + (H + K + head) * D + d)
-        page = tl.load(pages + position // S).to(tl.int64)
-        at = page * (K * S * D) + (position % S) * D
-        tl.store(k_head + at + one[:, None] * D + d[None, :], k_new)
-        tl.store(v_head + at + d, v_new)
+        k_new, v_new = _load_new(line, head, k_norm_D, angles, H, K, D, NORM, EPS)
+        if not IS_WRITTEN:
+            _store_new(k_head, v_head, pages, position, k_new, v_new, K, D, S)
         m = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * SCALE
         total += 1.0
         acc += v_new.to(tl.float32)[None, :]
@@ -487,28 +547,33 @@ class DecodeAttention:
         *,
         pdl: bool = False,
     ) -> None:
-        """Attend for tokens 0 .. num_decode - 1: into their lines of `out_TX`; K and V of each into its page. `qkv_TJ` as the
-        product left it: no norm, no RoPE. Rows with slot -1 read and write nothing."""
+        """Attend for tokens 0 .. num_decode - 1: into their lines of `out_TX`; K and V of each into its page, in a drafted
+        step before any of them attends. `qkv_TJ` as the product left it: no norm, no RoPE. Rows with slot -1 read and write
+        nothing."""
         rows = inputs.num_decode
         assert 0 < rows <= self._max_rows and qkv_TJ.is_contiguous() and out_TX.is_contiguous()
         assert (q_norm_D is None) == (k_norm_D is None)
         group, parts = self._heads // self._kv_heads, inputs.parts_PR
         args = (inputs.positions_T, inputs.slots_T, inputs.page_table_SP)
-        scratch = (self._part_acc, self._part_sum, self._arrivals, layer, inputs.k.shape[1], inputs.page_table_SP.shape[1])
-        model: dict[str, Any] = {
+        where = (layer, inputs.k.shape[1], inputs.page_table_SP.shape[1])
+        scratch = (self._part_acc, self._part_sum, self._arrivals, *where)
+        written: dict[str, Any] = {
             "H": self._heads,
             "K": self._kv_heads,
             "D": self._dim,
             "S": inputs.k.shape[3],
-            "G": group,
-            "SCALE": self._dim**-0.5 * _LOG2_E,
             "EPS": eps,
             "NORM": q_norm_D is not None,
-            "MAX_SPLITS": MAX_SPLITS,
             "PDL": pdl,
             **({"launch_pdl": True} if pdl else {}),
         }
+        model = {**written, "G": group, "SCALE": self._dim**-0.5 * _LOG2_E, "MAX_SPLITS": MAX_SPLITS}
         kernel: Any
+        if inputs.is_drafted:
+            assert parts is None
+            kernel = _write_decode[(self._kv_heads, rows)]
+            pages = (inputs.k, inputs.v, *args, cos_sin, k_norm_D, *where)
+            kernel(qkv_TJ, *pages, num_warps=self._num_warps, num_stages=self._num_stages, **written)
         if parts is None:
             kernel = _decode_attention[(self._kv_heads, rows, self.max_splits(rows))]
             kernel(
@@ -518,6 +583,7 @@ class DecodeAttention:
                 WINDOW=self._window,
                 MIN_TILES=self._min_tiles,
                 BLOCK_N=self._block_n,
+                IS_WRITTEN=inputs.is_drafted,
                 num_warps=self._num_warps,
                 num_stages=self._num_stages,
                 **model,
