@@ -1,7 +1,7 @@
 """Edits of texts, as a benchmark's prompts: repeat this, with a change. Fifty of them: 25 texts, each with two changes.
 
 Owns the texts (written for this) and the changes. Knows no model and no server. What is asked for is what people ask of an
-assistant with a text at hand: rename, correct, replace a name, a number or a date. The answer is in large part the text again, and
+assistant with a text at hand: rename, replace a name, a number or a date. The answer should be the text again in large part, and
 that is all that the tasks were chosen for.
 """
 
@@ -45,74 +45,80 @@ _TEXTS: tuple[tuple[str, str, tuple[str, str]], ...] = (
     (
         "prose",
         """
-The library on Mill Street opens at nine on Monday and closes at six. On Monday evening there is a reading group for adults, which
-meets on the second floor next to the old maps. Children are welcome in the afternoon, when volunteers read aloud in the small
-hall. Books can be kept for three weeks, and a loan can be renewed twice by telephone or at the desk.
+The library on Mill Street opens at nine on Monday and closes at six. On Monday evening there is a reading group for
+adults, which meets on the second floor next to the old maps. Children are welcome in the afternoon, when volunteers
+read aloud in the small hall. Books can be kept for three weeks, and a loan can be renewed twice by telephone or at the
+desk.
 """,
         ("Replace Monday by Friday in this text.", "Replace the library by the museum in this text."),
     ),
     (
         "prose",
         """
-Dear Mr. Hansen, thank you for your order of 12 March. The two oak chairs left our workshop yesterday and will arrive within five
-working days. Please check both chairs when they are delivered and tell the driver about any damage. The invoice is enclosed; it is
-due within thirty days. If you have questions about the chairs, call us on any weekday between eight and four.
+Dear Mr. Hansen, thank you for your order of 12 March. The two oak chairs left our workshop yesterday and will arrive
+within five working days. Please check both chairs when they are delivered and tell the driver about any damage. The
+invoice is enclosed; it is due within thirty days. If you have questions about the chairs, call us on any weekday
+between eight and four.
 """,
         ("Replace the name Hansen by Olsen in this letter.", "In this letter, replace chairs by tables."),
     ),
     (
         "prose",
         """
-A glacier forms where more snow falls in winter than melts in summer. Year after year the snow is pressed together until it becomes
-ice. When the ice is thick enough it begins to move under its own weight, slowly, often less than a metre a day. On its way it picks
-up stones and grinds the rock beneath it. Where the glacier ends, it leaves the stones behind in long ridges that are called
-moraines.
+A glacier forms where more snow falls in winter than melts in summer. Year after year the snow is pressed together until
+it becomes ice. When the ice is thick enough it begins to move under its own weight, slowly, often less than a metre a
+day. On its way it picks up stones and grinds the rock beneath it. Where the glacier ends, it leaves the stones behind
+in long ridges that are called moraines.
 """,
         ("Replace the word stones by boulders in this text.", "Replace a metre a day by half a metre a day in this text."),
     ),
     (
         "prose",
         """
-To bake the bread, mix five hundred grams of flour with a spoon of salt and a packet of dry yeast. Add three hundred millilitres of
-warm water and knead the dough for ten minutes. Let the dough rest under a cloth for one hour. Shape the dough into a loaf, let it
-rest again for half an hour, and bake it for forty minutes at two hundred and twenty degrees. Let the loaf cool before you cut it.
+To bake the bread, mix five hundred grams of flour with a spoon of salt and a packet of dry yeast. Add three hundred
+millilitres of warm water and knead the dough for ten minutes. Let the dough rest under a cloth for one hour. Shape the
+dough into a loaf, let it rest again for half an hour, and bake it for forty minutes at two hundred and twenty degrees.
+Let the loaf cool before you cut it.
 """,
         ("In this recipe, replace dough by batter.", "In this recipe, change forty minutes to fifty minutes."),
     ),
     (
         "prose",
         """
-Meeting of the garden committee, Tuesday. Present were Anna, Boris, Chandra and Dmitri. Anna reported that the new fence is finished
-and that it cost less than was planned. Boris will order seeds for the spring before the end of the month. Chandra asked for a second
-water tap near the greenhouse; the committee agreed. Dmitri will ask the town for permission. The next meeting is on the first
-Tuesday in May.
+Meeting of the garden committee, Tuesday. Present were Anna, Boris, Chandra and Dmitri. Anna reported that the new fence
+is finished and that it cost less than was planned. Boris will order seeds for the spring before the end of the month.
+Chandra asked for a second water tap near the greenhouse; the committee agreed. Dmitri will ask the town for permission.
+The next meeting is on the first Tuesday in May.
 """,
         ("Replace Boris by Bella in these minutes.", "Replace Tuesday by Thursday in these minutes."),
     ),
     (
         "prose",
         """
-The train to Lyon leaves from platform four at half past seven. Passengers with bicycles use the last carriage. The dining car is in
-the middle of the train and serves breakfast until ten. Between Dijon and Lyon the train runs along the river, and the best view is
-on the left side. The train arrives in Lyon at a quarter to twelve, where there are trams to the airport every ten minutes.
+The train to Lyon leaves from platform four at half past seven. Passengers with bicycles use the last carriage. The
+dining car is in the middle of the train and serves breakfast until ten. Between Dijon and Lyon the train runs along the
+river, and the best view is on the left side. The train arrives in Lyon at a quarter to twelve, where there are trams to
+the airport every ten minutes.
 """,
         ("Replace Lyon by Geneva in this text.", "Replace platform four by platform nine in this text."),
     ),
     (
         "prose",
         """
-Our washing machine must stand on a firm and level floor. Before the first wash, remove the four transport bolts from the back of the
-machine and keep them. Connect the hose to the cold water tap and turn the tap on slowly. Close the door of the machine, choose a
-programme, and press the start button. If water is found under the machine, turn off the tap, pull the plug and call the service.
+Our washing machine must stand on a firm and level floor. Before the first wash, remove the four transport bolts from
+the back of the machine and keep them. Connect the hose to the cold water tap and turn the tap on slowly. Close the door
+of the machine, choose a programme, and press the start button. If water is found under the machine, turn off the tap,
+pull the plug and call the service.
 """,
         ("In this manual, replace washing machine by dishwasher.", "In this manual, replace four transport bolts by six bolts."),
     ),
     (
         "prose",
         """
-Good morning everybody. The new version of our program is ready, and it will be installed on Wednesday night. The servers will not be
-available between ten and eleven. Please save your work before ten and log out. After the update you have to log in again with your
-old password. The new version starts faster, and the search now finds attachments as well. Thank you for your patience.
+Good morning everybody. The new version of our program is ready, and it will be installed on Wednesday night. The
+servers will not be available between ten and eleven. Please save your work before ten and log out. After the update you
+have to log in again with your old password. The new version starts faster, and the search now finds attachments as
+well. Thank you for your patience.
 """,
         ("Replace Wednesday by Saturday in this message.", "In this message, replace password by PIN."),
     ),

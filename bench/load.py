@@ -42,7 +42,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request. Times are of the machine's monotonic clock, alike in all processes."""
+    """What became of a request. Times are of the machine's monotonic clock, alike in all processes.
+
+    `num_accepted` of the answer's tokens had been guessed, out of `num_drafted` guesses; `num_jumped` were forced by a grammar.
+    `text` is that of the only choice.
+    """
 
     sent_s: float
     events_s: tuple[float, ...] = ()
@@ -51,6 +55,10 @@ class Answer:
     num_cached: int = 0
     has_left: bool = False
     error: str | None = None
+    text: str = ""
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_jumped: int = 0
 
 
 def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after: int | None = None) -> Ask:
@@ -76,7 +84,7 @@ def completion(model: str, prompt: list[int], max_tokens: int) -> dict[str, Any]
 
 
 def drive(port: int, asks: Sequence[Ask], *, at_once: int, processes: int = PROCESSES, limit_s: float = 300.0) -> list[Answer]:
-    """Send everything, at most `at_once` at a time, each process its share; the answers, in no particular order."""
+    """Send everything, at most `at_once` at a time, each process its share; the answers in the order of the requests."""
     processes = max(1, min(processes, at_once, len(asks)))
     context = multiprocessing.get_context("fork")  # the requests are there already, nothing is copied
     starts_s = time.perf_counter() + 0.3
@@ -90,10 +98,12 @@ def drive(port: int, asks: Sequence[Ask], *, at_once: int, processes: int = PROC
         there.close()
         ends.append(here)
         workers.append(worker)
-    answers = [answer for end in ends for answer in end.recv()]
+    answers: list[Answer | None] = [None] * len(asks)
+    for number, end in enumerate(ends):
+        answers[number::processes] = end.recv()
     for worker in workers:
         worker.join()
-    return answers
+    return [answer for answer in answers if answer is not None]
 
 
 def _client(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float, out: Connection) -> None:
@@ -112,14 +122,14 @@ Sent = tuple[float, Reads, str | None]  # when, what came, why it did not come t
 
 
 async def send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float, limit_s: float) -> list[Sent]:
-    """Send what is due, at most `at_once` at a time; what came of it, in the order in which it ended."""
-    due, sent = deque(sorted(asks, key=lambda one: one.at_s)), []
+    """Send what is due, at most `at_once` at a time; what came of it, in the order of the requests."""
+    due, sent = deque(sorted(enumerate(asks), key=lambda numbered: numbered[1].at_s)), dict[int, Sent]()
 
     async def lane() -> None:
         """Request after request, on one connection as long as it holds."""
         line: _Line | None = None
         while due:
-            one = due.popleft()
+            number, one = due.popleft()
             await asyncio.sleep(max(0.0, starts_s + one.at_s - time.perf_counter()))
             try:
                 if line is not None and time.perf_counter() - line.ended_s > IDLE_S:
@@ -127,14 +137,14 @@ async def send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float
                     line = None
                 if line is None or line.is_lost:
                     line = (await asyncio.get_running_loop().create_connection(_Line, "127.0.0.1", port))[1]
-                sent.append(await line.send(one, limit_s))
+                sent[number] = await line.send(one, limit_s)
             except OSError as error:
-                sent.append((time.perf_counter(), [], f"cannot connect: {error}"))
+                sent[number] = (time.perf_counter(), [], f"cannot connect: {error}")
         if line is not None:
             line.close()
 
     await asyncio.gather(*(lane() for _ in range(min(at_once, len(asks)))))
-    return sent
+    return [sent[number] for number in range(len(asks))]
 
 
 class _Line(asyncio.Protocol):
@@ -220,7 +230,7 @@ def parsed(sent_s: float, reads: Reads, error: str | None) -> Answer:
     if b" 200" not in status:
         body = rest.partition(b"\r\n\r\n")[2]
         return Answer(sent_s, error=f"{status.decode('latin1')}: {body[:300].decode('utf-8', 'replace')}")
-    times, usage, is_done = [], None, False
+    times, texts, usage, is_done = [], [], None, False
     for at, text in timed_events(reads):
         if text == b"[DONE]":
             is_done = True
@@ -228,12 +238,25 @@ def parsed(sent_s: float, reads: Reads, error: str | None) -> Answer:
             return Answer(sent_s, error=text[:300].decode("utf-8", "replace"))
         elif is_output(text):
             times.append(at)
+            texts.append(json.loads(text)["choices"][0].get("text") or "")
         else:
             usage = json.loads(text)["usage"] or usage
     if not is_done or usage is None or not times:
         return Answer(sent_s, tuple(times), error="the stream ended without usage, tokens or [DONE]")
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Answer(sent_s, tuple(times), usage["prompt_tokens"], usage["completion_tokens"], cached)
+    details = usage.get("completion_tokens_details") or {}
+    accepted = details.get("accepted_prediction_tokens") or 0
+    return Answer(
+        sent_s,
+        tuple(times),
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+        cached,
+        text="".join(texts),
+        num_drafted=accepted + (details.get("rejected_prediction_tokens") or 0),
+        num_accepted=accepted,
+        num_jumped=details.get("jumped_tokens") or 0,
+    )
 
 
 def is_output(text: bytes) -> bool:

@@ -80,7 +80,20 @@ class Server:
         """A JSON answer."""
         return self._ask("GET", path, None)
 
+    def metrics(self) -> dict[str, float]:
+        """The values of /metrics that have no labels, by name."""
+        lines = self._bytes("GET", "/metrics", None).decode().splitlines()
+        pairs = [line.split(" ", 1) for line in lines if not line.startswith("#") and "{" not in line]
+        return {name: float(value) for name, value in pairs}
+
+    def flush_cache(self) -> None:
+        """Forget every cached prefix, as soon as nothing runs."""
+        self._bytes("POST", "/flush_cache?timeout=30", None)
+
     def _ask(self, method: str, path: str, body: Any) -> Any:
+        return json.loads(self._bytes(method, path, body))
+
+    def _bytes(self, method: str, path: str, body: Any) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
@@ -88,7 +101,7 @@ class Server:
             data = answer.read()
             if answer.status != 200:
                 raise SystemExit(f"{method} {path}: {answer.status} {data[:300]!r}")
-            return json.loads(data)
+            return data
         finally:
             connection.close()
 

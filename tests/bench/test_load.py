@@ -14,7 +14,10 @@ from bench.load import Answer, Ask, ask, completion, figures, parsed, percentile
 from bench.serve import trace_asks
 
 HEAD = b"HTTP/1.1 200 \r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-USAGE = b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}'
+USAGE = (
+    b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":'
+    b'{"jumped_tokens":1,"accepted_prediction_tokens":4,"rejected_prediction_tokens":3}}}'
+)
 
 
 def token(text: str) -> bytes:
@@ -48,6 +51,8 @@ def test_an_answer_is_its_events_and_its_usage(size: int) -> None:
     answer = parsed(-1.0, reads, None)
     assert (answer.num_prompt, answer.num_output, answer.num_cached, answer.error) == (5, 2, 3, None)
     assert len(answer.events_s) == 2 and answer.events_s == tuple(sorted(answer.events_s))
+    assert answer.text == 'data: x"choices":[]'
+    assert (answer.num_drafted, answer.num_accepted, answer.num_jumped) == (7, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +110,7 @@ async def test_requests_are_sent_on_kept_connections_and_clients_leave(monkeypat
     server.close()
     await asyncio.gather(*(ended.wait() for ended in ends))
     answers = [parsed(*one) for one in sent]
+    assert [answer.sent_s for answer in answers] == sorted(answer.sent_s for answer in answers)
     assert requests == [1, 9, 2, 3, 4, 5, 6, 7, 8]
     assert [answer.has_left for answer in answers] == [False, False, False, True, True, False]
     assert [answer.error is not None for answer in answers] == [False, True, False, False, False, False]
