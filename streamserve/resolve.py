@@ -393,6 +393,9 @@ def _decode_pause(config: Config, device: DeviceFacts) -> Reason:
     return Reason("decode pause", f"{GPU_DECODE_PAUSE_MS:g}", "ms at most, while a burst of prompts is computed", flag)
 
 
+_NETWORKS = ("draft_model", "eagle", "mtp")
+
+
 def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Speculative, Reason]:
     """Who guesses: never "auto"."""
     asked = read_speculative(config.scheduler.speculative)
@@ -410,6 +413,11 @@ def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Specul
         raise ConfigError(
             f"{SPECULATIVE} {config.scheduler.speculative} and --deterministic contradict each other on a GPU: a token's bits "
             f"would depend on how many guesses stand beside it; leave one of them out"
+        )
+    if asked.kind in _NETWORKS and device_kind != "cpu":
+        raise ConfigError(
+            f"{SPECULATIVE} {config.scheduler.speculative}: networks that guess are computed on a CPU only; on a GPU use ngram, "
+            f"or leave it out"
         )
     of = "" if asked.path is None else f" of {asked.path}"
     why = f"asked for; up to {asked.max_drafts} guesses{of} a step, while that is faster"

@@ -261,7 +261,7 @@ def test_text_that_repeats_is_guessed_unless_said_otherwise(device: DeviceFacts)
     resolved = resolve(Config(), MODEL, device)
     assert resolved.speculative == Speculative("ngram", None, 12)
     assert "auto" in _why(resolved, "speculation") and "12" in _why(resolved, "speculation")
-    for asked in ("none", "ngram_shared,3", "eagle=/heads/one"):
+    for asked in ("none", "ngram_shared,3", "ngram,1"):
         resolved = resolve(Config(scheduler=SchedulerConfig(speculative=asked)), MODEL, device)
         assert resolved.speculative == read_speculative(asked)
         assert {reason.origin for reason in resolved.reasons if reason.name == "speculation"} == {"flag"}
@@ -275,3 +275,11 @@ def test_nothing_is_guessed_where_bits_must_not_depend_on_company() -> None:
     assert resolve(Config(device=exact), MODEL, CPU).speculative.kind == "ngram"  # a row there never depends on others
     with pytest.raises(ConfigError, match="--deterministic contradict"):
         resolve(Config(device=exact, scheduler=SchedulerConfig(speculative="ngram")), MODEL, GPU)
+
+
+@pytest.mark.parametrize("asked", ["eagle=/heads/one", "mtp,2", "draft_model=small"])
+def test_networks_that_guess_are_for_a_cpu(asked: str) -> None:
+    config = Config(scheduler=SchedulerConfig(speculative=asked))
+    assert resolve(config, MODEL, CPU).speculative == read_speculative(asked)
+    with pytest.raises(ConfigError, match="on a CPU only"):
+        resolve(config, MODEL, GPU)

@@ -8,8 +8,12 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from streamserve.api.app import create_app
+from streamserve.config import ServerConfig
 from streamserve.messages import Delta, FinishReason, GenerateRequest, TokenLogprobs
-from streamserve.text.byte_tokenizer import END_OF_TURN
+from streamserve.metrics import Metrics
+from streamserve.text.byte_tokenizer import END_OF_TURN, byte_text_model
+from tests.api.conftest import client_of
 from tests.api.scripted import CONTEXT_LEN, Script, ScriptedEngine
 from tests.api.test_chat import HI, chunks_of
 
@@ -197,3 +201,15 @@ async def test_a_prediction_that_nobody_uses_is_named(http: httpx.AsyncClient, e
     engine.state = dataclasses.replace(engine.state, uses_predictions=False)
     answer = await http.post(CHAT, json={"messages": HI, "prediction": {"type": "content", "content": "x"}})
     assert answer.headers["x-streamserve-warning"].startswith("prediction has no effect: ")
+
+
+async def test_the_servers_state_says_what_guesses_came_to(engine: ScriptedEngine) -> None:
+    metrics = Metrics()
+    app = create_app(engine, byte_text_model(), ServerConfig(), model_name="tiny", metrics=metrics)
+    async with client_of(app) as http:
+        (state,) = (await http.get("/server_info")).json()["internal_states"]
+        assert (state["drafted_tokens"], state["accepted_tokens"]) == (0, 0)
+        assert "spec_accept_rate" not in state
+        metrics.tokens_drafted(8, 6)
+        (state,) = (await http.get("/server_info")).json()["internal_states"]
+        assert (state["drafted_tokens"], state["accepted_tokens"], state["spec_accept_rate"]) == (8, 6, 0.75)

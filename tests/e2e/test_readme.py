@@ -1,4 +1,4 @@
-"""The README's examples work when pasted, against a server of that name with made-up tokens."""
+"""The examples of the README and of docs/speculation.md work when pasted, against a server of that name with made-up tokens."""
 
 import json
 import re
@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/speculation.md")]
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", "\n".join(PAGES), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[str]:
     arguments = ["serve", "--fake", "--fake-step-ms", "1", "--port", "0", "--served-model-name", "SmolLM2-135M-Instruct"]
     command = [sys.executable, "-m", "streamserve", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=README.parent) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
             events = (json.loads(line) for line in process.stdout)
