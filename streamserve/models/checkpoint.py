@@ -53,6 +53,10 @@ class Checkpoint:
         self.model = find(str(source.config.get("model_type")))
         self.spec: ModelSpec = read_spec(source.config, self.model.traits(source.config), source.generation_config)
         self._shapes = self.model.weights(self.spec)
+        optional = self.model.optional_weights(self.spec)
+        # Whether the layers that guess tokens ahead are there: some copies of a model lack them.
+        self.has_optional_weights = any(name in source.sizes for name in optional)
+        self._optional = optional if self.has_optional_weights else {}
         self._check_names()
         self._sizes = {name: source.sizes[name] for name in self._shapes}
         self._read: set[str] = set()
@@ -65,7 +69,7 @@ class Checkpoint:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every weight, by Hugging Face name."""
+        """Every weight of the network itself, by Hugging Face name."""
         return frozenset(self._shapes)
 
     @property
@@ -84,6 +88,11 @@ class Checkpoint:
         return sum(prod(shape) for shape in self._shapes.values())
 
     @property
+    def num_optional_parameters(self) -> int:
+        """Numbers in the weights that answers do not need."""
+        return sum(prod(shape) for shape in self._optional.values())
+
+    @property
     def generation_config(self) -> Mapping[str, Any]:
         """generation_config.json, or nothing."""
         return self._source.generation_config
@@ -98,7 +107,8 @@ class Checkpoint:
     def load(self, name: str, out: Tensor) -> None:
         """Fill `out` with a weight. On a GPU the last bytes may be under way, in stream order. Call `finish` in the end."""
         self._check_shape(name)
-        assert tuple(out.shape) == self._shapes[name], f"{name}: {tuple(out.shape)} is not {self._shapes[name]}"
+        wanted = self._wanted_shape(name)
+        assert tuple(out.shape) == wanted, f"{name}: {tuple(out.shape)} is not {wanted}"
         self._source.load(name, out)
         self._count(name)
 
@@ -114,7 +124,7 @@ class Checkpoint:
         return packed
 
     def _count(self, name: str) -> None:
-        if name in self._read:  # a tied head reads the embedding twice
+        if name in self._read or name in self._optional:  # a tied head reads the embedding twice
             return
         self._read.add(name)
         self._bytes_read += self._sizes[name]
@@ -122,14 +132,17 @@ class Checkpoint:
             self._progress(self._bytes_read, self.num_bytes)
 
     def _check_shape(self, name: str) -> None:
-        held, wanted = self._source.shape(name), self._shapes[name]
+        held, wanted = self._source.shape(name), self._wanted_shape(name)
         if held != wanted:
             raise CheckpointError(f"{name} in {self.path} has shape {held}; config asks for {wanted}")
 
+    def _wanted_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name] if name in self._shapes else self._optional[name]
+
     def _check_names(self) -> None:
-        held = set(self._source.sizes)
-        missing = sorted(set(self._shapes) - held)
-        extra = sorted(name for name in held - set(self._shapes) if not self._is_harmless(name))
+        held, known = set(self._source.sizes), {*self._shapes, *self._optional}
+        missing = sorted(known - held)
+        extra = sorted(name for name in held - known if not self._is_harmless(name))
         if missing or extra:
             parts = [f"{_listed(names)} {word}" for names, word in ((missing, "missing"), (extra, "unknown")) if names]
             raise CheckpointError(

@@ -4,7 +4,7 @@ A model file subclasses Decoder and declares only what differs. Owns the torch w
 of KV memory and no scheduling. Shape letters: see kernels/ops.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamserve.kernels.ops import Batch, NetworkParts, NetworkShape, rope_angles
 from streamserve.models.layers import Attention, GatedMLP, Loader
-from streamserve.models.spec import Traits
+from streamserve.models.spec import ModelSpec, Traits
 
 
 class Layer:
@@ -45,6 +45,11 @@ class Decoder:
         """Name and shape of every weight, by Hugging Face's names. A checkpoint must hold these and no others."""
         return decoder_weights(shape)
 
+    @classmethod
+    def optional_weights(cls, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+        """Weights that answers do not need: a checkpoint may hold them, all or none. Layers that guess tokens ahead."""
+        return {}
+
     def __init__(self, parts: NetworkParts) -> None:
         shape = parts.shape
         loader = Loader(parts, "")
@@ -66,27 +71,60 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        x_TE = self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch))
-        x_RE = self._norm_op(x_TE[batch.logit_rows_R], self._norm_E, self._eps)
-        return F.linear(x_RE, self._head_VE).float()
+        return self._logits(batch, self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch)))
+
+    @torch.inference_mode()
+    def forward_with_features(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See FeatureNetwork."""
+        kept: list[Tensor] = []
+        x_TE = self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch), layers, kept)
+        return self._logits(batch, x_TE), kept[0] if len(kept) == 1 else torch.cat(kept, dim=-1)
+
+    @property
+    def embedding_VE(self) -> Tensor:
+        """A row for every token."""
+        return self._embedding_VE
+
+    @property
+    def head_VE(self) -> Tensor:
+        """What is multiplied with the last states."""
+        return self._head_VE
+
+    def last_norm(self, x_TE: Tensor) -> Tensor:
+        """The norm before the head."""
+        normed_TE: Tensor = self._norm_op(x_TE, self._norm_E, self._eps)
+        return normed_TE
 
     def states(self, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
         """The last hidden state of every token; `prepared` is for the attention that the network was built with."""
-        x_TE: Tensor = self._norm_op(self._stream(token_ids_T, positions_T, prepared), self._norm_E, self._eps)
-        return x_TE
+        return self.last_norm(self._stream(token_ids_T, positions_T, prepared))
 
-    def _stream(self, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
+    def _logits(self, batch: Batch, x_TE: Tensor) -> Tensor:
+        return F.linear(self.last_norm(x_TE[batch.logit_rows_R]), self._head_VE).float()
+
+    def _stream(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        prepared: Any,
+        before: Sequence[int] = (),
+        kept: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The stream behind the last layer. `kept` gets what it was `before` these layers, in their order."""
         angles = rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
         x_TE = F.embedding(token_ids_T, self._embedding_VE)
-        for layer in self._layers:
+        for i, layer in enumerate(self._layers):
+            if i in before and kept is not None:
+                kept.append(x_TE)
             x_TE = layer.forward(x_TE, angles, prepared)
+        if len(self._layers) in before and kept is not None:
+            kept.append(x_TE)
         return x_TE
 
 
 def decoder_weights(shape: NetworkShape) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of a network with these numbers."""
-    hidden, inner, dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
-    q, kv = shape.num_heads * dim, shape.num_kv_heads * dim
+    hidden = shape.hidden_size
     names: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (shape.vocab_size, hidden),
         "model.norm.weight": (hidden,),
@@ -94,20 +132,28 @@ def decoder_weights(shape: NetworkShape) -> dict[str, tuple[int, ...]]:
     if not shape.tie_embeddings:
         names["lm_head.weight"] = (shape.vocab_size, hidden)
     for i in range(shape.num_layers):
-        at = f"model.layers.{i}."
-        names[at + "input_layernorm.weight"] = names[at + "post_attention_layernorm.weight"] = (hidden,)
-        for part, has_bias, rows, columns in (
-            ("self_attn.q_proj", shape.qkv_bias, q, hidden),
-            ("self_attn.k_proj", shape.qkv_bias, kv, hidden),
-            ("self_attn.v_proj", shape.qkv_bias, kv, hidden),
-            ("self_attn.o_proj", shape.o_bias, hidden, q),
-            ("mlp.gate_proj", shape.mlp_bias, inner, hidden),
-            ("mlp.up_proj", shape.mlp_bias, inner, hidden),
-            ("mlp.down_proj", shape.mlp_bias, hidden, inner),
-        ):
-            names[f"{at}{part}.weight"] = (rows, columns)
-            if has_bias:
-                names[f"{at}{part}.bias"] = (rows,)
-        if shape.qk_norm:
-            names[at + "self_attn.q_norm.weight"] = names[at + "self_attn.k_norm.weight"] = (dim,)
+        names |= layer_weights(shape, f"model.layers.{i}.")
+    return names
+
+
+def layer_weights(shape: NetworkShape, at: str, input_size: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Of one layer, whose names begin with `at`. `input_size`: what q, k and v read; None: the stream."""
+    hidden, inner, dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
+    q, kv, read = shape.num_heads * dim, shape.num_kv_heads * dim, input_size or hidden
+    names: dict[str, tuple[int, ...]] = {}
+    names[at + "input_layernorm.weight"] = names[at + "post_attention_layernorm.weight"] = (hidden,)
+    for part, has_bias, rows, columns in (
+        ("self_attn.q_proj", shape.qkv_bias, q, read),
+        ("self_attn.k_proj", shape.qkv_bias, kv, read),
+        ("self_attn.v_proj", shape.qkv_bias, kv, read),
+        ("self_attn.o_proj", shape.o_bias, hidden, q),
+        ("mlp.gate_proj", shape.mlp_bias, inner, hidden),
+        ("mlp.up_proj", shape.mlp_bias, inner, hidden),
+        ("mlp.down_proj", shape.mlp_bias, hidden, inner),
+    ):
+        names[f"{at}{part}.weight"] = (rows, columns)
+        if has_bias:
+            names[f"{at}{part}.bias"] = (rows,)
+    if shape.qk_norm:
+        names[at + "self_attn.q_norm.weight"] = names[at + "self_attn.k_norm.weight"] = (dim,)
     return names

@@ -23,7 +23,8 @@ class RandomSource:
         self.config: dict[str, Any] = read_json(path / "config.json")
         self.generation_config: dict[str, Any] = {}
         model = find(str(self.config.get("model_type")))
-        self._shapes = model.weights(read_spec(self.config, model.traits(self.config)))
+        spec = read_spec(self.config, model.traits(self.config))
+        self._shapes = {**model.weights(spec), **model.optional_weights(spec)}
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -5,7 +5,7 @@ Owns the file names and the layout of that format. Knows no network.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +23,7 @@ from streamserve.models.staging import Staging
 
 _INDEX = "model.safetensors.index.json"
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TABLES = {"I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,15 @@ class _Entry:
 class FolderSource:
     """Weights of one folder, in one safetensors file or several shards. Implements checkpoint.Source.
 
-    `stage` gives the staging memory on the way to a device; None: numbers are copied by torch."""
+    `stage` gives the staging memory on the way to a device; None: numbers are copied by torch. `tables` names tensors that are
+    no weights: they may hold whole numbers."""
 
-    def __init__(self, path: Path, stage: "Callable[[torch.device], Staging | None] | None" = None) -> None:
+    def __init__(
+        self, path: Path, stage: "Callable[[torch.device], Staging | None] | None" = None, tables: Collection[str] = ()
+    ) -> None:
         self.path = path
         self._stage = stage or _stage
+        self._tables = tables
         self.config = read_json(path / "config.json")
         generation = path / "generation_config.json"
         self.generation_config = read_json(generation) if generation.is_file() else {}
@@ -117,9 +122,10 @@ class FolderSource:
         for name, (offset, kind, shape) in _layout(shard).items():
             if name.endswith("embeddings.position_ids"):  # 0, 1, 2 …: older versions of transformers saved them
                 continue
-            if kind not in _FLOATS:
-                raise CheckpointError(f"{name} in {shard} is held as {kind}; supported are {', '.join(_FLOATS)}")
-            self._files[name], self._entries[name] = file, _Entry(shard, offset, _FLOATS[kind], shape)
+            kinds = {**_FLOATS, **_TABLES} if name in self._tables else _FLOATS
+            if kind not in kinds:
+                raise CheckpointError(f"{name} in {shard} is held as {kind}; supported are {', '.join(kinds)}")
+            self._files[name], self._entries[name] = file, _Entry(shard, offset, kinds[kind], shape)
             if len(shape) == 2:
                 self._kinds.add(kind)
 

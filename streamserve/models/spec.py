@@ -26,6 +26,7 @@ class Traits:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    num_mtp_layers: int = 0  # layers behind the others that predict tokens further ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class ModelSpec:
     qk_norm: bool
     sliding_window: int | None
     eos_token_ids: frozenset[int]
+    num_mtp_layers: int = 0
 
     def inv_freq(self) -> tuple[tuple[float, ...], float]:
         """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
@@ -105,6 +107,7 @@ def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str
         qk_norm=traits.qk_norm,
         sliding_window=traits.sliding_window,
         eos_token_ids=_token_ids(config.get("eos_token_id")) | _token_ids((generation or {}).get("eos_token_id")),
+        num_mtp_layers=traits.num_mtp_layers,
     )
 
 

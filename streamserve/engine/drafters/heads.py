@@ -1,0 +1,93 @@
+"""A head on the target's stream as the drafter of a runner: EAGLE-3 heads, and layers that predict several tokens.
+
+It follows every token, wanted or not: it is one layer, and what it reads is there only once. A prefix that came out of the tree
+brings its memory with it, but for its last position, whose pair was made with the token that followed there. Owns the last
+position of every slot whose next token is not known yet.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streamserve.engine.drafters.draft_model import num_certain
+from streamserve.engine.drafters.passes import Guesser, Passes, Span
+from streamserve.engine.plan import Plan, RowResult
+from streamserve.kernels.ops import Batch
+from streamserve.models.heads import FeatureNetwork, Head
+
+
+class HeadDrafter:
+    """Implements RunnerDrafter."""
+
+    def __init__(self, head: Head, passes: Passes, target: FeatureNetwork, *, max_drafts: int) -> None:
+        self._head = head
+        self._passes = passes
+        self._target = target
+        self._max_drafts = max_drafts
+        self._guesser = Guesser()
+        self._waiting: dict[int, tuple[int, Tensor]] = {}  # by slot: position and feature
+        self._step: tuple[Batch, Tensor] | None = None
+
+    def forward(self, plan: Plan, batch: Batch) -> Tensor:
+        """See RunnerDrafter."""
+        for admission in plan.admissions:
+            self._guesser.admit(admission)
+            self._waiting.pop(admission.slot, None)
+        self._passes.begin(plan, batch)
+        logits_RV, shown_TX = self._target.forward_with_features(batch, self._head.layers)
+        self._step = batch, self._head.features(shown_TX)
+        return logits_RV
+
+    def follow(self, plan: Plan, results: Sequence[RowResult]) -> list[tuple[int, ...]]:
+        """See RunnerDrafter."""
+        assert self._step is not None
+        batch, features_TE = self._step
+        spans: list[Span] = []
+        read: list[Tensor] = []
+        wanted: list[int] = []  # indexes into spans
+        for i, (row, result) in enumerate(zip(plan.rows, results, strict=True)):
+            first = batch.row_start[i]
+            count = num_certain(row, result)
+            tokens = batch.token_ids_T[first : first + count].tolist()
+            start, features_CE = row.start, features_TE[first : first + count]
+            position, waiting_E = self._waiting.pop(row.slot, (-1, None))
+            if waiting_E is not None and position == start - 1:
+                start, features_CE = position, torch.cat((waiting_E.unsqueeze(0), features_CE))
+            else:
+                del tokens[0]
+            if result.token_ids:
+                tokens.append(result.token_ids[-1])
+            else:
+                self._waiting[row.slot] = row.start + count - 1, features_CE[-1].clone()
+            if tokens:
+                if result.token_ids and row.num_wanted:
+                    wanted.append(len(spans))
+                spans.append(Span(i, start, tokens))
+                read.append(features_CE[: len(tokens)])
+        guesses: list[list[int]] = [[] for _ in plan.rows]
+        while spans:
+            states_RE = self._states(torch.cat(read), self._passes.batch(spans, wanted))
+            going_on = [spans[i] for i in wanted]
+            if not going_on:
+                break
+            slots = [plan.rows[span.row].slot for span in going_on]
+            ends = [span.start + len(span.token_ids) for span in going_on]
+            chosen = self._choose(states_RE, slots, [end + 1 for end in ends])
+            spans, read = [], []
+            for span, end, token, state_E in zip(going_on, ends, chosen, states_RE, strict=True):
+                guesses[span.row].append(token)
+                if len(guesses[span.row]) < min(plan.rows[span.row].num_wanted, self._max_drafts):
+                    spans.append(Span(span.row, end, (token,)))
+                    read.append(state_E.unsqueeze(0))
+            wanted = list(range(len(spans)))
+        return [tuple(row) for row in guesses]
+
+    def _states(self, features_TE: Tensor, batch: Batch) -> Tensor:
+        states_TE = self._head.forward(features_TE, batch.token_ids_T, batch.positions_T, self._head.prepare(batch))
+        return states_TE[batch.logit_rows_R]
+
+    def _choose(self, states_RE: Tensor, slots: Sequence[int], positions: Sequence[int]) -> list[int]:
+        tokens = self._guesser.choose(self._head.logits(states_RE), slots, positions)
+        of_target = self._head.token_ids_V
+        return tokens if of_target is None else of_target[tokens].tolist()
