@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,9 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config, served_names
 from streamserve.default_model import DEFAULT_MODEL_SAMPLING
 from streamserve.engine.core import Engine, EngineOptions, StepObserver
+from streamserve.engine.drafters.drafter import Drafter
+from streamserve.engine.drafters.ngram import NgramDrafter
+from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.embedder import Embedder
 from streamserve.engine.fake import FakeRunner
 from streamserve.engine.grammar import Grammars
@@ -22,13 +26,16 @@ from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.messages import SamplingParams
-from streamserve.resolve import Reason, Resolved
+from streamserve.resolve import Reason, Resolved, decide_speculative
+from streamserve.speculative import Speculative
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.encoder_text import EncoderText, load_encoder_text
 from streamserve.text.model import TextModel, load_text_model
 
 if TYPE_CHECKING:  # what serves without torch must not load it
+    from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.kernels.devices.cpu import CPU
     from streamserve.kernels.devices.cuda import CUDA
     from streamserve.models.checkpoint import Checkpoint
@@ -87,10 +94,18 @@ class Built:
     encoder: BuiltEncoder | None = None
 
 
-def build(config: Config, observer: StepObserver | None = None, display: Display | None = None) -> Built:
-    """Load what the settings name. Raises StartError."""
-    make = _build_fake if config.server.fake else _build_model
-    built = make(config, observer, display or Quiet())
+def build(
+    config: Config,
+    observer: StepObserver | None = None,
+    display: Display | None = None,
+    *,
+    drafter: Drafter | None = None,
+    device_sampler: "type[DeviceSampler] | None" = None,
+) -> Built:
+    """Load what the settings name. Raises StartError. `drafter` takes the place of the one that --speculative names, and
+    `device_sampler` that of a GPU's sampler: for measurements."""
+    make = _build_fake if config.server.fake else partial(_build_model, device_sampler=device_sampler)
+    built = make(config, observer, display or Quiet(), drafter)
     gc.collect()
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
     gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: one large body used to bring about several
@@ -99,7 +114,14 @@ def build(config: Config, observer: StepObserver | None = None, display: Display
     return built
 
 
-def _build_model(config: Config, observer: StepObserver | None, display: Display) -> Built:
+def _build_model(
+    config: Config,
+    observer: StepObserver | None,
+    display: Display,
+    drafter: Drafter | None,
+    *,
+    device_sampler: "type[DeviceSampler] | None" = None,
+) -> Built:
     # Imports inside functions, here and below: --fake must start without torch, and a CPU without triton.
     with display.phase("imports"):
         from streamserve import facts
@@ -110,8 +132,10 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
     encoder = _build_encoder(config, display)  # first: what it holds is not free for the KV memory
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
-        build_on = _build_on_cpu if isinstance(device, CPU) else _build_on_gpu
-        runner, text, grammars, resolved = build_on(config, checkpoint, device, display)  # type: ignore[arg-type]
+        if isinstance(device, CPU):
+            runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display)
+        else:
+            runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, device_sampler)
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -122,16 +146,19 @@ def _build_model(config: Config, observer: StepObserver | None, display: Display
         burst_limits(resolved),
         runner.long_chunk,
         runner.max_appended_rows,
+        runner.max_drafted_tokens,
     )
-    engine = _engine(config, cache, limits, runner, options, observer, grammars)
+    speculation = _speculation(drafter or host_drafter(resolved.speculative), CPU_TOKEN if isinstance(device, CPU) else GPU_TOKEN)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars, speculation)
     return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, grammars, encoder), resolved, encoder)
 
 
 class ClosableRunner(Runner, Protocol):
-    """A runner that holds threads. `long_chunk`, `max_appended_rows`: see Limits."""
+    """A runner that holds threads. `long_chunk`, `max_appended_rows`, `max_drafted_tokens`: see Limits."""
 
     long_chunk: int | None
     max_appended_rows: int | None
+    max_drafted_tokens: int | None
 
     def close(self) -> None: ...
 
@@ -176,7 +203,13 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
     return runner, text, grammars, resolved
 
 
-def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display: Display) -> Parts:
+def _build_on_gpu(
+    config: Config,
+    checkpoint: "Checkpoint",
+    gpu: "CUDA",
+    display: Display,
+    make_sampler: "type[DeviceSampler] | None" = None,
+) -> Parts:
     """Weights first, then the largest step on a small KV memory: what it takes decides how much is left for the real one."""
     import torch
 
@@ -213,7 +246,7 @@ def _build_on_gpu(config: Config, checkpoint: "Checkpoint", gpu: "CUDA", display
         pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
 
         def sampler(state: DeviceState) -> DeviceSampler:
-            return DeviceSampler(
+            return (make_sampler or DeviceSampler)(
                 gpu,
                 vocab_size=spec.vocab_size,
                 eos_token_ids=_eos(text, checkpoint),
@@ -292,7 +325,25 @@ def _warm_up_plan() -> Plan:
     return Plan(0, (admission,), (), (row,))
 
 
-def _build_fake(config: Config, observer: StepObserver | None, display: Display) -> Built:
+# By what part of a step each further token is believed to lengthen it, until it was measured: for the default model on two cores;
+# and for a GPU, whose steps take as long as reading the weights, up to some tens of tokens.
+CPU_TOKEN, GPU_TOKEN = 0.2, 0.01
+
+
+def host_drafter(asked: Speculative) -> Drafter | None:
+    """The scheduler's side of who guesses."""
+    if asked.kind == "none":
+        return None
+    if asked.kind == "ngram":
+        return NgramDrafter(asked.max_drafts)
+    return OfferedDrafter(asked.max_drafts)
+
+
+def _speculation(drafter: Drafter | None, token_cost: float) -> Speculation | None:
+    return None if drafter is None else Speculation(drafter, StepCosts(token_cost))
+
+
+def _build_fake(config: Config, observer: StepObserver | None, display: Display, drafter: Drafter | None) -> Built:
     name = next(iter(served_names(config)), FAKE_MODEL_NAME)
     display.hello(name, "no device")
     encoder = _build_encoder(config, display)
@@ -315,7 +366,8 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display)
     )
     options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
     grammars = Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
-    engine = _engine(config, cache, limits, runner, options, observer, grammars)
+    guesses = drafter or host_drafter(decide_speculative(config)[0])
+    engine = _engine(config, cache, limits, runner, options, observer, grammars, _speculation(guesses, 0.0))
     return Built(engine, text, name, cache, _closing(lambda: None, grammars, encoder), encoder=encoder)
 
 
@@ -412,6 +464,7 @@ def _engine(
     options: EngineOptions,
     observer: StepObserver | None,
     grammars: Grammars,
+    speculation: Speculation | None,
 ) -> Engine:
-    scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy])
+    scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy], speculation=speculation)
     return Engine(scheduler, runner, options, grammars=grammars, observer=observer)

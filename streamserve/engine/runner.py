@@ -50,6 +50,7 @@ class ModelRunner:
 
     long_chunk: int | None = None  # all chunks are computed alike
     max_appended_rows: int | None = None
+    max_drafted_tokens: int | None = None
 
     def __init__(
         self,
