@@ -4,8 +4,8 @@ Owns the captured graphs, the logits buffer and the buffers in which tokens come
 take microseconds and never wait. One helper thread blocks on the event of the running step, with the GIL released.
 
 Steps replay graphs captured at start, one per size (surplus rows and tokens do nothing), but for those with so many prompt
-tokens that the arithmetic outlasts the launches, and those whose launches the host has to choose: these are launched kernel by
-kernel.
+tokens that the arithmetic outlasts the launches, those with prompts beside guesses, and those whose launches the host has to
+choose: these are launched kernel by kernel.
 """
 
 import gc
@@ -19,9 +19,18 @@ from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DeviceSampler, Pending
-from streamserve.engine.device_state import GROUPED_ROWS, MAX_PROMPTS, TURNS, DeviceState, Loaded, StepSize
+from streamserve.engine.device_state import (
+    GROUPED_ROWS,
+    MAX_PROMPTS,
+    TURNS,
+    DeviceState,
+    Loaded,
+    StepSize,
+    max_decode_rows,
+)
 from streamserve.engine.plan import NO_EDITS, Admission, Edits, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
+from streamserve.kernels.impl.triton_sampling import MAX_DRAFTS
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
 from streamserve.messages import SamplingParams
 
@@ -32,12 +41,13 @@ _MIXED_ROWS = (0, 8, 32, 64, 128)
 _PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
 _MORE_TOKENS = 512  # between the sizes of steps with more prompt tokens, which no decode row takes part in
 _GROUPED_ROWS, _GROUPED_TOKENS = (16, 32, 64, 128), (128, 256, 512, 1024)
+_DRAFTED_ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192)
 
 
-def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False) -> tuple[StepSize, ...]:
+def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False, max_drafted: int = 0) -> tuple[StepSize, ...]:
     """Sizes of steps that get a graph of their own, dense where surplus rows and tokens cost most. Steps of up to `max_rows`
     decode rows are covered, in groups too if there are any, and with them up to 1,024 prompt tokens; prompts alone up to
-    `max_prompt` tokens."""
+    `max_prompt` tokens; decode rows and guesses together up to `max_drafted`."""
     alone = _up_to(max_rows, (1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)))
     mixed = _up_to(min(max_prompt, _PROMPT_TOKENS[-1]), _PROMPT_TOKENS)
     more = _up_to(max_prompt, (*_PROMPT_TOKENS, *range(_PROMPT_TOKENS[-1] + _MORE_TOKENS, max_prompt + 1, _MORE_TOKENS)))
@@ -46,7 +56,14 @@ def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False) -> 
     if has_groups and max_rows >= GROUPED_ROWS:
         tokens = (0, *_up_to(min(max_prompt, _GROUPED_TOKENS[-1]), _GROUPED_TOKENS))
         sizes += [StepSize(rows, some, True) for rows in _up_to(max_rows, _GROUPED_ROWS) for some in tokens]
+    if max_drafted:
+        sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(max_drafted, _DRAFTED_ROWS)]
     return tuple(sizes)
+
+
+def _owners(plan: Plan, sampling: Sequence[int]) -> list[int]:
+    """The plan's row of each logit row, where rows have guesses."""
+    return [i for i in sampling for _ in range(1 + plan.rows[i].num_drafts)]
 
 
 def _up_to(limit: int, values: Sequence[int]) -> list[int]:
@@ -66,7 +83,9 @@ class DeviceStep:
         plan: Plan,
         wait: ThreadPoolExecutor,
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
+        accepted: Callable[[int, int], None],
     ) -> None:
+        """`accepted` is told, by slot, how many guesses were right."""
         self._choose = choose
         self._event = event
         self._tokens = tokens
@@ -76,6 +95,7 @@ class DeviceStep:
         self._pending: Pending | None = None
         self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
+        self._accepted = accepted
 
     def sample(self, edits: Edits = NO_EDITS) -> None:
         """See Step."""
@@ -101,7 +121,10 @@ class DeviceStep:
             entries = [entry for part, following in parts for row in part.read(following) for entry in row]
             rows[i] = RowResult(prompt_logprobs=tuple(entries))
         sampling = self._loaded.sampling
-        tokens: list[int] = self._tokens[: len(sampling)].tolist()
+        tokens: list[int] = self._tokens[: len(self._loaded.slots)].tolist()
+        if self._loaded.drafted is not None:
+            self._verify(rows, tokens)
+            return StepResult(rows)
         if self._pending is None and not self._prompt_logprobs:
             for i, token in zip(sampling, tokens, strict=True):
                 if i not in self._unwanted:
@@ -113,6 +136,34 @@ class DeviceStep:
                 continue
             rows[i] = RowResult((token,), tuple(entry), rows[i].prompt_logprobs)
         return StepResult(rows)
+
+    def _verify(self, rows: list[RowResult], tokens: list[int]) -> None:
+        """Fill `rows` of a step with guesses: as many tokens of each row as the device took."""
+        assert self._unwanted is not None
+        logprobs = [()] * len(tokens) if self._pending is None else self._pending.read(tokens)
+        first = 0
+        for i in self._loaded.sampling:
+            row = self._plan.rows[i]
+            end = first + row.num_drafts + 1
+            if i not in self._unwanted:
+                num_accepted = _num_right(row, tokens[first:end])
+                taken = slice(first, first + num_accepted + 1)
+                entries = tuple(entry for part in logprobs[taken] for entry in part)
+                rows[i] = RowResult(tuple(tokens[taken]), entries, rows[i].prompt_logprobs)
+                if row.num_drafts:
+                    self._accepted(row.slot, num_accepted)
+            first = end
+
+
+def _num_right(row: Row, tokens: Sequence[int]) -> int:
+    """How many of a row's guesses are what was sampled in their places."""
+    num = 0
+    while num < row.num_drafts:
+        assert row.token_ids is not None
+        if tokens[num] != row.token_ids[1 + num]:
+            break
+        num += 1
+    return num
 
 
 _NOTHING = RowResult()
@@ -134,15 +185,19 @@ class DeviceRunner:
         max_step_tokens: int,
         max_graph_tokens: int = 1024,
         use_graphs: bool = True,
+        max_drafts: int = 0,
     ) -> None:
-        """`max_graph_tokens`: most prompt tokens of a captured step."""
+        """`max_graph_tokens`: most prompt tokens of a captured step. `max_drafts`: most guesses of a row."""
+        assert max_drafts <= MAX_DRAFTS
         self._device = device
         self._network = network
         self.long_chunk = network.long_chunk
         self.max_appended_rows: int | None = MAX_PROMPTS if use_graphs else None  # a captured step holds no more
         has_groups = network.grouping is not None
         most = min(max_graph_tokens, max_step_tokens)
-        self._sizes = graph_sizes(num_slots, most, has_groups=has_groups) if use_graphs else ()
+        self.max_drafted_tokens: int | None = max_decode_rows(num_slots, max_drafts) if max_drafts else 0
+        max_drafted = self.max_drafted_tokens
+        self._sizes = graph_sizes(num_slots, most, has_groups=has_groups, max_drafted=max_drafted) if use_graphs else ()
         self._state = DeviceState(
             device,
             pool,
@@ -152,6 +207,7 @@ class DeviceRunner:
             sizes=self._sizes,
             grouping=network.grouping,
             may_capture=network.may_capture,
+            max_drafts=max_drafts,
         )
         self._sampler = make_sampler(self._state)
         where = device.torch_device
@@ -193,9 +249,11 @@ class DeviceRunner:
         sizes = [StepSize(rows) for rows in (1, 2, 4, 8, 16) if rows <= self._state.num_slots]
         if self._network.grouping is not None and self._state.num_slots >= GROUPED_ROWS:
             sizes.append(StepSize(GROUPED_ROWS, 0, True))
+        if self.max_drafted_tokens:
+            sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(min(self.max_drafted_tokens, 16), _DRAFTED_ROWS)]
         for size in sizes:
             self._compute(self._state.surplus_inputs(size))
-        self._sampler.warm_up(self._logits_RV[:1])
+        self._sampler.warm_up(self._logits_RV[:1], has_drafts=bool(self.max_drafted_tokens))
         self._device.synchronize()
 
     @torch.inference_mode()
@@ -223,26 +281,28 @@ class DeviceRunner:
         else:
             hidden_RE = self._forward(plan, loaded, prompt_logprobs)
             if loaded.sampling:
-                self._network.logits(hidden_RE, self._logits_RV[: len(loaded.sampling)])
+                self._network.logits(hidden_RE, self._logits_RV[: len(loaded.slots)])
         back, event = self._back[self._turn]
         self._turn = (self._turn + 1) % TURNS
-        choose = partial(self._choose, loaded, back, event)
-        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs)
+        choose = partial(self._choose, plan, loaded, back, event)
+        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, self._sampler.accepted)
 
     @torch.inference_mode()
-    def _choose(self, loaded: Loaded, back: Tensor, event: Event, edits: Edits) -> Pending | None:
+    def _choose(self, plan: Plan, loaded: Loaded, back: Tensor, event: Event, edits: Edits) -> Pending | None:
         """Launch the choice of tokens behind the rows, and their way back to the host."""
         pending = None
         slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
         num_rows = len(slots_R)
         if loaded.sampling:
+            owners = loaded.sampling if loaded.drafted is None else _owners(plan, loaded.sampling)
             if edits.unwanted:
-                slots = [-1 if i in edits.unwanted else slot for i, slot in zip(loaded.sampling, slots, strict=True)]
+                slots = [-1 if i in edits.unwanted else slot for i, slot in zip(owners, slots, strict=True)]
                 slots_R = self._sampler.slots(slots, num_rows)
-            place = {i: at for at, i in enumerate(loaded.sampling)} if edits.masked else {}
+            first = {i: at for at, i in reversed(list(enumerate(owners)))} if edits.masked else {}
             tokens_R = self._tokens_R[:num_rows]
-            masked = [place[at.row] for at in edits.masked]
-            pending = self._sampler.sample(self._logits_RV[:num_rows], slots_R, slots, tokens_R, masked, edits.masks)
+            masked = [first[at.row] + at.num_drafts for at in edits.masked]
+            logits_RV = self._logits_RV[:num_rows]
+            pending = self._sampler.sample(logits_RV, slots_R, slots, tokens_R, masked, edits.masks, loaded.drafted)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         event.record()
         return pending

@@ -223,19 +223,22 @@ class DeviceSampler:
         nothing_asked = [()] * len(following)
         return self._logprobs(logits_TV[: len(following)], chosen_T, [num_top] * len(following), num_top, nothing_asked)
 
-    def warm_up(self, logits_RV: Tensor) -> None:
-        """Have every kernel compiled for logits like these (their type; the number of rows does not matter)."""
+    def warm_up(self, logits_RV: Tensor, *, has_drafts: bool = False) -> None:
+        """Have every kernel compiled for logits like these (their type; the number of rows does not matter). `has_drafts`: those
+        of drafted rows, too."""
         nobody_R = torch.full((len(logits_RV),), -1, dtype=torch.int32, device=logits_RV.device)
         tokens_R = torch.zeros_like(nobody_R)
         no_lines_LV, no_penalties_L4 = self._lines_LV.new_zeros((1, self._vocab_size)), self._penalties_L4.new_zeros((1, 4))
-        drafted = Drafted(torch.zeros_like(nobody_R), tokens_R)
-        for some in (None, drafted):
-            self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4, some)
+        self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4)
         all_tokens = np.full((1, -(-self._vocab_size // 32)), -1, dtype=np.int32)
         self._kernels.mask(logits_RV, self._masks_to_device([0], all_tokens))
         thresholds_R = self._kernels.thresholds(logits_RV, nobody_R, self._params_SP)
         self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, self._last_token_S, thresholds_R)
         self._kernels.count(tokens_R, nobody_R, self._params_SP, no_lines_LV)
+        if not has_drafts:
+            return
+        drafted = Drafted(torch.zeros_like(nobody_R), tokens_R)
+        self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4, drafted)
         self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, None, None, drafted)
         for lines_LV in (None, no_lines_LV):
             self._kernels.accept(tokens_R, nobody_R, self._params_SP, self._last_token_S, drafted, lines_LV)

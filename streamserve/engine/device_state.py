@@ -6,7 +6,10 @@ the buffer. Nothing here waits for the device: buffers in host memory take turns
 The buffer of a step with T tokens (rounded up to 4), R rows of logits and P prompt rows, in 32-bit words:
 
     tokens T | positions T | slots T | logit rows R | slots of the logit rows R | prompt starts P + 1 | parts of attention's
-    work on decode rows (engine/prefix_groups.py) | page-table entries | sampling parameters | page copies: sources, targets
+    work on decode rows (engine/prefix_groups.py) | in a drafted step R: how many guesses a logit row stands behind | page-table
+    entries | sampling parameters | page copies: sources, targets
+
+A drafted row of a known token and k guesses is laid out as 1 + k decode rows of its slot, one behind the other.
 
 A captured step finds all but the last three where it found them at its capture, so T, R and P follow from its size; what the
 plan does not fill are surplus tokens and rows (slot -1), prompts of no tokens, and parts of no rows.
@@ -22,28 +25,38 @@ import torch
 from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
+from streamserve.engine.device_sampler import DraftedRows
 from streamserve.engine.plan import Plan, Row
 from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_groups
 from streamserve.kernels.devices.device import Device
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
+from streamserve.kernels.impl.triton_sampling import Drafted
 from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
 MAX_PROMPTS = 16  # prompt rows of a captured step
 GROUPED_ROWS = 8  # fewer decode rows are not looked through for common prefixes
+MAX_DRAFTED_TOKENS = 256  # tokens of decode rows in a step with guesses, unless there are more slots
 _ALIGN = 4  # words: views into the buffer keep the 16-byte alignment that kernels were compiled for
 
 
 Array = np.ndarray[Any, np.dtype[np.int32]]
 
 
+def max_decode_rows(num_slots: int, max_drafts: int) -> int:
+    """Most decode rows of a step as attention sees them: a guess has one of its own. `max_drafts`: guesses behind a token."""
+    return max(num_slots, min(num_slots * (1 + max_drafts), MAX_DRAFTED_TOKENS))
+
+
 class StepSize(NamedTuple):
     """What a captured step holds at most: decode rows, and tokens of up to MAX_PROMPTS prompt rows. No prompt tokens: it
-    takes decode rows alone. `is_grouped`: decode rows that share a prefix are in groups."""
+    takes decode rows alone. `is_grouped`: decode rows that share a prefix are in groups. `is_drafted`: decode rows may be
+    guesses; neither prompts nor groups go with them."""
 
     num_decode: int
     num_prompt: int = 0
     is_grouped: bool = False
+    is_drafted: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -66,38 +79,80 @@ class Sizes:
     """The captured sizes, and which of them fits a step."""
 
     def __init__(self, sizes: Sequence[StepSize]) -> None:
-        self._tokens: dict[tuple[bool, bool], dict[int, list[int]]] = {}  # grouped?, prompts? -> decode rows -> prompt tokens
+        # grouped?, drafted?, prompts? -> decode rows -> prompt tokens
+        self._tokens: dict[tuple[bool, bool, bool], dict[int, list[int]]] = {}
         for size in sorted(sizes):
-            rows = self._tokens.setdefault((size.is_grouped, size.num_prompt > 0), {})
+            rows = self._tokens.setdefault((size.is_grouped, size.is_drafted, size.num_prompt > 0), {})
             rows.setdefault(size.num_decode, []).append(size.num_prompt)
         self._rows = {kind: list(rows) for kind, rows in self._tokens.items()}
 
-    def fitting(self, num_decode: int, prompt_lens: Sequence[int], *, is_grouped: bool = False) -> StepSize | None:
+    def fitting(
+        self, num_decode: int, prompt_lens: Sequence[int], *, is_grouped: bool = False, is_drafted: bool = False
+    ) -> StepSize | None:
         """The smallest for so many decode rows and these prompt rows; None where none is large enough."""
-        kind = is_grouped, len(prompt_lens) > 0
+        kind = is_grouped, is_drafted, len(prompt_lens) > 0
         rows = _at_least(self._rows.get(kind, ()), num_decode)
         if rows is None or len(prompt_lens) > MAX_PROMPTS:
             return None
         tokens = _at_least(self._tokens[kind][rows], sum(prompt_lens))
-        return None if tokens is None else StepSize(rows, tokens, is_grouped)
+        return None if tokens is None else StepSize(rows, tokens, is_grouped, is_drafted)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A plan on the device. `sampling` lists the plan's rows that sample, in the order of the inputs' logit rows, behind which
-    there may be surplus ones. `size` says which captured step to replay, None: none fits."""
+    there may be surplus ones; `slots` has the slots of those logit rows, of which a row with guesses has 1 + num_drafts. `size`
+    says which captured step to replay, None: none fits. `drafted`: the guesses, if there are any."""
 
     inputs: StepInputs
     sampling: list[int]
     slots: list[int]
     size: StepSize | None
     logit_tokens: dict[int, int]  # plan row that wants all logits -> its first token in T
+    drafted: DraftedRows | None = None
+
+
+class _Rows(NamedTuple):
+    """The decode rows of a plan as attention sees them. `offsets`: how many guesses each stands behind; None in a step without
+    guesses."""
+
+    tokens: list[int]  # -1: known to the device alone
+    positions: list[int]
+    slots: list[int]
+    offsets: list[int] | None = None
+
+
+def _plain(rows: Sequence[Row]) -> _Rows:
+    """Of rows without guesses."""
+    tokens = [-1 if row.token_ids is None else row.token_ids[0] for row in rows]
+    return _Rows(tokens, [row.start for row in rows], [row.slot for row in rows])
+
+
+def _laid_out(rows: Sequence[Row]) -> _Rows:
+    """Of rows with guesses among them."""
+    tokens: list[int] = []
+    for row in rows:
+        assert row.num_tokens == 1 + row.num_drafts and not row.wants_all_logits
+        tokens += (-1,) if row.token_ids is None else row.token_ids
+    places = [(row, offset) for row in rows for offset in range(row.num_tokens)]
+    positions = [row.start + offset for row, offset in places]
+    return _Rows(tokens, positions, [row.slot for row, _ in places], [offset for _, offset in places])
 
 
 class Layout:
     """Where in the buffer a step has what, in words. `grouping`: how its decode rows are grouped; None: they are not."""
 
-    def __init__(self, num_tokens: int, num_decode: int, num_logits: int, num_prompts: int, grouping: Grouping | None) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        num_decode: int,
+        num_logits: int,
+        num_prompts: int,
+        grouping: Grouping | None,
+        *,
+        is_drafted: bool = False,
+    ) -> None:
+        self.is_drafted = is_drafted
         self.num_tokens, self.num_decode, self.num_logits, self.num_prompts = num_tokens, num_decode, num_logits, num_prompts
         self.num_parts = num_decode + grouping.programs if grouping is not None else 0
         self.part_width = grouping.rows + 3 if grouping is not None else 0
@@ -106,7 +161,8 @@ class Layout:
         self.logit_slots_at = self.logit_rows_at + _up(num_logits)
         self.starts_at = self.logit_slots_at + _up(num_logits)
         self.parts_at = self.starts_at + (_up(num_prompts + 1) if num_prompts else 0)
-        self.end = _up(self.parts_at + self.num_parts * self.part_width)
+        self.offsets_at = _up(self.parts_at + self.num_parts * self.part_width)
+        self.end = self.offsets_at + (_up(num_logits) if is_drafted else 0)
 
 
 class DeviceState:
@@ -123,17 +179,20 @@ class DeviceState:
         sizes: Sequence[StepSize],
         grouping: Grouping | None,
         may_capture: Callable[[tuple[PromptRow, ...]], bool],
+        max_drafts: int = 0,
     ) -> None:
-        """`sizes`: of steps that may be captured. `may_capture`: whether a captured step may do these prompt rows."""
+        """`sizes`: of steps that may be captured. `may_capture`: whether a captured step may do these prompt rows. `max_drafts`:
+        most guesses of a row."""
         self._pool = pool
         self._captured = Sizes(())
         self._may_capture = may_capture
         self._grouping = grouping
-        self.max_logits = num_slots + MAX_PROMPTS  # rows, surplus ones included
+        self.max_decode_rows = max_decode_rows(num_slots, max_drafts)
+        self.max_logits = self.max_decode_rows + MAX_PROMPTS  # rows, surplus ones included
         pages = -(-max_len // pool.page_size) + 1
         # A step that admits every slot with all its pages is the largest.
-        tokens = max(max_step_tokens + num_slots, *(size.num_tokens for size in sizes), 0)
-        words = Layout(tokens, num_slots, self.max_logits, self.max_logits, grouping).end
+        tokens = max(max_step_tokens + self.max_decode_rows, *(size.num_tokens for size in sizes), 0)
+        words = Layout(tokens, self.max_decode_rows, self.max_logits, self.max_logits, grouping, is_drafted=True).end
         words += 3 * (num_slots * 2 + num_slots * pages) + num_slots * (PARAMS + 1) + 2 * num_slots
         where = device.torch_device
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
@@ -176,25 +235,34 @@ class DeviceState:
         entries = self._new_pages(rows)
         decode: list[int] = []
         prompts: list[int] = []
+        is_drafted = False
         for i, row in enumerate(rows):
-            is_plain = row.num_tokens == 1 and row.samples and not row.wants_all_logits
-            (decode if is_plain else prompts).append(i)
-        described, logit_tokens = self._describe(rows, prompts, len(decode))
-        is_grouped = self._parts is not None and self._parts.find([rows[i] for i in decode], self._pages)
-        size = None if logit_tokens else self._fitting(len(decode), described, is_grouped)
-        sampling = decode + [i for i in prompts if rows[i].samples]
+            is_decode = row.num_tokens == 1 and row.samples and not row.wants_all_logits
+            if row.num_drafts:
+                is_decode = is_drafted = True
+            (decode if is_decode else prompts).append(i)
+        answers = [rows[i] for i in decode]
+        laid_out = _laid_out(answers) if is_drafted else _plain(answers)
+        num_decode = len(laid_out.tokens)
+        assert num_decode <= self.max_decode_rows
+        described, logit_tokens = self._describe(rows, prompts, num_decode)
+        is_grouped = self._parts is not None and not is_drafted and self._parts.find(answers, self._pages)
+        size = None if logit_tokens else self._fitting(num_decode, described, is_grouped=is_grouped, is_drafted=is_drafted)
+        prompts_sampling = [i for i in prompts if rows[i].samples]
+        slots = laid_out.slots + [rows[i].slot for i in prompts_sampling]
         if size is None:
-            num_tokens = len(decode) + sum(prompt.num_tokens for prompt in described)
+            num_tokens = num_decode + sum(prompt.num_tokens for prompt in described)
             grouping = self._grouping if is_grouped else None
-            layout = Layout(num_tokens, len(decode), len(sampling), len(described), grouping)
+            layout = Layout(num_tokens, num_decode, len(slots), len(described), grouping, is_drafted=is_drafted)
         else:
             layout = self._layout(size)
-            if size.num_decode != len(decode):
+            if size.num_decode != num_decode:
                 described, _ = self._describe(rows, prompts, size.num_decode)
         ints, array = self._turns[self._turn], self._arrays[self._turn]
         self._turn = (self._turn + 1) % TURNS
-        self._write_tokens(array, layout, rows, decode, prompts, described)
-        self._write_logit_rows(array, layout, rows, len(decode), sampling, prompts, described)
+        self._write_tokens(array, layout, laid_out, rows, prompts, described)
+        self._write_logit_rows(array, layout, num_decode, slots, rows, prompts, described)
+        offsets = self._write_offsets(array, layout, laid_out, slots)
         if layout.num_parts:
             assert self._parts is not None
             parts_PR = array[layout.parts_at : layout.parts_at + layout.num_parts * layout.part_width]
@@ -229,23 +297,22 @@ class DeviceState:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
         inputs = self._inputs(layout, described)
-        return Loaded(inputs, sampling, [rows[i].slot for i in sampling], size, logit_tokens)
+        drafted = None if offsets is None else DraftedRows(offsets, Drafted(self._offsets(layout), inputs.tokens_T))
+        return Loaded(inputs, decode + prompts_sampling, slots, size, logit_tokens, drafted)
 
     @staticmethod
     def _write_tokens(
         array: Array,
         layout: Layout,
+        laid_out: _Rows,
         rows: Sequence[Row],
-        decode: Sequence[int],
         prompts: Sequence[int],
         described: Sequence[PromptRow],
     ) -> None:
         """Tokens, positions and slots, and where prompts begin."""
-        num_tokens, real = layout.num_tokens, len(decode)
+        num_tokens, real = layout.num_tokens, len(laid_out.tokens)
         tokens, positions, slots = (array[at : at + num_tokens] for at in (0, layout.positions_at, layout.slots_at))
-        tokens[:real] = [-1 if rows[i].token_ids is None else rows[i].token_ids[0] for i in decode]  # type: ignore[index]
-        positions[:real] = [rows[i].start for i in decode]
-        slots[:real] = [rows[i].slot for i in decode]
+        tokens[:real], positions[:real], slots[:real] = laid_out.tokens, laid_out.positions, laid_out.slots
         end = layout.num_decode
         for i, prompt in zip(prompts, described, strict=True):
             end = prompt.first + prompt.num_tokens
@@ -266,21 +333,32 @@ class DeviceState:
     def _write_logit_rows(
         array: Array,
         layout: Layout,
-        rows: Sequence[Row],
         real: int,
-        sampling: Sequence[int],
+        slots: Sequence[int],
+        rows: Sequence[Row],
         prompts: Sequence[int],
         described: Sequence[PromptRow],
     ) -> None:
-        """Which tokens yield logits, and for whom."""
+        """Which tokens yield logits, and for whom: the first `real` rows are decode rows."""
         logit_rows = array[layout.logit_rows_at : layout.logit_rows_at + layout.num_logits]
         logit_slots = array[layout.logit_slots_at : layout.logit_slots_at + layout.num_logits]
         logit_rows[:real] = np.arange(real, dtype=np.int32)
         ends = [p.first + p.num_tokens - 1 for p, i in zip(described, prompts, strict=True) if rows[i].samples]
-        logit_rows[real : len(sampling)] = ends
-        logit_rows[len(sampling) :] = 0
-        logit_slots[: len(sampling)] = [rows[i].slot for i in sampling]
-        logit_slots[len(sampling) :] = -1
+        logit_rows[real : len(slots)] = ends
+        logit_rows[len(slots) :] = 0
+        logit_slots[: len(slots)] = slots
+        logit_slots[len(slots) :] = -1
+
+    @staticmethod
+    def _write_offsets(array: Array, layout: Layout, laid_out: _Rows, slots: Sequence[int]) -> list[int] | None:
+        """How many guesses each logit row stands behind; nothing in a step without guesses."""
+        if laid_out.offsets is None:
+            return None
+        real = laid_out.offsets
+        offsets = array[layout.offsets_at : layout.offsets_at + layout.num_logits]
+        offsets[: len(real)] = real
+        offsets[len(real) :] = 0
+        return real + [0] * (len(slots) - len(real))
 
     @staticmethod
     def _describe(rows: Sequence[Row], prompts: Sequence[int], first: int) -> tuple[tuple[PromptRow, ...], dict[int, int]]:
@@ -294,17 +372,20 @@ class DeviceState:
             first += row.num_tokens
         return tuple(described), logit_tokens
 
-    def _fitting(self, num_decode: int, prompts: tuple[PromptRow, ...], is_grouped: bool) -> StepSize | None:
+    def _fitting(self, num_decode: int, prompts: tuple[PromptRow, ...], *, is_grouped: bool, is_drafted: bool) -> StepSize | None:
         """The captured step to use: groups are given up before replaying is."""
         if prompts and not self._may_capture(prompts):
             return None
         lens = [prompt.num_tokens for prompt in prompts]
+        if is_drafted:
+            return self._captured.fitting(num_decode, lens, is_drafted=True)
         size = self._captured.fitting(num_decode, lens, is_grouped=True) if is_grouped else None
         return size or self._captured.fitting(num_decode, lens)
 
     def _layout(self, size: StepSize) -> Layout:
         grouping = self._grouping if size.is_grouped else None
-        return Layout(size.num_tokens, size.num_decode, size.num_logits, len(size.prompts), grouping)
+        num_prompts = len(size.prompts)
+        return Layout(size.num_tokens, size.num_decode, size.num_logits, num_prompts, grouping, is_drafted=size.is_drafted)
 
     def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...]) -> StepInputs:
         def ints(at: int, count: int) -> Tensor:
@@ -324,7 +405,11 @@ class DeviceState:
             k=self._pool.k,
             v=self._pool.v,
             parts_PR=parts.view(layout.num_parts, layout.part_width) if layout.num_parts else None,
+            is_drafted=layout.is_drafted,
         )
+
+    def _offsets(self, layout: Layout) -> Tensor:
+        return self._ints[layout.offsets_at : layout.offsets_at + layout.num_logits]
 
     def _new_pages(self, rows: Sequence[Row]) -> list[int]:
         """Entries of the page table that the plan adds: slot, index, page, one after another."""

@@ -202,7 +202,7 @@ def test_warming_up_changes_nothing() -> None:
     before = pair.params_SP.clone(), pair.last_token_S.clone()
     logits = normal(2, 7).to(pair.device.torch_device)
     kept = logits.clone()
-    pair.ours.warm_up(logits)
+    pair.ours.warm_up(logits, has_drafts=True)
     assert torch.equal(pair.params_SP, before[0]) and torch.equal(pair.last_token_S, before[1]) and torch.equal(logits, kept)
 
 

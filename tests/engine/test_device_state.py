@@ -10,7 +10,7 @@ if not HAS_TRITON:
 
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_runner import graph_sizes
-from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, Sizes, StepSize
+from streamserve.engine.device_state import MAX_DRAFTED_TOKENS, MAX_PROMPTS, DeviceState, Sizes, StepSize, max_decode_rows
 from streamserve.engine.plan import Admission, Plan, Row
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.host import Host
@@ -19,7 +19,10 @@ from streamserve.messages import SamplingParams
 from tests.kernels.paged import Shape
 
 # decode rows, prompt tokens, in groups?
-SIZES = (StepSize(2), StepSize(4), StepSize(16), StepSize(0, 8), StepSize(4, 8), StepSize(4, 32), StepSize(16, 0, True))
+SIZES = (
+    *(StepSize(2), StepSize(4), StepSize(16), StepSize(0, 8), StepSize(4, 8), StepSize(4, 32), StepSize(16, 0, True)),
+    *(StepSize(3, is_drafted=True), StepSize(12, is_drafted=True)),
+)
 GROUPING = Grouping(rows=4, tile_len=32, programs=6)
 PAGE = 16
 
@@ -36,6 +39,7 @@ def state(num_slots: int = 12) -> DeviceState:
         sizes=SIZES,
         grouping=GROUPING,
         may_capture=lambda rows: all(row.num_tokens != 7 for row in rows),
+        max_drafts=3,
     )
     made.captured(SIZES)
     return made
@@ -51,22 +55,28 @@ def load(of: DeviceState, *rows: Row, admitted: tuple[int, ...] = ()):  # type: 
 
 def test_the_smallest_size_that_holds_a_step_is_taken() -> None:
     sizes = Sizes(SIZES)
-    assert sizes.fitting(1, []) == (2, 0, False)
-    assert sizes.fitting(3, []) == (4, 0, False)
+    assert sizes.fitting(1, []) == StepSize(2, 0, False)
+    assert sizes.fitting(3, []) == StepSize(4, 0, False)
     assert sizes.fitting(17, []) is None
-    assert sizes.fitting(0, [3, 5]) == (0, 8, False)
-    assert sizes.fitting(1, [3, 5]) == (4, 8, False)
-    assert sizes.fitting(1, [9]) == (4, 32, False)
+    assert sizes.fitting(0, [3, 5]) == StepSize(0, 8, False)
+    assert sizes.fitting(1, [3, 5]) == StepSize(4, 8, False)
+    assert sizes.fitting(1, [9]) == StepSize(4, 32, False)
     assert sizes.fitting(0, [9]) is None  # 0 rows end at 8 tokens: not looked for among more rows
     assert sizes.fitting(5, [1]) is None
     assert sizes.fitting(0, [1] * (MAX_PROMPTS + 1)) is None
-    assert sizes.fitting(9, [], is_grouped=True) == (16, 0, True)
+    assert sizes.fitting(9, [], is_grouped=True) == StepSize(16, 0, True)
     assert sizes.fitting(2, [4], is_grouped=True) is None
+    assert sizes.fitting(2, [], is_drafted=True) == StepSize(3, is_drafted=True)
+    assert sizes.fitting(4, [], is_drafted=True) == StepSize(12, is_drafted=True)
+    assert sizes.fitting(2, [4], is_drafted=True) is None and sizes.fitting(13, [], is_drafted=True) is None
 
 
 @pytest.mark.parametrize("has_groups", [False, True])
 def test_every_step_up_to_the_largest_has_a_size(has_groups: bool) -> None:
-    sizes = Sizes(graph_sizes(100, 3000, has_groups=has_groups))
+    sizes = Sizes(graph_sizes(100, 3000, has_groups=has_groups, max_drafted=250))
+    for rows in range(2, 251):
+        drafted = sizes.fitting(rows, [], is_drafted=True)
+        assert drafted is not None and rows <= drafted.num_decode < 2 * rows
     for rows in range(101):
         for tokens in (0, 1, 64, 65, 1000, 1024):
             if rows or tokens:
@@ -85,7 +95,7 @@ def test_a_captured_step_is_padded_with_surplus_rows_and_tokens() -> None:
     other = Row(7, 16, 4, (20, 21, 22, 23), (4, 5))
     loaded = load(of, Row(3, 20, 1, None), prompt, Row(5, 8, 1, (44,)), other, admitted=(6, 7))
     inputs = loaded.inputs
-    assert loaded.size == (4, 8, False) and inputs.num_decode == 4
+    assert loaded.size == StepSize(4, 8, False) and inputs.num_decode == 4
     assert inputs.tokens_T.tolist() == [41, 44, 0, 0, 10, 11, 12, 20, 21, 22, 23, 0]
     assert inputs.positions_T.tolist() == [20, 8, 0, 0, 0, 1, 2, 16, 17, 18, 19, 0]
     assert inputs.slots_T.tolist() == [3, 5, -1, -1, 6, 6, 6, 7, 7, 7, 7, -1]
@@ -121,7 +131,7 @@ def test_rows_that_share_much_are_grouped_and_only_those() -> None:
     common = tuple(range(100, 132))  # 512 tokens less one page's place
     rows = [Row(slot, 500, 1, (1,), common if slot < 8 else tuple(range(200 + 32 * slot, 232 + 32 * slot))) for slot in range(10)]
     loaded = load(of, *rows, admitted=tuple(range(10)))
-    assert loaded.size == (16, 0, True)
+    assert loaded.size == StepSize(16, 0, True)
     parts_PR = loaded.inputs.parts_PR
     assert parts_PR is not None and parts_PR.shape == (16 + GROUPING.programs, GROUPING.rows + 3)
     lines = [line for line in parts_PR.tolist() if line[0] >= 0]
@@ -132,9 +142,51 @@ def test_rows_that_share_much_are_grouped_and_only_those() -> None:
     again = load(of, *(Row(slot, 501, 1, None) for slot in range(10)))
     assert again.inputs.parts_PR is not None and again.inputs.parts_PR.tolist() == parts_PR.tolist()
     fewer = load(of, *(Row(slot, 502, 1, None) for slot in (0, 1, 2, 8, 9)))  # too few rows to look
-    assert fewer.size == (16, 0, False) and fewer.inputs.parts_PR is None
+    assert fewer.size == StepSize(16, 0, False) and fewer.inputs.parts_PR is None
     # Slot 0 is taken by a request with pages of its own: what was found before must not be used again.
     new = Row(0, 500, 1, (1,), tuple(range(160, 192)))
     own = load(of, new, *(Row(slot, 503, 1, None) for slot in range(1, 10)), admitted=(0,))
     assert own.inputs.parts_PR is not None
     assert all(0 not in line[:4] or line[4] == 0 for line in own.inputs.parts_PR.tolist())
+
+
+def test_guesses_are_decode_rows_behind_their_known_token() -> None:
+    of = state()
+    load(of, *(Row(slot, 0, 1, (9,), (slot,)) for slot in range(4)), admitted=(0, 1, 2, 3))
+    of.last_token_S[1] = 41
+    rows = (Row(0, 5, 3, (10, 11, 12), num_drafts=2), Row(1, 7, 1, None), Row(3, 14, 4, (20, 21, 22, 23), (50,), num_drafts=3))
+    loaded = load(of, *rows)
+    inputs = loaded.inputs
+    assert loaded.size == StepSize(12, is_drafted=True) and inputs.is_drafted and inputs.num_decode == 12
+    assert inputs.tokens_T.tolist() == [10, 11, 12, 41, 20, 21, 22, 23, 0, 0, 0, 0]
+    assert inputs.positions_T.tolist() == [5, 6, 7, 7, 14, 15, 16, 17, 0, 0, 0, 0]
+    assert inputs.slots_T.tolist() == inputs.logit_slots_R.tolist() == [0, 0, 0, 1, 3, 3, 3, 3, -1, -1, -1, -1]
+    assert loaded.sampling == [0, 1, 2] and loaded.slots == [0, 0, 0, 1, 3, 3, 3, 3]
+    assert loaded.drafted is not None and loaded.drafted.offsets == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert loaded.drafted.on_device.offsets_R.tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 0, 0, 0, 0]
+    assert loaded.drafted.on_device.fed_R.tolist() == inputs.tokens_T.tolist()
+    where = of.surplus_inputs(loaded.size)
+    assert where.is_drafted and where.logit_slots_R.data_ptr() == inputs.logit_slots_R.data_ptr()
+    plain = load(of, Row(0, 8, 1, None), Row(1, 8, 1, None))
+    assert plain.drafted is None and not plain.inputs.is_drafted and plain.size == StepSize(2)
+
+
+def test_a_step_with_guesses_and_a_prompt_is_as_long_as_it_is() -> None:
+    of = state()
+    load(of, Row(0, 0, 1, (9,), (1,)), Row(1, 0, 1, (9,), (2,)), admitted=(0, 1, 2))
+    prompt = Row(2, 0, 3, (30, 31, 32), (3,))
+    loaded = load(of, prompt, Row(0, 5, 2, (10, 11), num_drafts=1), Row(1, 4, 1, (7,)))
+    assert loaded.size is None and loaded.inputs.num_decode == 3 and loaded.inputs.is_drafted
+    assert loaded.sampling == [1, 2, 0] and loaded.slots == [0, 0, 1, 2]
+    assert loaded.inputs.logit_rows_R.tolist() == [0, 1, 2, 5]
+    assert loaded.drafted is not None and loaded.drafted.offsets == [0, 1, 0, 0]
+    assert loaded.drafted.on_device.offsets_R.tolist() == [0, 1, 0, 0]
+
+
+def test_the_most_decode_rows_are_those_of_a_step_with_guesses_if_slots_are_few() -> None:
+    assert max_decode_rows(4, 0) == 4 and max_decode_rows(4, 7) == 32
+    assert max_decode_rows(200, 4) == MAX_DRAFTED_TOKENS and max_decode_rows(400, 4) == 400
+    of = state(num_slots=1)
+    load(of, Row(0, 0, 1, (9,), (1,)), admitted=(0,))
+    loaded = load(of, Row(0, 5, 4, (1, 2, 3, 4), num_drafts=3))
+    assert len(loaded.inputs.logit_slots_R) <= of.max_logits == 4 + MAX_PROMPTS
