@@ -4,7 +4,8 @@
     python bench/speculative.py chat [--model MODEL] [--count 80] [--rounds 1] [--json OUT] [-- FLAGS]
     python bench/speculative.py batch [--model MODEL] [--at-once 1,4,16] [--rounds 2] [--json OUT] [-- FLAGS]
     python bench/speculative.py json [--model MODEL] [--count 16] [--json OUT] [-- FLAGS]
-    python bench/speculative.py counters [--count 1000] [--seed 0]
+    python bench/speculative.py counters [--count 1000] [--seed 0]            see bench/counters.py
+    python bench/speculative.py synthetic --model FOLDER                      see bench/synthetic.py
 
 edit      repeat a given text with a change (bench/edits.py), one stream: --speculative none against ngram
 chat      first turns of mt_bench, at most 256 tokens, one stream: none against auto
@@ -12,6 +13,7 @@ batch     the edits at 1, 4 and 16 streams: none against auto
 json      documents of a nested schema, one at a time, with jump-forward, greedy and at temperature 0.8: forwards of the network
           per token of the answers, from the server's count of steps
 counters  random requests on the server's made-up tokens, some of them cancelled: what usages say against what /metrics says
+synthetic on a GPU, with weights made up, chance says which guesses are right: speed-up over what would be ideal
 
 Two servers with the defaults a user gets, but for the size of their KV memory, run side by side and answer the same prompts in
 turns of ten, now one first and now the other; prefixes are forgotten before every turn. Rates are tokens of answers over the time
@@ -309,6 +311,10 @@ MODES = {"edit": comparing, "chat": comparing, "batch": comparing, "json": docum
 
 def main() -> None:
     own, flags = split_arguments(sys.argv[1:])
+    if own[:1] == ["synthetic"]:
+        from bench.synthetic import main as synthetic
+
+        raise SystemExit(synthetic(own[1:], flags))
     if own[:1] == ["counters"]:
         from bench.counters import main as counters
 
