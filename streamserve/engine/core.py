@@ -106,6 +106,7 @@ class Engine:
             vocab_size=options.vocab_size,
             eos_token_ids=options.eos_token_ids,
             page_size=self._cache.page_size,
+            uses_predictions=scheduler.uses_predictions,
         )
 
     # ---- the seam ----------------------------------------------------------------------------------------------

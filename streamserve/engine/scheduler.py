@@ -137,6 +137,11 @@ class Scheduler:
         self.num_accepted = 0  # those that became tokens
 
     @property
+    def uses_predictions(self) -> bool:
+        """Whether anybody looks at what clients expect of answers. A drafter in the runner reads only what was computed."""
+        return self._speculation is not None and self._num_wanted == 0
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

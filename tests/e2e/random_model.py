@@ -18,11 +18,13 @@ from streamserve.cache.pool import KVPool
 from streamserve.config import ServerConfig
 from streamserve.engine.client import Mailbox
 from streamserve.engine.core import Engine, EngineOptions
+from streamserve.engine.drafters.ngram import NgramDrafter
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.engine.stages import SlotState, default_stages
 from streamserve.messages import GenerateRequest
 from streamserve.models.checkpoint import open_checkpoint
@@ -111,7 +113,12 @@ async def random_server(folder: Path, *, encoder: EncoderModel | None = None) ->
     network = build_network(checkpoint, pool=pool, dtype="float32")
     runner = ModelRunner(network, pool, sampler, num_slots=MAX_RUNNING, max_len=CONTEXT_LEN)
     grammars = Grammars(tokenizer, vocab_size=vocab_size, eos_token_ids=eos, num_lanes=1)
-    scheduler = Scheduler(KVCache(NUM_PAGES, PAGE_SIZE), Limits(MAX_RUNNING, STEP_TOKENS, eos), POLICIES["priority"])
+    scheduler = Scheduler(
+        KVCache(NUM_PAGES, PAGE_SIZE),
+        Limits(MAX_RUNNING, STEP_TOKENS, eos),
+        POLICIES["priority"],
+        speculation=Speculation(NgramDrafter(4), StepCosts.free()),  # every guess is verified, so that all else meets them
+    )
     options = EngineOptions(CONTEXT_LEN, vocab_size, eos, seed=0)
     engine = WatchedEngine(scheduler, runner, options, grammars=grammars)
     app = create_app(engine, text, ServerConfig(), model_name="tiny", aliases=("small",), encoder=encoder)

@@ -639,7 +639,11 @@ async def prediction(ask: Asker) -> None:
     plain = await ask.both(seed=1)
     for content in (plain.text, "quite another text", [{"type": "text", "text": plain.text}]):
         predicted = await ask.both(seed=1, prediction={"type": "content", "content": content})
-        assert predicted.text == plain.text and predicted.num_tokens == plain.num_tokens
+        assert predicted.text == plain.text and predicted.num_tokens == plain.num_tokens and not predicted.warnings
+        details = predicted.body["usage"]["completion_tokens_details"]
+        assert details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"] > 0
+        if content != "quite another text":
+            assert details["accepted_prediction_tokens"] > predicted.num_tokens / 2
         text = content if isinstance(content, str) else plain.text
         assert bytes(ask.server.engine.requests[-1].prediction).decode() == text
     assert (await ask.refusal(prediction={"type": "file", "content": "x"})).param == "prediction.type"
