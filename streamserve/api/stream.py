@@ -9,6 +9,7 @@ from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import itemgetter
 from time import monotonic
 from typing import Protocol
 from uuid import uuid4
@@ -685,8 +686,13 @@ class Collected:
             self.prompt,
             self.prompt_logprobs,
             None if self.events is None else tuple(self.events),
-            tuple(self.marks),
+            _joined_marks(self.marks),
         )
+
+
+def _joined_marks(marks: list[Mark]) -> tuple[Mark, ...]:
+    """Neighbours of one kind as one."""
+    return tuple(("".join([text for text, _ in group]), is_drafted) for is_drafted, group in groupby(marks, itemgetter(1)))
 
 
 async def collect(run: Run) -> list[Piece]:

@@ -146,13 +146,19 @@ async def test_marks_of_held_back_text_and_of_characters_in_pieces_join_to_the_t
     whole = (await post(http, CHAT, **given))["choices"][0]
     assert whole["message"]["content"] == "aé世</b👩c"
     assert "".join(mark["text"] for mark in whole["draft_marks"]) == "aé世</b👩c"
-    assert {"text": "é世", "drafted": True} in whole["draft_marks"]
+    assert whole["draft_marks"] == as_marks([("a", False), ("é世</b👩", True), ("c", False)])
     chunks = await chunks_of(http, **given)
     marks = [mark for chunk in chunks for mark in chunk["choices"][0].get("draft_marks", ())]
     assert "".join(mark["text"] for mark in marks) == "aé世</b👩c"
     plain = (await post(http, CHAT, stop=["</x>", "c!"], logprobs=True))["choices"][0]
     assert whole["logprobs"] == plain["logprobs"]
     assert whole["matched_stop"] == plain["matched_stop"] == END_OF_TURN
+
+
+async def test_a_whole_answer_has_one_mark_for_neighbours_of_a_kind(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.script = drafted(("", "a"), ("", "b"), ("cd", ""), ("ef", "g"), ("", "h"), num_drafted=9)
+    (choice,) = (await post(http, CHAT, return_draft_marks=True))["choices"]
+    assert choice["draft_marks"] == as_marks([("ab", False), ("cdef", True), ("gh", False)])
 
 
 async def test_an_echoed_prompt_is_marked_as_not_guessed(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
