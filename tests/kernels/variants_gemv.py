@@ -19,7 +19,7 @@ def _variant(kernel: Any, types: dict[str, str], outputs: int, columns: int, num
     x = torch.empty(num_rows, columns, dtype=torch.bfloat16, device="meta")
     w = torch.empty(2 * outputs if is_gated else outputs, columns, dtype=torch.bfloat16, device="meta")
     _, consts_of_plan = gemv._plan(x, w, num_rows, pdl, None)
-    options = {name: consts_of_plan.pop(name) for name in ("num_warps", "launch_pdl") if name in consts_of_plan}
+    options = {name: consts_of_plan.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in consts_of_plan}
     if is_gated:
         consts_of_plan["BLOCK_W"] = max(2, consts_of_plan["BLOCK_W"])
     signature = {"x": _BF16, "w": _BF16, "num_rows": "i32", **types}
@@ -32,9 +32,10 @@ def _variants() -> list[Variant]:
     for (hidden, attended, joined, inner, vocab), num_rows, pdl in [
         (LLAMA_8B, 1, True),
         (LLAMA_8B, 4, False),
-        (LLAMA_8B, 8, False),
+        (LLAMA_8B, 8, True),
         (QWEN3_600M, 1, True),
         (QWEN3_600M, 8, True),
+        (QWEN3_600M, 16, True),
         (SMOLLM2_135M, 2, False),
         (SMOLLM2_135M, 8, False),
     ]:

@@ -2,11 +2,11 @@
 
 Owns the tile shapes. Knows no layer and no batch. Up to MAX_ROWS rows; more are the library's business.
 
-A step of one to eight rows reads every weight once and computes little: what counts is how many bytes are on their way. Each
+A step of one to sixteen rows reads every weight once and computes little: what counts is how many bytes are on their way. Each
 program takes a block of weight rows, 16 bytes per thread and load. The first tiles are asked for before anything else, even
 before the kernels in front have finished (programmatic dependent launch), and later ones before the tile in hand is used.
 Products are summed in float32 registers, one sum per row, weight row and column of a tile, and added up once, at the end. From
-about four rows on, multiplying takes longer than reading: then tensor cores do it, with the weights as their left operand.
+a few rows on, multiplying takes longer than reading: then tensor cores do it (triton_fragments.py).
 
 RMSNorm is one factor per row, so it need not be known before the end: squares are summed beside the products. The normalised
 row is not rounded (once, for tensor cores), which makes results a little more exact than those of separate operations.
@@ -24,14 +24,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_ROWS = 8
-_DOT_ROWS = 16  # rows of a product on tensor cores: the missing ones are zeros
+from streamserve.kernels.impl.triton_fragments import as_operand, load_tile, sums_of_lanes, weight_rows
+
+MAX_ROWS = 16
+_MAX_SUM_ROWS = 8  # without tensor cores: more sums than registers hold
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """How a product is cut: weight rows per tile (half of them gate rows where outputs are gated), columns per tile, and tiles
-    asked for ahead of use: 1 or 2, held in registers; with `dot`, on tensor cores, as many as shared memory has room for."""
+    asked for ahead of use: 1 or 2, held in registers. With `dot`, on tensor cores: weight rows in multiples of 16, columns in
+    multiples of 32 per warp, both powers of two."""
 
     block_w: int
     block_k: int
@@ -54,13 +57,32 @@ def _load_tile(tile, norm, k, i, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _begin(w, weight_W, norm, K: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr):
+def _begin(
+    w,
+    norm,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    DOT: tl.constexpr,
+    GATED: tl.constexpr,
+):
     """Ask for the first tiles. They depend on no other kernel: whatever does must come after _wait."""
-    k = tl.arange(0, BLOCK_K)[None, :]
-    tile = w + weight_W.to(tl.int64)[:, None] * K + k
-    if DOT:  # the compiler moves tiles ahead by itself
-        return tile, 0, 0, 0, 0
+    if DOT:
+        C: tl.constexpr = BLOCK_K // (32 * WARPS)
+        KIND: tl.constexpr = "gated" if GATED else "weights"
+        first = load_tile(w, None, 0, 0, N, K, BLOCK_W, C, WARPS, KIND, BLOCK_W // 8 * C)
+        first_factors, second = first, first
+        if norm is not None:
+            first_factors = load_tile(norm, None, 0, 0, N, K, BLOCK_W, C, WARPS, "norm", C)
+        if AHEAD == 2:
+            second = load_tile(w, None, 0, 1, N, K, BLOCK_W, C, WARPS, KIND, BLOCK_W // 8 * C)
+        return w, first, first_factors, second, second
     else:
+        k = tl.arange(0, BLOCK_K)[None, :]
+        tile = w + weight_rows(tl.arange(0, BLOCK_W), N, BLOCK_W, GATED).to(tl.int64)[:, None] * K + k
         first, first_factors = _load_tile(tile, norm, k, 0, K, BLOCK_K)
         if AHEAD == 2:
             second, second_factors = _load_tile(tile, norm, k, 1, K, BLOCK_K)
@@ -110,16 +132,19 @@ def _products(
     norm,
     begun,
     eps: tl.constexpr,
+    N: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     """Products of the rows of x, normalised if `norm` is given, with the weight rows of _begin: float32 [ROWS, BLOCK_W]."""
     if DOT:
-        return _products_by_dot(x, rows, num_rows, norm, begun[0], eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD)
+        return _products_by_dot(x, rows, num_rows, norm, begun, eps, N, K, ROWS, BLOCK_W, BLOCK_K, WARPS, AHEAD, GATED)
     else:
         return _products_by_sum(x, rows, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD)
 
@@ -167,33 +192,72 @@ def _products_by_dot(
     rows,
     num_rows,
     norm,
-    tile,
+    begun,
     eps: tl.constexpr,
+    N: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
+    WARPS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    GATED: tl.constexpr,
 ):
-    """On tensor cores. x times norm is rounded to the model's type, as separate operations do."""
-    k = tl.arange(0, BLOCK_K)[None, :]
-    x_row = x + _row_indices(rows, num_rows, ROWS)[:, None] * K + k
-    is_row = (tl.arange(0, ROWS) < num_rows)[:, None]  # what is not read costs no time
-    sums = tl.zeros([BLOCK_W, ROWS], tl.float32)
-    squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
-    for i in tl.range((K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
-        weights, factors = _load_tile(tile, norm, k, i, K, BLOCK_K)
-        is_in = is_row if K % BLOCK_K == 0 else is_row & (i * BLOCK_K + k < K)
-        values = tl.load(x_row + i * BLOCK_K, mask=is_in, other=0.0)
+    """On tensor cores. x times norm is rounded to the model's type, as separate operations do. Rows of x and norm's factors, too,
+    are asked for a tile ahead: they wait in the L2 cache, which is not near."""
+    NUM_TILES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    C: tl.constexpr = BLOCK_K // (32 * WARPS)
+    KIND: tl.constexpr = "gated" if GATED else "weights"
+    W_PARTS: tl.constexpr = BLOCK_W // 8 * C
+    X_PARTS: tl.constexpr = ROWS // 8 * C
+    w, first, next_factors, second, _ = begun
+    next_values = load_tile(x, rows, num_rows, 0, N, K, BLOCK_W, C, WARPS, "rows", X_PARTS)
+    sums = tl.zeros([WARPS, BLOCK_W, ROWS], tl.float32)
+    squares = tl.zeros([WARPS, ROWS, 4], tl.float32)
+    for i in range(NUM_TILES - 1):
+        weights, values, factors = first, next_values, next_factors
+        if AHEAD == 2:
+            first = second
+            if i + 2 < NUM_TILES:
+                second = load_tile(w, None, 0, i + 2, N, K, BLOCK_W, C, WARPS, KIND, W_PARTS)
+        else:
+            first = load_tile(w, None, 0, i + 1, N, K, BLOCK_W, C, WARPS, KIND, W_PARTS)
+        next_values = load_tile(x, rows, num_rows, i + 1, N, K, BLOCK_W, C, WARPS, "rows", X_PARTS)
         if norm is not None:
-            exact = values.to(tl.float32)
-            squares += exact * exact
-            values = (exact * factors.to(tl.float32)).to(weights.dtype)
-        sums = tl.dot(weights, tl.trans(values), sums, input_precision="ieee")
-    products = tl.trans(sums)
+            next_factors = load_tile(norm, None, 0, i + 1, N, K, BLOCK_W, C, WARPS, "norm", C)
+        sums, squares = _add_dot(sums, squares, weights, values, norm, factors, x.dtype.element_ty, ROWS, BLOCK_W, C, WARPS)
+    sums, squares = _add_dot(sums, squares, first, next_values, norm, next_factors, x.dtype.element_ty, ROWS, BLOCK_W, C, WARPS)
+    products = tl.trans(tl.sum(sums, axis=0))
     if norm is not None:
-        products *= tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+        products *= tl.rsqrt(tl.sum(tl.sum(squares, axis=2), axis=0) / K + eps)[:, None]
     return products
+
+
+@triton.jit
+def _add_dot(
+    sums,
+    squares,
+    weights,
+    values,
+    norm,
+    factors,
+    DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    C: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """One tile more: sums [WARPS, BLOCK_W, ROWS], squares [WARPS, ROWS, 4]."""
+    operand = as_operand(values, ROWS // 8, C, WARPS, DTYPE)
+    if norm is not None:
+        exact = operand.to(tl.float32)
+        squares += sums_of_lanes(exact * exact, ROWS, C, WARPS)
+        # One row of factors per row of threads: for rows 8 to 15 the same ones again.
+        factors = tl.reshape(as_operand(factors, 1, C, WARPS, DTYPE), [WARPS, 1, 8, C * 32]).to(tl.float32)
+        exact = tl.reshape(exact, [WARPS, ROWS // 8, 8, C * 32]) * factors
+        operand = tl.reshape(exact, [WARPS, ROWS, C * 32]).to(DTYPE)
+    taken = as_operand(weights, BLOCK_W // 8, C, WARPS, DTYPE)
+    return tl.dot(taken, tl.permute(operand, [0, 2, 1]), sums, input_precision="ieee"), squares
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["rows"])
@@ -211,17 +275,17 @@ def norm_linear_kernel(
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    weight_W = tl.minimum(n, N - 1)  # the last program may compute row N - 1 again and again
-    begun = _begin(w, weight_W, norm, K, BLOCK_K, AHEAD, DOT)
+    begun = _begin(w, norm, N, K, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, False)
     if bias is not None:
-        added = tl.load(bias + weight_W).to(tl.float32)
+        added = tl.load(bias + tl.minimum(n, N - 1)).to(tl.float32)
     _wait(PDL)
-    products = _products(x, rows, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
+    products = _products(x, rows, num_rows, norm, begun, eps, N, K, ROWS, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, False)
     if bias is not None:
         products += added[None, :]
     r = tl.arange(0, ROWS)
@@ -240,18 +304,19 @@ def linear_add_kernel(
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     n = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    begun = _begin(w, tl.minimum(n, N - 1), None, K, BLOCK_K, AHEAD, DOT)
+    begun = _begin(w, None, N, K, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, False)
     r = tl.arange(0, ROWS)
     place = residual + r.to(tl.int64)[:, None] * N + n[None, :]
     is_in = (r < num_rows)[:, None] & (n < N)[None, :]
     _wait(PDL)
     before = tl.load(place, mask=is_in, other=0.0)
-    products = _products(x, None, num_rows, None, begun, 0.0, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
+    products = _products(x, None, num_rows, None, begun, 0.0, N, K, ROWS, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, False)
     tl.store(place, (before.to(tl.float32) + products).to(residual.dtype.element_ty), mask=is_in)
 
 
@@ -268,17 +333,15 @@ def norm_gate_up_kernel(
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Gate and up rows alternate in a tile, so that the two products of one output end up side by side.
     BLOCK_N: tl.constexpr = BLOCK_W // 2
-    i = tl.arange(0, BLOCK_W)
-    weight_W = tl.minimum(tl.program_id(0) * BLOCK_N + i // 2, N - 1) + (i % 2) * N
-    begun = _begin(w, weight_W, norm, K, BLOCK_K, AHEAD, DOT)
+    begun = _begin(w, norm, N, K, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, True)
     _wait(PDL)
-    products = _products(x, None, num_rows, norm, begun, eps, K, ROWS, BLOCK_W, BLOCK_K, AHEAD, DOT)
+    products = _products(x, None, num_rows, norm, begun, eps, N, K, ROWS, BLOCK_W, BLOCK_K, WARPS, AHEAD, DOT, True)
     gate, up = tl.split(tl.reshape(products, [ROWS, BLOCK_N, 2]))
     inner = gate * tl.sigmoid(gate) * up
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -312,31 +375,19 @@ _TILES = MappingProxyType[tuple[int, int, int], Tile](
         (1024, 3072, 2): Tile(block_w=1, block_k=1024, num_warps=4, ahead=1, dot=False),
         (151936, 1024, 2): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
         (6144, 4096, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
-        (4096, 4096, 4): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
         (28672, 4096, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
-        (4096, 14336, 4): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
         (128256, 4096, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
         (4096, 1024, 4): Tile(block_w=4, block_k=256, num_warps=1, ahead=1, dot=False),
         (1024, 2048, 4): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
         (6144, 1024, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
         (1024, 3072, 4): Tile(block_w=2, block_k=1024, num_warps=4, ahead=1, dot=False),
         (151936, 1024, 4): Tile(block_w=4, block_k=512, num_warps=2, ahead=1, dot=False),
-        (6144, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
-        (4096, 4096, 8): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
-        (28672, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
-        (4096, 14336, 8): Tile(block_w=16, block_k=256, num_warps=1, ahead=4, dot=True),
-        (128256, 4096, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
-        (4096, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
-        (1024, 2048, 8): Tile(block_w=16, block_k=256, num_warps=2, ahead=3, dot=True),
-        (6144, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
-        (1024, 3072, 8): Tile(block_w=32, block_k=256, num_warps=4, ahead=3, dot=True),
-        (151936, 1024, 8): Tile(block_w=64, block_k=128, num_warps=4, ahead=4, dot=True),
     }
 )
 
 
 def tile_for(w: Tensor, rows: int) -> Tile:
-    """The tile for a weight and a number of rows that is 1, 2, 4 or 8."""
+    """The tile for a weight and a number of rows that is 1, 2, 4, 8 or 16."""
     num_rows, num_columns = w.shape
     known = _TILES.get((num_rows, num_columns, rows)) if w.dtype is torch.bfloat16 and torch.version.hip is None else None
     return known or _default_tile(num_rows, num_columns, rows, w.dtype)
@@ -346,8 +397,9 @@ def _default_tile(num_rows: int, num_columns: int, rows: int, dtype: torch.dtype
     """Columns as many as the threads read in one load each, so that nothing passes through shared memory; programs enough to
     fill a GPU; sums that fit in registers."""
     # A row times norm that is not yet divided by its length may be too much for float16.
-    if rows >= 4 and dtype is torch.bfloat16:
-        return Tile(16 if num_rows < 16384 else 32, 256, 2, ahead=3, dot=True)
+    if rows > _MAX_SUM_ROWS or (rows >= 4 and dtype is torch.bfloat16 and num_columns % 32 == 0):
+        num_warps = 8 if num_columns >= 2048 else 4
+        return Tile(16 if num_rows < 4096 else 32, 32 * num_warps, num_warps, ahead=2, dot=True)
     num_warps = 4 if num_columns > 512 else 2
     block_w = 4 if num_rows >= 4096 else 2 if num_rows >= 2048 else 1
     return Tile(block_w if rows <= 2 else 1, 256 * num_warps, num_warps)
@@ -434,20 +486,23 @@ def _norm_linear(
 def _plan(x_TE: Tensor, w_NE: Tensor, num_rows: int, pdl: bool, tile: Tile | None) -> tuple[Tile, dict[str, Any]]:
     """The tile and what a kernel is told of it."""
     assert x_TE.is_contiguous() and w_NE.is_contiguous() and x_TE.shape[1] == w_NE.shape[1] and x_TE.dtype is w_NE.dtype
-    assert 1 <= num_rows <= MAX_ROWS, f"{num_rows} rows"
     rows = triton.next_power_of_2(num_rows)
     tile = tile or tile_for(w_NE, rows)
+    assert 1 <= num_rows <= (MAX_ROWS if tile.dot else _MAX_SUM_ROWS), f"{num_rows} rows"
     num_columns = w_NE.shape[1]
     options: dict[str, Any] = {
         "K": num_columns,
-        "ROWS": _DOT_ROWS if tile.dot else rows,
+        "ROWS": max(8, rows) if tile.dot else rows,
         "BLOCK_W": tile.block_w,
         "BLOCK_K": tile.block_k,
-        "AHEAD": tile.ahead if tile.dot else min(tile.ahead, triton.cdiv(num_columns, tile.block_k)),
+        "WARPS": tile.num_warps,
+        "AHEAD": min(tile.ahead, triton.cdiv(num_columns, tile.block_k)),
         "DOT": tile.dot,
         "PDL": pdl,
         "num_warps": tile.num_warps,
     }
+    if tile.dot:  # tiles ahead are ours to hold: the compiler would move rows of x through shared memory
+        options["num_stages"] = 1
     if pdl:  # an option that only NVIDIA's compiler knows
         options["launch_pdl"] = True
     return tile, options
