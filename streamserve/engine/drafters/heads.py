@@ -1,8 +1,8 @@
 """A head on the target's stream as the drafter of a runner: EAGLE-3 heads, and layers that predict several tokens.
 
 It follows every token, wanted or not: it is one layer, and what it reads is there only once. A prefix that came out of the tree
-brings its memory with it, but for its last position, whose pair was made with the token that followed there. Owns the last
-position of every slot whose next token is not known yet.
+brings its memory with it; the pair of its last position may have been made with another token than the one that follows here.
+Owns the last position of slots whose next token is not known yet: a sample that nobody wanted, in whose place others come.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,15 @@ class HeadDrafter:
         self._target = target
         self._max_drafts = max_drafts
         self._guesser = Guesser()
-        self._waiting: dict[int, tuple[int, Tensor]] = {}  # by slot: position and feature
+        self._histories: dict[int, tuple[int, ...]] = {}  # by slot, as all that follows: what was known at admission
+        self._waiting: dict[int, tuple[int, Tensor]] = {}  # position and feature
         self._step: tuple[Batch, Tensor] | None = None
 
     def forward(self, plan: Plan, batch: Batch) -> Tensor:
         """See RunnerDrafter."""
         for admission in plan.admissions:
             self._guesser.admit(admission)
+            self._histories[admission.slot] = admission.history
             self._waiting.pop(admission.slot, None)
         self._passes.begin(plan, batch)
         logits_RV, shown_TX = self._target.forward_with_features(batch, self._head.layers)
@@ -56,10 +58,13 @@ class HeadDrafter:
                 start, features_CE = position, torch.cat((waiting_E.unsqueeze(0), features_CE))
             else:
                 del tokens[0]
+            end, history = row.start + count, self._histories[row.slot]
             if result.token_ids:
                 tokens.append(result.token_ids[-1])
+            elif end < len(history):
+                tokens.append(history[end])
             else:
-                self._waiting[row.slot] = row.start + count - 1, features_CE[-1].clone()
+                self._waiting[row.slot] = end - 1, features_CE[-1].clone()
             if tokens:
                 if result.token_ids and row.num_wanted:
                     wanted.append(len(spans))
