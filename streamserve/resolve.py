@@ -218,7 +218,9 @@ def check(config: Config) -> None:
         raise ConfigError("--served-model-name begins with *, which stands for any name; give the model's own first: NAME,*")
     if (config.server.ssl_certfile is None) != (config.server.ssl_keyfile is None):
         raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both or neither")
-    read_speculative(config.scheduler.speculative)
+    asked = config.scheduler.speculative
+    if read_speculative(asked).kind in _NETWORKS and config.server.fake:
+        raise ConfigError(f"{SPECULATIVE} {asked} and --fake: there is no model that a network could guess for; use ngram")
 
 
 def flag_of(field_name: str) -> str:

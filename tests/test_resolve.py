@@ -283,3 +283,5 @@ def test_networks_that_guess_are_for_a_cpu(asked: str) -> None:
     assert resolve(config, MODEL, CPU).speculative == read_speculative(asked)
     with pytest.raises(ConfigError, match="on a CPU only"):
         resolve(config, MODEL, GPU)
+    with pytest.raises(ConfigError, match="--fake"):
+        check(replace(config, server=ServerConfig(fake=True)))
