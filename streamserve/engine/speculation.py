@@ -5,21 +5,26 @@ guesses join a step, the likeliest first, while they raise the step's expected t
 has more. A step with guesses cannot be planned over (nobody knows how long its answers will be), so the device waits for the
 host after it: what that costs is in the times that were measured of such steps.
 
-Costs that were measured in a bad moment must not rule guesses out for ever: when costs have spoken against likely guesses for
-many steps, one step verifies those of one answer nevertheless, and is measured.
+Costs that were measured in a bad moment must not decide for ever. When costs have spoken against likely guesses for many steps,
+what was learnt of steps with guesses is forgotten, and one step verifies the guesses of one answer. Where no plain step was
+measured for long, a few go without guesses.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streamserve.engine.drafters.drafter import Drafter, Drafts, Guess
 
-# Numbers of tokens that are told apart; others count as the next larger one, as with the graphs of a GPU.
+# Numbers of tokens that are told apart; others count as the next larger one.
 SIZES = (*range(1, 17), *(step * 2**octave for octave in range(2, 12) for step in (5, 6, 7, 8)))
 MAX_STEPS = 8  # that a size remembers, about
 FORGETS = 0.98  # what is left of a size's weight after each step of another one
 LEAST_WEIGHT = 0.1  # sizes with less are forgotten
-OUTLIER = 3.0  # times of steps are cut to so many times what was expected, either way
+SURE = 3.0  # weight up to which a size has its least time: of the first steps one may have compiled something
+OUTLIER = 3.0  # further times are cut to so many times what was expected, either way
 DRAFTED = 1.1  # what a step with guesses costs of one without, as is believed before any was measured
 
 MARGIN = 1.03  # how much faster a step with guesses must promise to be
@@ -28,65 +33,97 @@ LIKELY = 0.5  # chance of a guess that is worth a try
 LEAST_CHANCE = 0.02  # what a guess must have, all those before it included
 PATIENCE = 64  # times that costs speak against likely guesses, before a try; twice as many after each in vain
 MAX_PATIENCE = 4096
+LATELY = 512  # among so many steps a plain one must have been measured
+NUM_WITHOUT = 6  # two for each step that is planned: the second plain one in a row is the first to be measured
 REMEMBERED = 16  # steps for which it is remembered that no guesses could pay
+
+_NOBODY = np.empty(0, np.intp)
+
+
+class _Size:
+    """Steps of about a size: their mean tokens and seconds, and how much they count: by how many they were, and how long ago."""
+
+    __slots__ = ("seconds", "seen_at", "tokens", "weight")
+
+    def __init__(self, num_tokens: int, seconds: float) -> None:
+        self.tokens = float(num_tokens)
+        self.seconds = seconds
+        self.weight = 1.0
+        self.seen_at = 0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Another step."""
+        if self.weight < SURE:
+            if seconds <= self.seconds:
+                self.tokens, self.seconds = float(num_tokens), seconds
+        else:
+            share = 1.0 / (min(self.weight, MAX_STEPS - 1) + 1.0)
+            self.tokens += (num_tokens - self.tokens) * share
+            self.seconds += (min(max(seconds, self.seconds / OUTLIER), self.seconds * OUTLIER) - self.seconds) * share
+        self.weight = min(self.weight + 1.0, MAX_STEPS)
 
 
 class _Table:
-    """Seconds of steps of one kind, by size. Weighs every size by how many steps of it were seen, and how long ago."""
+    """Seconds of steps of one kind, by size."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}  # size: seconds, weight
-        self._points: list[tuple[int, float]] | None = []  # by size, never falling; None: to be made
+        self._sizes: dict[int, _Size] = {}
+        self._points: list[tuple[float, float]] | None = []  # tokens and seconds, neither ever falling; None: to be made
 
     @property
     def is_empty(self) -> bool:
-        return not self._seen
+        return not self._sizes
 
-    def observe(self, size: int, seconds: float, expected: float) -> None:
-        """A step took so long, where so long was expected."""
-        before, weight = self._seen.get(size, (expected, 0.0))
-        seconds = min(max(seconds, before / OUTLIER), before * OUTLIER)
-        if weight < 3.0:  # the first ones may have compiled something
-            now = min(before, seconds) if weight else seconds
+    def observe(self, num_tokens: int, seconds: float, now: int) -> None:
+        """A step took so long; the `now`th of all."""
+        for size, other in list(self._sizes.items()):
+            other.weight *= FORGETS
+            if other.weight < LEAST_WEIGHT:
+                del self._sizes[size]
+        size = SIZES[min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)]
+        if size in self._sizes:
+            self._sizes[size].observe(num_tokens, seconds)
         else:
-            now = before + (seconds - before) / (min(weight, MAX_STEPS - 1) + 1.0)
-        faded = {other: (s, w * FORGETS) for other, (s, w) in self._seen.items() if w * FORGETS >= LEAST_WEIGHT}
-        faded[size] = (now, min(weight + 1.0, MAX_STEPS))
-        self._seen = faded
+            self._sizes[size] = _Size(num_tokens, seconds)
+        self._sizes[size].seen_at = now
         self._points = None
 
-    def at(self, num_tokens: int, believed: Callable[[int], float]) -> float:
+    def has_seen(self, num_tokens: int, since: int) -> bool:
+        """Whether there was a step of about so many tokens since."""
+        return any(s.seen_at >= since and 3 * num_tokens <= 4 * s.tokens <= 5 * num_tokens for s in self._sizes.values())
+
+    def at(self, num_tokens: float, believed: Callable[[float], float]) -> float:
         """Seconds of a step of so many tokens: between sizes that were measured, or beyond them as `believed` goes."""
         points = self._points
         if points is None:
             points = self._points = self._never_falling()
         at = bisect_left(points, (num_tokens,))
         if at == len(points):
-            size, seconds = points[-1]
-            beyond = seconds * believed(num_tokens) / believed(size)
-            if len(points) > 1 and num_tokens <= 2 * size:  # what was measured is hoped to go on, so that it is found out
-                first, least = points[0]
-                beyond = min(beyond, seconds + (seconds - least) / (size - first) * (num_tokens - size))
+            largest, seconds = points[-1]
+            beyond = seconds * believed(num_tokens) / believed(largest)
+            if len(points) > 1 and num_tokens <= 2 * largest:  # what was measured is hoped to go on, so that it is found out
+                smallest, least = points[0]
+                beyond = min(beyond, seconds + (seconds - least) / (largest - smallest) * (num_tokens - largest))
             return beyond
-        size, seconds = points[at]
-        if size == num_tokens:
+        above, seconds = points[at]
+        if above == num_tokens:
             return seconds
         if at == 0:
-            return seconds * believed(num_tokens) / believed(size)
+            return seconds * believed(num_tokens) / believed(above)
         below, least = points[at - 1]
-        return least + (seconds - least) * (num_tokens - below) / (size - below)
+        return least + (seconds - least) * (num_tokens - below) / (above - below)
 
-    def _never_falling(self) -> list[tuple[int, float]]:
-        """Sizes and seconds; where a larger size seemed cheaper, both cost their mean (isotonic regression)."""
-        pools: list[tuple[float, float, list[int]]] = []  # seconds, weight, sizes
-        for size in sorted(self._seen):
-            seconds, weight, sizes = *self._seen[size], [size]
+    def _never_falling(self) -> list[tuple[float, float]]:
+        """Tokens and seconds of each size; where a larger one seemed cheaper, both cost their mean (isotonic regression)."""
+        pools: list[tuple[float, float, list[float]]] = []  # seconds, weight, tokens of the sizes
+        for _, size in sorted(self._sizes.items()):
+            seconds, weight, tokens = size.seconds, size.weight, [size.tokens]
             while pools and pools[-1][0] >= seconds:
-                other, its_weight, its_sizes = pools.pop()
+                other, its_weight, its_tokens = pools.pop()
                 seconds = (seconds * weight + other * its_weight) / (weight + its_weight)
-                weight, sizes = weight + its_weight, its_sizes + sizes
-            pools.append((seconds, weight, sizes))
-        return [(size, seconds) for seconds, _, sizes in pools for size in sizes]
+                weight, tokens = weight + its_weight, its_tokens + tokens
+            pools.append((seconds, weight, tokens))
+        return [(num_tokens, seconds) for seconds, _, tokens in pools for num_tokens in tokens]
 
 
 class StepCosts:
@@ -110,21 +147,27 @@ class StepCosts:
     def observe(self, num_tokens: int, seconds: float, *, is_drafted: bool) -> None:
         """A step without prompts took so long."""
         self.num_observed += 1
-        size = SIZES[min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)]
-        table, estimate = (self._drafted, self.drafted) if is_drafted else (self._plain, self.plain)
-        table.observe(size, seconds, seconds if table.is_empty else estimate(size))
+        (self._drafted if is_drafted else self._plain).observe(num_tokens, seconds, self.num_observed)
 
-    def plain(self, num_tokens: int) -> float:
+    def is_plain_known(self, num_tokens: int) -> bool:
+        """Whether a plain step of about so many tokens was measured lately."""
+        return self._plain.has_seen(num_tokens, self.num_observed - LATELY)
+
+    def forget_drafted(self) -> None:
+        """Of steps with guesses nothing is known any more."""
+        self._drafted = _Table()
+
+    def plain(self, num_tokens: float) -> float:
         """Seconds of a step without guesses. Before any was measured only ratios mean something."""
         if self._plain.is_empty and not self._drafted.is_empty:
             return self._drafted.at(num_tokens, self._believed) / DRAFTED
         return self._believed(num_tokens) if self._plain.is_empty else self._plain.at(num_tokens, self._believed)
 
-    def drafted(self, num_tokens: int) -> float:
+    def drafted(self, num_tokens: float) -> float:
         """Seconds of a step with guesses, which are among the tokens. Where none were measured, as plain ones go."""
         return DRAFTED * self.plain(num_tokens) if self._drafted.is_empty else self._drafted.at(num_tokens, self.plain)
 
-    def _believed(self, num_tokens: int) -> float:
+    def _believed(self, num_tokens: float) -> float:
         return 1.0 + self._token_cost * (num_tokens - 1)
 
 
@@ -134,14 +177,19 @@ class Speculation:
     def __init__(self, drafter: Drafter, costs: StepCosts) -> None:
         self.drafter = drafter
         self.costs = costs
-        self._num_refused = 0  # times in a row that costs spoke against guesses
         self._patience = PATIENCE
+        self._num_refused = 0  # times that costs spoke against guesses since they last spoke for some
+        self._num_agreed = 0  # times that they spoke for some since the last try
+        self._num_without = 0  # times to go without guesses, so that plain steps are measured
+        self._went_without: dict[int, int] = {}  # rows: the step when that was begun last
         self._hopeless: dict[int, int] = {}  # rows for which no guesses could pay: as of so many observed steps
 
     def may_pay(self, num_rows: int) -> bool:
         """Whether it is worth looking for guesses at all, in a step of so many rows of one token."""
         if self.costs.are_free:
             return True
+        if self._is_to_be_measured(num_rows):
+            return False
         seen, since = self.costs.num_observed, self._hopeless.get(num_rows)
         if since is None or seen - since >= REMEMBERED:
             if self._could_pay(num_rows):
@@ -159,11 +207,11 @@ class Speculation:
             return [guess.token_ids for guess in guesses]
         lengths = self._lengths([(guess.chance, len(guess.token_ids), guess.chance) for guess in guesses], num_rows)
         if lengths is not None:
-            self._num_refused, self._patience = 0, PATIENCE
+            self._agrees()
             return [guess.token_ids[:length] for guess, length in zip(guesses, lengths, strict=True)]
         likeliest = max(guesses, key=_chance_of_first, default=Guess())
         if _chance_of_first(likeliest) >= LIKELY and self._may_try():
-            self._num_refused, self._patience = 0, min(2 * self._patience, MAX_PATIENCE)
+            self._tries()
             return [guess.token_ids if guess is likeliest else () for guess in guesses]
         self._gives_up_trying(_chance_of_first(likeliest))
         return [()] * len(offers)
@@ -190,6 +238,31 @@ class Speculation:
             return True
         self._gives_up_trying(likeliest)
         return False
+
+    def _is_to_be_measured(self, num_rows: int) -> bool:
+        """Whether to go without guesses because nobody knows lately what a plain step costs. Not for long: where each step waits
+        for the one before it, plain ones are never measured."""
+        if not self._num_without:
+            now = self.costs.num_observed
+            if self.costs.is_plain_known(num_rows) or now - self._went_without.get(num_rows, -LATELY) < LATELY:
+                return False
+            self._went_without[num_rows] = now
+            self._num_without = NUM_WITHOUT
+        self._num_without -= 1
+        return True
+
+    def _agrees(self) -> None:
+        """Costs spoke for guesses."""
+        self._num_refused = 0
+        self._num_agreed += 1
+        if self._num_agreed == PATIENCE:
+            self._patience = PATIENCE
+
+    def _tries(self) -> None:
+        """Guesses are verified although costs spoke against them."""
+        self.costs.forget_drafted()
+        self._patience = min(2 * self._patience, MAX_PATIENCE)
+        self._num_refused = self._num_agreed = 0
 
     def _may_try(self) -> bool:
         self._num_refused += 1
@@ -222,28 +295,36 @@ class Speculation:
     def _lengths(self, hopes: Sequence[tuple[float, int, float]], num_rows: int) -> list[int] | None:
         """How many guesses of each answer to verify, if any should be. Of each is given: the chance of its first one, how many
         there are, and the chance of each further one if those before it are right."""
-        ranked: list[tuple[float, int]] = []
-        for i, (chance, length, further) in enumerate(hopes):
-            for _ in range(length):
-                if chance < LEAST_CHANCE:
-                    break
-                ranked.append((-chance, i))
-                chance *= further
-        ranked.sort()
+        brought, owners = _ranked(hopes)
         best, best_rate = 0, self._least_rate(num_rows)
-        brought, done = 0.0, 0
-        for num_drafts in _thinned(len(ranked)):
-            brought -= sum(chance for chance, _ in ranked[done:num_drafts])
-            done = num_drafts
-            rate = self._rate(num_rows, num_drafts, brought)
+        for num_drafts in _thinned(len(brought)):
+            rate = self._rate(num_rows, num_drafts, brought[num_drafts - 1])
             if rate > best_rate:
                 best, best_rate = num_drafts, rate
         if not best:
             return None
-        lengths = [0] * len(hopes)
-        for _, i in ranked[:best]:
-            lengths[i] += 1
-        return lengths
+        return [best] if len(hopes) == 1 else np.bincount(owners[:best], minlength=len(hopes)).tolist()
+
+
+def _ranked(hopes: Sequence[tuple[float, int, float]]) -> tuple[list[float], NDArray[np.intp]]:
+    """All guesses, the likeliest first: the tokens that they bring with those before them, and whose they are."""
+    if len(hopes) == 1:  # as the step of a single stream: in 2 us instead of 20
+        chance, length, further = hopes[0]
+        brought, total = [], 0.0
+        for _ in range(length):
+            if chance < LEAST_CHANCE:
+                break
+            total += chance
+            brought.append(total)
+            chance *= further
+        return brought, _NOBODY
+    depths = np.arange(max((length for _, length, _ in hopes), default=0))
+    first, lengths, further_ones = np.array(hopes, np.float64).reshape(-1, 3).T[:, :, None]
+    chances = first * further_ones**depths
+    rows, columns = np.nonzero((depths < lengths) & (chances >= LEAST_CHANCE))
+    chances = chances[rows, columns]
+    order = np.argsort(-chances, kind="stable")  # of one answer the first guesses first
+    return np.cumsum(chances[order]).tolist(), rows[order]
 
 
 def _chance_of_first(guess: Guess) -> float:
