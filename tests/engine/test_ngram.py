@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamserve.engine.drafters import ngram
@@ -82,6 +82,7 @@ TOKENS = st.integers(0, 3)
     num_copied=st.integers(0, 40),
     answer=st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=5), st.integers(0, 8)), max_size=40),
 )
+@example(prompt=[0], prediction=[1], num_copied=0, answer=[([0, 0, 1, 0, 0], 1)])  # left at the end of the prediction
 def test_a_guess_follows_the_longest_match_or_the_nearest_of_equal_ones(
     prompt: list[int], prediction: list[int], num_copied: int, answer: list[tuple[list[int], int]]
 ) -> None:

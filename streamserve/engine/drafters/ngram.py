@@ -65,7 +65,7 @@ class NgramDrafts:
 
     def __init__(self, request: GenerateRequest, token_ids: Sequence[int], beliefs: Sequence[Chance]) -> None:
         self._text = [_BEGIN, *request.prediction, _BETWEEN, *token_ids]
-        prompt = len(request.prediction) + 2
+        self._prompt = prompt = len(request.prediction) + 2  # where that begins
         self._known = len(self._text)  # tokens that were taken in
         self._chains_from = self._known  # places from here on are in chains
         self._unsorted = [*_parts(prompt + 2, self._known), *_parts(3, prompt - 1)]  # the last is sorted next
@@ -164,12 +164,10 @@ class NgramDrafts:
 
     def _candidates(self, pair: int) -> Iterator[int]:
         """Places behind the pair that ends the text, the likelier of equal ones first."""
-        text, left = self._text, self._left
-        if left:
-            first, second = text[-2], text[-1]
-            for place in range(left + 1, min(left + REJOIN_WITHIN, len(text) - 1) + 1):
-                if text[place - 1] == second and text[place - 2] == first and text[place] != _BETWEEN:
-                    yield place
+        text, first, second = self._text, self._text[-2], self._text[-1]
+        for place in self._near():
+            if text[place - 1] == second and text[place - 2] == first:
+                yield place
         place, most = self._newest.get(pair, 0), MAX_CANDIDATES
         while place and most:
             yield place
@@ -179,14 +177,14 @@ class NgramDrafts:
 
     def _rejoined(self) -> tuple[int, int]:
         """The nearest place behind the one where a text was left that the newest token stands before, and how many match."""
-        text, left = self._text, self._left
-        if left:
-            for place in range(left + 1, min(left + REJOIN_WITHIN, len(text) - 1) + 1):
-                if text[place] == _BETWEEN:
-                    break
-                if text[place - 1] == text[-1]:
-                    return place, 1
-        return 0, 0
+        text, newest = self._text, self._text[-1]
+        return next(((place, 1) for place in self._near() if text[place - 1] == newest), (0, 0))
+
+    def _near(self) -> range:
+        """Places behind the one where a text was left, as far as that goes."""
+        left = self._left
+        end = self._prompt - 1 if left < self._prompt else len(self._text)
+        return range(left + 1, min(left + 1 + REJOIN_WITHIN, end)) if left else range(0)
 
 
 def _parts(begin: int, end: int) -> Iterator[tuple[int, int]]:
