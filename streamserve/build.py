@@ -135,7 +135,7 @@ def _build_model(
         if isinstance(device, CPU):
             runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display)
         else:
-            runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, device_sampler)
+            runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, drafter, device_sampler)
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -208,6 +208,7 @@ def _build_on_gpu(
     checkpoint: "Checkpoint",
     gpu: "CUDA",
     display: Display,
+    drafter: Drafter | None = None,
     make_sampler: "type[DeviceSampler] | None" = None,
 ) -> Parts:
     """Weights first, then the largest step on a small KV memory: what it takes decides how much is left for the real one."""
@@ -217,7 +218,7 @@ def _build_on_gpu(
     from streamserve.cache.pool import DevicePool
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
-    from streamserve.engine.device_state import MAX_PROMPTS, DeviceState
+    from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, max_decode_rows
     from streamserve.kernels.warm import rehearsal
     from streamserve.models.network import build_device_network
 
@@ -226,6 +227,7 @@ def _build_on_gpu(
     with display.phase("tokenizer"):
         text, grammars = _text_and_grammars(config, checkpoint)
     dtype = getattr(torch, planned.dtype)
+    max_drafts = planned.speculative.max_drafts if drafter is None else drafter.max_drafts
     with display.phase("weights"):
         network = build_device_network(
             checkpoint,
@@ -233,7 +235,7 @@ def _build_on_gpu(
             device=gpu.torch_device,
             choices=choices,
             max_len=config.model.context_length or spec.max_position_embeddings,  # memory, once measured, may allow more
-            max_rows=planned.max_running_requests + MAX_PROMPTS,
+            max_rows=max_decode_rows(planned.max_running_requests, max_drafts) + MAX_PROMPTS,
             deterministic=config.device.deterministic,
         )
         checkpoint.finish()
@@ -266,6 +268,7 @@ def _build_on_gpu(
             max_step_tokens=planned.chunked_prefill_size,
             max_graph_tokens=max_graph_tokens,
             use_graphs=use_graphs,
+            max_drafts=max_drafts,
         )
 
     with display.phase("kernels and memory") as progress:
