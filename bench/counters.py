@@ -3,15 +3,18 @@
     python bench/speculative.py counters [--count 1000] [--at-once 32] [--seed 0] [-- FLAGS]
 
 A server with made-up tokens and --speculative ngram answers random requests: streamed, whole and over one WebSocket, one choice
-or several, chats and completions. Prompts hold parts of what the answers will say, so that guesses are right for a while. A third
-is cancelled somewhere in the answer, by /abort or a frame. Then
+or several, chats and completions, free and under a JSON schema. Prompts hold parts of what the answers will say, so that guesses
+are right for a while. A third is cancelled somewhere in the answer, by /abort or a frame, and pages run out at times. Then
 
     tokens on the wire (return_token_ids)  =  completion_tokens of every usage, and their sum = generation_tokens_total
     accepted + rejected of every usage, summed  =  drafted_tokens_total; accepted alone = accepted_tokens_total
 
-hold exactly. The clients of a tenth as many requests again hang up, or their answers end at a stop string: of these the server
-may have computed what nobody was sent. What /metrics counts of them is no less than what came, and no more than was asked for. In
-the end nothing runs any more, and every page is in the tree or free.
+hold exactly. What a grammar forces at the very beginning waits for the first token, so a little of jumped_tokens_total may belong
+to answers that were cancelled before anything was sent.
+
+The clients of a tenth as many requests again hang up, or their answers end at a stop string: there the server may have computed
+what nobody was sent. What /metrics counts of them is no less than what came, and no more than was asked for. In the end nothing
+runs any more, and every page is in the tree or free.
 
 Owns the requests and the sums. Knows the server from outside only.
 """
@@ -21,7 +24,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +35,18 @@ from streamserve.build import FAKE_ANSWER
 if TYPE_CHECKING:
     import httpx
 
-FLAGS = ("--speculative", "ngram", "--fake-step-ms", "1", "--log-level", "warning")
+# So few KV tokens that requests are preempted now and then.
+FLAGS = ("--speculative", "ngram", "--fake-step-ms", "1", "--max-total-tokens", "8k", "--log-level", "warning")
 WIRES = ("stream", "whole", "socket")
 DRAFTED, ACCEPTED = "streamserve_drafted_tokens_total", "streamserve_accepted_tokens_total"
-GENERATED = "streamserve_generation_tokens_total"
+GENERATED, JUMPED = "streamserve_generation_tokens_total", "streamserve_jumped_tokens_total"
+PREEMPTED = "streamserve_num_preemptions_total"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer_in_words": {"type": "string", "maxLength": 200}, "is_certain": {"type": "boolean"}},
+    "required": ["answer_in_words", "is_certain"],
+    "additionalProperties": False,
+}
 LIMIT_S = 120.0
 MOST_TOKENS = 300
 
@@ -108,6 +119,8 @@ def plans(count: int, rng: Random, *, are_exact: bool) -> list[Plan]:
             "return_token_ids": True,
         }
         body |= {"messages": [{"role": "user", "content": question}]} if is_chat else {"prompt": question}
+        if rng.random() < 0.15:
+            body["json_schema"] = SCHEMA
         if wire == "stream":
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         cancels_after, hangs_up = None, False
@@ -237,14 +250,20 @@ async def _abort(plan: Plan, http: "httpx.AsyncClient") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Tokens generated, guesses computed, guesses that were right."""
+    """Tokens generated, guesses computed, guesses that were right, tokens that a grammar forced."""
 
     generated: int
     drafted: int
     accepted: int
+    jumped: int
 
     def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(self.generated - other.generated, self.drafted - other.drafted, self.accepted - other.accepted)
+        return Counts(
+            self.generated - other.generated,
+            self.drafted - other.drafted,
+            self.accepted - other.accepted,
+            self.jumped - other.jumped,
+        )
 
 
 def counted(server: Server) -> Counts:
@@ -252,7 +271,7 @@ def counted(server: Server) -> Counts:
     if not server.wait_idle():
         raise SystemExit("requests are still running a minute after the last client has gone")
     values = server.metrics()
-    return Counts(int(values[GENERATED]), int(values[DRAFTED]), int(values[ACCEPTED]))
+    return Counts(int(values[GENERATED]), int(values[DRAFTED]), int(values[ACCEPTED]), int(values[JUMPED]))
 
 
 def said(answers: Sequence[Sent]) -> Counts:
@@ -262,6 +281,7 @@ def said(answers: Sequence[Sent]) -> Counts:
         sum(usage["completion_tokens"] for usage in usages),
         sum(one.num_drafted for one in answers),
         sum(one.num_accepted for one in answers),
+        sum(usage["completion_tokens_details"]["jumped_tokens"] for usage in usages),
     )
 
 
@@ -284,7 +304,8 @@ def exact_checks(made: Sequence[Plan], answers: Sequence[Sent], metrics: Counts)
         f"no request failed ({len(errors)} did: {errors[:1]})": not errors,
         f"every answer says its usage ({without} do not)": without == 0,
         f"tokens sent = completion_tokens, and no more of them accepted ({len(torn)} torn: {torn[:3]})": not torn,
-        f"usages {usages} = /metrics {metrics}": usages == metrics,
+        f"usages {usages} = /metrics {metrics}, but for jumped": replace(usages, jumped=metrics.jumped) == metrics,
+        f"jumped: {usages.jumped} <= {metrics.jumped}": usages.jumped <= metrics.jumped,
         "there were right guesses and wrong ones": 0 < usages.accepted < usages.drafted,
     }
 
@@ -323,6 +344,7 @@ def main(arguments: list[str], flags: list[str]) -> int:
             print(f"{count} requests: choices ended by {dict(reasons)}", flush=True)
             checks |= (exact_checks if are_exact else loose_checks)(made, answers, metrics)
         tree, problems = server.get("/cache"), server.problems()
+        print(f"{int(server.metrics()[PREEMPTED])} preemptions")
         checks |= {
             f"tree {tree['evictable_tokens']} + free {tree['free_tokens']} = total {tree['total_tokens']} tokens": (
                 tree["evictable_tokens"] + tree["free_tokens"] == tree["total_tokens"]

@@ -59,14 +59,16 @@ def tokens_per_step(p: float, k: int) -> float:
 
 
 class Odds:
-    """How many of a row's guesses are right."""
+    """How many of a row's guesses are right. `was_asked`: it has decided something."""
 
     def __init__(self, p: float = 0.0) -> None:
         self.p = p
+        self.was_asked = False
         self._at = 0.5
 
     def draw(self, num_drafts: int) -> int:
         """Of so many. At least n are with chance p^n."""
+        self.was_asked = True
         self._at = (self._at + GOLDEN) % 1.0
         num_right = 0
         while num_right < num_drafts and self._at < self.p ** (num_right + 1):
@@ -203,7 +205,7 @@ class Bench:
     """One engine, and runs on it."""
 
     def __init__(self, built: Built, drafter: RandomDrafter, odds: Odds, tokens: range) -> None:
-        self._built, self._drafter, self._odds, self._tokens = built, drafter, odds, tokens
+        self._built, self._drafter, self.odds, self._tokens = built, drafter, odds, tokens
         # A server has no switch for what is switched here between runs.
         self._scheduler = built.engine._scheduler
         speculation = self._scheduler._speculation
@@ -226,7 +228,7 @@ class Bench:
         self._drafter.belief = Chance(0.6, weight=16.0, memory=512.0)
 
     def _speculate(self, p: float, k: int, costs: StepCosts) -> None:
-        self._odds.p, self._drafter.max_drafts = p, k
+        self.odds.p, self._drafter.max_drafts = p, k
         # To the policy the guesses are like those of a network: there whatever the newest token is. The runner makes none.
         self._drafter.num_wanted = k
         self._speculation.costs = costs
@@ -338,6 +340,8 @@ async def measure(bench: Bench, built: Built, args: argparse.Namespace) -> None:
         for p, k in ((0.0, 0), *((0.5, k) for k in args.depths)):  # whatever is compiled or captured late is by now
             bench.fixed(p, k) if k else bench.plain()
             await bench.run(1, 32)
+        if not bench.odds.was_asked:
+            raise SystemExit("no guess was decided by chance: that takes a GPU's sampler")
         await one_stream(bench, args.chances, args.depths, args.output, args.rounds)
         await batches(bench, args.batches, AUTO_CHANCES, args.batch_output, args.rounds)
     finally:

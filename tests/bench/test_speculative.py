@@ -70,7 +70,7 @@ def test_a_bound_is_met_from_its_own_side() -> None:
 def sent(tokens: int, accepted: int, rejected: int, *, came: int | None = None) -> Sent:
     one = Sent()
     one.take({"choices": [{"token_ids": [1] * (tokens if came is None else came), "finish_reason": "length"}]})
-    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected, "jumped_tokens": 1}
     one.take({"choices": [], "usage": {"completion_tokens": tokens, "completion_tokens_details": details}})
     return one
 
@@ -79,16 +79,18 @@ def test_a_token_too_many_or_too_few_anywhere_is_noticed() -> None:
     made = plans(2, Random(0), are_exact=True)
     answers = [sent(5, 2, 3), sent(7, 0, 1)]
     right = said(answers)
-    assert right == Counts(12, 6, 2)
+    assert right == Counts(12, 6, 2, 2)
     assert all(exact_checks(made, answers, right).values())
-    for wrong in (Counts(13, 6, 2), Counts(12, 5, 2), Counts(12, 6, 3)):
+    for wrong in (Counts(13, 6, 2, 2), Counts(12, 5, 2, 2), Counts(12, 6, 3, 2), Counts(12, 6, 2, 1)):
         assert not all(exact_checks(made, answers, wrong).values()), wrong
+    assert all(exact_checks(made, answers, replace(right, jumped=3)).values()), "forced for an answer that nobody was sent"
     assert not all(exact_checks(made, [sent(5, 2, 3, came=4), answers[1]], right).values())
     assert not all(exact_checks(made, [Sent(), answers[1]], said(answers[1:])).values())
     assert not all(exact_checks(made, [Sent(error="503"), answers[1]], said(answers[1:])).values())
-    assert loose_checks(made, answers, Counts(12, 6, 2)) and all(loose_checks(made, answers, Counts(14, 9, 4)).values())
-    assert not all(loose_checks(made, answers, Counts(11, 9, 4)).values())
-    assert not all(loose_checks(made, answers, Counts(14, 9, 1)).values())
+    for enough in (right, Counts(14, 9, 4, 3)):
+        assert all(loose_checks(made, answers, enough).values()), enough
+    for too_few in (Counts(11, 9, 4, 3), Counts(14, 5, 4, 3), Counts(14, 9, 1, 3)):
+        assert not all(loose_checks(made, answers, too_few).values()), too_few
 
 
 def test_exact_requests_neither_hang_up_nor_stop_early() -> None:
