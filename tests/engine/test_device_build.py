@@ -53,7 +53,7 @@ def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytes
     config = Config(
         model=ModelConfig(model_path=str(tmp_path), dtype="float32", context_length=32),
         cache=CacheConfig(max_total_tokens=128),
-        scheduler=SchedulerConfig(chunked_prefill_size=8, max_running_requests=2),
+        scheduler=SchedulerConfig(chunked_prefill_size=8, max_running_requests=2, speculative="ngram,1"),
     )
     built = composition.build(config)
 
