@@ -99,6 +99,8 @@ TORCH_FREE = (
     "streamserve.engine.drafters.chance",
     "streamserve.engine.drafters.drafter",
     "streamserve.engine.drafters.ngram",
+    "streamserve.engine.drafters.places",
+    "streamserve.engine.drafters.recent",
     "streamserve.engine.drafters.runner_drafts",
     "streamserve.cache.pages",
     "streamserve.cache.radix",

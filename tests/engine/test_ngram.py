@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from streamserve.engine.drafters import ngram
 from streamserve.engine.drafters.chance import Chance
 from streamserve.engine.drafters.drafter import NO_GUESS, Drafts
-from streamserve.engine.drafters.ngram import MAX_CANDIDATES, MAX_MATCH, REJOIN_WITHIN, NgramDrafter
+from streamserve.engine.drafters.ngram import MAX_MATCH, REJOIN_WITHIN, NgramDrafter
+from streamserve.engine.drafters.places import MAX_CANDIDATES
+from streamserve.engine.drafters.recent import LEAST_TOKENS, MAX_SALTS, MAX_TOKENS, Recent
 from streamserve.messages import GenerateRequest
 
 
-def _open(prompt: Sequence[int], prediction: Sequence[int] = (), drafter: NgramDrafter | None = None) -> Drafts:
-    request = GenerateRequest("a", tuple(prompt), prediction=tuple(prediction))
+def _open(prompt: Sequence[int], prediction: Sequence[int] = (), drafter: NgramDrafter | None = None, salt: str = "") -> Drafts:
+    request = GenerateRequest("a", tuple(prompt), prediction=tuple(prediction), salt=salt)
     return (drafter or NgramDrafter(8)).open(request, prompt)
 
 
 class _Slow:
     """The same by its definition: texts are lists of their own, and every place of each is looked at."""
 
-    def __init__(self, prompt: Sequence[int], prediction: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], prediction: Sequence[int], answers: Sequence[list[int]] = ()) -> None:
+        self.answers = answers
         self.own, self.prediction, self.num_prompt = list(prompt), list(prediction), len(prompt)
         self.taken = len(prompt)
         self.source: tuple[list[int], int] | None = (self.prediction, 0) if prediction else None
@@ -59,7 +62,10 @@ class _Slow:
         ]
         answered = [(text, place) for text, place in own if place >= self.num_prompt]
         prompted = [(text, place) for text, place in own if place < self.num_prompt]
-        nearest_first = [*rejoining, *(c for part in (answered, predicted, prompted) for c in islice(part, MAX_CANDIDATES))]
+        others = [(text, place) for text in reversed(self.answers) for place in reversed(range(2, len(text)))]
+        others = [(text, place) for text, place in others if self.matches(text, place) >= 2]
+        parts = [list(islice(part, MAX_CANDIDATES)) for part in (answered, predicted, prompted, others)]
+        nearest_first = [*rejoining, *(candidate for part in parts for candidate in part)]
         longest = max((self.matches(*candidate) for candidate in nearest_first), default=0)
         if longest >= 2:
             return next(c for c in nearest_first if self.matches(*c) == longest)
@@ -81,12 +87,23 @@ TOKENS = st.integers(0, 3)
     prediction=st.lists(TOKENS, max_size=30),
     num_copied=st.integers(0, 40),
     answer=st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=5), st.integers(0, 8)), max_size=40),
+    others=st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=40), st.lists(TOKENS, max_size=20)), max_size=3),
 )
-@example(prompt=[0], prediction=[1], num_copied=0, answer=[([0, 0, 1, 0, 0], 1)])  # left at the end of the prediction
+@example(prompt=[0], prediction=[1], num_copied=0, answer=[([0, 0, 1, 0, 0], 1)], others=[])  # left at a prediction's end
 def test_a_guess_follows_the_longest_match_or_the_nearest_of_equal_ones(
-    prompt: list[int], prediction: list[int], num_copied: int, answer: list[tuple[list[int], int]]
+    prompt: list[int],
+    prediction: list[int],
+    num_copied: int,
+    answer: list[tuple[list[int], int]],
+    others: list[tuple[list[int], list[int]]],
 ) -> None:
-    drafts, slow = _open(prompt, prediction), _Slow(prompt, prediction)
+    drafter, kept = NgramDrafter(8, is_shared=True), []
+    for its_prompt, its_answer in others:
+        other = _open(its_prompt, drafter=drafter)
+        other.grew(its_answer)
+        other.close()
+        kept += [text for text in [its_prompt[-MAX_MATCH:] + its_answer] if len(text) >= LEAST_TOKENS]
+    drafts, slow = _open(prompt, prediction, drafter), _Slow(prompt, prediction, kept)
     copied = [([token_id], 3) for token_id in (prediction or prompt)[:num_copied]]
     for token_ids, most in [*copied, *answer]:
         drafts.grew(token_ids)
@@ -132,6 +149,11 @@ def test_an_edited_text_is_joined_again_by_one_token_near_the_edit() -> None:
     assert _say(far, [100, 101 + REJOIN_WITHIN + 1], most=3) == [[101, 102, 103], []]
 
 
+def test_a_text_that_is_over_is_not_joined_again_by_one_token() -> None:
+    drafts = _open([0], prediction=[10, 11, 12, 13, 14])
+    assert _say(drafts, [10, 99, 12, 13, 14, 12], most=3) == [[11, 12, 13], [], [13, 14], [14], [], []]
+
+
 def test_near_an_edit_the_text_goes_on_where_it_was_left() -> None:
     text = [1, 2, 30, 1, 2, 31, 1, 2, 32, 1, 2, 33]
     drafts = _open([0], prediction=text)
@@ -152,12 +174,26 @@ def test_a_long_text_is_sorted_in_parts_without_a_seam(monkeypatch: pytest.Monke
         for _ in range(12):
             guess = drafts.guess(1)  # each time one part more
         assert guess.token_ids == [*text, 0][place : place + 1]
-    for place in range(2, 11):
-        drafts = _open(text, prediction=range(200, 211))
+    for place in range(2 + REJOIN_WITHIN, 41):
+        drafts = _open(text, prediction=range(200, 240))
         drafts.grew([0, 0, 198 + place, 199 + place])
-        for _ in range(12):
+        for _ in range(24):
             guess = drafts.guess(1)
-        assert guess.token_ids == ([200 + place] if place < 11 else [])
+        assert list(guess.token_ids) == ([200 + place] if place < 40 else [])
+    assert _say(_open([1, 2, 3], prediction=[0] * 30 + [6]), [7, 6, 0, 0], 2)[-1] == [0, 0]
+
+
+def test_a_prediction_is_found_from_its_third_token_on() -> None:
+    drafts = _open([1, 2, 3], prediction=[5, 6, *range(100, 140)])
+    assert _say(drafts, [*[5, 6], *range(100, 139), 0, 0, 5, 6], most=2)[-1] == [100, 101]
+
+
+def test_of_a_frequent_pair_only_the_last_places_are_looked_at() -> None:
+    for num, found in ((MAX_CANDIDATES - 1, 70), (MAX_CANDIDATES, 71)):
+        prompt = [9, 1, 2, 70, *[token for _ in range(num) for token in (8, 1, 2, 71)]]
+        for drafts, answer in ((_open(prompt), [9, 1, 2]), (_open([0, 0]), [*prompt, 9, 1, 2])):
+            drafts.grew(answer)
+            assert list(drafts.guess(1).token_ids) == [found]
 
 
 def test_an_answer_that_was_not_asked_about_for_long_is_taken_in_by_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +254,41 @@ def test_what_is_seen_of_guesses_fades() -> None:
     for _ in range(16):
         chance.saw(False)
     assert chance.value < 0.3
+
+
+def _answered(drafter: NgramDrafter, prompt: Sequence[int], answer: Sequence[int], salt: str = "") -> None:
+    drafts = _open(prompt, drafter=drafter, salt=salt)
+    drafts.grew(answer)
+    drafts.close()
+
+
+def test_a_question_asked_again_is_guessed_to_be_answered_again() -> None:
+    drafter = NgramDrafter(8, is_shared=True)
+    _answered(drafter, [1, 2, 3, 4], [10, 11, 12, 13])
+    _answered(drafter, [1, 2, 5, 4], [20, 21, 22, 23])
+    assert _open([1, 2, 3, 4], drafter=drafter).guess(9).token_ids == [10, 11, 12, 13], "and no further than that went"
+    assert _say(_open([7], drafter=drafter), [20, 21])[-1] == [22, 23]
+
+
+def test_answers_to_others_are_not_looked_up_unless_asked_for_and_never_across_salts() -> None:
+    for drafter, salt in ((NgramDrafter(8), "a"), (NgramDrafter(8, is_shared=True), "b"), (NgramDrafter(8, is_shared=True), "")):
+        _answered(drafter, [1, 2, 3, 4], [10, 11, 12, 13], salt="a")
+        drafts = _open([1, 2, 3, 4], drafter=drafter, salt=salt)
+        assert not drafts.guess(9).token_ids
+        assert not any(_say(drafts, [10, 11, 12]))
+
+
+def test_recent_answers_are_bounded_and_the_oldest_go_first() -> None:
+    recent = Recent()
+    for nth in range(10):
+        recent.add("a", [nth] * (MAX_TOKENS // 4 - 1))
+    text = recent.of("a").text
+    assert len(text) == MAX_TOKENS + 1
+    assert sorted({token_id for token_id in text if token_id >= 0}) == [6, 7, 8, 9]
+    recent.add("a", range(2 * MAX_TOKENS))
+    assert len(recent.of("a").text) == MAX_TOKENS + 1 and recent.of("a").text[1:4] == [0, 1, 2]
+    for nth in range(MAX_SALTS):
+        recent.of("a")
+        recent.add(f"s{nth}", [1, 2, 3, 4])
+    assert len(recent.of("a").text) > 1 and len(recent.of("s0").text) == 1, "the salt used least recently is forgotten"
+    assert all(len(recent.of(f"s{nth}").text) > 1 for nth in range(1, MAX_SALTS))
