@@ -22,7 +22,7 @@ from tests.engine.test_guide import guide as guide_of
 from tests.engine.test_jump import CHOICES, CONST, LETTERS, PERSON
 from tests.engine.words import END, END_THINK, ENDS, STOP, THINK, TOKENS, Words
 
-EXAMPLES = 4 * int(os.environ.get("STREAMSERVE_EXAMPLES", "40"))
+EXAMPLES = 2 * int(os.environ.get("STREAMSERVE_EXAMPLES", "40"))
 WORDS = Words()
 ADDRESS = json.dumps(
     {
