@@ -90,10 +90,8 @@ class NgramDrafts:
         guessed = text[source : source + most]
         if min(guessed) < 0:
             return Guess(guessed[: next(i for i, token_id in enumerate(guessed) if token_id < 0)], self._chance)
-        if len(guessed) < most:  # the text repeats itself
-            period = len(text) - source
-            while len(guessed) < most:
-                guessed += guessed[-period:][: most - len(guessed)]
+        while len(guessed) < most:  # the text repeats itself
+            guessed += guessed[: most - len(guessed)]
         return Guess(guessed, self._chance)
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
