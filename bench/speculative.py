@@ -64,10 +64,12 @@ class Prompt:
 
 @dataclass(slots=True)
 class Sums:
-    """What answers add up to. `seconds`: of the turns they came in."""
+    """What answers add up to. `seconds`: of the turns they came in; `later_s`: from the first event of each to its last."""
 
     tokens: int = 0
+    num_answers: int = 0
     seconds: float = 0.0
+    later_s: float = 0.0
     drafted: int = 0
     accepted: int = 0
     jumped: int = 0
@@ -79,16 +81,24 @@ class Sums:
         self.accepted += sum(answer.num_accepted for answer in answers)
         self.jumped += sum(answer.num_jumped for answer in answers)
         self.seconds += seconds
+        self.num_answers += len(answers)
+        self.later_s += sum(answer.events_s[-1] - answer.events_s[0] for answer in answers)
 
     @property
     def rate(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def later_rate(self) -> float:
+        """Tokens a second behind the first one of an answer, per stream."""
+        return (self.tokens - self.num_answers) / self.later_s if self.later_s else 0.0
+
     def figures(self) -> Figures:
         """For a result's file."""
         return {
             "out_tok_s": self.rate,
+            "later_tok_s": self.later_rate,
             "tokens": float(self.tokens),
             "drafted": float(self.drafted),
             "accepted": float(self.accepted),
@@ -233,6 +243,8 @@ def tell(found: Comparison, prompts: Sequence[Prompt], title: str, bound: float 
         f"{title}: {plain} {found.sums[plain].rate:.1f} tok/s, {other} {mine.rate:.1f}: {found.ratio:.3f}x"
         + (f" {verdict(found.ratio, bound)}" if bound is not None else "")
         + f" ({spread})",
+        f"  behind the first token: {found.sums[plain].later_rate:.1f} tok/s of a stream, {mine.later_rate:.1f}: "
+        f"{mine.later_rate / max(1e-9, found.sums[plain].later_rate):.3f}x",
         f"  {drafted}{f' ({mine.accepted / mine.drafted:.0%})' if mine.drafted else ''}; {mine.tokens} tokens in all, "
         f"{mine.figures()['tokens_per_row']:.2f} for each that the network computed a row for",
         f"  same text from both: {found.num_equal} of {len(found.texts)}",
@@ -267,7 +279,7 @@ def comparing(args: argparse.Namespace, flags: Sequence[str], text: TextModel, r
             for name, sums in found.sums.items():
                 result.add(f"{args.mode}{at_once}.{name}", sums.figures())
             result.add(f"{args.mode}{at_once}", {"ratio": found.ratio, "equal": found.num_equal / len(found.texts)})
-            print(tell(found, prompts, f"{args.mode}, {at_once} at once", bound), flush=True)
+            print(tell(found, prompts, f"{args.mode}, {at_once} at once", bound if at_once == 1 else None), flush=True)
             is_equal &= found.num_equal == len(found.texts)
         result.notes["problems"] = [problem for server in servers.values() for problem in server.problems()]
     return is_equal

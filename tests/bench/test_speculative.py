@@ -12,7 +12,9 @@ from bench.speculative import Comparison, Prompt, tell, verdict
 
 
 def answer(text: str, *, tokens: int, sent_s: float = 0.0, takes_s: float = 1.0, accepted: int = 0, drafted: int = 0) -> Answer:
-    return Answer(sent_s, (sent_s + takes_s,), 5, tokens, text=text, num_accepted=accepted, num_drafted=drafted)
+    return Answer(
+        sent_s, (sent_s + takes_s / 2, sent_s + takes_s), 5, tokens, text=text, num_accepted=accepted, num_drafted=drafted
+    )
 
 
 def test_every_edit_is_another_question_about_a_text_of_some_length() -> None:
@@ -46,6 +48,7 @@ def test_rates_are_those_of_all_turns_together_and_ratios_those_of_each() -> Non
     assert found.ratio == pytest.approx(8 / 6)
     assert found.ratio_of([1]) == pytest.approx(60 / 4.5 / 10)
     assert found.sums["ngram"].figures()["tokens_per_row"] == 80 / 60
+    assert found.sums["none"].later_rate == pytest.approx(76 / 4)
     together = Comparison(("none", "ngram"))
     together.add(
         0, {"none": turn["none"], "ngram": [replace(one, sent_s=0.0, events_s=(3.0,)) for one in turn["ngram"]]}, at_once=2
