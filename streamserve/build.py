@@ -33,12 +33,15 @@ from streamserve.speculative import Speculative
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.encoder_text import EncoderText, load_encoder_text
 from streamserve.text.model import TextModel, load_text_model
+from streamserve.text.tokenizer import load_tokenizer
+from streamserve.text.vocabulary import refuse_other_tokens
 
 if TYPE_CHECKING:  # what serves without torch must not load it
     from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.kernels.devices.cpu import CPU
     from streamserve.kernels.devices.cuda import CUDA
     from streamserve.models.checkpoint import Checkpoint
+    from streamserve.models.drafting import OpenDrafter
 
 FAKE_MODEL_NAME = "fake"
 FAKE_CONTEXT_LEN = 8192
@@ -132,8 +135,9 @@ def _build_model(
     encoder = _build_encoder(config, display)  # first: what it holds is not free for the KV memory
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
+        network = None if drafter is not None else facts.find_drafter(config, checkpoint, device)
         if isinstance(device, CPU):
-            runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display)
+            runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display, network)
         else:
             runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, drafter, device_sampler)
     eos = _eos(text, checkpoint)
@@ -170,19 +174,23 @@ def _eos(text: TextModel, checkpoint: "Checkpoint") -> frozenset[int]:
     return text.tokenizer.eos_token_ids | checkpoint.spec.eos_token_ids
 
 
-def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display: Display) -> Parts:
+def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display: Display, guesses: "OpenDrafter | None") -> Parts:
     import torch
 
     from streamserve import facts
     from streamserve.cache.pool import KVPool
+    from streamserve.engine.drafters.find import Room, load_drafter
     from streamserve.engine.runner import ModelRunner
     from streamserve.engine.sampler import Sampler
     from streamserve.engine.stages import default_stages
+    from streamserve.models.drafting import OpenModel
     from streamserve.models.network import build_network
 
-    resolved, choices = facts.decide(config, checkpoint, cpu)
+    resolved, choices = facts.decide(config, checkpoint, cpu, guesses)
     display.decided(resolved, facts.kernel_reasons(choices))
     text, grammars = _text_and_grammars(config, checkpoint)
+    if isinstance(guesses, OpenModel):
+        refuse_other_tokens(text.tokenizer, load_tokenizer(guesses.checkpoint.path), of=guesses.checkpoint.path)
     kv_dtype = getattr(torch, resolved.kv_dtype)
     pool = KVPool(checkpoint.spec, num_pages=resolved.num_pages, page_size=resolved.page_size, dtype=kv_dtype)
     network = build_network(
@@ -192,12 +200,25 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         threads=resolved.threads,
         choices=choices,
     )
+    drafter = None
+    if guesses is not None:
+        room = Room(
+            num_pages=resolved.num_pages,
+            page_size=resolved.page_size,
+            num_slots=resolved.max_running_requests,
+            max_drafts=resolved.speculative.max_drafts,
+            dtype=getattr(torch, resolved.dtype),
+            threads=resolved.threads,
+            choices=choices,
+        )
+        drafter = load_drafter(guesses, network, room)
     runner = ModelRunner(
         network,
         pool,
         Sampler(checkpoint.spec.vocab_size, default_stages(_eos(text, checkpoint))),
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
+        drafter=drafter,
     )
     runner.execute(_warm_up_plan())
     return runner, text, grammars, resolved

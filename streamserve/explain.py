@@ -60,7 +60,8 @@ def _decide(config: Config) -> tuple[Resolved, tuple[Reason, ...]]:
     from streamserve import facts  # brings torch
 
     device = facts.find_device(config)
-    resolved, choices = facts.decide(config, facts.open_model(config), device)
+    checkpoint = facts.open_model(config)
+    resolved, choices = facts.decide(config, checkpoint, device, facts.find_drafter(config, checkpoint, device))
     return resolved, facts.kernel_reasons(choices)
 
 

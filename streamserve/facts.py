@@ -17,8 +17,9 @@ from streamserve.kernels.devices.cpu import CPU
 from streamserve.kernels.devices.cuda import CUDA, why_absent
 from streamserve.kernels.registry import Choice, parse_overrides
 from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
+from streamserve.models.drafting import OpenDrafter, open_drafter
 from streamserve.models.network import choose_kernels
-from streamserve.resolve import DeviceFacts, Fastest, ModelFacts, Reason, Resolved, resolve
+from streamserve.resolve import DeviceFacts, Fastest, ModelFacts, Reason, Resolved, decide_speculative, resolve
 
 Machine = CPU | CUDA
 
@@ -78,10 +79,22 @@ def device_facts(device: Machine) -> DeviceFacts:
     return DeviceFacts(device.name, device.model, cores, free, total, device.features)
 
 
-def decide(config: Config, checkpoint: Checkpoint, device: Machine) -> tuple[Resolved, dict[str, Choice]]:
-    """All that was left open: the numbers, then the kernel of every op. Raises ConfigError."""
+def find_drafter(config: Config, checkpoint: Checkpoint, device: Machine) -> OpenDrafter | None:
+    """The network that the settings let guess, opened; None when no network does. Blocks. Raises CheckpointError, ConfigError."""
+    asked, _ = decide_speculative(config, device.name)
+    if asked.kind in ("none", "ngram", "ngram_shared"):
+        return None
+    if not isinstance(device, CPU):
+        raise ConfigError(f"--speculative {asked.kind} guesses on a CPU only; on a GPU ngram does")
+    return open_drafter(asked.kind, asked.path, checkpoint, page_size=config.cache.page_size, dtype=config.model.dtype)
+
+
+def decide(
+    config: Config, checkpoint: Checkpoint, device: Machine, drafter: OpenDrafter | None = None
+) -> tuple[Resolved, dict[str, Choice]]:
+    """All that was left open: the numbers, then the kernel of every op. Raises ConfigError. `drafter`: its memory counts too."""
     if isinstance(device, CPU):
-        return _decide_for_cpu(config, checkpoint, device)
+        return _decide_for_cpu(config, checkpoint, device, drafter)
     resolved = resolve(config, model_facts(config, checkpoint), device_facts(device))
     overrides = parse_overrides(config.device.op)
     try:
@@ -97,7 +110,9 @@ def measured(config: Config, checkpoint: Checkpoint, device: CUDA, before: Resol
     return resolve(config, model_facts(config, checkpoint), then, work_bytes=work_bytes)
 
 
-def _decide_for_cpu(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[Resolved, dict[str, Choice]]:
+def _decide_for_cpu(
+    config: Config, checkpoint: Checkpoint, cpu: CPU, drafter: OpenDrafter | None
+) -> tuple[Resolved, dict[str, Choice]]:
     """Whether packed weights have a kernel here, and whether it is the fastest way, decides how large the weights are: the
     network is chosen first. With dtype auto a short race decides, whose result is kept (calibrate.py)."""
     overrides = parse_overrides(config.device.op)
@@ -112,7 +127,11 @@ def _decide_for_cpu(config: Config, checkpoint: Checkpoint, cpu: CPU) -> tuple[R
             overrides["network"] = "torch"
     has_packed_kernel = choices["network"].name == PACKED and overrides.get("network") != "torch"
     resolved = resolve(config, *facts, has_packed_kernel=has_packed_kernel, fastest=fastest)
-    return resolved, _choose(config, checkpoint, cpu, config.model.dtype, resolved.kv_dtype, overrides)
+    choices = _choose(config, checkpoint, cpu, config.model.dtype, resolved.kv_dtype, overrides)
+    if drafter is not None:
+        needs = drafter.needs(getattr(torch, resolved.dtype), choices)
+        resolved = resolve(config, *facts, has_packed_kernel=has_packed_kernel, fastest=fastest, drafter=needs)
+    return resolved, choices
 
 
 def _choose(

@@ -5,7 +5,7 @@ plain numbers out: the callers read checkpoints and ask the operating system.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamserve.config import Config, served_names
 from streamserve.errors import ConfigError
@@ -72,6 +72,13 @@ class Fastest:
     why: str
 
 
+class DrafterNeeds(NamedTuple):
+    """Memory of a network that guesses beside the model: for its weights, and for keys and values of every token."""
+
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One decision. `origin` is "flag" when the user asked for the value, else "auto"."""
@@ -120,13 +127,16 @@ def resolve(
     has_packed_kernel: bool = True,
     fastest: Fastest | None = None,
     work_bytes: int | None = None,
+    drafter: DrafterNeeds | None = None,
 ) -> Resolved:
     """Decide what was left open. Raises ConfigError, with the numbers and the way out, when settings contradict.
 
     `has_packed_kernel`: whether quantised weights are computed as they are stored; else they are expanded. `fastest`: what
     a race on this machine found to be the fastest type for weights that are not packed. `work_bytes`: memory that the
-    largest step, libraries and graphs were measured to take beside weights and KV; None: not measured yet, it is estimated."""
+    largest step, libraries and graphs were measured to take beside weights and KV; None: not measured yet, it is estimated.
+    `drafter`: what a network that guesses needs, which counts with the model."""
     check(config)
+    drafter = drafter or DrafterNeeds()
     stays_packed = model.is_quantised and config.model.dtype == "auto" and has_packed_kernel and device.kind == "cpu"
     dtype = _dtype(config, model, device, stays_packed, fastest)
     # Packed kernels read KV memory as fast as it comes: half the bytes for a mean KL of 2e-6 (6e-7 with float32 KV).
@@ -137,6 +147,7 @@ def resolve(
     rows = _rows(config, device)
     chunk = _chunk(config, device, weight_bytes)
     work = _work(model, device, int(rows.value), int(chunk.value), ITEM_BYTES[dtype.value], work_bytes)
+    weight_bytes, token_bytes = weight_bytes + drafter.weight_bytes, token_bytes + drafter.kv_bytes_per_token
     pages = _pages(config, device, weight_bytes, work, token_bytes, wanted_context)
     context = _context(config, model, int(pages.value), token_bytes, device)
     pause = _decode_pause(config, device)

@@ -26,7 +26,7 @@ def supported_types() -> list[str]:
 
 _NOT_FAMILIES = frozenset(
     {
-        *("bert", "causal", "checkpoint", "decoder", "dummy", "eagle", "encoder", "gguf_file", "heads", "hf_folder", "hub"),
-        *("layers", "mtp", "network", "packing", "pooling", "spec", "staging"),
+        *("bert", "causal", "checkpoint", "decoder", "drafting", "dummy", "eagle", "encoder", "gguf_file", "heads", "hf_folder"),
+        *("hub", "layers", "mtp", "network", "packing", "pooling", "spec", "staging"),
     }
 )

@@ -22,7 +22,7 @@ from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.drafters import draft_model
 from streamserve.engine.drafters.drafter import Drafts
-from streamserve.engine.drafters.find import Room, open_drafter
+from streamserve.engine.drafters.find import Room, load_drafter
 from streamserve.engine.drafters.runner_drafter import RunnerDrafter
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.plan import Admission, Append, Edits, Plan, Row, RowResult
@@ -36,6 +36,8 @@ from streamserve.errors import CheckpointError, ConfigError
 from streamserve.kernels.ops import Batch
 from streamserve.messages import Delta, GenerateRequest, SamplingParams
 from streamserve.models.checkpoint import open_checkpoint
+from streamserve.models.drafting import open_drafter
+from streamserve.models.eagle import EagleFile
 from streamserve.models.network import build_network, choose_kernels
 from tests.models.conftest import one_thread as one_thread
 from tests.models.tiny import SHAPE, build_reference
@@ -105,9 +107,9 @@ class Bench:
         self.num_slots = 4
         if kind is not None:
             opened = open_drafter(kind, None if path is None else str(path), checkpoint, page_size=page_size, dtype="float32")
-            opened.needs(torch.float32, choices)
+            assert opened is not None and opened.needs(torch.float32, choices).weight_bytes > 0
             room = Room(num_pages, page_size, self.num_slots, MAX_DRAFTS, torch.float32, 1, choices)
-            self.watched = Watched(opened.load(self.network, room))
+            self.watched = Watched(load_drafter(opened, self.network, room))
         sampler = Sampler(VOCAB, default_stages(frozenset()))
         self.runner = ModelRunner(
             self.network, self.pool, sampler, num_slots=self.num_slots, max_len=CONTEXT, drafter=self.watched
@@ -356,19 +358,23 @@ def test_what_cannot_guess_for_a_model_is_refused_with_the_reason(llama: Path, m
         open_drafter("draft_model", str(tmp_path / "other"), target, page_size=16)
     choices = choose_kernels(target)
     packed = {**choices, "network": replace(choices["network"], name="packed")}
+    head = open_drafter("eagle", str(eagle), target, page_size=16)
+    assert head is not None
     with pytest.raises(ConfigError, match=r"--speculative eagle reads .* add --dtype float32"):
-        open_drafter("eagle", str(eagle), target, page_size=16).needs(torch.float32, packed)
+        head.needs(torch.float32, packed)
 
 
 def test_memory_that_a_drafter_needs_is_what_it_takes(llama: Path, mimo: Path, eagle: Path) -> None:
+    num_parameters = {
+        "draft_model": open_checkpoint(llama).num_parameters,
+        "eagle": EagleFile(eagle, open_checkpoint(llama).spec).num_parameters,
+        "mtp": open_checkpoint(mimo).num_optional_parameters,
+    }
     for kind, model, path, layers in (("draft_model", llama, llama, 3), ("eagle", llama, eagle, 1), ("mtp", mimo, None, 1)):
         target = open_checkpoint(model)
         opened = open_drafter(kind, None if path is None else str(path), target, page_size=16, dtype="float32")
+        assert opened is not None
         needs = opened.needs(torch.float32, choose_kernels(target))
         assert needs.kv_bytes_per_token == 2 * layers * 2 * 8 * 4  # keys and values, 2 heads of 8 numbers of 4 bytes
-        own = {
-            "draft_model": open_checkpoint(llama).num_parameters,
-            "eagle": open_drafter("eagle", str(eagle), target, page_size=16)._file.num_parameters,  # type: ignore[attr-defined]
-            "mtp": open_checkpoint(mimo).num_optional_parameters,
-        }[kind]
-        assert needs.weight_bytes == 4 * own > 0
+        assert needs.weight_bytes == 4 * num_parameters[kind] > 0
+    assert open_drafter("ngram", None, open_checkpoint(llama), page_size=16) is None
