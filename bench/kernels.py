@@ -181,23 +181,23 @@ def embed(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
 
 
 def gemv(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
-    """Products of one to eight rows, with what is fused into them."""
+    """Products of one to sixteen rows, with what is fused into them."""
     from bench.gemv_sweep import MODELS as PRODUCTS
-    from bench.gemv_sweep import launcher
+    from bench.gemv_sweep import Inputs, launcher
 
     for product in PRODUCTS[shape.name]:
         copies = cold_copies(product.num_bytes)
         weights = random(copies, product.rows, product.columns)
         parts = [weights[i % copies] for i in range(max(copies, 6))]
-        for rows in (1, 2, 4, 8):
-            x = random(rows, product.columns)
+        for rows in (1, 2, 4, 8, 16):
+            inputs = Inputs.of(product, rows, weights.device)
             yield Timing(
                 f"gemv {product.name}",
                 f"{product.rows} x {product.columns}, {rows} rows",
-                meter.launch([launcher(product, w, rows, None, pdl) for w in parts]),
+                meter.launch([launcher(product, w, inputs, None, pdl) for w in parts]),
                 num_bytes=product.num_bytes,
                 flops=product.num_bytes * rows,
-                library_us=meter.launch([lambda w=w, x=x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
+                library_us=meter.launch([lambda w=w, x=inputs.x: F.linear(x, w) for w in parts]),  # type: ignore[misc]
             )
 
 
