@@ -4,8 +4,8 @@ Owns the captured graphs, the logits buffer and the buffers in which tokens come
 take microseconds and never wait. One helper thread blocks on the event of the running step, with the GIL released.
 
 Steps replay graphs captured at start, one per size (surplus rows and tokens do nothing), but for those with so many prompt
-tokens that the arithmetic outlasts the launches, those with prompts beside guesses, and those whose launches the host has to
-choose: these are launched kernel by kernel.
+tokens that the arithmetic outlasts the launches, and those whose launches the host has to choose: these are launched kernel by
+kernel.
 """
 
 import gc
@@ -41,13 +41,15 @@ _MIXED_ROWS = (0, 8, 32, 64, 128)
 _PROMPT_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
 _MORE_TOKENS = 512  # between the sizes of steps with more prompt tokens, which no decode row takes part in
 _GROUPED_ROWS, _GROUPED_TOKENS = (16, 32, 64, 128), (128, 256, 512, 1024)
-_DRAFTED_ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192)
+# Of steps with guesses, which are decode rows here: alone, and with prompts. Larger batches have few.
+_DRAFTED_ALONE = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+_DRAFTED_ROWS, _DRAFTED_TOKENS = (8, 32, 96), (64, 128, 256, 512, 1024)
 
 
 def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False, max_drafted: int = 0) -> tuple[StepSize, ...]:
     """Sizes of steps that get a graph of their own, dense where surplus rows and tokens cost most. Steps of up to `max_rows`
     decode rows are covered, in groups too if there are any, and with them up to 1,024 prompt tokens; prompts alone up to
-    `max_prompt` tokens; decode rows and guesses together up to `max_drafted`."""
+    `max_prompt` tokens; decode rows and guesses together up to `max_drafted`, and with them up to 1,024 prompt tokens."""
     alone = _up_to(max_rows, (1, 2, 4, *range(8, 65, 8), *range(80, max_rows + 1, 16)))
     mixed = _up_to(min(max_prompt, _PROMPT_TOKENS[-1]), _PROMPT_TOKENS)
     more = _up_to(max_prompt, (*_PROMPT_TOKENS, *range(_PROMPT_TOKENS[-1] + _MORE_TOKENS, max_prompt + 1, _MORE_TOKENS)))
@@ -57,7 +59,13 @@ def graph_sizes(max_rows: int, max_prompt: int, *, has_groups: bool = False, max
         tokens = (0, *_up_to(min(max_prompt, _GROUPED_TOKENS[-1]), _GROUPED_TOKENS))
         sizes += [StepSize(rows, some, True) for rows in _up_to(max_rows, _GROUPED_ROWS) for some in tokens]
     if max_drafted:
-        sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(max_drafted, _DRAFTED_ROWS)]
+        most = min(max_prompt, _DRAFTED_TOKENS[-1])
+        sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(max_drafted, _DRAFTED_ALONE)]
+        sizes += [
+            StepSize(rows, some, False, True)
+            for rows in _up_to(max_drafted, _DRAFTED_ROWS)
+            for some in _up_to(most, _DRAFTED_TOKENS)
+        ]
     return tuple(sizes)
 
 
@@ -250,7 +258,7 @@ class DeviceRunner:
         if self._network.grouping is not None and self._state.num_slots >= GROUPED_ROWS:
             sizes.append(StepSize(GROUPED_ROWS, 0, True))
         if self.max_drafted_tokens:
-            sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(min(self.max_drafted_tokens, 16), _DRAFTED_ROWS)]
+            sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(min(self.max_drafted_tokens, 16), _DRAFTED_ALONE)]
         for size in sizes:
             self._compute(self._state.surplus_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1], has_drafts=bool(self.max_drafted_tokens))

@@ -51,7 +51,7 @@ def max_decode_rows(num_slots: int, max_drafts: int) -> int:
 class StepSize(NamedTuple):
     """What a captured step holds at most: decode rows, and tokens of up to MAX_PROMPTS prompt rows. No prompt tokens: it
     takes decode rows alone. `is_grouped`: decode rows that share a prefix are in groups. `is_drafted`: decode rows may be
-    guesses; neither prompts nor groups go with them."""
+    guesses; there are no groups then."""
 
     num_decode: int
     num_prompt: int = 0

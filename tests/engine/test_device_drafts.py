@@ -36,12 +36,8 @@ pytestmark = [
 ]
 NUM_SLOTS, MAX_DRAFTS, MAX_LEN, PAGE_SIZE, NUM_PAGES = 4, 4, 64, 4, 90
 NUM_NEW = 30 if HAS_GPU else 5
-SIZES = (
-    StepSize(1),
-    StepSize(2),
-    StepSize(3, is_drafted=True),
-    StepSize(16, is_drafted=True),
-)  # in the interpreter: as few as do
+# In the interpreter, as few as do.
+SIZES = (StepSize(1), StepSize(2), StepSize(3, is_drafted=True), StepSize(16, is_drafted=True), StepSize(6, 16, False, True))
 SPEC = small_spec(
     vocab_size=61,
     num_hidden_layers=2 if HAS_GPU else 1,

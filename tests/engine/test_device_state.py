@@ -21,7 +21,7 @@ from tests.kernels.paged import Shape
 # decode rows, prompt tokens, in groups?
 SIZES = (
     *(StepSize(2), StepSize(4), StepSize(16), StepSize(0, 8), StepSize(4, 8), StepSize(4, 32), StepSize(16, 0, True)),
-    *(StepSize(3, is_drafted=True), StepSize(12, is_drafted=True)),
+    *(StepSize(3, is_drafted=True), StepSize(12, is_drafted=True), StepSize(6, 8, False, True)),
 )
 GROUPING = Grouping(rows=4, tile_len=32, programs=6)
 PAGE = 16
@@ -68,7 +68,8 @@ def test_the_smallest_size_that_holds_a_step_is_taken() -> None:
     assert sizes.fitting(2, [4], is_grouped=True) is None
     assert sizes.fitting(2, [], is_drafted=True) == StepSize(3, is_drafted=True)
     assert sizes.fitting(4, [], is_drafted=True) == StepSize(12, is_drafted=True)
-    assert sizes.fitting(2, [4], is_drafted=True) is None and sizes.fitting(13, [], is_drafted=True) is None
+    assert sizes.fitting(2, [4], is_drafted=True) == StepSize(6, 8, False, True)
+    assert sizes.fitting(2, [9], is_drafted=True) is None and sizes.fitting(13, [], is_drafted=True) is None
 
 
 @pytest.mark.parametrize("has_groups", [False, True])
@@ -77,6 +78,8 @@ def test_every_step_up_to_the_largest_has_a_size(has_groups: bool) -> None:
     for rows in range(2, 251):
         drafted = sizes.fitting(rows, [], is_drafted=True)
         assert drafted is not None and rows <= drafted.num_decode < 2 * rows
+        mixed = [sizes.fitting(rows, [tokens], is_drafted=True) for tokens in (1, 64, 65, 1024)]
+        assert all(size is not None and size.is_drafted and size.num_decode >= rows for size in mixed)
     for rows in range(101):
         for tokens in (0, 1, 64, 65, 1000, 1024):
             if rows or tokens:
@@ -171,16 +174,21 @@ def test_guesses_are_decode_rows_behind_their_known_token() -> None:
     assert plain.drafted is None and not plain.inputs.is_drafted and plain.size == StepSize(2)
 
 
-def test_a_step_with_guesses_and_a_prompt_is_as_long_as_it_is() -> None:
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_guesses_go_with_prompts(is_captured: bool) -> None:
     of = state()
     load(of, Row(0, 0, 1, (9,), (1,)), Row(1, 0, 1, (9,), (2,)), admitted=(0, 1, 2))
-    prompt = Row(2, 0, 3, (30, 31, 32), (3,))
+    prompt = Row(2, 0, 3, (30, 31, 32), (3,)) if is_captured else Row(2, 0, 7, (30,) * 7, (3,))
     loaded = load(of, prompt, Row(0, 5, 2, (10, 11), num_drafts=1), Row(1, 4, 1, (7,)))
-    assert loaded.size is None and loaded.inputs.num_decode == 3 and loaded.inputs.is_drafted
+    inputs, rest = loaded.inputs, 3 + MAX_PROMPTS - 1 if is_captured else 0
+    assert loaded.size == (StepSize(6, 8, False, True) if is_captured else None) and inputs.is_drafted
+    assert inputs.num_decode == (6 if is_captured else 3)
     assert loaded.sampling == [1, 2, 0] and loaded.slots == [0, 0, 1, 2]
-    assert loaded.inputs.logit_rows_R.tolist() == [0, 1, 2, 5]
+    assert inputs.logit_slots_R.tolist() == [0, 0, 1, 2] + [-1] * rest
+    assert inputs.logit_rows_R.tolist() == [0, 1, 2, 8 if is_captured else 9] + [0] * rest
+    assert inputs.tokens_T.tolist()[: inputs.num_decode] == [10, 11, 7, 0, 0, 0][: inputs.num_decode]
     assert loaded.drafted is not None and loaded.drafted.offsets == [0, 1, 0, 0]
-    assert loaded.drafted.on_device.offsets_R.tolist() == [0, 1, 0, 0]
+    assert loaded.drafted.on_device.offsets_R.tolist() == [0, 1, 0, 0] + [0] * rest
 
 
 def test_the_most_decode_rows_are_those_of_a_step_with_guesses_if_slots_are_few() -> None:
