@@ -80,8 +80,8 @@ def running_on(network: Network, pool: KVPool) -> Iterator[ModelRunner]:
 
 
 def a_third(answer: Sequence[int]) -> Any:
-    """A rule under which what may come depends on what came: the sum of an answer stays divisible by three."""
-    rest = -sum(answer) % 3
+    """A rule under which what may come depends on what came."""
+    rest = (sum(answer) + len(answer)) % 3
     return words_of([token for token in range(V) if token % 3 == rest], V)
 
 
@@ -217,7 +217,7 @@ def test_a_row_whose_tokens_nobody_wants_leaves_its_slot_behind_its_known_token(
 # ---- the default model
 
 
-NUM_TOLD = 12
+NUM_TOLD = 10
 PROMPTS = (
     "The capital of France is Paris. The capital of Germany is",
     "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return",
