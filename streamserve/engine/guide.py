@@ -10,7 +10,8 @@ With a grammar nothing is left to chance: a thought that the prompt did not open
 answer cannot end, for then it would end without what was asked for.
 
 Guesses of what comes next (engine/plan.py, Row) are tried on a scout, a copy of the matcher that goes ahead and comes back. The
-matcher itself takes tokens of the answer only: what a wrong guess spends of the grammar's limits, it spends in vain.
+matcher itself takes tokens of the answer only, so a wrong guess that a grammar's limits end does not end the answer. What the
+lexer keeps is shared by all copies, though: there guesses spend of what the grammar's answers have together.
 """
 
 from collections import deque
