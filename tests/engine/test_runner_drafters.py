@@ -6,6 +6,7 @@ are compared with plain torch over whole sequences (tests/models/tiny_heads.py).
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LlamaConfig
 
+from streamserve.build import build
 from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import KVPool
+from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.drafters import draft_model
@@ -39,9 +43,14 @@ from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.drafting import open_drafter
 from streamserve.models.eagle import EagleFile
 from streamserve.models.network import build_network, choose_kernels
+from streamserve.resolve import Resolved
+from streamserve.text.byte_tokenizer import byte_text_model
+from streamserve.text.tokenizer import load_tokenizer
+from streamserve.text.vocabulary import refuse_other_tokens
 from tests.models.conftest import one_thread as one_thread
-from tests.models.tiny import SHAPE, build_reference
+from tests.models.tiny import SHAPE, build_reference, from_config
 from tests.models.tiny_heads import EAGLE_CONFIG, eagle_states, mtp_states, norm, save_eagle, save_mimo, streams
+from tests.text.toys import byte_level_folder
 
 pytestmark = pytest.mark.anyio
 VOCAB, CONTEXT, MAX_DRAFTS = SHAPE["vocab_size"], 96, 3
@@ -378,3 +387,67 @@ def test_memory_that_a_drafter_needs_is_what_it_takes(llama: Path, mimo: Path, e
         assert needs.kv_bytes_per_token == 2 * layers * 2 * 8 * 4  # keys and values, 2 heads of 8 numbers of 4 bytes
         assert needs.weight_bytes == 4 * num_parameters[kind] > 0
     assert open_drafter("ngram", None, open_checkpoint(llama), page_size=16) is None
+
+
+@pytest.mark.parametrize("kind", ["draft_model", "eagle", "mtp"])
+def test_what_the_setting_names_is_built_and_its_memory_is_counted(kind: str, tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path / "target")
+    vocab_size = load_tokenizer(folder).vocab_size
+    config = {
+        **SHAPE,
+        "vocab_size": vocab_size,
+        "model_type": "mimo",
+        "num_nextn_predict_layers": 1,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    small = byte_level_folder(tmp_path / "small")
+    from_config(LlamaConfig(**{**SHAPE, "vocab_size": vocab_size, "num_hidden_layers": 2})).save_pretrained(small)
+    layers = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2], "vocab_size": vocab_size}
+    save_eagle(tmp_path / "eagle", config={**EAGLE_CONFIG, **layers})
+    asked = {"draft_model": f"draft_model={small},3", "eagle": f"eagle={tmp_path / 'eagle'},3", "mtp": "mtp"}[kind]
+
+    def answer(speculative: str) -> tuple[Delta, Resolved]:
+        built = build(
+            Config(
+                model=ModelConfig(model_path=str(folder), load_format="dummy", dtype="float32", context_length=64),
+                cache=CacheConfig(max_total_tokens=1024),
+                scheduler=SchedulerConfig(speculative=speculative, max_running_requests=2),
+                device=DeviceConfig(device="cpu", threads=1),
+            )
+        )
+
+        async def ask() -> Delta:
+            running = asyncio.create_task(built.engine.run())
+            params = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
+            try:
+                return await collect(await built.engine.submit(GenerateRequest("a", (5, 6, 7), params)))
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+
+        try:
+            assert built.resolved is not None
+            return asyncio.run(ask()), built.resolved
+        finally:
+            built.close()
+
+    (plain, without), (guessed, resolved) = answer("none"), answer(asked)
+    assert guessed.token_ids == plain.token_ids and len(plain.token_ids) == 30
+    layer = 2 * 2 * 8 * 4
+    assert resolved.kv_bytes_per_token - without.kv_bytes_per_token == layer * (2 if kind == "draft_model" else 1)
+    assert resolved.weight_bytes > without.weight_bytes
+
+
+def test_a_model_with_other_tokens_is_refused_and_one_with_other_control_tokens_is_not(tmp_path: Path) -> None:
+    ours = load_tokenizer(byte_level_folder(tmp_path / "a"))
+    refuse_other_tokens(ours, load_tokenizer(byte_level_folder(tmp_path / "b")), of=tmp_path / "b")
+    names = {"<|end|>": "<|eot|>", "<think>": "<plan>"}
+    text = (tmp_path / "b" / "tokenizer.json").read_text()
+    for before, after in names.items():
+        text = text.replace(before, after)
+    (tmp_path / "b" / "tokenizer.json").write_text(text)
+    refuse_other_tokens(ours, load_tokenizer(tmp_path / "b"), of=tmp_path / "b")
+    other = byte_text_model().tokenizer
+    with pytest.raises(CheckpointError, match=r"has other tokens than the model served: \d+ of 259 differ, the first is 0"):
+        refuse_other_tokens(ours, other, of=tmp_path / "c")
