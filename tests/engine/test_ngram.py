@@ -171,8 +171,9 @@ def test_a_long_text_is_sorted_in_parts_without_a_seam(monkeypatch: pytest.Monke
     for place in range(2, 37):
         drafts = _open(text, prediction=range(200, 211))
         drafts.grew([0, 0, *text[place - 2 : place]])
+        assert not drafts.guess(1).token_ids, "each time one part more, those of the prediction first"
         for _ in range(12):
-            guess = drafts.guess(1)  # each time one part more
+            guess = drafts.guess(1)
         assert guess.token_ids == [*text, 0][place : place + 1]
     for place in range(2 + REJOIN_WITHIN, 41):
         drafts = _open(text, prediction=range(200, 240))
@@ -205,6 +206,16 @@ def test_an_answer_that_was_not_asked_about_for_long_is_taken_in_by_slices(monke
     _say(prompt, answer)
     assert late.guess(3) == prompt.guess(3)
     assert late.guess(3).token_ids == [3, 4, 5]
+
+
+def test_a_match_ends_where_its_text_begins() -> None:
+    def chance(prompt: Sequence[int], prediction: Sequence[int]) -> float:
+        drafts = _open(prompt, prediction)
+        drafts.grew([2])
+        assert drafts.guess(1).token_ids == [3]
+        return drafts.guess(1).chance
+
+    assert chance([1], [1, 2, 3]) == chance([8, 1], [1, 2, 3]) == chance([8, 1], [7, 1, 2, 3])
 
 
 def test_asking_changes_nothing() -> None:

@@ -133,6 +133,9 @@ def test_large_steps_share_sizes() -> None:
     _observe(costs, {33: 1.0, 39: 1.6, 100_000: 7.0, 200_000: 7.0}, is_drafted=False)
     assert 1.0 < costs.plain(36) < 1.6
     assert costs.plain(SIZES[-1]) < 7.0
+    mixed = StepCosts(0.1)
+    _observe(mixed, {33: 3.3, 39: 3.9}, is_drafted=False, times=20)
+    assert mixed.plain(36) == pytest.approx(3.6, rel=0.02)
     assert costs.plain(200_000) == pytest.approx(7.0, rel=0.5)
 
 

@@ -30,7 +30,7 @@ class Places:
 
     def newest(self, pair: int) -> Iterator[int]:
         """The last places behind such a pair, last first."""
-        end = int(self._sorted.searchsorted(pair << _PLACE_BITS | _LAST_PLACE, "right"))
+        end = int(self._sorted.searchsorted(pair << _PLACE_BITS | _LAST_PLACE))
         for entry in reversed(self._sorted[max(0, end - MAX_CANDIDATES) : end].tolist()):
             if entry >> _PLACE_BITS != pair:
                 return
