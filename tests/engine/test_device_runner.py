@@ -23,11 +23,13 @@ from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
 from streamserve.engine.device_sampler import DeviceSampler
-from streamserve.engine.device_state import MAX_PROMPTS
+from streamserve.engine.device_state import MAX_PROMPTS, max_decode_rows
+from streamserve.engine.drafters.ngram import NgramDrafter
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.impl.triton_decoder import TritonDecoder
 from streamserve.kernels.ops import NetworkParts
@@ -80,7 +82,9 @@ class Bench:
         num_pages: int = 80,
         deterministic: bool = False,
         slots: int = SLOTS,
+        max_drafts: int = 0,
     ) -> None:
+        """`max_drafts` above 0: texts that repeat are guessed, and every guess is verified."""
         checkpoint = open_checkpoint(folder)
         spec = checkpoint.spec
         device = CUDA()  # one each: a pool of graph memory does not outlive its last graph
@@ -92,7 +96,7 @@ class Bench:
             where,
             {},
             max_len=tiny.SHAPE["max_position_embeddings"],
-            max_rows=slots + MAX_PROMPTS,
+            max_rows=max_decode_rows(slots, max_drafts) + MAX_PROMPTS,
             deterministic=deterministic,
         )
         pool = DevicePool(spec, num_pages=num_pages, page_size=PAGE_SIZE, dtype=dtype, device=where)
@@ -113,11 +117,15 @@ class Bench:
             max_len=tiny.SHAPE["max_position_embeddings"],
             max_step_tokens=chunk,
             use_graphs=graphs,
+            max_drafts=max_drafts,
         )
         self.runner.warm_up(min(chunk, num_pages * PAGE_SIZE // 2))
         self.runner.capture()
         self.cache = KVCache(num_pages, PAGE_SIZE)
-        scheduler = Scheduler(self.cache, Limits(slots, chunk, frozenset(), BurstLimits(0.5, tokens=8)), first_come_first_served)
+        most = self.runner.max_drafted_tokens
+        limits = Limits(slots, chunk, frozenset(), BurstLimits(0.5, tokens=8), max_drafted_tokens=most)
+        speculation = Speculation(NgramDrafter(max_drafts), StepCosts.free()) if max_drafts else None
+        scheduler = Scheduler(self.cache, limits, first_come_first_served, speculation=speculation)
         self.grammars = Grammars(ByteTokenizer(), vocab_size=spec.vocab_size, eos_token_ids={0})
         options = EngineOptions(100, spec.vocab_size, frozenset(), seed=0)
         self.engine = Engine(scheduler, self.runner, options, grammars=self.grammars)
@@ -179,6 +187,42 @@ def test_greedy_answers_are_the_models(model: tuple[Path, object], options: dict
     else:
         assert bench.engine.num_preemptions > 0
     bench.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"graphs": False}, {"num_pages": 40}, {"deterministic": True, "num_pages": 120}], ids=str
+)
+def test_greedy_answers_with_guesses_are_the_models(model: tuple[Path, object], options: dict[str, int]) -> None:
+    folder, reference = model
+    bench = Bench(folder, max_drafts=4, **options)  # type: ignore[arg-type]
+    prompts = [(prompt_of(7, 80 + i) * 3)[: 15 + i] for i in range(7)]
+    for _ in range(2):  # the second time with prefixes in the cache, which no wrong guess may be in
+        answers = bench.ask(prompts, max_new_tokens=40)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert is_greedy(reference, prompt, answer.token_ids), prompt
+        assert sum(answer.num_drafted for answer in answers) > 0
+    if "deterministic" in options:
+        plain = Bench(folder, **options)  # type: ignore[arg-type]
+        assert [answer.token_ids for answer in plain.ask(prompts, max_new_tokens=40)] == [answer.token_ids for answer in answers]
+        plain.close()
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"frequency_penalty": 0.05, "min_new_tokens": 20}, {"top_p": 0.8, "logprobs": 1}], ids=str
+)
+def test_a_seed_gives_the_same_text_with_guesses_and_without(model: tuple[Path, object], sampling: dict[str, object]) -> None:
+    prompts = [(prompt_of(7, 80 + i) * 3)[: 15 + i] for i in range(5)]
+    answers = []
+    for max_drafts in (0, 4):
+        bench = Bench(model[0], deterministic=True, max_drafts=max_drafts, num_pages=120)
+        answers.append(bench.ask(prompts, max_new_tokens=40, temperature=0.2, seed=3, **sampling))
+        bench.close()
+    assert [answer.token_ids for answer in answers[1]] == [answer.token_ids for answer in answers[0]]
+    assert [[entry.logprob for entry in answer.logprobs] for answer in answers[1]] == [
+        [entry.logprob for entry in answer.logprobs] for answer in answers[0]
+    ]
+    assert sum(answer.num_drafted for answer in answers[1]) > 0
 
 
 def test_log_probabilities_are_the_models(model: tuple[Path, object]) -> None:
