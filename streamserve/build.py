@@ -358,8 +358,8 @@ def host_drafter(asked: Speculative) -> Drafter | None:
     """The scheduler's side of who guesses."""
     if asked.kind == "none":
         return None
-    if asked.kind == "ngram":
-        return NgramDrafter(asked.max_drafts)
+    if asked.kind in ("ngram", "ngram_shared"):
+        return NgramDrafter(asked.max_drafts, is_shared=asked.kind == "ngram_shared")
     return OfferedDrafter(asked.max_drafts)
 
 

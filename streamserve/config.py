@@ -69,7 +69,7 @@ class SchedulerConfig:
     random_seed: int | None = _flag(None, "seed for requests that bring none")
     speculative: str = _flag(
         "auto",
-        "who guesses tokens ahead, to verify several in one step: auto, none, ngram, draft_model=PATH, eagle=PATH, "
+        "who guesses tokens ahead, to verify several in one step: auto, none, ngram, ngram_shared, draft_model=PATH, eagle=PATH, "
         "mtp; ,N behind it: at most N guesses",
         common=True,
     )

@@ -12,11 +12,11 @@ from streamserve.errors import ConfigError
 
 FLAG = "--speculative"
 MAX_DRAFTS = 32
-ALLOWED = "auto, none, ngram, draft_model=PATH, eagle=PATH or mtp, each with ,N behind it for N guesses at most"
+ALLOWED = "auto, none, ngram, ngram_shared, draft_model=PATH, eagle=PATH or mtp, each with ,N behind it for N guesses at most"
 WITH_PATH = ("draft_model", "eagle")
 # Guesses that a step verifies at most. What an n-gram matched goes on for long and costs nothing to make; a network's guesses
 # cost a pass each, and the fourth one in a row is seldom right.
-DEFAULT_DRAFTS = {"auto": 12, "none": 0, "ngram": 12, "draft_model": 4, "eagle": 4, "mtp": 4}
+DEFAULT_DRAFTS = {"auto": 12, "none": 0, "ngram": 12, "ngram_shared": 12, "draft_model": 4, "eagle": 4, "mtp": 4}
 _OTHER_NAMES = {"eagle3": "eagle", "nextn": "mtp", "standalone": "draft_model", "draft": "draft_model", "off": "none"}
 
 

@@ -261,7 +261,7 @@ def test_text_that_repeats_is_guessed_unless_said_otherwise(device: DeviceFacts)
     resolved = resolve(Config(), MODEL, device)
     assert resolved.speculative == Speculative("ngram", None, 12)
     assert "auto" in _why(resolved, "speculation") and "12" in _why(resolved, "speculation")
-    for asked in ("none", "ngram", "ngram,1"):
+    for asked in ("none", "ngram_shared,3", "ngram,1"):
         resolved = resolve(Config(scheduler=SchedulerConfig(speculative=asked)), MODEL, device)
         assert resolved.speculative == read_speculative(asked)
         assert {reason.origin for reason in resolved.reasons if reason.name == "speculation"} == {"flag"}

@@ -14,6 +14,7 @@ from streamserve.speculative import MAX_DRAFTS, Speculative, read_speculative
         ("none", Speculative("none")),
         ("ngram", Speculative("ngram", None, 12)),
         ("ngram,16", Speculative("ngram", None, 16)),
+        ("ngram_shared, 3", Speculative("ngram_shared", None, 3)),
         ("auto, 3", Speculative("auto", None, 3)),
         ("mtp", Speculative("mtp", None, 4)),
         ("draft_model=/models/small", Speculative("draft_model", "/models/small", 4)),
