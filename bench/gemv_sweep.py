@@ -130,6 +130,8 @@ _DOTS = [
         (64, 1, 4, 1),
         (64, 1, 4, 2),
         (64, 1, 8, 1),
+        (16, 1, 16, 2),
+        (16, 2, 16, 1),
     ]
 ]
 
@@ -139,10 +141,10 @@ def candidates(product: Product, rows: int) -> list[Tile]:
     if rows == 1:
         tiles = _WIDE if product.columns > 3072 or product.op == "norm_logits" else _SMALL
     else:
-        tiles = {2: _PAIRS, 4: _FOURS}.get(rows, []) + _DOTS
+        tiles = {2: _PAIRS, 4: _FOURS}.get(rows, [])
     least = 2 if product.op == "norm_gate_up" else 1
-    widest = product.columns if rows > 1 else 2 * product.columns - 1
-    return [tile for tile in tiles if tile.block_w >= least and tile.block_k <= widest]
+    sums = [tile for tile in tiles if tile.block_w >= least and tile.block_k < 2 * product.columns]
+    return sums + [tile for tile in _DOTS if tile.block_k <= product.columns]
 
 
 @dataclass(frozen=True, slots=True)

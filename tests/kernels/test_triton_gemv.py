@@ -129,6 +129,14 @@ def test_nothing_is_read_or_written_outside(device: str, dtype: torch.dtype) -> 
         assert memory[3].view(-1)[40:].isnan().all() and memory[2].view(-1)[144:].isnan().all() and memory[0].isnan().all()
 
 
+def test_on_tensor_cores_a_row_says_the_same_whatever_rows_are_beside_it(device: str, dtype: torch.dtype) -> None:
+    tile = Tile(16, 64, 2, dot=True)
+    x, norm, w = case(8, 20, 64, device, dtype)
+    together = gemv.norm_linear(x, norm, w, None, EPS, tile=tile)
+    for first, last in ((0, 1), (2, 7)):
+        assert torch.equal(gemv.norm_linear(x[first:last], norm, w, None, EPS, tile=tile), together[first:last])
+
+
 def test_pairs_of_16_bits_are_taken_apart_as_they_were_put_together(device: str) -> None:
     """The interpreter knows float16, if not bfloat16."""
     for rows, k in ((5, 64), (12, 96)):

@@ -1,6 +1,6 @@
 """Products of a few rows with a weight matrix, as fast as the weights can be read, with the small operations around them.
 
-Owns the tile shapes. Knows no layer and no batch. Up to MAX_ROWS rows; more are the library's business.
+Owns the tile shapes. Knows no layer and no batch. Up to max_rows() rows; more are the library's business.
 
 A step of one to sixteen rows reads every weight once and computes little: what counts is how many bytes are on their way. Each
 program takes a block of weight rows, 16 bytes per thread and load. The first tiles are asked for before anything else, even
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from streamserve.kernels.impl.triton_fragments import as_operand, load_tile, sums_of_lanes, weight_rows
 
-MAX_ROWS = 16
+_MAX_ROWS = 16
 _MAX_SUM_ROWS = 8  # without tensor cores: more sums than registers hold
 
 
@@ -386,6 +386,11 @@ _TILES = MappingProxyType[tuple[int, int, int], Tile](
 )
 
 
+def max_rows(dtype: torch.dtype) -> int:
+    """Most rows of a product. Tensor cores take x times norm not yet divided by the row's length: float16 may not hold that."""
+    return _MAX_SUM_ROWS if dtype is torch.float16 else _MAX_ROWS
+
+
 def tile_for(w: Tensor, rows: int) -> Tile:
     """The tile for a weight and a number of rows that is 1, 2, 4, 8 or 16."""
     num_rows, num_columns = w.shape
@@ -396,7 +401,6 @@ def tile_for(w: Tensor, rows: int) -> Tile:
 def _default_tile(num_rows: int, num_columns: int, rows: int, dtype: torch.dtype) -> Tile:
     """Columns as many as the threads read in one load each, so that nothing passes through shared memory; programs enough to
     fill a GPU; sums that fit in registers."""
-    # A row times norm that is not yet divided by its length may be too much for float16.
     if rows > _MAX_SUM_ROWS or (rows >= 4 and dtype is torch.bfloat16 and num_columns % 32 == 0):
         num_warps = 8 if num_columns >= 2048 else 4
         return Tile(16 if num_rows < 4096 else 32, 32 * num_warps, num_warps, ahead=2, dot=True)
@@ -488,7 +492,7 @@ def _plan(x_TE: Tensor, w_NE: Tensor, num_rows: int, pdl: bool, tile: Tile | Non
     assert x_TE.is_contiguous() and w_NE.is_contiguous() and x_TE.shape[1] == w_NE.shape[1] and x_TE.dtype is w_NE.dtype
     rows = triton.next_power_of_2(num_rows)
     tile = tile or tile_for(w_NE, rows)
-    assert 1 <= num_rows <= (MAX_ROWS if tile.dot else _MAX_SUM_ROWS), f"{num_rows} rows"
+    assert 1 <= num_rows <= (_MAX_ROWS if tile.dot else _MAX_SUM_ROWS), f"{num_rows} rows"
     num_columns = w_NE.shape[1]
     options: dict[str, Any] = {
         "K": num_columns,
