@@ -27,7 +27,7 @@ from torch import Tensor
 
 from streamserve.kernels.ops import NetworkShape, StepInputs
 
-_LOG2_E = log2(2.718281828459045)
+LOG2_E = log2(2.718281828459045)
 # Tokens of a tile, warps and tiles under way where rows are in groups. On one H200, 32 pairs that share 2,048 tokens of 2,208
 # take 89 us so, 112 without groups; 64 rows that share 1,024 of 1,184 take 35 and 54; 64 rows of 640 alone take 54 and 47.
 _GROUP_TILE, _GROUP_TILE_HIP = (64, 4, 3), (64, 4, 2)
@@ -37,7 +37,7 @@ _FIXED_SPLIT_LEN = 256  # and their least length in tokens
 
 
 @triton.jit
-def _load_turned(
+def load_turned(
     heads,
     row_M,
     is_row_M,
@@ -77,7 +77,7 @@ def _load_turned(
 
 
 @triton.jit
-def _see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE: tl.constexpr):
+def see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE: tl.constexpr):
     """Maximum, sum and weighted values after one more tile. A line that has seen nothing yet must not be at -inf."""
     scores = tl.where(is_seen_MN, tl.dot(q, k_DN, input_precision="ieee"), float("-inf"))
     new_m = tl.maximum(m, tl.max(scores, 1) * SCALE)
@@ -94,7 +94,7 @@ def _load_new(
 ):
     """A row's new token: K [1, D] after norm and RoPE, V [D]."""
     one = tl.arange(0, 1)
-    k_new = _load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, None, D, NORM, EPS)
+    k_new = load_turned(line + (H + head) * D, one, one < 1, k_norm_D, angles, None, D, NORM, EPS)
     return k_new, tl.load(line + (H + K + head) * D + tl.arange(0, D))
 
 
@@ -221,7 +221,7 @@ def _decode_attention(
     g = tl.arange(0, G_DOT)
     line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
     angles = cos_sin + position.to(tl.int64) * D
-    q = _load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, None, D, NORM, EPS)
+    q = load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, None, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
     v_head = v_pages + layer_at
@@ -246,7 +246,7 @@ def _decode_attention(
         in_pages_N = page_N.to(tl.int64) * (K * S * D) + (at_N % S) * D
         k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_seen_N[None, :], other=0.0)
         v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_seen_N[:, None], other=0.0)
-        m, total, acc = _see(q, k_DN, v_ND, is_seen_N[None, :], m, total, acc, SCALE)
+        m, total, acc = see(q, k_DN, v_ND, is_seen_N[None, :], m, total, acc, SCALE)
         page_N = next_page_N
 
     out_row = out + row.to(tl.int64) * (H * D) + head * (G * D)
@@ -265,12 +265,12 @@ def _decode_attention(
         if arrived == num_splits - 1:
             tl.store(arrivals + task, 0)
             h = tl.arange(0, G_MERGE)
-            merged = _merge(part_acc, part_sum, task * tl.num_programs(2), num_splits, h < G, G, G_MERGE, D, MAX_SPLITS, 4)
+            merged = merge(part_acc, part_sum, task * tl.num_programs(2), num_splits, h < G, G, G_MERGE, D, MAX_SPLITS, 4)
             tl.store(out_row + h[:, None] * D + d[None, :], merged.to(out.dtype.element_ty), mask=(h < G)[:, None])
 
 
 @triton.jit
-def _merge(
+def merge(
     part_acc,
     part_sum,
     first,
@@ -408,7 +408,7 @@ def _grouped_decode_attention(
     slot_M = tl.load(slots_T + row_M, mask=is_line_M, other=-1)
     position_M = tl.load(positions_T + row_M, mask=is_line_M, other=0)
     heads_M = row_M.to(tl.int64) * (H + 2 * K)
-    q = _load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, position_M, D, NORM, EPS)
+    q = load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, position_M, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
     v_head = v_pages + layer_at
@@ -417,7 +417,7 @@ def _grouped_decode_attention(
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     if split == num_splits - 1:  # every member's new token: into its page, and into the sums of its lines
-        k_new = _load_turned(qkv, heads_M + H + head, is_line_M, k_norm_D, cos_sin, position_M, D, NORM, EPS)
+        k_new = load_turned(qkv, heads_M + H + head, is_line_M, k_norm_D, cos_sin, position_M, D, NORM, EPS)
         v_at = (heads_M + H + K + head)[:, None] * D + d[None, :]
         v_new = tl.load(qkv + v_at, mask=is_line_M[:, None], other=0.0)
         pages_M = page_table + slot_M.to(tl.int64) * table_width
@@ -440,7 +440,7 @@ def _grouped_decode_attention(
         k_DN = tl.load(k_head + in_pages_N[None, :] + d[:, None], mask=is_seen_N[None, :], other=0.0)
         v_ND = tl.load(v_head + in_pages_N[:, None] + d[None, :], mask=is_seen_N[:, None], other=0.0)
         is_seen_MN = ((slot_M == slot) | (at < shared // BLOCK_N))[:, None] & is_seen_N[None, :]
-        m, total, acc = _see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE)
+        m, total, acc = see(q, k_DN, v_ND, is_seen_MN, m, total, acc, SCALE)
         first, end, slot, page_N = next_first, next_end, next_slot, next_page_N
 
     out_MD = out + (row_M.to(tl.int64) * H + head * G + g % G)[:, None] * D + d[None, :]
@@ -459,7 +459,7 @@ def _grouped_decode_attention(
         tl.debug_barrier()
         if arrived == num_splits - 1:
             tl.store(arrivals + first_part, 0)
-            merged = _merge(part_acc, part_sum, first_part, num_splits, is_line_M, LINES, M, D, MAX_SPLITS, 2)
+            merged = merge(part_acc, part_sum, first_part, num_splits, is_line_M, LINES, M, D, MAX_SPLITS, 2)
             tl.store(out_MD, merged.to(out.dtype.element_ty), mask=is_line_M[:, None])
 
 
@@ -567,7 +567,7 @@ class DecodeAttention:
             "PDL": pdl,
             **({"launch_pdl": True} if pdl else {}),
         }
-        model = {**written, "G": group, "SCALE": self._dim**-0.5 * _LOG2_E, "MAX_SPLITS": MAX_SPLITS}
+        model = {**written, "G": group, "SCALE": self._dim**-0.5 * LOG2_E, "MAX_SPLITS": MAX_SPLITS}
         kernel: Any
         if inputs.is_drafted:
             assert parts is None

@@ -16,6 +16,7 @@ from torch import Tensor
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.impl import triton_gemv as gemv
 from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
+from streamserve.kernels.impl.triton_drafted_attention import DraftedAttention
 from streamserve.kernels.impl.triton_linear import linear as invariant_linear
 from streamserve.kernels.impl.triton_mlp import silu_mul
 from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
@@ -122,13 +123,13 @@ class TritonDecoder:
         self._head_VE = self._embedding_VE if head is None else head
         inv_freq, factor = shape.inv_freq()
         self._cos_sin = rope_table(inv_freq, factor, parts.max_len, parts.device)
+        num_sms = gpu.num_sms if gpu is not None else 1
         self._decode = DecodeAttention(
-            shape,
-            max_rows=parts.max_rows,
-            num_sms=gpu.num_sms if gpu is not None else 1,
-            device=parts.device,
-            deterministic=parts.deterministic,
+            shape, max_rows=parts.max_rows, num_sms=num_sms, device=parts.device, deterministic=parts.deterministic
         )
+        self._drafted: DecodeAttention | DraftedAttention = self._decode
+        if not parts.deterministic and not shape.sliding_window:
+            self._drafted = DraftedAttention(shape, max_rows=parts.max_rows, num_sms=num_sms, device=parts.device)
         self._prompt = PromptAttention(shape, device=parts.device, deterministic=parts.deterministic)
         has_bias = shape.o_bias or shape.mlp_bias
         self._max_few = 0 if parts.deterministic or has_bias else min(few_rows(shape.hidden_size), gemv.max_rows(parts.dtype))
@@ -157,9 +158,10 @@ class TritonDecoder:
         """Decode rows, up to few_rows(): five kernels per layer."""
         eps, pdl = self._eps, self._pdl
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
+        decode = self._attention(inputs)
         for i, layer in enumerate(self._layers):
             qkv_TJ = gemv.norm_linear(x_TE, layer.attention_norm, layer.qkv, layer.qkv_bias, eps, pdl=pdl)
-            self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
+            decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
             gemv.linear_add(out_TX, layer.o, x_TE, pdl=pdl)
             inner_TF = gemv.norm_gate_up(x_TE, layer.mlp_norm, layer.gate_up, eps, pdl=pdl)
             gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
@@ -167,6 +169,7 @@ class TritonDecoder:
 
     def _forward_many(self, x_TE: Tensor, inputs: StepInputs, every_token: bool) -> Tensor:
         eps, num_decode, has_prompts = self._eps, inputs.num_decode, bool(inputs.prompts)
+        decode = self._attention(inputs)
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
         h_TE = rms_norm(x_TE, self._layers[0].attention_norm, eps)
         for i, layer in enumerate(self._layers):
@@ -178,9 +181,13 @@ class TritonDecoder:
                 write_prompt(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
                 out_TX = self._prompt.attend(qkv_TJ, inputs, i, out_TX)
             if num_decode:
-                self._decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
+                decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
             h_TE = self._finish(x_TE, out_TX, layer, None if is_last else self._layers[i + 1].attention_norm)
         return x_TE
+
+    def _attention(self, inputs: StepInputs) -> DecodeAttention | DraftedAttention:
+        """Of the step's decode rows."""
+        return self._drafted if inputs.is_drafted else self._decode
 
     def _last_layer(self, x_TE: Tensor, qkv_TJ: Tensor, inputs: StepInputs) -> Tensor:
         """Of a step with prompts: all tokens leave K and V, the rest is done for those that yield logits, each as if it were a
@@ -194,7 +201,7 @@ class TritonDecoder:
             positions_R = inputs.positions_T.index_select(0, rows_R)
             rows = replace(inputs, num_decode=len(rows_R), positions_T=positions_R, slots_T=slots_R, parts_PR=None)
             out_RX = x_RE.new_empty((len(rows_R), self._shape.num_heads * self._shape.head_dim))
-            self._decode.attend(qkv_RJ, rows, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
+            self._attention(inputs).attend(qkv_RJ, rows, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
             self._finish(x_RE, out_RX, layer, None)
         return x_RE
 
