@@ -287,7 +287,8 @@ class DeviceRunner:
         if self._network.grouping is not None and self._state.num_slots >= GROUPED_ROWS:
             sizes.append(StepSize(GROUPED_ROWS, 0, True))
         if self.max_drafted_tokens:
-            sizes += [StepSize(rows, is_drafted=True) for rows in _up_to(min(self.max_drafted_tokens, 16), _DRAFTED_ALONE)]
+            few = [rows for rows in _DRAFTED_ALONE if rows <= 16 and rows < self.max_drafted_tokens]
+            sizes += [StepSize(rows, is_drafted=True) for rows in (*few, self.max_drafted_tokens)]
         for size in sizes:
             self._compute(self._state.surplus_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1], has_drafts=bool(self.max_drafted_tokens))
