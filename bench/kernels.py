@@ -1,6 +1,6 @@
 """Each GPU kernel of a step by itself: time, bytes or FLOPs, and their share of what this card can do.
 
-    python bench/kernels.py [--models llama8b,qwen06b] [--ops embed,norm,gemv,decode,prompt,write,silu,linear,sampling]
+    python bench/kernels.py [--models llama8b,qwen06b] [--ops embed,norm,gemv,decode,drafted,prompt,write,silu,linear,sampling]
                             [--json OUT]
 
 Times are medians of replays of a graph that holds several launches one behind the other; weights and KV are read from memory,
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,44 @@ def decode(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
         )
 
 
+def drafted(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
+    """The same of a token and guesses behind it in each row: all in one launch, and K and V written by a launch before."""
+    from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
+    from streamserve.kernels.impl.triton_drafted_attention import DraftedAttention
+
+    num_sms = torch.cuda.get_device_properties(0).multi_processor_count
+    sizes: dict[str, Any] = {"max_rows": 256, "num_sms": num_sms, "device": torch.device("cuda")}
+    kinds = {"drafted attention": DraftedAttention(shape, **sizes), "drafted, in two": DecodeAttention(shape, **sizes)}  # type: ignore[arg-type]
+    cos_sin, (q_norm, k_norm) = rope_of(shape, 32_800), head_norms(shape)
+    for rows, new, context in (
+        (1, 5, 128),
+        (1, 5, 1024),
+        (1, 13, 1024),
+        (1, 5, 32_768),
+        (4, 5, 1024),
+        (16, 5, 1024),
+        (32, 3, 640),
+    ):
+        num_bytes = rows * context * shape.num_kv_heads * shape.head_dim * 4
+        layers = min(shape.num_layers, cold_copies(num_bytes))
+        inputs = replace(paged(shape, [(context - new, new)] * rows, layers), num_decode=rows * new, prompts=(), is_drafted=True)
+        qkv, out = random(rows * new, shape.joined), random(rows * new, shape.attended)
+        for op, attention in kinds.items():
+
+            def attend(
+                layer: int, attention: Any = attention, inputs: Any = inputs, qkv: Tensor = qkv, out: Tensor = out
+            ) -> None:
+                attention.attend(qkv, inputs, layer, cos_sin, q_norm, k_norm, EPS, out, pdl=pdl)
+
+            yield Timing(
+                op,
+                f"{rows} rows x {new} of {context} tokens",
+                meter.launch([lambda i=i, run=attend: run(i % layers) for i in range(max(layers, 6))]),  # type: ignore[misc]  # noqa: B023
+                num_bytes=num_bytes,
+                flops=num_bytes * new * shape.num_heads / shape.num_kv_heads,
+            )
+
+
 def prompt(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
     """Attention of a prompt's chunk over what is cached of it and itself; the library's is given the keys in one piece."""
     from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
@@ -353,6 +391,7 @@ OPS: dict[str, Callable[[Shape, bool, Meter], Iterable[Timing]]] = {
     "norm": norm,
     "gemv": gemv,
     "decode": decode,
+    "drafted": drafted,
     "prompt": prompt,
     "write": write,
     "silu": silu,
