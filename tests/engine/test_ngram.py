@@ -12,7 +12,7 @@ from streamserve.engine.drafters.chance import Chance
 from streamserve.engine.drafters.drafter import NO_GUESS, Drafts
 from streamserve.engine.drafters.ngram import MAX_MATCH, REJOIN_WITHIN, NgramDrafter
 from streamserve.engine.drafters.places import MAX_CANDIDATES
-from streamserve.engine.drafters.recent import LEAST_TOKENS, MAX_SALTS, MAX_TOKENS, Recent
+from streamserve.engine.drafters.recent import BEGIN, LEAST_TOKENS, MAX_SALTS, MAX_TOKENS, Recent
 from streamserve.messages import GenerateRequest
 
 
@@ -185,8 +185,8 @@ def test_a_long_text_is_sorted_in_parts_without_a_seam(monkeypatch: pytest.Monke
 
 
 def test_a_prediction_is_found_from_its_third_token_on() -> None:
-    drafts = _open([1, 2, 3], prediction=[5, 6, *range(100, 140)])
-    assert _say(drafts, [*[5, 6], *range(100, 139), 0, 0, 5, 6], most=2)[-1] == [100, 101]
+    drafts = _open([1, 2, 3], prediction=[5, 6, 7, *range(100, 140)])
+    assert _say(drafts, [*range(100, 140), 0, 5, 6], most=2)[-1] == [7, 100]
 
 
 def test_of_a_frequent_pair_only_the_last_places_are_looked_at() -> None:
@@ -298,6 +298,8 @@ def test_recent_answers_are_bounded_and_the_oldest_go_first() -> None:
     assert sorted({token_id for token_id in text if token_id >= 0}) == [6, 7, 8, 9]
     recent.add("a", range(2 * MAX_TOKENS))
     assert len(recent.of("a").text) == MAX_TOKENS + 1 and recent.of("a").text[1:4] == [0, 1, 2]
+    recent.add("b", [1] * (LEAST_TOKENS - 1))
+    assert recent.of("b").text == [BEGIN], "nothing can be learnt from that"
     for nth in range(MAX_SALTS):
         recent.of("a")
         recent.add(f"s{nth}", [1, 2, 3, 4])

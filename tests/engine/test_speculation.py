@@ -353,14 +353,34 @@ def test_a_step_waits_for_the_tokens_of_a_try() -> None:
     assert not (speculation.may_pay(1) and speculation.is_worth_waiting(offers, 1)), "once"
 
 
-def test_unlikely_guesses_are_not_tried_and_seldom_asked_for() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_unlikely_guesses_are_not_tried_and_seldom_asked_for(waits: bool) -> None:
     speculation = Speculation(_Drafter(), _bad_moment())
     guesser = _Guesser(LIKELY - 0.01)
     for _ in range(1000):
         if speculation.may_pay(1):
-            assert not speculation.is_worth_waiting(_offers(guesser), 1)
-            assert not any(speculation.choose(_offers(guesser), 1))
-    assert guesser.num_asked <= 2 * (1000 / PATIENCE + 1)
+            if waits:
+                assert not speculation.is_worth_waiting(_offers(guesser), 1)
+            else:
+                assert not any(speculation.choose(_offers(guesser), 1))
+    assert 0 < guesser.num_asked <= 1000 / PATIENCE + 1
+
+
+def test_refusals_are_counted_since_guesses_last_paid() -> None:
+    speculation = Speculation(_Drafter(), StepCosts(0.0))
+    offers = _offers(_Guesser(0.9))
+
+    def num_chosen(costs: StepCosts, times: int) -> int:
+        speculation.costs = costs
+        return sum(any(speculation.choose(offers, 1)) for _ in range(times))
+
+    assert num_chosen(_bad_moment(), PATIENCE) == 0
+    assert num_chosen(on_a_cpu(), 1) == 1
+    assert num_chosen(_bad_moment(), PATIENCE) == 0
+    assert num_chosen(_bad_moment(), 1) == 1
+    assert num_chosen(_bad_moment(), 2 * PATIENCE) == 0, "patience has grown"
+    assert num_chosen(on_a_cpu(), PATIENCE) == PATIENCE
+    assert num_chosen(_bad_moment(), PATIENCE + 1) == 1, "and is back, now that guesses have paid for long"
 
 
 def test_plain_steps_are_measured_first_and_now_and_then() -> None:

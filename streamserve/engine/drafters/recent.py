@@ -29,32 +29,41 @@ class Answers:
 NO_ANSWERS = Answers()
 
 
+class _Kept:
+    """One salt's answers, and their text if it was made since the last of them."""
+
+    __slots__ = ("answers", "text")
+
+    def __init__(self) -> None:
+        self.answers: deque[Sequence[int]] = deque()
+        self.text: Answers | None = None
+
+
 class Recent:
     """All salts' answers."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, deque[Sequence[int]]] = OrderedDict()  # by salt, the one used last at the end
-        self._texts: dict[str, Answers] = {}  # those that were made since their salt's last answer
+        self._salts: OrderedDict[str, _Kept] = OrderedDict()  # the one used last at the end
 
     def of(self, salt: str) -> Answers:
         """A salt's answers, the newest last."""
-        if salt not in self._kept:
+        kept = self._salts.get(salt)
+        if kept is None:
             return NO_ANSWERS
-        self._kept.move_to_end(salt)
-        if salt not in self._texts:
-            self._texts[salt] = Answers(self._kept[salt])
-        return self._texts[salt]
+        self._salts.move_to_end(salt)
+        if kept.text is None:
+            kept.text = Answers(kept.answers)
+        return kept.text
 
     def add(self, salt: str, token_ids: Sequence[int]) -> None:
         """An answer is over: these are its tokens, and some before it. Of a very long one the first are kept."""
         if len(token_ids) < LEAST_TOKENS:
             return
-        kept = self._kept.setdefault(salt, deque())
-        kept.append(token_ids[: MAX_TOKENS - 1])
-        while sum(len(answer) + 1 for answer in kept) > MAX_TOKENS:
-            kept.popleft()
-        self._texts.pop(salt, None)
-        self._kept.move_to_end(salt)
-        if len(self._kept) > MAX_SALTS:
-            oldest, _ = self._kept.popitem(last=False)
-            self._texts.pop(oldest, None)
+        kept = self._salts.setdefault(salt, _Kept())
+        self._salts.move_to_end(salt)
+        kept.text = None
+        kept.answers.append(token_ids[: MAX_TOKENS - 1])
+        while sum(len(answer) + 1 for answer in kept.answers) > MAX_TOKENS:
+            kept.answers.popleft()
+        if len(self._salts) > MAX_SALTS:
+            self._salts.popitem(last=False)
