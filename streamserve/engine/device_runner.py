@@ -13,7 +13,6 @@ from asyncio import get_running_loop, sleep
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -93,9 +92,8 @@ class DeviceStep:
         wait: ThreadPoolExecutor,
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
         accepted: Callable[[int, int], None],
-        pace: "Pace",
     ) -> None:
-        """`accepted` is told, by slot, how many guesses were right. `pace`: of steps with guesses."""
+        """`accepted` is told, by slot, how many guesses were right."""
         self._choose = choose
         self._event = event
         self._tokens = tokens
@@ -106,7 +104,6 @@ class DeviceStep:
         self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
         self._accepted = accepted
-        self._pace = pace
 
     def sample(self, edits: Edits = NO_EDITS) -> None:
         """See Step."""
@@ -128,13 +125,10 @@ class DeviceStep:
         return self.result()
 
     async def _watch(self) -> None:
-        """Wait for a step behind which the device waits for the host: look, instead of being woken, in its last millisecond."""
-        began_s, pace = perf_counter(), self._pace
-        if pace.usual_s > _WATCHED_S:
-            await sleep(pace.usual_s - _WATCHED_S)
+        """Wait for a step behind which the device waits for the host: look at it all the time. To be woken takes longer, and a
+        processor that has slept is slow: with both, 0.3 ms of a step of 5."""
         while not self._event.query():  # noqa: ASYNC110
             await sleep(0)
-        pace.took(perf_counter() - began_s)
 
     def result(self) -> StepResult:
         """What the step brought. Its event must have come."""
@@ -190,19 +184,6 @@ def _num_right(row: Row, tokens: Sequence[int]) -> int:
 
 
 _NOTHING = RowResult()
-_WATCHED_S = 1.2e-3  # a loop sleeps in whole milliseconds
-
-
-class Pace:
-    """How long steps with guesses usually are to be waited for: less than most, for who sleeps too long is late."""
-
-    def __init__(self) -> None:
-        self.usual_s = 0.0
-
-    def took(self, seconds: float) -> None:
-        """One took so long."""
-        gain = 0.5 if seconds < self.usual_s else 0.05
-        self.usual_s += gain * (seconds - self.usual_s)
 
 
 class DeviceRunner:
@@ -255,7 +236,6 @@ class DeviceRunner:
         self._graphs: dict[StepSize, Replay[None]] = {}
         self._histories: dict[int, tuple[int, ...]] = {}  # of slots whose prompt's log-probabilities are wanted
         self._wait = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-wait")
-        self._pace = Pace()
 
     @torch.inference_mode()
     def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -323,7 +303,7 @@ class DeviceRunner:
         back, event = self._back[self._turn]
         self._turn = (self._turn + 1) % TURNS
         choose = partial(self._choose, plan, loaded, back, event)
-        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, self._sampler.accepted, self._pace)
+        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, self._sampler.accepted)
 
     @torch.inference_mode()
     def _choose(self, plan: Plan, loaded: Loaded, back: Tensor, event: Event, edits: Edits) -> Pending | None:

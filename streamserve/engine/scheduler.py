@@ -75,13 +75,15 @@ class Draft:
 @dataclass(frozen=True, slots=True)
 class Flight:
     """A plan that was handed to the runner, and whose rows it holds. `awaits_commit`: what may be sampled depends on the tokens
-    of the step before it. `num_drafts`: guesses in it. `is_decode`: there is nothing in it but answers' rows."""
+    of the step before it. `num_drafts`: guesses in it. `is_decode`: there is nothing in it but answers' rows.
+    `wants_guesses`: the runner makes some behind it."""
 
     plan: Plan
     owners: tuple[tuple[Request, int], ...]
     awaits_commit: bool = False
     num_drafts: int = 0
     is_decode: bool = False
+    wants_guesses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Scheduler:
         self._policy = policy
         self._speculation = speculation
         self._num_wanted = 0 if speculation is None else speculation.drafter.num_wanted
+        self._may_guess = False  # it may pay to verify guesses in the step that is planned
         self._is_drafted = False  # a step with guesses is under way
         self._now = now
         self._pause = Pause(limits.bursts, now)
@@ -140,6 +143,10 @@ class Scheduler:
     def uses_predictions(self) -> bool:
         """Whether anybody looks at what clients expect of answers. A drafter in the runner reads only what was computed."""
         return self._speculation is not None and self._num_wanted == 0
+
+    @property
+    def _wants_guesses(self) -> bool:
+        return self._may_guess and self._num_wanted > 0
 
     @property
     def num_running(self) -> int:
@@ -176,7 +183,10 @@ class Scheduler:
 
     def next_plan(self) -> Flight | None:
         """The next step, or None when nothing can run now. Planned rows count as under way from here on."""
-        if self._is_drafted or self._waits_for_guesses():
+        if self._is_drafted:
+            return None
+        self._may_guess = self._speculation is not None and self._speculation.may_pay(len(self._running))
+        if self._waits_for_guesses():
             return None
         draft = Draft()
         if self._pause.allows(self._has_tokens):
@@ -193,7 +203,7 @@ class Scheduler:
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
         self._is_drafted = draft.num_drafts > 0
-        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks)
+        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants_guesses)
 
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
@@ -300,10 +310,10 @@ class Scheduler:
 
     def _waits_for_guesses(self) -> bool:
         """Whether to plan nothing until tokens under way are known, because guesses behind them will pay."""
-        speculation, running = self._speculation, self._running
-        if speculation is None or not speculation.may_pay(len(running)):
+        speculation = self._speculation
+        if speculation is None or not self._may_guess:
             return False
-        answering = [request for request in running if request.can_answer]
+        answering = [request for request in self._running if request.can_answer]
         if all(request.planned == request.computed for request in answering):
             return False
         offers = [(self._drafts_of(request), self._most_guesses(request)) for request in answering]
@@ -312,10 +322,10 @@ class Scheduler:
     def _guesses(self, spare: int) -> dict[str, Sequence[int]]:
         """What to verify in this step, by request, in `spare` tokens. No guess is made of what follows a token that is not known
         yet, or that is not alone."""
-        speculation, running = self._speculation, self._running
-        if speculation is None or not speculation.may_pay(len(running)):
+        speculation = self._speculation
+        if speculation is None or not self._may_guess:
             return {}
-        answering = [request for request in running if request.can_answer]
+        answering = [request for request in self._running if request.can_answer]
         asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and r.num_delivered]
         if not asked:
             return {}
@@ -411,7 +421,7 @@ class Scheduler:
         request.planned = start + 1
         request.expected += 1
         token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
-        wanted = self._num_wanted
+        wanted = self._num_wanted if self._may_guess else 0
         draft.rows.append(
             Row(request.slot, start, 1, token_ids, self._new_pages(request), num_wanted=wanted)
             if wanted
@@ -436,7 +446,7 @@ class Scheduler:
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
         request.expected += samples
         draft.has_chunks = True
-        new_pages, wanted = self._new_pages(request), self._num_wanted if samples else 0
+        new_pages, wanted = self._new_pages(request), self._num_wanted if samples and self._may_guess else 0
         row = Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits, num_wanted=wanted)
         draft.rows.append(row)
         draft.owners.append((request, request.epoch))
@@ -535,8 +545,9 @@ class Scheduler:
 
     def step_took(self, flight: Flight, seconds: float, *, is_alone: bool) -> None:
         """A step has landed, so long after the one before. `is_alone`: the device had waited for it: what a plain step costs then
-        says nothing about those that follow each other at once."""
-        if self._speculation is not None and flight.is_decode and is_alone == (flight.num_drafts > 0):
+        says nothing about those that follow each other at once, and neither does one behind which guesses were made."""
+        is_typical = is_alone if flight.num_drafts else not is_alone and not flight.wants_guesses
+        if self._speculation is not None and flight.is_decode and is_typical:
             self._speculation.costs.observe(flight.plan.num_tokens, seconds, is_drafted=is_alone)
 
     def commit(self, flight: Flight, result: StepResult) -> None:

@@ -34,7 +34,7 @@ LEAST_CHANCE = 0.02  # what a guess must have, all those before it included
 PATIENCE = 64  # times that costs speak against likely guesses, before a try; twice as many after each in vain
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
-NUM_WITHOUT = 6  # two for each step that is planned: the second plain one in a row is the first to be measured
+NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
 REMEMBERED = 16  # steps for which it is remembered that no guesses could pay
 
 _NOBODY = np.empty(0, np.intp)
