@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamserve.kernels.impl import triton_gemv as gemv
+from streamserve.kernels.impl.triton_decoder import few_rows
 from streamserve.kernels.impl.triton_gemv import Tile
 
 EPS = 1e-5
@@ -22,6 +23,7 @@ TILES = [
     Tile(1, 64, 1, ahead=2),
     Tile(16, 64, 2, dot=True),
     Tile(32, 32, 1, ahead=2, dot=True),
+    Tile(32, 128, 1, dot=True),
     Tile(16, 64, 1, dot=True),
 ]
 ROWS = (1, 2, 3, 5, 8)
@@ -151,6 +153,16 @@ def test_shapes_without_a_measured_tile_get_one_that_works(rows: int, device: st
     x, norm, w = case(rows, 12, 576, device, dtype)
     gate, up = (normed(x, norm) @ w.double().T).chunk(2, dim=-1)
     assert_near(gemv.norm_gate_up(x, norm, w, EPS), torch.nn.functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("served", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_step_of_few_rows_gets_tiles_that_take_so_many(served: torch.dtype) -> None:
+    for num_rows, num_columns in ((6144, 4096), (1024, 3072), (576, 1536), (960, 576), (100, 50)):
+        w = torch.empty(num_rows, num_columns, dtype=served, device="meta")
+        for rows in range(1, few_rows(num_columns, served) + 1):
+            tile, options = gemv._plan(torch.empty(rows, num_columns, dtype=served, device="meta"), w, rows, False, None)
+            assert options["ROWS"] >= rows
+            assert not tile.dot or (served is torch.bfloat16 and tile.block_k % (32 * tile.num_warps) == 0)
 
 
 _ORDER = """

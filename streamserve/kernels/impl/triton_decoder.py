@@ -29,12 +29,16 @@ _MANY = 2048  # tokens
 _HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
-def few_rows(hidden_size: int) -> int:
+def few_rows(hidden_size: int, dtype: torch.dtype) -> int:
     """Rows up to which five kernels per layer are ahead of the library's products and the small operations between them. Measured
     on one H200 (bench/gemv_sweep.py), ms of all products of a step at 2, 5, 8, 16 rows, beside the library's: 0.6B model 0.51,
     0.61, 0.62, 0.70 and 0.96, 0.84, 0.77, 0.78; 8B 3.97, 4.01, 4.05, 4.54 and 4.00, 4.02, 4.05, 4.07. What lies between the
-    library's products costs 0.25 and 0.35 ms more; ours does it on its way."""
-    return 16 if hidden_size <= 2048 else 8
+    library's products costs 0.25 and 0.35 ms more; ours does it on its way. Without tensor cores, ms per step at 1, 2, 4, 8 rows:
+    0.6B 0.74, 0.91, 1.06, 1.74 and 1.32, 1.24, 1.30, 1.29; 8B 4.17, 4.87, 6.41, 5.58 and 4.51, 4.65, 4.68, 4.72."""
+    is_small = hidden_size <= 2048
+    if gemv.has_tensor_cores(dtype):
+        return 16 if is_small else 8
+    return 4 if is_small else 1
 
 
 def refusal(facts: Facts) -> str | None:
@@ -133,7 +137,7 @@ class TritonDecoder:
             self._drafted = DraftedAttention(shape, max_rows=parts.max_rows, num_sms=num_sms, device=parts.device)
         self._prompt = PromptAttention(shape, device=parts.device, deterministic=parts.deterministic)
         has_bias = shape.o_bias or shape.mlp_bias
-        self._max_few = 0 if parts.deterministic or has_bias else min(few_rows(shape.hidden_size), gemv.max_rows(parts.dtype))
+        self._max_few = 0 if parts.deterministic or has_bias else few_rows(shape.hidden_size, parts.dtype)
 
     @property
     def grouping(self) -> Grouping | None:

@@ -1,6 +1,6 @@
 """Products of a few rows with a weight matrix, as fast as the weights can be read, with the small operations around them.
 
-Owns the tile shapes. Knows no layer and no batch. Up to max_rows() rows; more are the library's business.
+Owns the tile shapes. Knows no layer and no batch. Up to 16 rows; more are the library's business.
 
 A step of one to sixteen rows reads every weight once and computes little: what counts is how many bytes are on their way. Each
 program takes a block of weight rows, 16 bytes per thread and load. The first tiles are asked for before anything else, even
@@ -403,24 +403,26 @@ _TILES = MappingProxyType[tuple[int, int, int], Tile](
 )
 
 
-def max_rows(dtype: torch.dtype) -> int:
-    """Most rows of a product. Tensor cores take x times norm not yet divided by the row's length: float16 may not hold that."""
-    return _MAX_SUM_ROWS if dtype is torch.float16 else _MAX_ROWS
+def has_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether tensor cores are for us. They take x times norm not yet divided by the row's length: float16 may not hold that. And
+    AMD's expect columns elsewhere, so that all would pass through shared memory."""
+    return dtype is torch.bfloat16 and torch.version.hip is None
 
 
 def tile_for(w: Tensor, rows: int) -> Tile:
     """The tile for a weight and a number of rows that is 1, 2, 4, 8 or 16."""
     num_rows, num_columns = w.shape
-    known = _TILES.get((num_rows, num_columns, rows)) if w.dtype is torch.bfloat16 and torch.version.hip is None else None
+    known = _TILES.get((num_rows, num_columns, rows)) if has_tensor_cores(w.dtype) else None
     return known or _default_tile(num_rows, num_columns, rows, w.dtype)
 
 
 def _default_tile(num_rows: int, num_columns: int, rows: int, dtype: torch.dtype) -> Tile:
     """Columns as many as the threads read in one load each, so that nothing passes through shared memory; programs enough to
     fill a GPU; sums that fit in registers."""
-    if rows > _MAX_SUM_ROWS or (rows >= 4 and dtype is torch.bfloat16 and num_columns % 32 == 0):
-        num_warps = 8 if num_columns >= 2048 else 4
-        return Tile(16 if num_rows < 4096 else 32, 32 * num_warps, num_warps, ahead=2, dot=True)
+    if rows > _MAX_SUM_ROWS or (rows >= 4 and has_tensor_cores(dtype) and num_columns % 32 == 0):
+        # 256 bytes of a row per warp; where programs are few, more warps for each.
+        num_warps = 8 if num_rows <= 4096 and num_columns >= 1024 else 4
+        return Tile(16, 128 * num_warps, num_warps, dot=True)
     num_warps = 4 if num_columns > 512 else 2
     block_w = 4 if num_rows >= 4096 else 2 if num_rows >= 2048 else 1
     return Tile(block_w if rows <= 2 else 1, 256 * num_warps, num_warps)
