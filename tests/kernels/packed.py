@@ -97,6 +97,10 @@ class Driver:
 
     def step(self, *rows: tuple[Request, Sequence[int]], logit_rows: Sequence[int] | None = None) -> Tensor:
         """Feed each request its next tokens, all in one step; logits of every token, or of those in `logit_rows`."""
+        return self.network.forward(self.batch(*rows, logit_rows=logit_rows))
+
+    def batch(self, *rows: tuple[Request, Sequence[int]], logit_rows: Sequence[int] | None = None) -> Batch:
+        """That step, for the network; its tokens count as fed."""
         starts: list[int] = [0]
         positions: list[int] = []
         for request, tokens in rows:
@@ -105,16 +109,14 @@ class Driver:
             starts.append(starts[-1] + len(tokens))
         width = max(len(request.pages) for request, _ in rows)
         table = [request.pages + [0] * (width - len(request.pages)) for request, _ in rows]
-        return self.network.forward(
-            Batch(
-                token_ids_T=torch.tensor([token for _, tokens in rows for token in tokens]),
-                positions_T=torch.tensor(positions),
-                row_start=starts,
-                kv_len=[request.len for request, _ in rows],
-                page_table_BP=torch.tensor(table, dtype=torch.int32),
-                logit_rows_R=torch.arange(starts[-1]) if logit_rows is None else torch.tensor(logit_rows, dtype=torch.int64),
-                pool=self.pool,
-            )
+        return Batch(
+            token_ids_T=torch.tensor([token for _, tokens in rows for token in tokens]),
+            positions_T=torch.tensor(positions),
+            row_start=starts,
+            kv_len=[request.len for request, _ in rows],
+            page_table_BP=torch.tensor(table, dtype=torch.int32),
+            logit_rows_R=torch.arange(starts[-1]) if logit_rows is None else torch.tensor(logit_rows, dtype=torch.int64),
+            pool=self.pool,
         )
 
 

@@ -15,6 +15,7 @@ from streamserve.default_model import find_default_model
 from streamserve.errors import CheckpointError
 from streamserve.kernels.registry import Facts
 from streamserve.models.checkpoint import Checkpoint, open_checkpoint
+from streamserve.models.decoder import Decoder
 from streamserve.models.spec import Traits
 from tests.kernels.packed import Driver, RandomWeights, new_driver, new_reference, random_tokens, small_spec
 
@@ -150,6 +151,23 @@ def test_logits_come_for_the_wanted_tokens_in_the_wanted_order(small: PackedDeco
         logits = driver.step((driver.request(len(tokens)), tokens), logit_rows=wanted)
         assert logits.shape == (len(wanted), _SPEC.vocab_size)
         assert torch.equal(logits, every[wanted])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_stream_is_shown_before_the_layers_that_are_asked_for_and_changes_no_logits(threads: int) -> None:
+    weights = RandomWeights(_SPEC, "Q8_0")
+    decoder = PackedDecoder(_SPEC, weights, threads=threads)
+    packed, plain = new_driver(decoder, _SPEC, num_pages=4 * MAX_TOKENS // 16), new_reference(_SPEC, weights)
+    assert isinstance(plain.network, Decoder)
+    tokens = random_tokens(_SPEC, 2 * MAX_TOKENS - 200)
+    ours, again, theirs = packed.request(len(tokens)), packed.request(len(tokens)), plain.request(len(tokens))
+    for first, end in ((0, MAX_TOKENS + 20), (MAX_TOKENS + 20, MAX_TOKENS + 21), (MAX_TOKENS + 21, len(tokens))):
+        part = tokens[first:end]
+        logits, shown = decoder.forward_with_features(packed.batch((ours, part)), (0, 2, 3))
+        _, wanted = plain.network.forward_with_features(plain.batch((theirs, part)), (0, 2, 3))
+        torch.testing.assert_close(shown, wanted, rtol=0, atol=2e-3)
+        assert torch.equal(logits, packed.step((again, part)))
+        assert torch.equal(shown[:, : _SPEC.hidden_size], decoder.embed(torch.tensor(part)))
 
 
 def test_helper_threads_sleep_between_steps_and_end_with_their_decoder() -> None:

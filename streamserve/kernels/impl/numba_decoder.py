@@ -12,7 +12,7 @@ Accuracy: activations are rounded per group of 32, to 15 bits before a product w
 # mypy: disable-error-code="import-untyped,attr-defined"
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -40,6 +40,7 @@ from streamserve.kernels.impl.numba_pack import (
     matrix_bytes,
     pack_rows,
     quantise_q8_0,
+    unpack_q8_0,
 )
 from streamserve.kernels.impl.numba_team import Helpers, Pace
 from streamserve.kernels.impl.numba_threads import COUNTER_WORDS
@@ -99,7 +100,8 @@ def packed_network(parts: NetworkParts) -> Network:
 
 
 class PackedDecoder:
-    """A network over packed weights. Implements kernels.ops.Network. Not for two threads at once."""
+    """A network over packed weights. Implements kernels.ops.Network, and shows its stream as models.heads.FeatureNetwork says. Not
+    for two threads at once."""
 
     def __init__(self, shape: NetworkShape, weights: Weights, *, threads: int = 1) -> None:
         self._shape = shape
@@ -120,6 +122,7 @@ class PackedDecoder:
         arena = Arena(self._most_bytes())
         embedding = self._place(arena, [_packed(weights, "model.embed_tokens.weight", kind="Q8_0")])
         head = embedding if shape.tie_embeddings else self._place(arena, [_packed(weights, "lm_head.weight", kind="Q8_0")])
+        self._embedding = arena.view(embedding)
         table = np.zeros((shape.num_layers, step.LAYER_WORDS), np.int64)
         for i in range(shape.num_layers):
             at = f"model.layers.{i}."
@@ -203,6 +206,7 @@ class PackedDecoder:
         scratch_bytes = -(-4 * max(own, step.GATED_ROWS * 2 * GROUP) // 64) * 64
         phases = shape.num_layers * step.PHASES_PER_LAYER + step.PHASES_BESIDE
         self._now = self._zeros((step.NOW_WORDS,), np.int64)
+        self._shown = self._zeros((shape.num_layers + 1,), np.int64)
         self._token_ids = self._zeros((count,), np.int64)
         self._positions = self._zeros((count,), np.int64)
         self._logit_tokens = self._zeros((count,), np.int64)
@@ -246,6 +250,23 @@ class PackedDecoder:
             logits_RV = self._run(batch, wanted.numpy())
         return logits_RV if self._vocab == self._shape.vocab_size else logits_RV[:, : self._shape.vocab_size]
 
+    def forward_with_features(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`forward`, and the stream as it was before each of these layers (their number: behind the last one), side by side:
+        float32 [T, len(layers) * E]."""
+        row_bytes = self._shape.hidden_size * 4
+        shown_TX = torch.empty(len(batch.token_ids_T), len(layers) * self._shape.hidden_size)
+        self._shown[:] = 0
+        self._shown[list(layers)] = shown_TX.data_ptr() + np.arange(len(layers)) * row_bytes
+        self._now[step.SHOWN], self._now[step.SHOWN_BYTES] = self._shown.ctypes.data, len(layers) * row_bytes
+        try:
+            return self.forward(batch), shown_TX
+        finally:
+            self._now[step.SHOWN] = 0
+
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """The stream before the first layer: float32 [T, E]."""
+        return torch.from_numpy(unpack_q8_0(self._embedding, self._shape.hidden_size // GROUP, token_ids_T.numpy()))
+
     def _run(self, batch: Batch, wanted_R: "NDArray[np.int64]") -> Tensor:
         """`wanted_R` ascends."""
         token_ids_T, positions_T = batch.token_ids_T.numpy(), batch.positions_T.numpy()
@@ -266,6 +287,8 @@ class PackedDecoder:
             threads, started = self._pace.choose(count), perf_counter()
             self._member(self._net, self._work, 0, threads)
             self._pace.took(count, threads, perf_counter() - started)
+            if self._now[step.SHOWN]:
+                self._shown[self._shown != 0] += count * self._now[step.SHOWN_BYTES]
             done = until
         return logits_RV
 

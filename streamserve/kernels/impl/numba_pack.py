@@ -57,6 +57,11 @@ class Arena:
         self._used = end
         return matrix
 
+    def view(self, matrix: Matrix) -> Bytes:
+        """The bytes of a matrix."""
+        start = matrix.address - self.memory.ctypes.data
+        return self.memory[start : start + matrix.num_bytes]
+
 
 def pack_rows(kind: str, rows: Bytes) -> "NDArray[np.uint16]":
     """Rows of ggml groups as blocks: [channels / 16, groups, 2, uint16 of 8 channels], padded to whole blocks."""
@@ -95,6 +100,14 @@ def _pack_q8_0(rows: Bytes) -> "NDArray[np.uint16]":
     out[:, :, :16] = words[..., 1:].transpose(0, 2, 3, 1)
     out[:, :, 16] = words[..., 0].transpose(0, 2, 1)
     return out.reshape(*out.shape[:2], -1)
+
+
+def unpack_q8_0(packed: Bytes, groups: int, rows: "NDArray[np.int64]") -> "NDArray[np.float32]":
+    """Some rows of an 8-bit matrix that was packed, as floats: the numbers that products with it see."""
+    words = packed.view(np.uint16).reshape(-1, groups, 2, 17, HALF)[rows // BLOCK, :, rows // HALF % 2, :, rows % HALF]
+    whole = np.ascontiguousarray(words[..., :16]).view(np.int8)
+    floats: NDArray[np.float32] = whole * words[..., 16:].view(np.float16).astype(np.float32)
+    return floats.reshape(len(rows), -1)
 
 
 def quantise_q8_0(weight: "NDArray[np.float32]") -> Bytes:

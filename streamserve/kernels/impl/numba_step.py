@@ -11,6 +11,9 @@ Within a layer the work goes in phases (numba_threads.py), each of which reads w
     mlp      gate and up products, silu(gate) * up, quantised      items: 32 channels of each
     down     product, added to x                                   items: 32 channels
 
+Where the caller asks for it, the first norm of a layer copies the x that it reads (SHOWN), and behind the last layer a phase of
+its own does.
+
 A step of decode rows alone skips `keys`: no token needs another one's key, so `attend` writes its own. Knows nothing of
 torch; all memory is given by the caller (Net: fixed weights, Work: memory of the step, `now`: numbers of the step).
 
@@ -43,12 +46,14 @@ from streamserve.kernels.impl.numba_tiles import BLOCK, ROW_BYTES, block_bytes, 
 GROUP = 32
 ITEM_BLOCKS = 2  # blocks of 16 channels in an item
 NORM_TOKENS = 4
-_REPLACE, _ADD, _EIGHT, _FIRST_PHASE = (constant(value) for value in (0, 1, 8, 0))
+_REPLACE, _ADD, _EIGHT, _FIRST_PHASE, _NOWHERE = (constant(value) for value in (0, 1, 8, 0, 0))
 GATED_ROWS = 4
-PHASES_PER_LAYER, PHASES_BESIDE = 8, 3
+PHASES_PER_LAYER, PHASES_BESIDE = 8, 4
 
 # words of `now`
 TOKENS, RUNS, LOGITS, IS_DECODE, PAGE_SIZE, IS_HALF, KEYS, VALUES, LAYER_BYTES, PAGE_BYTES, TABLE, TABLE_BYTES, OUT = range(13)
+# int64 [layers + 1]: where to copy x as it is before each layer, and behind the last, 0: nowhere; bytes from row to row there
+SHOWN, SHOWN_BYTES = 13, 14
 NOW_WORDS = 16
 
 # columns of Net.layers: address and bits of each matrix
@@ -138,7 +143,36 @@ def _embed(net: Net, work: Work, phase: int) -> None:
 
 
 @native
-def _norm(net: Net, work: Work, phase: int, weight: int, bits: int) -> None:
+def _shown(work: Work, layer: int) -> int:
+    """Where x before this layer is to be copied; 0: nowhere."""
+    table = load_i64(work.now, SHOWN)
+    return load_i64(table, layer) if table else 0
+
+
+@native
+def _copy_row(net: Net, work: Work, t: int, to: int) -> None:
+    x, at = work.x + t * net.hidden * 4, to + t * load_i64(work.now, SHOWN_BYTES)
+    for i in range(net.hidden):
+        store_f32(at, i, load_f32(x, i))
+
+
+@native
+def _show(net: Net, work: Work, phase: int, to: int) -> None:
+    """x, copied."""
+    num_tokens = load_i64(work.now, TOKENS)
+    items = (num_tokens + NORM_TOKENS - 1) // NORM_TOKENS
+    item = take(work.counters, phase, items)
+    while item >= 0:
+        for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
+            _copy_row(net, work, t, to)
+        put(work.counters, phase)
+        item = take(work.counters, phase, items)
+    wait(work.counters, phase, items)
+
+
+@native
+def _norm(net: Net, work: Work, phase: int, weight: int, bits: int, shown: int) -> None:
+    """`shown`: where x goes as well; 0: nowhere."""
     num_tokens = load_i64(work.now, TOKENS)
     items = (num_tokens + NORM_TOKENS - 1) // NORM_TOKENS
     item = take(work.counters, phase, items)
@@ -147,6 +181,8 @@ def _norm(net: Net, work: Work, phase: int, weight: int, bits: int) -> None:
             norm_row(
                 bits, work.x + t * net.hidden * 4, weight, net.hidden // GROUP, net.eps, work.rows.address + t * work.rows.stride
             )
+            if shown:
+                _copy_row(net, work, t, shown)
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -302,13 +338,13 @@ def _layer(net: Net, work: Work, thread: int, layer: int) -> None:
     attention_out = _matrix(net, layer, ATTENTION_OUT, net.heads * net.dim, net.hidden)
     gate_up = _matrix(net, layer, GATE_UP, net.hidden, 2 * net.inner)
     down = _matrix(net, layer, DOWN, net.inner, net.hidden)
-    _norm(net, work, phase, net.attention_norm + layer * net.hidden * 4, qkv.bits)
+    _norm(net, work, phase, net.attention_norm + layer * net.hidden * 4, qkv.bits, _shown(work, layer))
     _product(work, phase + 1, qkv, work.rows, num_tokens, Rows(work.qkv, heads_width * 4), _REPLACE)
     if not load_i64(work.now, IS_DECODE):
         _keys(net, work, phase + 2, layer)
     _attend(net, work, thread, phase + 3, layer, attention_out.bits)
     _product(work, phase + 4, attention_out, work.rows, num_tokens, x, _ADD)
-    _norm(net, work, phase + 5, net.mlp_norm + layer * net.hidden * 4, gate_up.bits)
+    _norm(net, work, phase + 5, net.mlp_norm + layer * net.hidden * 4, gate_up.bits, _NOWHERE)
     _gated_product(work, thread, phase + 6, gate_up, num_tokens, down.bits)
     _product(work, phase + 7, down, work.inner_rows, num_tokens, x, _ADD)
 
@@ -319,6 +355,9 @@ def _step(net: Net, work: Work, thread: int) -> None:
     for layer in range(net.num_layers):
         _layer(net, work, thread, layer)
     num_logits, phase = load_i64(work.now, LOGITS), 1 + net.num_layers * PHASES_PER_LAYER
+    shown = _shown(work, net.num_layers)
+    if shown:
+        _show(net, work, phase + 2, shown)
     if num_logits:
         _last_norm(net, work, phase)
         head = Matrix(net.head, _EIGHT, net.hidden // GROUP, net.vocab)
