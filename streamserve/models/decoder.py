@@ -80,6 +80,10 @@ class Decoder:
         x_TE = self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch), layers, kept)
         return self._logits(batch, x_TE), kept[0] if len(kept) == 1 else torch.cat(kept, dim=-1)
 
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """See FeatureNetwork."""
+        return F.embedding(token_ids_T, self._embedding_VE)
+
     @property
     def embedding_VE(self) -> Tensor:
         """A row for every token."""
@@ -112,7 +116,7 @@ class Decoder:
     ) -> Tensor:
         """The stream behind the last layer. `kept` gets what it was `before` these layers, in their order."""
         angles = rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
-        x_TE = F.embedding(token_ids_T, self._embedding_VE)
+        x_TE = self.embed(token_ids_T)
         for i, layer in enumerate(self._layers):
             if i in before and kept is not None:
                 kept.append(x_TE)

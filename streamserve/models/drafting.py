@@ -16,7 +16,7 @@ from streamserve.kernels.registry import Choice
 from streamserve.models.checkpoint import Checkpoint, locate, open_checkpoint
 from streamserve.models.decoder import Decoder
 from streamserve.models.eagle import EagleFile, EagleHead
-from streamserve.models.heads import Head
+from streamserve.models.heads import FeatureNetwork, Head
 from streamserve.models.mtp import MTPHead
 from streamserve.models.network import build_network, choose_kernels
 from streamserve.models.spec import ModelSpec
@@ -83,10 +83,10 @@ class OpenHead:
     def needs(self, dtype: torch.dtype, choices: Mapping[str, Choice]) -> DrafterNeeds:
         """See OpenDrafter."""
         network = choices["network"].name
-        if network != "torch":
+        if network != "torch" and (self._file is None or self._file.borrows_head):
             raise ConfigError(
-                f"--speculative {'mtp' if self._file is None else 'eagle'} reads what is between the layers of the model, which "
-                f"the {network} network does not show; add --dtype float32, or let ngram or draft_model guess"
+                f"--speculative {'mtp' if self._file is None else 'eagle'} needs the model's last matrix to guess with, which "
+                f"the {network} network holds for itself; add --dtype float32, or let ngram or draft_model guess"
             )
         if self._file is None:
             count = self._target.num_optional_parameters // self._target.spec.num_mtp_layers
@@ -94,9 +94,8 @@ class OpenHead:
             count = self._file.num_parameters
         return DrafterNeeds(count * dtype.itemsize, _token_bytes(self.kv_shape, dtype))
 
-    def load(self, target: Network, dtype: torch.dtype, choices: Mapping[str, Choice]) -> tuple[Head, Decoder]:
-        """Read the weights, for a target whose kernels are `choices`. Blocks. The second is the target, as what it is."""
-        assert isinstance(target, Decoder)
+    def load(self, target: FeatureNetwork, dtype: torch.dtype, choices: Mapping[str, Choice], threads: int) -> Head:
+        """Read the weights, for a target whose kernels are `choices`. Blocks."""
         parts = NetworkParts(
             shape=self._target.spec if self._file is None else self._file.spec,
             weights=self._target if self._file is None else self._file,
@@ -104,7 +103,12 @@ class OpenHead:
             device=torch.device("cpu"),
             ops={op: choice.run for op, choice in choices.items()},
         )
-        return (MTPHead(parts, target) if self._file is None else EagleHead(parts, self._file, target)), target
+        if choices["network"].name != "torch":
+            torch.set_num_threads(threads)  # as torch's own network does; the packed one needs none of torch's
+        if self._file is not None:
+            return EagleHead(parts, self._file, target)
+        assert isinstance(target, Decoder)
+        return MTPHead(parts, target)
 
 
 # `needs` says what memory it takes, with the target's type of numbers and kernels; it raises ConfigError for a target that it

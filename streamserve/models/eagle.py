@@ -14,8 +14,9 @@ The streams are those before layers 2, N / 2 and N - 3 of the target's N. A conf
 eagle_aux_hidden_state_layer_ids: at its top as vLLM counts (before this layer), under eagle_config as SGLang does (behind it).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from streamserve.errors import CheckpointError
 from streamserve.kernels.ops import Batch, NetworkParts, Packed, rope_angles
 from streamserve.models import llama
 from streamserve.models.decoder import Decoder, layer_weights
+from streamserve.models.heads import FeatureNetwork
 from streamserve.models.hf_folder import FolderSource
 from streamserve.models.layers import Attention, GatedMLP, Loader
 from streamserve.models.spec import ModelSpec, read_spec
@@ -61,6 +63,12 @@ class EagleFile:
     def num_parameters(self) -> int:
         """Numbers in all weights that are loaded."""
         return sum(prod(shape) for name, shape in self._shapes.items() if name not in _TABLES)
+
+    @property
+    def borrows_head(self) -> bool:
+        """Whether the head's last matrix is one of the target's."""
+        has_own = self.has("embed_tokens.weight") and self.spec.tie_embeddings
+        return not (self.has("lm_head.weight") or has_own)
 
     def has(self, name: str) -> bool:
         """Whether the folder holds this one of its own."""
@@ -155,7 +163,7 @@ def _layers(folder: Path, config: Mapping[str, Any], num_layers: int) -> tuple[i
 class EagleHead:
     """Implements heads.Head. `parts.shape` and `parts.weights` are the file's."""
 
-    def __init__(self, parts: NetworkParts, file: EagleFile, target: Decoder) -> None:
+    def __init__(self, parts: NetworkParts, file: EagleFile, target: FeatureNetwork) -> None:
         spec, loader = file.spec, Loader(parts, "")
         layer = loader.under("midlayer.")
         self.layers = file.layers
@@ -164,11 +172,18 @@ class EagleHead:
         freq, self._rope_factor = spec.inv_freq()
         self._inv_freq = torch.tensor(freq, dtype=torch.float32, device=parts.device)
         self._paged = parts.ops["attention.paged"](spec)
-        self._embedding_VE = loader.tensor("embed_tokens.weight") if file.has("embed_tokens.weight") else target.embedding_VE
+        self._embed: Callable[[Tensor], Tensor] = target.embed
+        own_VE: Tensor | None = None
+        if file.has("embed_tokens.weight"):
+            own_VE = loader.tensor("embed_tokens.weight")
+            self._embed = partial(F.embedding, weight=own_VE)
         if file.has("lm_head.weight"):
             self._head_VE = loader.tensor("lm_head.weight")
+        elif own_VE is not None and spec.tie_embeddings:
+            self._head_VE = own_VE
         else:
-            self._head_VE = self._embedding_VE if spec.tie_embeddings else target.head_VE
+            assert isinstance(target, Decoder)  # OpenHead.needs has seen to it
+            self._head_VE = target.embedding_VE if spec.tie_embeddings else target.head_VE
         self._join = loader.linear("fc", bias=False)
         self._token_norm_E, self._hidden_norm_E = layer.tensor("input_layernorm.weight"), layer.tensor("hidden_norm.weight")
         self._mlp_norm_E, self._last_norm_E = layer.tensor("post_attention_layernorm.weight"), loader.tensor("norm.weight")
@@ -192,7 +207,7 @@ class EagleHead:
     def forward(self, features_TE: Tensor, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
         """See Head."""
         angles = rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
-        embeds_TE = self._norm(F.embedding(token_ids_T, self._embedding_VE), self._token_norm_E, self._eps)
+        embeds_TE = self._norm(self._embed(token_ids_T), self._token_norm_E, self._eps)
         normed_TE = self._norm(features_TE, self._hidden_norm_E, self._eps)
         x_TE = normed_TE if self._is_normed_first else features_TE
         x_TE = x_TE + self._attention.forward(torch.cat((embeds_TE, normed_TE), dim=-1), angles, prepared)

@@ -21,6 +21,10 @@ class FeatureNetwork(Network, Protocol):
         norm), side by side: [T, len(layers) * E]. `layers` ascend."""
         ...
 
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """The stream before the first layer: [T, E]."""
+        ...
+
 
 class Head(Protocol):
     """A network that guesses, of one layer."""

@@ -56,7 +56,7 @@ class MTPHead:
 
     def forward(self, features_TE: Tensor, token_ids_T: Tensor, positions_T: Tensor, prepared: Any) -> Tensor:
         """See Head."""
-        embeds_TE = self._norm(F.embedding(token_ids_T, self._target.embedding_VE), self._token_norm_E, self._eps)
+        embeds_TE = self._norm(self._target.embed(token_ids_T), self._token_norm_E, self._eps)
         x_TE = self._join.forward(torch.cat((self._norm(features_TE, self._hidden_norm_E, self._eps), embeds_TE), dim=-1))
         x_TE = self._layer.forward(x_TE, rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype), prepared)
         states_TE: Tensor = self._norm(x_TE, self._last_norm_E, self._eps)

@@ -353,7 +353,7 @@ def test_a_head_follows_tokens_that_were_appended_in_the_place_of_a_sample(
     hand.close()
 
 
-def test_what_cannot_guess_for_a_model_is_refused_with_the_reason(llama: Path, mimo: Path, eagle: Path, tmp_path: Path) -> None:
+def test_what_cannot_guess_for_a_model_is_refused_with_the_reason(llama: Path, mimo: Path, tmp_path: Path) -> None:
     target = open_checkpoint(llama)
     with pytest.raises(CheckpointError, match="num_nextn_predict_layers"):
         open_drafter("mtp", None, target, page_size=16)
@@ -367,9 +367,9 @@ def test_what_cannot_guess_for_a_model_is_refused_with_the_reason(llama: Path, m
         open_drafter("draft_model", str(tmp_path / "other"), target, page_size=16)
     choices = choose_kernels(target)
     packed = {**choices, "network": replace(choices["network"], name="packed")}
-    head = open_drafter("eagle", str(eagle), target, page_size=16)
+    head = open_drafter("mtp", None, open_checkpoint(mimo), page_size=16)
     assert head is not None
-    with pytest.raises(ConfigError, match=r"--speculative eagle reads .* add --dtype float32"):
+    with pytest.raises(ConfigError, match=r"--speculative mtp needs the model's last matrix.* add --dtype float32"):
         head.needs(torch.float32, packed)
 
 

@@ -5,6 +5,7 @@ Owns nothing; composes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -15,6 +16,7 @@ from streamserve.engine.drafters.runner_drafter import RunnerDrafter
 from streamserve.kernels.ops import Network
 from streamserve.kernels.registry import Choice
 from streamserve.models.drafting import OpenDrafter, OpenModel
+from streamserve.models.heads import FeatureNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +52,6 @@ def load_drafter(opened: OpenDrafter, target: Network, room: Room) -> RunnerDraf
             num_target_tokens=opened.num_target_tokens,
             max_drafts=room.max_drafts,
         )
-    head, decoder = opened.load(target, room.dtype, room.choices)
-    return HeadDrafter(head, passes, decoder, max_drafts=room.max_drafts)
+    shown = cast(FeatureNetwork, target)  # every network on a CPU is one
+    head = opened.load(shown, room.dtype, room.choices, room.threads)
+    return HeadDrafter(head, passes, shown, max_drafts=room.max_drafts)

@@ -100,8 +100,8 @@ def packed_network(parts: NetworkParts) -> Network:
 
 
 class PackedDecoder:
-    """A network over packed weights. Implements kernels.ops.Network, and shows its stream as models.heads.FeatureNetwork says. Not
-    for two threads at once."""
+    """A network over packed weights. Implements kernels.ops.Network, and what models.heads.FeatureNetwork adds. Not for two
+    threads at once."""
 
     def __init__(self, shape: NetworkShape, weights: Weights, *, threads: int = 1) -> None:
         self._shape = shape

@@ -1,4 +1,4 @@
-"""Repacks quantised matrices of a GGUF file into blocks of 8 channels (layouts: numba_tiles.py), in one arena of memory.
+"""Repacks quantised matrices of a GGUF file into blocks of 16 channels (layouts: numba_tiles.py), in one arena of memory.
 
 Q4_1 and Q4_0 keep their bits: a group's bytes are only reordered. Q8_0 too. Every other kind becomes Q8_0, whose rounding
 (1/254 of a group's largest weight) is well below that of the kinds it replaces. Owns the arena; knows no network.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamserve.kernels.impl.numba_tiles import BLOCK, Q4_BYTES, Q8_BYTES
 
 Bytes = NDArray[np.uint8]
-GROUP, HALF = 32, 8
+GROUP = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 
 
@@ -33,7 +33,7 @@ class Matrix:
 
 
 def matrix_bytes(bits: int, channels: int, groups: int) -> int:
-    return channels // HALF * groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
+    return channels // BLOCK * groups * (Q4_BYTES if bits == 4 else Q8_BYTES)
 
 
 def aligned_bytes(num_bytes: int) -> Bytes:
@@ -64,22 +64,21 @@ class Arena:
 
 
 def pack_rows(kind: str, rows: Bytes) -> "NDArray[np.uint16]":
-    """Rows of ggml groups as blocks: [channels / 16, groups, 2, uint16 of 8 channels], padded to whole blocks."""
+    """Rows of ggml groups as blocks: [channels / 16, groups, uint16], padded to whole blocks."""
     missing = -len(rows) % BLOCK
     if missing:
         rows = np.concatenate((rows, np.zeros((missing, rows.shape[1]), np.uint8)))
-    halves = {"Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1, "Q8_0": _pack_q8_0}[kind](np.ascontiguousarray(rows))
-    return halves.reshape(-1, 2, *halves.shape[1:]).swapaxes(1, 2)
+    return {"Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1, "Q8_0": _pack_q8_0}[kind](np.ascontiguousarray(rows))
 
 
 def _pack_q4_1(rows: Bytes) -> "NDArray[np.uint16]":
     """ggml: f16 d, f16 m, 16 bytes with input i in the low and i + 16 in the high nibble: the same pairs as ours."""
-    words = rows.view(np.uint32).reshape(len(rows) // HALF, HALF, -1, 5)
+    words = rows.view(np.uint32).reshape(len(rows) // BLOCK, BLOCK, -1, 5)
     blocks, groups = words.shape[0], words.shape[2]
     out = np.empty((blocks, groups, Q4_BYTES // 2), np.uint16)
-    out[..., :64].view(np.uint32).reshape(blocks, groups, 4, HALF)[...] = words[..., 1:].transpose(0, 2, 3, 1)
-    scales = np.ascontiguousarray(words[..., 0].transpose(0, 2, 1)).view(np.uint16).reshape(blocks, groups, HALF, 2)
-    out[..., 64:].reshape(blocks, groups, 2, HALF)[...] = scales.swapaxes(2, 3)
+    out[..., : 8 * BLOCK].view(np.uint32).reshape(blocks, groups, 4, BLOCK)[...] = words[..., 1:].transpose(0, 2, 3, 1)
+    scales = np.ascontiguousarray(words[..., 0].transpose(0, 2, 1)).view(np.uint16).reshape(blocks, groups, BLOCK, 2)
+    out[..., 8 * BLOCK :].reshape(blocks, groups, 2, BLOCK)[...] = scales.swapaxes(2, 3)
     return out
 
 
@@ -95,8 +94,8 @@ def _pack_q4_0(rows: Bytes) -> "NDArray[np.uint16]":
 
 def _pack_q8_0(rows: Bytes) -> "NDArray[np.uint16]":
     """ggml: f16 d, then 32 x int8."""
-    words = rows.view(np.uint16).reshape(len(rows) // HALF, HALF, -1, 17)
-    out = np.empty((words.shape[0], words.shape[2], 17, HALF), np.uint16)
+    words = rows.view(np.uint16).reshape(len(rows) // BLOCK, BLOCK, -1, 17)
+    out = np.empty((words.shape[0], words.shape[2], 17, BLOCK), np.uint16)
     out[:, :, :16] = words[..., 1:].transpose(0, 2, 3, 1)
     out[:, :, 16] = words[..., 0].transpose(0, 2, 1)
     return out.reshape(*out.shape[:2], -1)
@@ -104,10 +103,9 @@ def _pack_q8_0(rows: Bytes) -> "NDArray[np.uint16]":
 
 def unpack_q8_0(packed: Bytes, groups: int, rows: "NDArray[np.int64]") -> "NDArray[np.float32]":
     """Some rows of an 8-bit matrix that was packed, as floats: the numbers that products with it see."""
-    words = packed.view(np.uint16).reshape(-1, groups, 2, 17, HALF)[rows // BLOCK, :, rows // HALF % 2, :, rows % HALF]
-    whole = np.ascontiguousarray(words[..., :16]).view(np.int8)
-    floats: NDArray[np.float32] = whole * words[..., 16:].view(np.float16).astype(np.float32)
-    return floats.reshape(len(rows), -1)
+    words = packed.view(np.uint16).reshape(-1, groups, 2, 17, BLOCK)[rows // BLOCK, :, rows // BLOCK % 2, :, rows % BLOCK]
+    whole, scale = np.ascontiguousarray(words[..., :16]).view(np.int8), words[..., 16:].view(np.float16)
+    return np.multiply(whole, scale, dtype=np.float32).reshape(len(rows), -1)
 
 
 def quantise_q8_0(weight: "NDArray[np.float32]") -> Bytes:
