@@ -173,7 +173,7 @@ class Admin:
         )
 
     def _drafts(self) -> dict[str, float]:
-        """What speculation has come to since the start; the rate, SGLang's name, where there was any."""
+        """What speculation has come to since the start; the rate where there was any."""
         if self._service.meter is None:
             return {}
         num_drafted, num_accepted = self._service.meter.drafts

@@ -154,15 +154,19 @@ class NativeShape:
 
 
 def _speculation(choice: Choice) -> dict[str, Any]:
-    """What guesses came to, under SGLang's names; nothing where none was made. The length: tokens that a step brought, those
-    left out that a grammar forced and that came without one."""
+    """What guesses came to, under SGLang's names, older ones included; nothing where none was made. The length: tokens that a
+    step brought, those left out that a grammar forced and that came without one."""
     num_drafted, num_accepted = choice.num_drafted, choice.num_accepted
     if not num_drafted:
         return {}
     num_sampled = choice.num_tokens - choice.num_jumped
+    num_steps = max(1, num_sampled - num_accepted)
     return {
         "spec_accept_rate": num_accepted / num_drafted,
-        "spec_accept_length": num_sampled / max(1, num_sampled - num_accepted),
+        "spec_accept_length": num_sampled / num_steps,
+        "spec_verify_ct": num_steps,
+        "spec_num_correct_drafts": num_accepted,
+        "spec_num_proposed_drafts": num_drafted,
         "spec_accepted_drafts": num_accepted,
         "spec_proposed_drafts": num_drafted,
     }

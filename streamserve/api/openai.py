@@ -87,7 +87,7 @@ class Completions:
             has_calls=reading is not None and reading.parser is not None,
             is_legacy=request.functions is not None,
         )
-        warnings = (*prepared.warnings, *unread_in(given["messages"]))
+        warnings = (*prepared.warnings, *unread_in(given["messages"], given.get("prediction")))
         return self._job(ChatShape, prepared.run, wishes, request, warnings)
 
     async def prepare_chat(

@@ -432,18 +432,23 @@ _MAX_UNREAD = 8
 _NOTHING: tuple[Any, ...] = (None, "", False, [], {})
 
 
-def unread_in(messages: list[dict[str, Any]]) -> tuple[str, ...]:
-    """A sentence for each field of a checked conversation that nothing reads, about the first place where it stands."""
+def unread_in(messages: list[dict[str, Any]], prediction: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """A sentence for each field of a checked conversation that nothing reads, about the first place where it stands; and of a
+    checked prediction."""
     found: dict[str, str] = {}
     for index, message in enumerate(messages):
         note_unread(message, _READ_OF_MESSAGE, found, f"messages[{index}]")
-        content = message.get("content")
-        for at, part in enumerate(content if isinstance(content, list) else ()):
-            note_unread(part, _READ_OF_PART, found, f"messages[{index}].content[{at}]")
+        _note_parts(message.get("content"), found, f"messages[{index}].content")
         for at, call in enumerate(message.get("tool_calls") or ()):
             note_unread(call, _READ_OF_CALL, found, f"messages[{index}].tool_calls[{at}]")
             note_unread(call["function"], _READ_OF_FUNCTION, found, f"messages[{index}].tool_calls[{at}].function")
+    _note_parts((prediction or {}).get("content"), found, "prediction.content")
     return tuple(found.values())
+
+
+def _note_parts(content: Any, found: dict[str, str], path: str) -> None:
+    for at, part in enumerate(content if isinstance(content, list) else ()):
+        note_unread(part, _READ_OF_PART, found, f"{path}[{at}]")
 
 
 def note_unread(given: Mapping[str, Any], read: frozenset[str], found: dict[str, str], path: str) -> None:

@@ -110,7 +110,8 @@ async def test_native_answers_say_it_in_sglangs_words_and_only_where_there_were_
     engine.script = drafted(("", "ab"), ("cdefgh", "i"), num_drafted=8)
     meta = (await post(http, "/generate"))["meta_info"]
     assert (meta["spec_accepted_drafts"], meta["spec_proposed_drafts"], meta["spec_accept_rate"]) == (6, 8, 0.75)
-    assert meta["spec_accept_length"] == 10 / 4
+    assert (meta["spec_num_correct_drafts"], meta["spec_num_proposed_drafts"]) == (6, 8)
+    assert meta["spec_accept_length"] == 10 / 4 == meta["completion_tokens"] / meta["spec_verify_ct"]
     engine.script = drafted(("", "ab"), num_drafted=0)
     meta = (await post(http, "/generate"))["meta_info"]
     assert not [name for name in meta if name.startswith("spec_")]
@@ -201,6 +202,12 @@ async def test_what_is_no_prediction_is_refused_by_its_place(
     answer = await http.post(CHAT, content=json.dumps({"messages": HI, "prediction": prediction}).encode())
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     assert engine.requests == []
+
+
+async def test_what_nothing_reads_of_a_predictions_part_is_named(http: httpx.AsyncClient) -> None:
+    part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    answer = await http.post(CHAT, json={"messages": HI, "prediction": {"type": "content", "content": [part]}})
+    assert answer.headers["x-streamserve-warning"].startswith("prediction.content[0].cache_control has no effect")
 
 
 async def test_a_prediction_that_nobody_uses_is_named(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
