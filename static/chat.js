@@ -176,7 +176,7 @@ export class Chat {
       {
         type: "button",
         class: "link-button guesses",
-        "aria-pressed": "false",
+        "aria-pressed": String(Boolean(this.#elements.get(message.id).querySelector(".marks"))),
         title: `Of ${count(guessedTokens + wrongGuesses)} guesses ${count(guessedTokens)} were right`,
         onclick: () => this.#toggleMarks(message, button),
       },
@@ -188,11 +188,11 @@ export class Chat {
   #toggleMarks(message, button) {
     const item = this.#elements.get(message.id);
     const text = item.querySelector(".text");
-    const isShown = button.getAttribute("aria-pressed") === "true";
-    if (isShown) item.querySelector(".marks").remove();
+    const shown = item.querySelector(".marks");
+    if (shown) shown.remove();
     else text.after(marksView(message.content, message.marks));
-    text.hidden = !isShown;
-    button.setAttribute("aria-pressed", String(!isShown));
+    text.hidden = !shown;
+    button.setAttribute("aria-pressed", String(!shown));
   }
 
   #actions(message, number) {
