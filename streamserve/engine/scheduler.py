@@ -42,8 +42,8 @@ FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more t
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
     multiple of it if they begin at one: devices have libraries for those. `max_appended_rows`: of a step, rows that go through
-    tokens which were appended to their requests; more wait for the next step. `max_drafted_tokens`: of decode rows and guesses in
-    a step that has any."""
+    tokens which were appended to their requests; more wait for the next step. `max_drafted_tokens`: in a step that has guesses
+    these and rows, of which a prompt that ends has one as well."""
 
     max_running: int
     max_step_tokens: int
@@ -185,7 +185,8 @@ class Scheduler:
         """The next step, or None when nothing can run now. Planned rows count as under way from here on."""
         if self._is_drafted:
             return None
-        self._may_guess = self._speculation is not None and self._speculation.may_pay(len(self._running))
+        speculation = self._speculation
+        self._may_guess = speculation is not None and speculation.may_pay(len(self._running), self._room_for_guesses())
         if self._waits_for_guesses():
             return None
         draft = Draft()
@@ -194,7 +195,7 @@ class Scheduler:
         else:
             preemptions = self.num_preemptions
             self._draw_answers(draft)
-            budget = self._draw_prompt_chunks(draft, self._riding_budget(draft.num_tokens))
+            budget = self._draw_prompt_chunks(draft, self._riding_budget(draft))
             if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
                 self._admit(draft, budget)
             self._pause.ends()
@@ -218,9 +219,10 @@ class Scheduler:
                 guided.append((i, request))
         return Samples(frozenset(unwanted), tuple(guided))
 
-    def _riding_budget(self, num_decode: int) -> int:
-        """Prompt tokens of a step that has so many decode tokens."""
-        most = max(self.limits.max_step_tokens - num_decode, self.cache.page_size)
+    def _riding_budget(self, draft: Draft) -> int:
+        """Prompt tokens of a step that has these decode rows."""
+        num_decode = len(draft.rows)
+        most = max(self.limits.max_step_tokens - draft.num_tokens, self.cache.page_size)
         if not num_decode:
             return most
         bursts = self.limits.bursts
@@ -281,7 +283,7 @@ class Scheduler:
         spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
         most, num_appended = self.limits.max_appended_rows, 0
         waits = self._waits_for_tokens()
-        guesses = self._guesses(spare)
+        guesses = self._guesses()
         for request in self._running:  # preemption shortens the list from its end, and the iteration with it
             if not request.can_answer or (waits and request.planned != request.computed):
                 continue
@@ -317,11 +319,22 @@ class Scheduler:
         if all(request.planned == request.computed for request in answering):
             return False
         offers = [(self._drafts_of(request), self._most_guesses(request)) for request in answering]
-        return speculation.is_worth_waiting(offers, len(answering))
+        return speculation.is_worth_waiting(offers, len(answering), self._room_for_guesses())
 
-    def _guesses(self, spare: int) -> dict[str, Sequence[int]]:
-        """What to verify in this step, by request, in `spare` tokens. No guess is made of what follows a token that is not known
-        yet, or that is not alone."""
+    def _room_for_guesses(self) -> int:
+        """Guesses that the next step may hold. Those who wait for a slot may get one in it, and a row with it. Where there are
+        prompts they have half of the step: nobody's first token waits for guesses."""
+        limits, running = self.limits, self._running
+        most, num_new = limits.max_step_tokens, min(len(self._waiting), len(self._free_slots))
+        if num_new or (running and running[-1].is_in_prompt):  # whoever came last is through its prompt last
+            most //= 2
+        if limits.max_drafted_tokens is not None:
+            most = min(most, limits.max_drafted_tokens)
+        return most - len(running) - num_new
+
+    def _guesses(self) -> dict[str, Sequence[int]]:
+        """What to verify in this step, by request. No guess is made of what follows a token that is not known yet, or that is not
+        alone."""
         speculation = self._speculation
         if speculation is None or not self._may_guess:
             return {}
@@ -329,9 +342,8 @@ class Scheduler:
         asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and r.num_delivered]
         if not asked:
             return {}
-        most = self.limits.max_drafted_tokens
-        left = spare if most is None else min(spare, most - len(answering))
-        chosen = speculation.choose([(self._drafts_of(r), self._most_guesses(r)) for r in asked], len(answering))
+        left = self._room_for_guesses()
+        chosen = speculation.choose([(self._drafts_of(r), self._most_guesses(r)) for r in asked], len(answering), left)
         guesses: dict[str, Sequence[int]] = {}
         for request, token_ids in zip(asked, chosen, strict=True):
             fitting = token_ids[: max(0, left)]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from streamserve.engine.drafters.drafter import Drafter, Drafts, Guess
+from streamserve.engine.drafters.drafter import NO_GUESS, Drafter, Drafts, Guess
 
 # Numbers of tokens that are told apart; others count as the next larger one.
 SIZES = (*range(1, 17), *(step * 2**octave for octave in range(2, 12) for step in (5, 6, 7, 8)))
@@ -184,54 +184,60 @@ class Speculation:
         self._went_without: dict[int, int] = {}  # rows: the step when that was begun last
         self._hopeless: dict[int, int] = {}  # rows for which no guesses could pay: as of so many observed steps
 
-    def may_pay(self, num_rows: int) -> bool:
-        """Whether it is worth looking for guesses at all, in a step of so many rows of one token."""
+    def may_pay(self, num_rows: int, room: int) -> bool:
+        """Whether it is worth looking for guesses at all in a step of so many rows of one token with room for so many guesses."""
+        if room <= 0:
+            return False
         if self.costs.are_free:
             return True
         if self._is_to_be_measured(num_rows):
             return False
         seen, since = self.costs.num_observed, self._hopeless.get(num_rows)
         if since is None or seen - since >= REMEMBERED:
-            if self._could_pay(num_rows):
+            if self._could_pay(num_rows, room):
                 self._hopeless.pop(num_rows, None)
                 return True
             self._hopeless[num_rows] = seen
         return self._may_try()
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> list[Sequence[int]]:
+    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
         """Guesses for each offer: an answer, and how many guesses it may have (0 or more). The step has `num_rows` rows of one
-        known token, those of the offers among them. All empty: a plain step is faster."""
-        most = self.drafter.max_drafts
-        guesses = [drafts.guess(min(most, room)) if room > 0 else Guess() for drafts, room in offers]
+        known token, those of the offers among them, and room for `room` guesses. All empty: a plain step is faster."""
+        most = min(self.drafter.max_drafts, room)
+        if most <= 0:
+            return [()] * len(offers)
+        guesses = [drafts.guess(min(most, its_most)) if its_most > 0 else NO_GUESS for drafts, its_most in offers]
         if self.costs.are_free:
-            return [guess.token_ids for guess in guesses]
-        lengths = self._lengths([(guess.chance, len(guess.token_ids), guess.chance) for guess in guesses], num_rows)
+            return _fitting([guess.token_ids for guess in guesses], room)
+        lengths = self._lengths([(guess.chance, len(guess.token_ids), guess.chance) for guess in guesses], num_rows, room)
         if lengths is not None:
             self._agrees()
             return [guess.token_ids[:length] for guess, length in zip(guesses, lengths, strict=True)]
-        likeliest = max(guesses, key=_chance_of_first, default=Guess())
+        likeliest = max(guesses, key=_chance_of_first, default=NO_GUESS)
         if _chance_of_first(likeliest) >= LIKELY and self._may_try():
             self._tries()
             return [guess.token_ids if guess is likeliest else () for guess in guesses]
         self._gives_up_trying(_chance_of_first(likeliest))
         return [()] * len(offers)
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
         """Whether guesses are likely to pay for these answers as soon as their newest tokens, now being computed, are known. The
         drafts know the tokens before those."""
-        most, num_wanted = self.drafter.max_drafts, self.drafter.num_wanted
+        most, num_wanted = min(self.drafter.max_drafts, room), self.drafter.num_wanted
+        if room <= 0:
+            return False
         if self.costs.are_free:
-            return any(room > 0 for _, room in offers)
+            return any(its_most > 0 for _, its_most in offers)
         hopes = []
-        for drafts, room in offers:
-            if room <= 0:
+        for drafts, its_most in offers:
+            if its_most <= 0:
                 continue
-            guess = drafts.guess(min(most, room) + (0 if num_wanted else 1))
+            guess = drafts.guess(min(most, its_most) + (0 if num_wanted else 1))
             if num_wanted:  # will come with the newest token, whichever that is
-                hopes.append((guess.chance, min(most, room, num_wanted), guess.chance))
+                hopes.append((guess.chance, min(most, its_most, num_wanted), guess.chance))
             elif len(guess.token_ids) > 1:  # the newest token is expected to be the first of these
                 hopes.append((guess.chance * guess.chance, len(guess.token_ids) - 1, guess.chance))
-        if self._lengths(hopes, num_rows) is not None:
+        if self._lengths(hopes, num_rows, room) is not None:
             return True
         likeliest = max((first for first, _, _ in hopes), default=0.0)
         if likeliest >= LIKELY and self._may_try():
@@ -273,15 +279,15 @@ class Speculation:
         if self._num_refused > self._patience and chance < LIKELY:
             self._num_refused = 0
 
-    def _could_pay(self, num_rows: int) -> bool:
-        """Whether guesses for all rows would pay if they were as good as can be hoped for."""
-        depth = self.drafter.max_drafts
+    def _could_pay(self, num_rows: int, room: int) -> bool:
+        """Whether guesses for all rows, or as many as there is room for, would pay if they were as good as can be hoped for."""
+        least, few = self._least_rate(num_rows), min(num_rows, room)
+        if self._rate(num_rows, 1, BEST_CHANCE) > least or self._rate(num_rows, few, few * BEST_CHANCE) > least:
+            return True
+        depth = min(self.drafter.max_drafts, room // max(1, num_rows))
         brought = [0.0]  # by a row's guesses, by how many they are
         for _ in range(depth):
             brought.append(BEST_CHANCE * (1.0 + brought[-1]))
-        least = self._least_rate(num_rows)
-        if self._rate(num_rows, 1, BEST_CHANCE) > least:
-            return True
         return any(self._rate(num_rows, num_rows * each, num_rows * brought[each]) > least for each in _thinned(depth))
 
     def _least_rate(self, num_rows: int) -> float:
@@ -292,12 +298,12 @@ class Speculation:
         """Tokens per second of a step with guesses that bring so many."""
         return (num_rows + brought) / self.costs.drafted(num_rows + num_drafts)
 
-    def _lengths(self, hopes: Sequence[tuple[float, int, float]], num_rows: int) -> list[int] | None:
+    def _lengths(self, hopes: Sequence[tuple[float, int, float]], num_rows: int, room: int) -> list[int] | None:
         """How many guesses of each answer to verify, if any should be. Of each is given: the chance of its first one, how many
         there are, and the chance of each further one if those before it are right."""
         brought, owners = _ranked(hopes)
         best, best_rate = 0, self._least_rate(num_rows)
-        for num_drafts in _thinned(len(brought)):
+        for num_drafts in _thinned(min(len(brought), room)):
             rate = self._rate(num_rows, num_drafts, brought[num_drafts - 1])
             if rate > best_rate:
                 best, best_rate = num_drafts, rate
@@ -325,6 +331,15 @@ def _ranked(hopes: Sequence[tuple[float, int, float]]) -> tuple[list[float], NDA
     chances = chances[rows, columns]
     order = np.argsort(-chances, kind="stable")  # of one answer the first guesses first
     return np.cumsum(chances[order]).tolist(), rows[order]
+
+
+def _fitting(guesses: Sequence[Sequence[int]], room: int) -> list[Sequence[int]]:
+    """As many of the guesses as there is room for, the first first."""
+    fitting = []
+    for token_ids in guesses:
+        fitting.append(token_ids[: max(0, room)])
+        room -= len(fitting[-1])
+    return fitting
 
 
 def _chance_of_first(guess: Guess) -> float:

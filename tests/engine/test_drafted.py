@@ -7,6 +7,7 @@ must be gone.
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 
 from streamserve.engine.client import collect
 from streamserve.engine.drafters.drafter import Drafts, Guess
+from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan, Step
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.policy import POLICIES
+from streamserve.engine.request import Request
+from streamserve.engine.scheduler import Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts, _fitting
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from tests.engine import test_jump as guided
 from tests.engine.memory import expected_tokens
@@ -81,14 +86,14 @@ class Always(Speculation):
         self._patience = patience
         self._rng = drafter.rng
 
-    def may_pay(self, num_rows: int) -> bool:
+    def may_pay(self, num_rows: int, room: int) -> bool:
         return True
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> list[Sequence[int]]:
+    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
         assert 0 < len(offers) <= num_rows
-        return [drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers]
+        return _fitting([drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers], room)
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
         return self._rng.random() < self._patience
 
 
@@ -207,6 +212,71 @@ async def test_a_step_holds_so_many_tokens_with_guesses() -> None:
     assert [list(answer.token_ids) for answer in answers] == [oracle.answers[f"r{i}"] for i in range(4)]
     assert all(plan.num_tokens <= 12 for plan in bench.runner.plans or ())
     assert any(sum(row.num_drafts > 0 for row in plan.rows) > 1 for plan in bench.runner.plans or ())
+
+
+async def test_rows_guesses_and_prompts_together_have_room_on_the_device() -> None:
+    """A device has room for the logits of so many tokens, whoever they belong to: prompts that end, too."""
+    oracle = Oracle(max_drafts=8)
+    bench = speculating(Bench(num_pages=512, max_running=16, max_step_tokens=256), oracle)
+    bench.scheduler.limits = replace(bench.scheduler.limits, max_drafted_tokens=20)
+    async with running(bench):
+        prompts = [prompt_of(3, seed=i) for i in range(16)]
+        for i, prompt in enumerate(prompts):
+            oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 30)
+        first = [asyncio.create_task(bench.ask(f"r{i}", prompts[i], 30)) for i in range(2)]
+        while not drafted_rows(bench.runner.plans):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        rest = [asyncio.create_task(bench.ask(f"r{i}", prompts[i], 30)) for i in range(2, 16)]
+        answers = await asyncio.gather(*first, *rest)
+    assert [list(answer.token_ids) for answer in answers] == list(oracle.answers.values())
+    assert max(drafted_rows(bench.runner.plans)) == 8
+    assert all(sum(row.samples + row.num_drafts for row in plan.rows) <= 20 for plan in bench.runner.plans or ())
+
+
+async def test_guesses_leave_a_prompt_half_of_every_step() -> None:
+    oracle = Oracle(max_drafts=12)
+    bench = speculating(Bench(num_pages=512, max_running=4, max_step_tokens=42), oracle)
+    async with running(bench):
+        prompts = [prompt_of(3, seed=i) for i in range(3)]
+        for i, prompt in enumerate(prompts):
+            oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 200)
+        oracle.answers["long"] = expected_tokens(bench.runner, long := prompt_of(300, seed=9), 2)
+        tasks = [asyncio.create_task(bench.ask(f"r{i}", prompt, 200)) for i, prompt in enumerate(prompts)]
+        while not drafted_rows(bench.runner.plans):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await bench.ask("long", long, 2)
+        await asyncio.gather(*tasks)
+    chunks = [
+        row.num_tokens for plan in bench.runner.plans or () for row in plan.rows if row.num_tokens > 3 and not row.num_drafts
+    ]
+    assert sum(chunks) == 300 and min(chunks[:-1]) >= 21
+    assert max(sum(row.num_drafts for row in plan.rows) for plan in bench.runner.plans or ()) == 36, (
+        "all, where there is no prompt"
+    )
+
+
+async def test_guesses_are_no_rows_that_a_prompt_waits_for() -> None:
+    """Prompts wait for each other where many answers would wait for each of them; one answer with guesses is not many."""
+    oracle, clock_s = Oracle(max_drafts=8), [0.0]
+    bench = speculating(Bench(num_pages=128), oracle)
+    bursts = BurstLimits(gather_rows=5, gather_s=1.0)
+    limits = replace(bench.scheduler.limits, bursts=bursts)
+    bench.scheduler = Scheduler(
+        bench.cache, limits, POLICIES["fcfs"], speculation=bench.scheduler._speculation, now=lambda: clock_s[0]
+    )
+    prompt = prompt_of(10)
+    oracle.answers["a"] = expected_tokens(bench.runner, prompt, 100)
+    oracle.answers["b"] = []
+    for name, given_prompt in (("a", prompt), ("b", prompt_of(10, seed=1))):
+        request = GenerateRequest(name, tuple(given_prompt), SamplingParams(max_new_tokens=100))
+        bench.scheduler.add(Request(request, seed=0, context_len=500, submitted_s=0.0))
+        flight = bench.scheduler.next_plan()
+        assert flight is not None
+        if name == "a":
+            step = bench.runner.forward(flight.plan)
+            step.sample()
+            bench.scheduler.commit(flight, await step.done())
+    assert [(row.slot, row.num_tokens) for row in flight.plan.rows] == [(0, 9), (1, 10)]
 
 
 async def test_who_leaves_in_the_middle_of_a_step_with_guesses_is_told_what_was_accepted() -> None:

@@ -92,13 +92,13 @@ class Always(Speculation):
     def __init__(self) -> None:
         super().__init__(OfferedDrafter(MAX_DRAFTS), StepCosts.free())
 
-    def may_pay(self, num_rows: int) -> bool:
+    def may_pay(self, num_rows: int, room: int) -> bool:
         return True
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> list[Sequence[int]]:
+    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
         return [drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers]
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
         return True
 
 

@@ -178,6 +178,7 @@ def _costs(plain: Callable[[int], float], drafted: Callable[[int], float], sizes
     return costs
 
 
+ROOM = 100_000
 SOME_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -217,7 +218,7 @@ def test_as_many_guesses_are_verified_as_pay(
     costs: Callable[[], StepCosts], num_rows: int, chances: list[float], least: int, most: int
 ) -> None:
     speculation = Speculation(_Drafter(), costs())
-    chosen = speculation.choose(_offers(*map(_Guesser, chances)), num_rows)
+    chosen = speculation.choose(_offers(*map(_Guesser, chances)), num_rows, ROOM)
     assert least <= sum(map(len, chosen)) <= most
     assert all(list(guess) == list(range(len(guess))) for guess in chosen), "guesses from the first one on"
 
@@ -232,7 +233,7 @@ def test_no_other_lengths_promise_more(hopes: list[tuple[float, int]], others: i
     times = sorted(times)
     num_rows = len(hopes) + others
     costs = _costs(lambda n: times[n], lambda n: overhead * times[n], range(1, 19))
-    chosen = Speculation(_Drafter(), costs).choose(_offers(*(_Guesser(c, length) for c, length in hopes)), num_rows)
+    chosen = Speculation(_Drafter(), costs).choose(_offers(*(_Guesser(c, length) for c, length in hopes)), num_rows, ROOM)
 
     def rate(lengths: Sequence[int]) -> float:
         if not any(lengths):
@@ -250,18 +251,37 @@ def test_no_more_guesses_are_asked_for_than_have_room() -> None:
     offers: list[tuple[Drafts, int]] = [(none, 0), (none, -1), (two, 2), (any_number, 1000)]
     for costs in (on_a_gpu(), StepCosts.free()):
         speculation.costs = costs
-        assert [len(guess) for guess in speculation.choose(offers, 4)] == [0, 0, 2, 5]
+        assert [len(guess) for guess in speculation.choose(offers, 4, ROOM)] == [0, 0, 2, 5]
     assert not none.num_asked
+
+
+@pytest.mark.parametrize("costs", [on_a_gpu, StepCosts.free])
+def test_where_there_is_no_room_nobody_waits_or_is_asked(costs: Callable[[], StepCosts]) -> None:
+    speculation, guesser = Speculation(_Drafter(), costs()), _Guesser(0.99)
+    offers = _offers(*[guesser] * 4)
+    for room in (0, -3):
+        assert not speculation.may_pay(4, room) and not speculation.is_worth_waiting(offers, 4, room)
+        assert not any(speculation.choose(offers, 4, room))
+    assert not guesser.num_asked
+    assert sum(map(len, speculation.choose(offers, 4, 3))) == 3
+
+
+def test_what_has_no_room_does_not_pay_for_a_wait() -> None:
+    """64 answers with 12 guesses each would make a step worth waiting for; one guess alone does not."""
+    speculation, offers = Speculation(_Drafter(), on_a_gpu()), _offers(*[_Guesser(0.9)] * 64)
+    assert speculation.may_pay(64, ROOM) and speculation.is_worth_waiting(offers, 64, ROOM)
+    other = Speculation(_Drafter(), on_a_gpu())
+    assert not other.may_pay(64, 1) and not other.is_worth_waiting(offers, 64, 1) and not any(other.choose(offers, 64, 1))
 
 
 def test_free_steps_verify_whatever_is_guessed() -> None:
     speculation = Speculation(_Drafter(max_drafts=3), StepCosts.free())
     for _ in range(3):
-        assert speculation.may_pay(500)
-        assert speculation.is_worth_waiting([(_Guesser(0.0), 1)], 500) and not speculation.is_worth_waiting(
-            [(_Guesser(0.9), 0)], 500
+        assert speculation.may_pay(500, ROOM)
+        assert speculation.is_worth_waiting([(_Guesser(0.0), 1)], 500, ROOM) and not speculation.is_worth_waiting(
+            [(_Guesser(0.9), 0)], 500, ROOM
         )
-        assert [len(guess) for guess in speculation.choose(_offers(_Guesser(0.0), _Guesser(0.5)), 500)] == [3, 3]
+        assert [len(guess) for guess in speculation.choose(_offers(_Guesser(0.0), _Guesser(0.5)), 500, ROOM)] == [3, 3]
         speculation.costs.observe(3, 100.0, is_drafted=True)
 
 
@@ -273,16 +293,16 @@ def test_nobody_is_asked_where_the_best_guesses_would_not_pay(
     costs: Callable[[], StepCosts], num_rows: int, may_pay: bool
 ) -> None:
     speculation = Speculation(_Drafter(), costs())
-    assert [speculation.may_pay(num_rows) for _ in range(5)] == [may_pay] * 5
+    assert [speculation.may_pay(num_rows, ROOM) for _ in range(5)] == [may_pay] * 5
 
 
 def test_that_guesses_may_pay_is_seen_when_costs_change() -> None:
     costs = on_a_cpu()
     speculation = Speculation(_Drafter(), costs)
-    assert not speculation.may_pay(64)
+    assert not speculation.may_pay(64, ROOM)
     _observe(costs, {n: 50.0 for n in (64, 128, 256, 512, 1024)}, is_drafted=False, times=50)
     _observe(costs, {n: 51.0 for n in (64, 128, 256, 512, 1024)}, is_drafted=True, times=50)
-    assert speculation.may_pay(64)
+    assert speculation.may_pay(64, ROOM)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +320,16 @@ def test_a_step_waits_for_tokens_behind_which_guesses_are_likely_to_pay(
 ) -> None:
     speculation = Speculation(_Drafter(), costs())
     guessers = [_Guesser(chance, length) for _ in range(num_rows)]
-    assert speculation.is_worth_waiting(_offers(*guessers), num_rows) is waits
+    assert speculation.is_worth_waiting(_offers(*guessers), num_rows, ROOM) is waits
     if not waits and length > 1 and num_rows == 1:
-        assert any(speculation.choose(_offers(*guessers), num_rows))
+        assert any(speculation.choose(_offers(*guessers), num_rows, ROOM))
 
 
 def test_a_step_waits_for_guesses_that_come_with_the_tokens() -> None:
     speculation = Speculation(_Drafter(max_drafts=4, num_wanted=4), on_a_gpu())
-    assert speculation.is_worth_waiting(_offers(_Guesser(0.7, length=0)), 1)
-    assert not speculation.is_worth_waiting(_offers(_Guesser(0.02, length=0)), 1)
-    assert not speculation.is_worth_waiting(_offers(_Guesser(0.7, length=0), room=0), 1)
+    assert speculation.is_worth_waiting(_offers(_Guesser(0.7, length=0)), 1, ROOM)
+    assert not speculation.is_worth_waiting(_offers(_Guesser(0.02, length=0)), 1, ROOM)
+    assert not speculation.is_worth_waiting(_offers(_Guesser(0.7, length=0), room=0), 1, ROOM)
 
 
 # ---- tries -------------------------------------------------------------------------------------------------------------------
@@ -323,8 +343,8 @@ def _bad_moment() -> StepCosts:
 def _steps_to_a_try(speculation: Speculation, *guessers: _Guesser) -> tuple[int, list[int]]:
     """After how many refusals guesses were verified, and how many of whose."""
     for num in range(2 * MAX_PATIENCE):
-        if speculation.may_pay(len(guessers)):
-            lengths = [len(guess) for guess in speculation.choose(_offers(*guessers), len(guessers))]
+        if speculation.may_pay(len(guessers), ROOM):
+            lengths = [len(guess) for guess in speculation.choose(_offers(*guessers), len(guessers), ROOM)]
             if any(lengths):
                 return num, lengths
     raise AssertionError("never")
@@ -347,10 +367,12 @@ def test_what_costs_speak_against_for_long_is_tried_with_one_answer_and_less_and
 def test_a_step_waits_for_the_tokens_of_a_try() -> None:
     speculation = Speculation(_Drafter(), _bad_moment())
     offers = _offers(_Guesser(0.9))
-    waited = next(n for n in range(MAX_PATIENCE) if speculation.may_pay(1) and speculation.is_worth_waiting(offers, 1))
+    waited = next(
+        n for n in range(MAX_PATIENCE) if speculation.may_pay(1, ROOM) and speculation.is_worth_waiting(offers, 1, ROOM)
+    )
     assert waited > 0.2 * PATIENCE
-    assert speculation.may_pay(1) and any(speculation.choose(offers, 1)), "and is made when they are known"
-    assert not (speculation.may_pay(1) and speculation.is_worth_waiting(offers, 1)), "once"
+    assert speculation.may_pay(1, ROOM) and any(speculation.choose(offers, 1, ROOM)), "and is made when they are known"
+    assert not (speculation.may_pay(1, ROOM) and speculation.is_worth_waiting(offers, 1, ROOM)), "once"
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -358,11 +380,11 @@ def test_unlikely_guesses_are_not_tried_and_seldom_asked_for(waits: bool) -> Non
     speculation = Speculation(_Drafter(), _bad_moment())
     guesser = _Guesser(LIKELY - 0.01)
     for _ in range(1000):
-        if speculation.may_pay(1):
+        if speculation.may_pay(1, ROOM):
             if waits:
-                assert not speculation.is_worth_waiting(_offers(guesser), 1)
+                assert not speculation.is_worth_waiting(_offers(guesser), 1, ROOM)
             else:
-                assert not any(speculation.choose(_offers(guesser), 1))
+                assert not any(speculation.choose(_offers(guesser), 1, ROOM))
     assert 0 < guesser.num_asked <= 1000 / PATIENCE + 1
 
 
@@ -372,7 +394,7 @@ def test_refusals_are_counted_since_guesses_last_paid() -> None:
 
     def num_chosen(costs: StepCosts, times: int) -> int:
         speculation.costs = costs
-        return sum(any(speculation.choose(offers, 1)) for _ in range(times))
+        return sum(any(speculation.choose(offers, 1, ROOM)) for _ in range(times))
 
     assert num_chosen(_bad_moment(), PATIENCE) == 0
     assert num_chosen(on_a_cpu(), 1) == 1
@@ -387,7 +409,7 @@ def test_plain_steps_are_measured_first_and_now_and_then() -> None:
     speculation = Speculation(_Drafter(), StepCosts(0.1))
     offers, drafted = _offers(_Guesser(0.9)), []
     for _ in range(3 * LATELY):
-        drafted.append(speculation.may_pay(1) and any(speculation.choose(offers, 1)))
+        drafted.append(speculation.may_pay(1, ROOM) and any(speculation.choose(offers, 1, ROOM)))
         if drafted[-1]:
             speculation.costs.observe(4, 1.2, is_drafted=True)
     without = [i for i, is_drafted in enumerate(drafted) if not is_drafted]
@@ -416,7 +438,7 @@ def _serve(
     """Guesses in each of so many steps."""
     guessers, seen = [_Guesser(chance) for _ in range(num_rows)], []
     for _ in range(steps):
-        chosen = speculation.choose(_offers(*guessers), num_rows) if speculation.may_pay(num_rows) else []
+        chosen = speculation.choose(_offers(*guessers), num_rows, ROOM) if speculation.may_pay(num_rows, ROOM) else []
         num_drafts = sum(map(len, chosen))
         cost = drafted if num_drafts else plain
         speculation.costs.observe(num_rows + num_drafts, cost(num_rows + num_drafts), is_drafted=num_drafts > 0)
