@@ -15,7 +15,16 @@ from numba import njit
 from streamserve.kernels.impl.numba_decoder import processor_refusal
 from streamserve.kernels.impl.numba_pack import Arena, matrix_bytes, pack_rows
 from streamserve.kernels.impl.numba_rows import gate_group, norm_row, quantise_row
-from streamserve.kernels.impl.numba_tiles import BLOCK, LOW_BITS, ROW_BYTES, block_bytes, block_product
+from streamserve.kernels.impl.numba_tiles import (
+    AVX2,
+    BLOCK,
+    LOW_BITS,
+    ROW_BYTES,
+    block_bytes,
+    block_product,
+    host_instructions,
+    make_block_product,
+)
 
 pytestmark = pytest.mark.skipif(processor_refusal() is not None, reason=str(processor_refusal()))
 
@@ -25,13 +34,19 @@ BITS = (4, 8)
 LARGEST = {4: (127 << LOW_BITS) + (1 << LOW_BITS) // 2 - 1, 8: 32767}
 
 
-@njit(nogil=True)
-def product(
-    bits: int, weights: int, groups: int, rows: int, row_bytes: int, num_rows: int, out: int, blocks: int, adds: int
-) -> None:
-    for n in range(blocks):
-        at, width = weights + n * block_bytes(bits, groups), blocks * BLOCK * 4
-        block_product(bits, at, groups, rows, row_bytes, num_rows, out + n * BLOCK * 4, width, adds)
+def of_blocks(block_product: Any) -> Any:
+    @njit(nogil=True)
+    def product(
+        bits: int, weights: int, groups: int, rows: int, row_bytes: int, num_rows: int, out: int, blocks: int, adds: int
+    ) -> None:
+        for n in range(blocks):
+            at, width = weights + n * block_bytes(bits, groups), blocks * BLOCK * 4
+            block_product(bits, at, groups, rows, row_bytes, num_rows, out + n * BLOCK * 4, width, adds)
+
+    return product
+
+
+product = of_blocks(block_product)
 
 
 @njit(nogil=True)
@@ -117,6 +132,28 @@ def test_the_largest_numbers_do_not_overflow(bits: int) -> None:
         matrix = arena.place(pack_rows(kind, packed), bits, 16, 1)
         product(bits, matrix.address, 1, rows.ctypes.data, rows.shape[1], 4, out.ctypes.data, 1, 0)
         np.testing.assert_allclose(out, sign * weight.sum(1)[None].repeat(4, 0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("isa", host_instructions()[:-1], ids=lambda isa: isa.name)
+def test_every_instruction_set_gives_the_bits_of_avx2(isa: Any) -> None:
+    rng = np.random.default_rng(3)
+    plain, fast = (of_blocks(make_block_product(each)) for each in (AVX2, isa))
+    weight = (rng.standard_normal((CHANNELS, INPUTS)) * rng.uniform(0.01, 10, (CHANNELS, 1))).astype(np.float32)
+    weight[:16] = 1e3  # with the largest of 4 and of 8 bits in every place
+    weight[:16, ::32] = 0
+    for kind, bits in (("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)):
+        arena = Arena(matrix_bytes(8, CHANNELS, 3))
+        matrix = arena.place(pack_rows(kind, quantize(weight, GGMLQuantizationType[kind])), bits, CHANNELS, 3)
+        for num_rows in range(1, 27):
+            x = rng.standard_normal((num_rows, INPUTS)).astype(np.float32)
+            x[0], x[-1, :32] = -7.0, 5.0
+            rows, outs = quantised(x, bits), [np.full((num_rows + 1, CHANNELS), 0.5, np.float32) for _ in range(2)]
+            for adds in (1, 0):
+                for each, out in zip((plain, fast), outs, strict=True):
+                    at = matrix.address, 3, rows.ctypes.data, rows.shape[1], num_rows, out.ctypes.data
+                    each(bits, *at, CHANNELS // BLOCK, adds)
+                assert np.array_equal(outs[0].view(np.int32), outs[1].view(np.int32)), (kind, num_rows, adds)
+                assert (outs[1][-1] == 0.5).all()
 
 
 @pytest.mark.parametrize("bits", BITS)

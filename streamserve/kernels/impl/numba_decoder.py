@@ -44,7 +44,7 @@ from streamserve.kernels.impl.numba_pack import (
 )
 from streamserve.kernels.impl.numba_team import Helpers, Pace
 from streamserve.kernels.impl.numba_threads import COUNTER_WORDS
-from streamserve.kernels.impl.numba_tiles import BLOCK, ROW_BYTES
+from streamserve.kernels.impl.numba_tiles import BLOCK, INSTRUCTIONS, ROW_BYTES
 from streamserve.kernels.ops import Batch, KVPages, Network, NetworkParts, NetworkShape, Weights
 from streamserve.kernels.registry import Facts, implements
 
@@ -344,9 +344,9 @@ def _alike(weights: Weights, names: list[str]) -> "list[tuple[int, NDArray[np.ui
 
 
 def _digest() -> str:
-    """Of everything that is compiled into the step."""
+    """Of everything that is compiled into the step, and what it was compiled for."""
     files = sorted(Path(__file__).parent.glob("numba_*.py"))
-    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return f"{INSTRUCTIONS.name} {sha256(b''.join(path.read_bytes() for path in files)).hexdigest()}"
 
 
 def _serve(member: Any, net: step.Net, work: step.Work, helper: int) -> None:

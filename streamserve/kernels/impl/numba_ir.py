@@ -82,7 +82,8 @@ class Emit:
         self.call("llvm.prefetch.p0", ir.VoidType(), self._pointer(I8, address, offset), *hint)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        return self.call("llvm.fma.v8f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32", a.type, a, b, c)
+        kind = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
+        return self.call(f"llvm.fma.{kind}", a.type, a, b, c)
 
     def maximum(self, a: Value, b: Value) -> Value:
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)

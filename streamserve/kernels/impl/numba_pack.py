@@ -103,7 +103,7 @@ def _pack_q8_0(rows: Bytes) -> "NDArray[np.uint16]":
 
 def unpack_q8_0(packed: Bytes, groups: int, rows: "NDArray[np.int64]") -> "NDArray[np.float32]":
     """Some rows of an 8-bit matrix that was packed, as floats: the numbers that products with it see."""
-    words = packed.view(np.uint16).reshape(-1, groups, 2, 17, BLOCK)[rows // BLOCK, :, rows // BLOCK % 2, :, rows % BLOCK]
+    words = packed.view(np.uint16).reshape(-1, groups, 17, BLOCK)[rows // BLOCK, :, :, rows % BLOCK]
     whole, scale = np.ascontiguousarray(words[..., :16]).view(np.int8), words[..., 16:].view(np.float16)
     return np.multiply(whole, scale, dtype=np.float32).reshape(len(rows), -1)
 

@@ -256,15 +256,14 @@ def clear(e: Emit, x: Value, vectors: Value) -> None:
 def embed_row(e: Emit, table: Value, groups: Value, token: Value, out: Value) -> None:
     """One channel of an 8-bit matrix as float32."""
     b = e.builder
-    block = e.add(table, e.mul(e.mul(b.sdiv(token, e.i64(BLOCK)), groups), 2 * Q8_BYTES))
-    half = e.mul(b.sdiv(b.srem(token, e.i64(BLOCK)), e.i64(LANES)), Q8_BYTES)
-    channel = b.srem(token, e.i64(LANES))
+    block = e.add(table, e.mul(e.mul(b.sdiv(token, e.i64(BLOCK)), groups), Q8_BYTES))
+    channel = b.srem(token, e.i64(BLOCK))
 
     def group(g: Value, _: list[Value]) -> list[Value]:
-        at, target = e.add(e.add(block, half), e.mul(g, 2 * Q8_BYTES)), e.add(out, e.mul(g, 128))
-        scale = e.splat(b.fpext(e.load(F16, e.add(at, e.mul(channel, 2)), 256), F32), 2)
+        at, target = e.add(e.add(block, e.mul(channel, 2)), e.mul(g, Q8_BYTES)), e.add(out, e.mul(g, 128))
+        scale = e.splat(b.fpext(e.load(F16, at, 512), F32), 2)
         for j in range(16):
-            pair = e.load(vec(I8, 2), e.add(at, e.mul(channel, 2)), 16 * j)
+            pair = e.load(vec(I8, 2), at, 32 * j)
             e.store(b.fmul(b.sitofp(pair, vec(F32, 2)), scale), target, 8 * j)
         return []
 

@@ -47,7 +47,7 @@ GROUP = 32
 ITEM_BLOCKS = 2  # blocks of 16 channels in an item
 NORM_TOKENS = 4
 _REPLACE, _ADD, _EIGHT, _FIRST_PHASE, _NOWHERE = (constant(value) for value in (0, 1, 8, 0, 0))
-GATED_ROWS = 4
+GATED_ROWS = 8
 PHASES_PER_LAYER, PHASES_BESIDE = 8, 4
 
 # words of `now`
