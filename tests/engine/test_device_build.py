@@ -19,6 +19,7 @@ from streamserve import facts
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
 from streamserve.engine.client import collect
 from streamserve.kernels.devices.host import Host
+from streamserve.kernels.impl import triton_gemv
 from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.models import tiny
@@ -50,6 +51,8 @@ def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytes
     reference.save_pretrained(tmp_path)
     monkeypatch.setattr(facts, "find_device", lambda config: Card())
     monkeypatch.setattr(composition, "_load_text", lambda config, path: byte_text_model())
+    # Few large programs: each takes the interpreter some 10 ms. Which tiles are right is not looked at here.
+    monkeypatch.setattr(triton_gemv, "_default_tile", lambda *_: triton_gemv.Tile(32, 64, 1))
     config = Config(
         model=ModelConfig(model_path=str(tmp_path), dtype="float32", context_length=32),
         cache=CacheConfig(max_total_tokens=128),
