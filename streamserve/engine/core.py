@@ -272,10 +272,14 @@ class Engine:
     async def _run(self) -> None:
         flying: tuple[Flight, Step] | None = None
         is_alone = was_alone = True  # a step was launched while no other was under way: this one, the one that is flying
+        landed: tuple[Flight, float, bool] | None = None  # yet to be reported: the device may be waiting for the next step
         last_s = self._now()
         while True:
             flight = self._scheduler.next_plan()
             if flight is None and flying is None:
+                if landed is not None:
+                    self._report(*landed)
+                    landed = None
                 self._wake.clear()
                 self._idle.set()
                 await self._wake.wait()
@@ -283,9 +287,13 @@ class Engine:
                 continue
             is_alone = flying is None
             step = self._launch(flight) if flight is not None else None
+            if landed is not None:
+                self._report(*landed)
+                landed = None
             if flying is not None:
                 await self._land(*flying)
-                last_s = self._report(flying[0], last_s, is_alone=was_alone)
+                now_s = self._now()
+                landed, last_s = (flying[0], now_s - last_s, was_alone), now_s
             else:
                 await sleep(0)
             if flight is not None and step is not None and flight.awaits_commit and not await self._sample(flight, step):
@@ -351,10 +359,10 @@ class Engine:
         log.error("step_failed", step=flight.plan.step, num_rows=len(flight.plan.rows), exc_info=error)
         self._scheduler.fail(flight, f"the step failed: {type(error).__name__}: {error}")
 
-    def _report(self, flight: Flight, last_s: float, *, is_alone: bool) -> float:
-        now = self._now()
-        self._busy_s += now - last_s
-        self._scheduler.step_took(flight, now - last_s, is_alone=is_alone)
+    def _report(self, flight: Flight, seconds: float, is_alone: bool) -> None:
+        """A step was taken in, so long after the one before. `is_alone`: no other was under way when it was launched."""
+        self._busy_s += seconds
+        self._scheduler.step_took(flight, seconds, is_alone=is_alone)
         for _ in range(self._scheduler.num_preemptions - self._num_preemptions):
             log.info("request_preempted", running=self._scheduler.num_running, waiting=self._scheduler.num_waiting)
             if self._observer is not None:
@@ -370,7 +378,4 @@ class Engine:
                 self._observer.tokens_jumped(num_jumped)
             if num_drafted:
                 self._observer.tokens_drafted(num_drafted, num_accepted)
-            self._observer.step_finished(
-                seconds=now - last_s, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load()
-            )
-        return now
+            self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load())

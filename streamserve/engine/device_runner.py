@@ -28,6 +28,7 @@ from streamserve.engine.device_state import (
     StepSize,
     max_decode_rows,
 )
+from streamserve.engine.drafters.device_drafter import DeviceDrafter, Guesses
 from streamserve.engine.plan import NO_EDITS, Admission, Edits, Plan, Row, RowResult, StepResult
 from streamserve.kernels.devices.device import Device, Event, Replay
 from streamserve.kernels.impl.triton_sampling import MAX_DRAFTS
@@ -84,7 +85,7 @@ class DeviceStep:
 
     def __init__(
         self,
-        choose: Callable[[Edits], Pending | None],
+        choose: Callable[[Edits], tuple[Pending | None, Guesses | None]],
         event: Event,
         tokens: Tensor,
         loaded: Loaded,
@@ -101,6 +102,7 @@ class DeviceStep:
         self._plan = plan
         self._wait = wait
         self._pending: Pending | None = None
+        self._guesses: Guesses | None = None
         self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
         self._accepted = accepted
@@ -109,7 +111,7 @@ class DeviceStep:
         """See Step."""
         assert self._unwanted is None
         self._unwanted = edits.unwanted
-        self._pending = self._choose(edits)
+        self._pending, self._guesses = self._choose(edits)
 
     def is_done(self) -> bool:
         """See Step."""
@@ -132,6 +134,15 @@ class DeviceStep:
 
     def result(self) -> StepResult:
         """What the step brought. Its event must have come."""
+        rows = self._rows()
+        if self._guesses is not None:
+            guesses = self._guesses.tokens_KR.T.tolist()
+            for i, line in self._guesses.lines.items():
+                rows[i] = rows[i]._replace(drafts=tuple(guesses[line][: self._plan.rows[i].num_wanted]))
+        return StepResult(rows)
+
+    def _rows(self) -> list[RowResult]:
+        """Tokens and log-probabilities."""
         assert self._unwanted is not None
         rows = [_NOTHING] * len(self._plan.rows)
         for i, parts in self._prompt_logprobs.items():
@@ -141,18 +152,18 @@ class DeviceStep:
         tokens: list[int] = self._tokens[: len(self._loaded.slots)].tolist()
         if self._loaded.drafted is not None:
             self._verify(rows, tokens)
-            return StepResult(rows)
+            return rows
         if self._pending is None and not self._prompt_logprobs:
             for i, token in zip(sampling, tokens, strict=True):
                 if i not in self._unwanted:
                     rows[i] = RowResult((token,))
-            return StepResult(rows)
+            return rows
         logprobs = [()] * len(sampling) if self._pending is None else self._pending.read(tokens)
         for i, token, entry in zip(sampling, tokens, logprobs, strict=True):
             if i in self._unwanted:
                 continue
             rows[i] = RowResult((token,), tuple(entry), rows[i].prompt_logprobs)
-        return StepResult(rows)
+        return rows
 
     def _verify(self, rows: list[RowResult], tokens: list[int]) -> None:
         """Fill `rows` of a step with guesses: as many tokens of each row as the device took."""
@@ -203,8 +214,10 @@ class DeviceRunner:
         max_graph_tokens: int = 1024,
         use_graphs: bool = True,
         max_drafts: int = 0,
+        make_drafter: Callable[[DeviceState], DeviceDrafter] | None = None,
     ) -> None:
-        """`max_graph_tokens`: most prompt tokens of a captured step. `max_drafts`: most guesses of a row."""
+        """`max_graph_tokens`: most prompt tokens of a captured step. `max_drafts`: most guesses of a row. `make_drafter`: of a
+        network that guesses; without it Row.num_wanted asks in vain."""
         assert max_drafts <= MAX_DRAFTS
         self._device = device
         self._network = network
@@ -227,6 +240,7 @@ class DeviceRunner:
             max_drafts=max_drafts,
         )
         self._sampler = make_sampler(self._state)
+        self._drafter = None if make_drafter is None else make_drafter(self._state)
         where = device.torch_device
         rows = self._state.max_logits
         self._logits_RV = torch.zeros((rows, vocab_size), dtype=torch.float32, device=where)
@@ -247,6 +261,9 @@ class DeviceRunner:
                 inputs = self._state.surplus_inputs(size)
                 self._graphs[size] = self._device.capture(partial(self._compute, inputs), is_warm=i > 0)
                 progress(i + 1, len(self._sizes))
+            if self._drafter is not None:
+                self._drafter.capture(progress)
+            self._state.capture_intakes(self._sizes)
             self._state.captured(self._sizes)
         finally:
             gc.enable()
@@ -272,6 +289,8 @@ class DeviceRunner:
         for size in sizes:
             self._compute(self._state.surplus_inputs(size))
         self._sampler.warm_up(self._logits_RV[:1], has_drafts=bool(self.max_drafted_tokens))
+        if self._drafter is not None:
+            self._drafter.warm_up()
         self._device.synchronize()
 
     @torch.inference_mode()
@@ -306,8 +325,10 @@ class DeviceRunner:
         return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, self._sampler.accepted)
 
     @torch.inference_mode()
-    def _choose(self, plan: Plan, loaded: Loaded, back: Tensor, event: Event, edits: Edits) -> Pending | None:
-        """Launch the choice of tokens behind the rows, and their way back to the host."""
+    def _choose(
+        self, plan: Plan, loaded: Loaded, back: Tensor, event: Event, edits: Edits
+    ) -> tuple[Pending | None, Guesses | None]:
+        """Launch the choice of tokens behind the rows, the guesses of what follows them, and the way of both to the host."""
         pending = None
         slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
         num_rows = len(slots_R)
@@ -322,8 +343,9 @@ class DeviceRunner:
             logits_RV = self._logits_RV[:num_rows]
             pending = self._sampler.sample(logits_RV, slots_R, slots, tokens_R, masked, edits.masks, loaded.drafted)
             back[:num_rows].copy_(tokens_R, non_blocking=True)
+        guesses = None if self._drafter is None else self._drafter.follow(plan, loaded.inputs, edits.unwanted)
         event.record()
-        return pending
+        return pending, guesses
 
     def _forward(self, plan: Plan, loaded: Loaded, prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]]) -> Tensor:
         """The stream of the rows that sample; fills `prompt_logprobs` for the rows that want all logits."""

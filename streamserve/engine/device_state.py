@@ -18,6 +18,7 @@ plan does not fill are surplus tokens and rows (slot -1), prompts of no tokens, 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_sampler import DraftedRows
 from streamserve.engine.plan import Plan, Row
 from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_groups
-from streamserve.kernels.devices.device import Device
+from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
 from streamserve.kernels.impl.triton_sampling import Drafted
 from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
@@ -37,6 +38,7 @@ TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two und
 MAX_PROMPTS = 16  # prompt rows of a captured step
 GROUPED_ROWS = 8  # fewer decode rows are not looked through for common prefixes
 MAX_DRAFTED_TOKENS = 256  # tokens of decode rows in a step with guesses, unless there are more slots
+_INTAKE_PAGES = 64  # new pages that the recorded intake of a step has room for
 _ALIGN = 4  # words: views into the buffer keep the 16-byte alignment that kernels were compiled for
 
 
@@ -193,7 +195,7 @@ class DeviceState:
         # A step that admits every slot with all its pages is the largest.
         tokens = max(max_step_tokens + self.max_decode_rows, *(size.num_tokens for size in sizes), 0)
         words = Layout(tokens, self.max_decode_rows, self.max_logits, self.max_logits, grouping, is_drafted=True).end
-        words += 3 * (num_slots * 2 + num_slots * pages) + num_slots * (PARAMS + 1) + 2 * num_slots
+        words += max(3 * (num_slots * 2 + num_slots * pages), 3 * _INTAKE_PAGES) + num_slots * (PARAMS + 1) + 2 * num_slots
         where = device.torch_device
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
         self.last_token_S = torch.zeros(num_slots, dtype=torch.int32, device=where)
@@ -204,6 +206,11 @@ class DeviceState:
         self._turn = 0
         self._pages: list[list[int]] = [[] for _ in range(num_slots)]
         self._fixed: dict[StepSize, tuple[Layout, StepInputs]] = {}  # of captured sizes without prompts
+        self._device = device
+        self._intakes: dict[StepSize, Replay[None]] = {}
+        self._staged = device.pinned((words,), torch.int32)  # what they take in
+        self._staged_array: Array = self._staged.numpy()
+        self._staged_array.fill(-1)
         self._parts = _Parts(grouping, pool.page_size) if grouping is not None else None
         self.num_slots = num_slots
 
@@ -211,9 +218,36 @@ class DeviceState:
         """Pages that hold so many tokens."""
         return -(-num_tokens // self._pool.page_size)
 
+    def num_pages_of(self, slot: int) -> int:
+        """Pages that the slot was given so far."""
+        return len(self._pages[slot])
+
     def captured(self, sizes: Sequence[StepSize]) -> None:
         """From now on, steps that fit one of these are to be replayed."""
         self._captured = Sizes(sizes)
+
+    def capture_intakes(self, sizes: Sequence[StepSize]) -> None:
+        """Record how the integers of steps with guesses reach the device, since it waits for them: launching a recording takes
+        half the time. Nothing is planned over such a step, so there is one buffer for all of them."""
+        for size in sizes:
+            if size.is_drafted and not size.num_prompt:
+                self._intakes[size] = self._device.capture(partial(self._take_in, self._layout(size)))
+
+    def _take_in(self, layout: Layout) -> None:
+        end = layout.end + 3 * _INTAKE_PAGES
+        self._ints[:end].copy_(self._staged[:end], non_blocking=True)
+        apply(
+            self._ints,
+            self.last_token_S,
+            self.page_table_SP,
+            self.params_SP,
+            num_tokens=layout.num_tokens,
+            slots_at=layout.slots_at,
+            pages_at=layout.end,
+            num_pages=_INTAKE_PAGES,
+            params_at=0,
+            num_params=0,
+        )
 
     def surplus_inputs(self, size: StepSize) -> StepInputs:
         """The inputs of a captured step, filled with surplus rows: what the last plan left in the buffer would be taken for
@@ -259,8 +293,13 @@ class DeviceState:
             layout = self._fixed[size][0] if size in self._fixed else self._layout(size)
             if size.num_decode != num_decode:
                 described, _ = self._describe(rows, prompts, size.num_decode)
-        ints, array = self._turns[self._turn], self._arrays[self._turn]
-        self._turn = (self._turn + 1) % TURNS
+        is_small = len(entries) <= 3 * _INTAKE_PAGES and not params and not plan.copies
+        intake = self._intakes.get(size) if size is not None and is_small else None
+        if intake is None:
+            ints, array = self._turns[self._turn], self._arrays[self._turn]
+            self._turn = (self._turn + 1) % TURNS
+        else:
+            array = self._staged_array
         self._write_tokens(array, layout, laid_out, rows, prompts, described)
         self._write_logit_rows(array, layout, num_decode, slots, rows, prompts, described)
         offsets = self._write_offsets(array, layout, laid_out, slots)
@@ -271,6 +310,10 @@ class DeviceState:
         at = layout.end
         array[at : at + len(entries)] = entries
         at += len(entries)
+        if intake is not None:
+            array[at : layout.end + 3 * _INTAKE_PAGES] = -1
+            intake.replay()
+            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
         params_at = at
         for slot, words in params:
             array[at] = slot
@@ -297,11 +340,23 @@ class DeviceState:
         if num_copies:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
+        return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
+
+    def _loaded(
+        self,
+        layout: Layout,
+        described: tuple[PromptRow, ...],
+        size: StepSize | None,
+        sampling: list[int],
+        slots: list[int],
+        logit_tokens: dict[int, int],
+        offsets: list[int] | None,
+    ) -> Loaded:
         inputs = self._fixed[size][1] if size in self._fixed else self._inputs(layout, described)
         if size is not None and not size.num_prompt:
             self._fixed[size] = layout, inputs  # a dozen views are a good part of the time that a step takes to launch
         drafted = None if offsets is None else DraftedRows(offsets, Drafted(self._offsets(layout), inputs.tokens_T))
-        return Loaded(inputs, decode + prompts_sampling, slots, size, logit_tokens, drafted)
+        return Loaded(inputs, sampling, slots, size, logit_tokens, drafted)
 
     @staticmethod
     def _write_tokens(

@@ -39,10 +39,11 @@ def _apply(
     is_unknown = is_token & (token < 0)
     known = tl.load(last_token_S + slot, mask=is_unknown & (slot >= 0), other=0)
     tl.store(ints + i, known, mask=is_unknown)
-    # Page table: (slot, index, page) each.
+    # Page table: (slot, index, page) each; slot -1: none.
     is_page = i < num_pages
     entry = ints + pages_at + 3 * i
-    line = tl.load(entry, mask=is_page, other=0).to(tl.int64)
+    line = tl.load(entry, mask=is_page, other=-1).to(tl.int64)
+    is_page &= line >= 0
     column = tl.load(entry + 1, mask=is_page, other=0)
     page = tl.load(entry + 2, mask=is_page, other=0)
     tl.store(page_table + line * table_width + column, page, mask=is_page)
