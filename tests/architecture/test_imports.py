@@ -62,6 +62,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.drafters.draft_model",
         "engine.drafters.heads",
         "engine.drafters.find",
+        "engine.drafters.device_drafter",
+        "engine.drafters.device_draft_model",
         "calibrate",
         "facts",
         "build",
