@@ -22,6 +22,11 @@ ALIASES = (
     ("--speculative-algorithm", "speculative"),
     ("--speculative-config", "speculative"),
 )
+# What others say in several flags and one says here; by how theirs begin.
+_ELSEWHERE = (
+    ("--speculative-", "--speculative says it in one: eagle=PATH,N is who guesses, the network, how many tokens at most"),
+    ("--num-speculative-", "--speculative says it: ngram,N is who guesses, how many tokens at most"),
+)
 _TITLES = (("model", "model"), ("cache", "KV memory"), ("scheduler", "scheduling"), ("device", "device"), ("server", "server"))
 _UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -86,7 +91,8 @@ class Parser(argparse.ArgumentParser):
         name = argument.split("=", 1)[0]
         near = get_close_matches(name, [flag for flag in self._option_string_actions if flag.startswith("--")], n=1)
         kind = "flag" if name.startswith("-") else "argument"
-        return f"unknown {kind} {name}" + (f"; did you mean {near[0]}?" if near else "")
+        said = next((said for beginning, said in _ELSEWHERE if name.startswith(beginning)), None)
+        return f"unknown {kind} {name}" + (f"; {said}" if said else f"; did you mean {near[0]}?" if near else "")
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -17,7 +17,14 @@ WITH_PATH = ("draft_model", "eagle")
 # Guesses that a step verifies at most. What an n-gram matched goes on for long and costs nothing to make; a network's guesses
 # cost a pass each, and the fourth one in a row is seldom right.
 DEFAULT_DRAFTS = {"auto": 12, "none": 0, "ngram": 12, "ngram_shared": 12, "draft_model": 4, "eagle": 4, "mtp": 4}
-_OTHER_NAMES = {"eagle3": "eagle", "nextn": "mtp", "standalone": "draft_model", "draft": "draft_model", "off": "none"}
+_OTHER_NAMES = {
+    "eagle3": "eagle",
+    "nextn": "mtp",
+    "mimo_mtp": "mtp",
+    "standalone": "draft_model",
+    "draft": "draft_model",
+    "off": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ def test_what_is_no_whole_number_is_refused(text: str) -> None:
         (("--port", "x"), "'x' is not a whole number"),
         (("--dtype", "int3"), "int3"),
         (("--port",), "expected one argument"),
+        (("--speculative-draft-model-path", "x"), "unknown flag --speculative-draft-model-path; --speculative says it in one"),
+        (("--num-speculative-tokens=3",), "--speculative says it: ngram,N"),
         (("--por", "1"), "did you mean --port?"),  # abbreviations would change meaning when a flag is added
     ],
 )

@@ -26,6 +26,7 @@ from streamserve.speculative import MAX_DRAFTS, Speculative, read_speculative
         ("STANDALONE=small", Speculative("draft_model", "small", 4)),
         ('{"method": "ngram", "num_speculative_tokens": 5}', Speculative("ngram", None, 5)),  # vLLM's --speculative-config
         ('{"method": "eagle3", "model": "org/head"}', Speculative("eagle", "org/head", 4)),
+        ('{"method": "mimo_mtp", "num_speculative_tokens": 1}', Speculative("mtp", None, 1)),
     ],
 )
 def test_every_spelling_is_read(text: str, read: Speculative) -> None:
