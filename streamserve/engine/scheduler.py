@@ -32,7 +32,7 @@ from streamserve.engine.pause import BurstLimits, Pause
 from streamserve.engine.plan import Admission, Append, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
-from streamserve.engine.speculation import Speculation
+from streamserve.engine.speculation import Offer, Speculation
 from streamserve.messages import Delta, FinishReason, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
@@ -318,7 +318,7 @@ class Scheduler:
         answering = [request for request in self._running if request.can_answer]
         if all(request.planned == request.computed for request in answering):
             return False
-        offers = [(self._drafts_of(request), self._most_guesses(request)) for request in answering]
+        offers = [self._offer(request) for request in answering]
         return speculation.is_worth_waiting(offers, len(answering), self._room_for_guesses())
 
     def _room_for_guesses(self) -> int:
@@ -343,7 +343,7 @@ class Scheduler:
         if not asked:
             return {}
         left = self._room_for_guesses()
-        chosen = speculation.choose([(self._drafts_of(r), self._most_guesses(r)) for r in asked], len(answering), left)
+        chosen = speculation.choose([self._offer(request) for request in asked], len(answering), left)
         guesses: dict[str, Sequence[int]] = {}
         for request, token_ids in zip(asked, chosen, strict=True):
             fitting = token_ids[: max(0, left)]
@@ -354,10 +354,10 @@ class Scheduler:
                 left -= len(fitting)
         return guesses
 
-    @staticmethod
-    def _most_guesses(request: Request) -> int:
-        """One token comes without being guessed."""
-        return request.max_len - request.expected - 1
+    def _offer(self, request: Request) -> Offer:
+        """An answer, for guesses. One of its next tokens comes without being guessed."""
+        weight = 1.0 - request.num_accepted / max(1, request.num_generated)  # steps per token so far
+        return Offer(self._drafts_of(request), request.max_len - request.expected - 1, weight)
 
     def _drafts_of(self, request: Request) -> Drafts:
         """Who guesses for a request, told of all its tokens. Only those who are asked for guesses are told."""
@@ -556,11 +556,11 @@ class Scheduler:
     # ---- results -----------------------------------------------------------------------------------------------
 
     def step_took(self, flight: Flight, seconds: float, *, is_alone: bool) -> None:
-        """A step has landed, so long after the one before. `is_alone`: the device had waited for it: what a plain step costs then
-        says nothing about those that follow each other at once, and neither does one behind which guesses were made."""
-        is_typical = is_alone if flight.num_drafts else not is_alone and not flight.wants_guesses
-        if self._speculation is not None and flight.is_decode and is_typical:
-            self._speculation.costs.observe(flight.plan.num_tokens, seconds, is_drafted=is_alone)
+        """A step has landed, so long after the one before. `is_alone`: the device had waited for it. A plain step behind which
+        guesses were made says nothing about plain ones."""
+        speculation, is_drafted = self._speculation, flight.num_drafts > 0
+        if speculation is not None and flight.is_decode and (is_drafted or not flight.wants_guesses):
+            speculation.step_took(flight.plan.num_tokens, seconds, is_drafted=is_drafted, is_alone=is_alone)
 
     def commit(self, flight: Flight, result: StepResult) -> None:
         """Take in a finished step: tokens to mailboxes, finished requests out, prompt pages into the tree."""

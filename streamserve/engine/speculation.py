@@ -2,8 +2,13 @@
 
 Owns the measured costs of steps. A guess costs what its token adds to the step's time and brings a token with some chance:
 guesses join a step, the likeliest first, while they raise the step's expected tokens per second, and none do where a plain step
-has more. A step with guesses cannot be planned over (nobody knows how long its answers will be), so the device waits for the
-host after it: what that costs is in the times that were measured of such steps.
+has more. But the time of a step is that of every answer in it, and its guesses bring tokens to some. So that nobody is slowed
+down for long for the sake of others, a token counts less the more tokens its answer has had in each step so far (proportional
+fairness; Kelly, Maulloo, Tan 1998).
+
+A step with guesses cannot be planned over (nobody knows how long its answers will be), so the device waits for the host after
+it. What that costs before a step with guesses is in the times that were measured of such steps; what it costs before the plain
+step that ends a run of them is measured as well, and shared by the run.
 
 Costs that were measured in a bad moment must not decide for ever. When costs have spoken against likely guesses for many steps,
 what was learnt of steps with guesses is forgotten, and one step verifies the guesses of one answer. Where no plain step was
@@ -12,6 +17,7 @@ measured for long, a few go without guesses.
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +41,30 @@ PATIENCE = 64  # times that costs speak against likely guesses, before a try; tw
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
+MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did
+LEAST_RUN = 0.25  # and at least, whatever was seen
 REMEMBERED = 16  # steps for which it is remembered that no guesses could pay
 
 _NOBODY = np.empty(0, np.intp)
+
+
+class Offer(NamedTuple):
+    """An answer whose guesses may be verified, and how many (0 or more). `weight`: what one of its tokens counts; 1 if it has had
+    one in each step."""
+
+    drafts: Drafts
+    most: int
+    weight: float = 1.0
+
+
+class Hope(NamedTuple):
+    """What may be expected of an offer: the chance of the first guess, how many there are, the chance of each further one if
+    those before it are right, and the offer's weight."""
+
+    first: float
+    length: int
+    further: float
+    weight: float
 
 
 class _Size:
@@ -136,6 +163,7 @@ class StepCosts:
         self.num_observed = 0
         self._token_cost = token_cost
         self._plain, self._drafted = _Table(), _Table()
+        self._wait: float | None = None  # seconds
 
     @staticmethod
     def free() -> "StepCosts":
@@ -148,6 +176,17 @@ class StepCosts:
         """A step without prompts took so long."""
         self.num_observed += 1
         (self._drafted if is_drafted else self._plain).observe(num_tokens, seconds, self.num_observed)
+
+    def observe_alone(self, num_tokens: int, seconds: float) -> None:
+        """A plain step for which the device had waited took so long. What that adds depends on the host, not on the tokens."""
+        if not self._plain.is_empty:
+            plain = self.plain(num_tokens)
+            wait = min(max(seconds - plain, 0.0), OUTLIER * plain)
+            self._wait = wait if self._wait is None else self._wait + (wait - self._wait) / MAX_STEPS
+
+    def wait(self, num_tokens: float) -> float:
+        """Seconds that a plain step takes longer if the device has waited for it."""
+        return (DRAFTED - 1.0) * self.plain(num_tokens) if self._wait is None else self._wait
 
     def is_plain_known(self, num_tokens: int) -> bool:
         """Whether a plain step of about so many tokens was measured lately."""
@@ -183,6 +222,23 @@ class Speculation:
         self._num_without = 0  # times to go without guesses, so that plain steps are measured
         self._went_without: dict[int, int] = {}  # rows: the step when that was begun last
         self._hopeless: dict[int, int] = {}  # rows for which no guesses could pay: as of so many observed steps
+        self._has_waited = False  # a step was waited for, and none was observed since
+        self._run = 0  # steps with guesses, one after another, up to now
+        self._mean_run = MEAN_RUN  # of such steps, behind each wait
+
+    def step_took(self, num_tokens: int, seconds: float, *, is_drafted: bool, is_alone: bool) -> None:
+        """A step without prompts took so long. `is_alone`: the device had waited for it. What a plain step costs then says
+        nothing about those that follow each other at once; it is what the end of a run of steps with guesses costs."""
+        if is_drafted:
+            self._run += 1
+        elif is_alone and (self._run or self._has_waited):
+            self._mean_run = max(LEAST_RUN, self._mean_run + (self._run - self._mean_run) / MAX_STEPS)
+            self._run = 0
+        self._has_waited = False
+        if is_drafted is is_alone:
+            self.costs.observe(num_tokens, seconds, is_drafted=is_drafted)
+        elif is_alone:
+            self.costs.observe_alone(num_tokens, seconds)
 
     def may_pay(self, num_rows: int, room: int) -> bool:
         """Whether it is worth looking for guesses at all in a step of so many rows of one token with room for so many guesses."""
@@ -200,16 +256,20 @@ class Speculation:
             self._hopeless[num_rows] = seen
         return self._may_try()
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
-        """Guesses for each offer: an answer, and how many guesses it may have (0 or more). The step has `num_rows` rows of one
-        known token, those of the offers among them, and room for `room` guesses. All empty: a plain step is faster."""
+    def choose(self, offers: Sequence[Offer], num_rows: int, room: int) -> list[Sequence[int]]:
+        """Guesses for each offer. The step has `num_rows` rows of one known token, those of the offers among them, and room for
+        `room` guesses. All empty: a plain step is faster."""
         most = min(self.drafter.max_drafts, room)
         if most <= 0:
             return [()] * len(offers)
-        guesses = [drafts.guess(min(most, its_most)) if its_most > 0 else NO_GUESS for drafts, its_most in offers]
+        guesses = [offer.drafts.guess(min(most, offer.most)) if offer.most > 0 else NO_GUESS for offer in offers]
         if self.costs.are_free:
             return _fitting([guess.token_ids for guess in guesses], room)
-        lengths = self._lengths([(guess.chance, len(guess.token_ids), guess.chance) for guess in guesses], num_rows, room)
+        hopes = [
+            Hope(guess.chance, len(guess.token_ids), guess.chance, offer.weight)
+            for guess, offer in zip(guesses, offers, strict=True)
+        ]
+        lengths = self._lengths(hopes, num_rows, room)
         if lengths is not None:
             self._agrees()
             return [guess.token_ids[:length] for guess, length in zip(guesses, lengths, strict=True)]
@@ -220,26 +280,29 @@ class Speculation:
         self._gives_up_trying(_chance_of_first(likeliest))
         return [()] * len(offers)
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[Offer], num_rows: int, room: int) -> bool:
         """Whether guesses are likely to pay for these answers as soon as their newest tokens, now being computed, are known. The
         drafts know the tokens before those."""
         most, num_wanted = min(self.drafter.max_drafts, room), self.drafter.num_wanted
         if room <= 0:
             return False
         if self.costs.are_free:
-            return any(its_most > 0 for _, its_most in offers)
+            return any(offer.most > 0 for offer in offers)
         hopes = []
-        for drafts, its_most in offers:
+        for drafts, its_most, weight in offers:
             if its_most <= 0:
                 continue
             guess = drafts.guess(min(most, its_most) + (0 if num_wanted else 1))
             if num_wanted:  # will come with the newest token, whichever that is
-                hopes.append((guess.chance, min(most, its_most, num_wanted), guess.chance))
+                hopes.append(Hope(guess.chance, min(most, its_most, num_wanted), guess.chance, weight))
             elif len(guess.token_ids) > 1:  # the newest token is expected to be the first of these
-                hopes.append((guess.chance * guess.chance, len(guess.token_ids) - 1, guess.chance))
-        if self._lengths(hopes, num_rows, room) is not None:
+                hopes.append(Hope(guess.chance * guess.chance, len(guess.token_ids) - 1, guess.chance, weight))
+        # Once the guesses are over, the device waits for a plain step: each step of the run pays a part of that.
+        wait = self.costs.wait(num_rows) / self._mean_run
+        if self._lengths(hopes, num_rows, room, wait) is not None:
+            self._has_waited = True
             return True
-        likeliest = max((first for first, _, _ in hopes), default=0.0)
+        likeliest = max((hope.first for hope in hopes), default=0.0)
         if likeliest >= LIKELY and self._may_try():
             return True
         self._gives_up_trying(likeliest)
@@ -298,13 +361,14 @@ class Speculation:
         """Tokens per second of a step with guesses that bring so many."""
         return (num_rows + brought) / self.costs.drafted(num_rows + num_drafts)
 
-    def _lengths(self, hopes: Sequence[tuple[float, int, float]], num_rows: int, room: int) -> list[int] | None:
-        """How many guesses of each answer to verify, if any should be. Of each is given: the chance of its first one, how many
-        there are, and the chance of each further one if those before it are right."""
+    def _lengths(self, hopes: Sequence[Hope], num_rows: int, room: int, more: float = 0.0) -> list[int] | None:
+        """How many guesses of each answer to verify, if any should be. A step with guesses takes `more` seconds than is known of
+        such steps."""
         brought, owners = _ranked(hopes)
-        best, best_rate = 0, self._least_rate(num_rows)
+        without = num_rows + sum([hope.weight - 1.0 for hope in hopes])  # what a plain step brings
+        best, best_rate = 0, MARGIN * without / self.costs.plain(num_rows)
         for num_drafts in _thinned(min(len(brought), room)):
-            rate = self._rate(num_rows, num_drafts, brought[num_drafts - 1])
+            rate = (without + brought[num_drafts - 1]) / (self.costs.drafted(num_rows + num_drafts) + more)
             if rate > best_rate:
                 best, best_rate = num_drafts, rate
         if not best:
@@ -312,25 +376,25 @@ class Speculation:
         return [best] if len(hopes) == 1 else np.bincount(owners[:best], minlength=len(hopes)).tolist()
 
 
-def _ranked(hopes: Sequence[tuple[float, int, float]]) -> tuple[list[float], NDArray[np.intp]]:
-    """All guesses, the likeliest first: the tokens that they bring with those before them, and whose they are."""
+def _ranked(hopes: Sequence[Hope]) -> tuple[list[float], NDArray[np.intp]]:
+    """All guesses, those first whose tokens count most: what they bring with those before them, and whose they are."""
     if len(hopes) == 1:  # as the step of a single stream: in 2 us instead of 20
-        chance, length, further = hopes[0]
+        chance, length, further, weight = hopes[0]
         brought, total = [], 0.0
         for _ in range(length):
             if chance < LEAST_CHANCE:
                 break
-            total += chance
+            total += chance * weight
             brought.append(total)
             chance *= further
         return brought, _NOBODY
-    depths = np.arange(max((length for _, length, _ in hopes), default=0))
-    first, lengths, further_ones = np.array(hopes, np.float64).reshape(-1, 3).T[:, :, None]
+    depths = np.arange(max((hope.length for hope in hopes), default=0))
+    first, lengths, further_ones, weights = np.array(hopes, np.float64).reshape(-1, 4).T[:, :, None]
     chances = first * further_ones**depths
     rows, columns = np.nonzero((depths < lengths) & (chances >= LEAST_CHANCE))
-    chances = chances[rows, columns]
-    order = np.argsort(-chances, kind="stable")  # of one answer the first guesses first
-    return np.cumsum(chances[order]).tolist(), rows[order]
+    tokens = (chances * weights)[rows, columns]
+    order = np.argsort(-tokens, kind="stable")  # of one answer the first guesses first
+    return np.cumsum(tokens[order]).tolist(), rows[order]
 
 
 def _fitting(guesses: Sequence[Sequence[int]], room: int) -> list[Sequence[int]]:

@@ -21,7 +21,7 @@ from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts, _fitting
+from streamserve.engine.speculation import Offer, Speculation, StepCosts, _fitting
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from tests.engine import test_jump as guided
 from tests.engine.memory import expected_tokens
@@ -89,11 +89,11 @@ class Always(Speculation):
     def may_pay(self, num_rows: int, room: int) -> bool:
         return True
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
+    def choose(self, offers: Sequence[Offer], num_rows: int, room: int) -> list[Sequence[int]]:
         assert 0 < len(offers) <= num_rows
-        return _fitting([drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers], room)
+        return _fitting([one.drafts.guess(one.most).token_ids if one.most > 0 else () for one in offers], room)
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[Offer], num_rows: int, room: int) -> bool:
         return self._rng.random() < self._patience
 
 
@@ -276,7 +276,8 @@ async def test_guesses_are_no_rows_that_a_prompt_waits_for() -> None:
             step = bench.runner.forward(flight.plan)
             step.sample()
             bench.scheduler.commit(flight, await step.done())
-    assert [(row.slot, row.num_tokens) for row in flight.plan.rows] == [(0, 9), (1, 10)]
+        sizes = [(row.slot, row.num_tokens) for row in flight.plan.rows]
+    assert sizes == [(0, 9), (1, 10)]
 
 
 async def test_who_leaves_in_the_middle_of_a_step_with_guesses_is_told_what_was_accepted() -> None:

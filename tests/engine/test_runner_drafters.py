@@ -25,7 +25,6 @@ from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, S
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.drafters import draft_model
-from streamserve.engine.drafters.drafter import Drafts
 from streamserve.engine.drafters.find import Room, load_drafter
 from streamserve.engine.drafters.runner_drafter import RunnerDrafter
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
@@ -34,7 +33,7 @@ from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Offer, Speculation, StepCosts
 from streamserve.engine.stages import default_stages
 from streamserve.errors import CheckpointError, ConfigError
 from streamserve.kernels.ops import Batch
@@ -95,10 +94,10 @@ class Always(Speculation):
     def may_pay(self, num_rows: int, room: int) -> bool:
         return True
 
-    def choose(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> list[Sequence[int]]:
-        return [drafts.guess(most).token_ids if most > 0 else () for drafts, most in offers]
+    def choose(self, offers: Sequence[Offer], num_rows: int, room: int) -> list[Sequence[int]]:
+        return [one.drafts.guess(one.most).token_ids if one.most > 0 else () for one in offers]
 
-    def is_worth_waiting(self, offers: Sequence[tuple[Drafts, int]], num_rows: int, room: int) -> bool:
+    def is_worth_waiting(self, offers: Sequence[Offer], num_rows: int, room: int) -> bool:
         return True
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from streamserve.engine.speculation import (
     NUM_WITHOUT,
     PATIENCE,
     SIZES,
+    Offer,
     Speculation,
     StepCosts,
 )
@@ -192,8 +194,8 @@ def on_a_gpu() -> StepCosts:
     return _costs(lambda n: max(4.1 + 0.03 * n, 0.05 * n), lambda n: max(4.7 + 0.03 * n, 0.05 * n), SOME_SIZES)
 
 
-def _offers(*guessers: _Guesser, room: int = 1000) -> list[tuple[Drafts, int]]:
-    return [(guesser, room) for guesser in guessers]
+def _offers(*guessers: _Guesser, room: int = 1000) -> list[Offer]:
+    return [Offer(guesser, room) for guesser in guessers]
 
 
 @pytest.mark.parametrize(
@@ -245,10 +247,34 @@ def test_no_other_lengths_promise_more(hopes: list[tuple[float, int]], others: i
     assert rate([len(guess) for guess in chosen]) >= 0.98 * best  # the least likely guesses are not looked at
 
 
+def test_a_token_counts_less_the_more_its_answer_has_had() -> None:
+    speculation = Speculation(_Drafter(), on_a_cpu())
+    behind, ahead = Offer(_Guesser(0.8), 100, 1.0), Offer(_Guesser(0.8), 100, 0.4)
+    to_one, to_other = speculation.choose([behind, ahead], 2, ROOM)
+    assert len(to_one) > len(to_other)
+    assert len(speculation.choose([behind], 1, ROOM)[0]) == len(speculation.choose([ahead], 1, ROOM)[0]), "alone it is as ever"
+
+
+@pytest.mark.parametrize(("num_others", "slowest", "fastest"), [(1, 2.0, 1.5), (3, 1.5, 1.5), (7, 1.1, 1.1)])
+def test_one_answer_with_guesses_does_not_slow_the_others_down_for_long(num_others: int, slowest: float, fastest: float) -> None:
+    """Copying on a CPU, where a step with 12 guesses takes 2.5 times as long as one of two plain rows."""
+    speculation, num_rows = Speculation(_Drafter(), on_a_cpu()), 1 + num_others
+    rng, seconds, num_tokens, num_steps = Random(1), 0.0, 0, 400
+    for step in range(num_steps):
+        weight = step / num_tokens if num_tokens else 1.0
+        offers = [Offer(_Guesser(0.95), 1000, weight), *_offers(*[_Guesser(0.0, 0)] * num_others)]
+        length = len(speculation.choose(offers, num_rows, ROOM)[0])
+        seconds += (8.2 if length else 8.0) + 1.9 * (num_rows + length)
+        num_tokens += next(n for n in range(length + 1) if n == length or rng.random() > 0.95) + 1
+    plain = num_steps * (8.0 + 1.9 * num_rows)
+    assert seconds < slowest * plain, "what each of the others has waited for its tokens"
+    assert num_tokens / seconds > fastest * num_steps / plain, "and it is worth it"
+
+
 def test_no_more_guesses_are_asked_for_than_have_room() -> None:
     speculation = Speculation(_Drafter(max_drafts=5), on_a_cpu())
     none, two, any_number = _Guesser(0.99), _Guesser(0.99), _Guesser(0.99)
-    offers: list[tuple[Drafts, int]] = [(none, 0), (none, -1), (two, 2), (any_number, 1000)]
+    offers = [Offer(none, 0), Offer(none, -1), Offer(two, 2), Offer(any_number, 1000)]
     for costs in (on_a_gpu(), StepCosts.free()):
         speculation.costs = costs
         assert [len(guess) for guess in speculation.choose(offers, 4, ROOM)] == [0, 0, 2, 5]
@@ -278,8 +304,8 @@ def test_free_steps_verify_whatever_is_guessed() -> None:
     speculation = Speculation(_Drafter(max_drafts=3), StepCosts.free())
     for _ in range(3):
         assert speculation.may_pay(500, ROOM)
-        assert speculation.is_worth_waiting([(_Guesser(0.0), 1)], 500, ROOM) and not speculation.is_worth_waiting(
-            [(_Guesser(0.9), 0)], 500, ROOM
+        assert speculation.is_worth_waiting([Offer(_Guesser(0.0), 1)], 500, ROOM) and not speculation.is_worth_waiting(
+            [Offer(_Guesser(0.9), 0)], 500, ROOM
         )
         assert [len(guess) for guess in speculation.choose(_offers(_Guesser(0.0), _Guesser(0.5)), 500, ROOM)] == [3, 3]
         speculation.costs.observe(3, 100.0, is_drafted=True)
@@ -323,6 +349,36 @@ def test_a_step_waits_for_tokens_behind_which_guesses_are_likely_to_pay(
     assert speculation.is_worth_waiting(_offers(*guessers), num_rows, ROOM) is waits
     if not waits and length > 1 and num_rows == 1:
         assert any(speculation.choose(_offers(*guessers), num_rows, ROOM))
+
+
+def _steps(speculation: Speculation, *runs: int, wait: float) -> None:
+    """So many steps with guesses, again and again, each time followed by plain ones of one row on a GPU."""
+    for length in runs:
+        for _ in range(length):
+            speculation.step_took(5, 4.85, is_drafted=True, is_alone=True)
+        speculation.step_took(1, 4.13 + wait, is_drafted=False, is_alone=True)
+        for _ in range(5):
+            speculation.step_took(1, 4.13, is_drafted=False, is_alone=False)
+
+
+@pytest.mark.parametrize(("runs", "wait", "waits"), [((1,) * 30, 4.0, False), ((30,) * 30, 4.0, True), ((1,) * 30, 0.1, True)])
+def test_guesses_pay_for_the_wait_of_the_device_behind_them(runs: tuple[int, ...], wait: float, waits: bool) -> None:
+    speculation = Speculation(_Drafter(), on_a_gpu())
+    _steps(speculation, *runs, wait=wait)
+    offers = _offers(_Guesser(0.6))
+    assert speculation.is_worth_waiting(offers, 1, ROOM) is waits
+    assert any(speculation.choose(offers, 1, ROOM)), "where the device has waited already they pay"
+
+
+def test_waits_behind_which_there_were_no_guesses_speak_against_further_ones() -> None:
+    speculation, offers = Speculation(_Drafter(), on_a_gpu()), _offers(_Guesser(0.6))
+    _steps(speculation, *[4] * 10, wait=2.0)
+    waited = 0
+    while speculation.is_worth_waiting(offers, 1, ROOM):
+        waited += 1
+        _steps(speculation, 0, wait=2.0)
+        assert waited < 40
+    assert waited >= 2, "one in vain is nothing yet"
 
 
 def test_a_step_waits_for_guesses_that_come_with_the_tokens() -> None:
