@@ -219,9 +219,10 @@ def test_a_seed_gives_the_same_text_with_guesses_and_without(model: tuple[Path, 
         answers.append(bench.ask(prompts, max_new_tokens=40, temperature=0.2, seed=3, **sampling))
         bench.close()
     assert [answer.token_ids for answer in answers[1]] == [answer.token_ids for answer in answers[0]]
-    assert [[entry.logprob for entry in answer.logprobs] for answer in answers[1]] == [
-        [entry.logprob for entry in answer.logprobs] for answer in answers[0]
-    ]
+    for answer, plain in zip(answers[1], answers[0], strict=True):  # float32 kernels of two kinds: not to the bit
+        assert [entry.logprob for entry in answer.logprobs] == pytest.approx(
+            [entry.logprob for entry in plain.logprobs], abs=1e-4
+        )
     assert sum(answer.num_drafted for answer in answers[1]) > 0
 
 

@@ -260,6 +260,9 @@ def test_deterministic_rows_are_the_same_drafted_and_one_by_one(device: str, dty
     together = case.attend(attention, list(range(len(case.rows))), is_drafted=True)
     written = case.paged.k.clone(), case.paged.v.clone()
     alone = torch.cat([case.attend(attention, [i], is_drafted=False) for i in range(len(case.rows))])
-    assert torch.equal(alone, together)
+    # A GPU's compiler may contract the same float32 expression in one kernel and not in the other. That is why guesses and
+    # --deterministic exclude each other there.
+    exact = {"rtol": 0.0, "atol": 1e-5 if device == "cuda" and dtype is torch.float32 else 0.0}
+    torch.testing.assert_close(alone, together, **exact)
     for pages, before in zip((case.paged.k, case.paged.v), written, strict=True):
-        assert torch.equal(pages.nan_to_num(-9.0), before.nan_to_num(-9.0))
+        torch.testing.assert_close(pages, before, equal_nan=True, **exact)
