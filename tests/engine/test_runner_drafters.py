@@ -186,7 +186,7 @@ async def test_a_model_that_guesses_for_itself_is_always_right(sampling: dict[st
     requests = [(prompt_of(n, seed=n), 22) for n in (1, 5, 19, 33)]
     answers = await bench.answers(*requests, **sampling)
     num_drafted, num_accepted = accepted(answers)
-    assert num_drafted == num_accepted > 40
+    assert num_drafted == num_accepted > 25
     plain = await Bench(llama, None).answers(*requests, **sampling)
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in plain]
 
