@@ -1,6 +1,6 @@
 """Train an EAGLE-3 head for a Llama-like model on nothing but what the model itself says.
 
-    python demo/train_eagle.py OUT [--model MODEL] [--generate-s 60] [--train-s 140]
+    python demo/train_eagle.py OUT [--model MODEL] [--generate-s 50] [--train-s 140]
 
 Three stages, the first two bounded in time: conversations that the model makes up, questions too, with the streams that the head
 reads kept beside their tokens; training on these; how often guesses are right in conversations that were not trained on. OUT
@@ -53,7 +53,7 @@ def say(words: str) -> None:
 
 
 def rms_norm(x: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight_E, eps)
+    return F.rms_norm(x.float(), (x.shape[-1],), weight_E, eps)
 
 
 def rope_tables(spec: ModelSpec, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ def converse(target: Target, script: Script, out: Texts, temperatures_N: Tensor,
         least_N = logits_NV.amax(-1) + torch.where(warmth_N > 0, warmth_N * floor_N, 0.0)
         logits_NV.masked_fill_(logits_NV < least_N[:, None], -math.inf)
         # Gumbel's trick; at temperature 0 it is the best token.
-        noise_NV = torch.empty_like(logits_NV).exponential_().log_()
+        noise_NV = torch.empty_like(logits_NV).exponential_().clamp_(min=1e-30).log_()
         sampled_N = (logits_NV - warmth_N[:, None] * noise_NV).argmax(-1)
         sampled_N = torch.where(is_question_N & (since_N >= QUESTION_LEN[1]), script.end, sampled_N)
         is_sampled_N = is_question_N | is_answer_N
@@ -292,7 +292,6 @@ class Head(nn.Module):
             v_all = torch.cat(values, 2)
             mask = torch.zeros(length, (number + 1) * length, dtype=v_all.dtype, device=x.device)
             mask.masked_fill_(~torch.cat(seen, -1), -math.inf)
-            mask[:number, 0] = 0.0  # no chain is that long: something, so that nothing is divided by zero
             mixed = F.scaled_dot_product_attention(q.to(v_all.dtype), torch.cat(keys, 2).to(v_all.dtype), v_all, attn_mask=mask)
             x = normed + F.linear(mixed.transpose(1, 2).reshape(num_texts, length, heads * dim), self.o_proj)
             read = rms_norm(x, self.mlp_norm, eps)
@@ -468,11 +467,11 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=12, help="times so many conversations, at most")
     parser.add_argument("--length", type=int, default=514, help="tokens of a conversation")
     parser.add_argument("--held-out", type=int, default=256, help="conversations to judge by, at each temperature")
-    parser.add_argument("--generate-s", type=float, default=60)
+    parser.add_argument("--generate-s", type=float, default=50)
     parser.add_argument("--train-s", type=float, default=140)
     parser.add_argument("--steps", type=int, default=0, help="stop training after so many, if not 0")
     parser.add_argument("--batch", type=int, default=32, help="conversations of a step")
-    parser.add_argument("--passes", type=int, default=4, help="how far ahead it is trained")
+    parser.add_argument("--passes", type=int, default=3, help="how far ahead it is trained")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--tokens", type=int, default=4096, help="how many it can guess")
