@@ -56,6 +56,7 @@ class Request:
         "num_delivered",
         "num_drafted",
         "num_jumped",
+        "num_jumped_sent",
         "num_prompt",
         "num_told",
         "offered",
@@ -107,6 +108,7 @@ class Request:
         self.num_cached = 0
         self.num_delivered = 0  # tokens of the answer that are in the mailbox
         self.num_jumped = 0  # tokens of the answer that were appended, not sampled
+        self.num_jumped_sent = 0  # those in the mailbox
         self.appended: list[int] = []  # those the runner has not been told of
         self.is_drafted = False  # a row with guesses is under way
         self.num_drafted = 0  # guesses that were computed

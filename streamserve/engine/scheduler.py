@@ -135,7 +135,7 @@ class Scheduler:
         self._step = 0
         self.num_preemptions = 0
         self.num_finished = 0
-        self.num_jumped = 0  # tokens that were appended, not sampled
+        self.num_jumped = 0  # tokens that were appended, not sampled, and are in mailboxes
         self.num_drafted = 0  # guesses that were computed
         self.num_accepted = 0  # those that became tokens
 
@@ -656,7 +656,6 @@ class Scheduler:
             request.tokens.append(token_id)
             request.appended.append(token_id)
             request.num_jumped += 1
-            self.num_jumped += 1
             end = self._end_of(request)
             if end.finish_reason is not None and not (guide.is_over and i == len(token_ids)):
                 return end
@@ -672,6 +671,8 @@ class Scheduler:
         num_delivered, wants_prompt = request.num_delivered, request.given.sampling.prompt_logprobs is not None
         request.num_delivered = request.num_generated
         num_new = request.num_generated - num_delivered
+        self.num_jumped += request.num_jumped - request.num_jumped_sent
+        request.num_jumped_sent = request.num_jumped
         delta = Delta(
             tuple(request.tokens[request.num_prompt + num_delivered :]),
             logprobs,
@@ -725,7 +726,7 @@ class Scheduler:
             num_cached_tokens=request.num_cached,
             finish_reason=reason,
             error=error,
-            num_jumped=request.num_jumped,
+            num_jumped=request.num_jumped_sent,
             num_thought=0 if request.guide is None else request.guide.num_thought,
             is_grammar_error=is_grammar_error,
             num_drafted=request.num_drafted,

@@ -179,6 +179,19 @@ async def test_an_answer_without_choices_needs_no_step_at_all() -> None:
         assert scored.prompt_logprobs is not None and len(scored.prompt_logprobs) == 9
 
 
+async def test_forced_tokens_are_counted_when_they_are_sent() -> None:
+    bench = Bench()
+    guidance = Guidance(PERSON)
+    request = GenerateRequest("a", tuple(prompt_of(9)), SamplingParams(max_new_tokens=100), guidance=guidance)
+    mailbox = await bench.engine.submit(request)  # nothing runs: its first tokens are forced, and stay here
+    assert bench.engine.abort("a")
+    left = await collect(mailbox)
+    assert (left.num_jumped, bench.scheduler.num_jumped) == (0, 0)
+    async with running(bench):
+        answer = await bench.ask("b", prompt_of(9), PERSON)
+    assert bench.scheduler.num_jumped == answer.num_jumped > 0
+
+
 async def test_limits_hold_inside_a_jump() -> None:
     async with running(Bench()) as bench:
         prompt = prompt_of(9)
