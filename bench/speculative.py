@@ -16,9 +16,10 @@ counters  random requests on the server's made-up tokens, some of them cancelled
 synthetic on a GPU, with weights made up, chance says which guesses are right: speed-up over what would be ideal
 
 Two servers with the defaults a user gets, but for the size of their KV memory, run side by side and answer the same prompts in
-turns of ten, now one first and now the other; prefixes are forgotten before every turn. Rates are tokens of answers over the time
-from a request to its last event, prompts included. Prompt i has seed i, for a --temperature above 0. Without --model it is the
-default model.
+turns of ten, now one first and now the other; prefixes are forgotten before every turn, and every round has a salt of its own, so
+that nothing is guessed from answers of another round. Rates are tokens of answers over the time from a request to its last event,
+prompts included. Both have answered two of the prompts before, so that kernels are compiled and the cost of steps is known a
+little. Prompt i has seed i, for a --temperature above 0. Without --model it is the default model.
 
 Exit code 1 if two answers to a prompt differ. On a GPU a drafted step may add up in another order than a plain one: there
 differences count with `-- --deterministic` only.
@@ -206,13 +207,14 @@ def compare(
     found = Comparison((plain, other))
     size = PER_TURN if at_once == 1 else len(prompts)
     num_turns = 0
-    for _ in range(rounds):
+    for number in range(rounds):
+        salt = {"cache_salt": f"{at_once} at once, round {number}"}
         for first in range(0, len(prompts), size):
             turn = {}
             for way in (plain, other) if num_turns % 2 == 0 else (other, plain):
                 server = servers[way]
                 server.flush_cache()
-                batch = asks(server, prompts[first : first + size], first, temperature, {})
+                batch = asks(server, prompts[first : first + size], first, temperature, salt)
                 turn[way] = drive(server.port, batch, at_once=at_once, processes=1)
             found.add(first, turn, at_once=at_once)
             num_turns += 1
@@ -223,7 +225,7 @@ def started(stack: ExitStack, model: str | None, way: str, flags: Sequence[str],
     """A server with --speculative `way` that has answered two prompts."""
     server = Server(model, ["--max-total-tokens", KV_TOKENS, "--speculative", way, *flags])
     stack.callback(server.close)
-    drive(server.port, asks(server, prompts[:2], 0, 0.0, {}), at_once=1)
+    drive(server.port, asks(server, prompts[:2], 0, 0.0, {"cache_salt": "before"}), at_once=1)
     return server
 
 
@@ -294,7 +296,8 @@ def documents(args: argparse.Namespace, flags: Sequence[str], text: TextModel, r
             server = started(stack, args.model, way, flags, prompts)
             for temperature in (0.0, 0.8):
                 server.flush_cache()
-                batch = asks(server, prompts, 0, temperature, {"json_schema": NESTED, "max_tokens": MAX_DOCUMENT})
+                more = {"json_schema": NESTED, "max_tokens": MAX_DOCUMENT, "cache_salt": f"at {temperature}"}
+                batch = asks(server, prompts, 0, temperature, more)
                 before = server.metrics()[STEPS]
                 answers = drive(server.port, batch, at_once=1, processes=1)
                 steps = server.metrics()[STEPS] - before
