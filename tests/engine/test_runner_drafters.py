@@ -416,6 +416,9 @@ def test_what_the_setting_names_is_built_and_its_memory_is_counted(kind: str, tm
             )
         )
 
+        if (speculation := built.engine._scheduler._speculation) is not None:
+            speculation.costs = StepCosts.free()  # or the times of this machine would say whether there are guesses
+
         async def ask() -> Delta:
             running = asyncio.create_task(built.engine.run())
             params = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
@@ -433,6 +436,7 @@ def test_what_the_setting_names_is_built_and_its_memory_is_counted(kind: str, tm
 
     (plain, without), (guessed, resolved) = answer("none"), answer(asked)
     assert guessed.token_ids == plain.token_ids and len(plain.token_ids) == 30
+    assert guessed.num_drafted > 0 == plain.num_drafted
     layer = 2 * 2 * 8 * 4
     assert resolved.kv_bytes_per_token - without.kv_bytes_per_token == layer * (2 if kind == "draft_model" else 1)
     assert resolved.weight_bytes > without.weight_bytes
