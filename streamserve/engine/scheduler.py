@@ -125,6 +125,7 @@ class Scheduler:
         self._speculation = speculation
         self._num_wanted = 0 if speculation is None else speculation.drafter.num_wanted
         self._may_guess = False  # it may pay to verify guesses in the step that is planned
+        self._wants = False  # the runner's drafter is to guess what follows the answers' rows of the step that was planned last
         self._is_drafted = False  # a step with guesses is under way
         self._now = now
         self._pause = Pause(limits.bursts, now)
@@ -143,10 +144,6 @@ class Scheduler:
     def uses_predictions(self) -> bool:
         """Whether anybody looks at what clients expect of answers. A drafter in the runner reads only what was computed."""
         return self._speculation is not None and self._num_wanted == 0
-
-    @property
-    def _wants_guesses(self) -> bool:
-        return self._may_guess and self._num_wanted > 0
 
     @property
     def num_running(self) -> int:
@@ -189,6 +186,7 @@ class Scheduler:
         self._may_guess = speculation is not None and speculation.may_pay(len(self._running), self._room_for_guesses())
         if self._waits_for_guesses():
             return None
+        self._wants = self._wants_guesses()
         draft = Draft()
         if self._pause.allows(self._has_tokens):
             self._draw_burst(draft)
@@ -204,7 +202,7 @@ class Scheduler:
         self._step += 1
         plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
         self._is_drafted = draft.num_drafts > 0
-        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants_guesses)
+        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants)
 
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
@@ -313,13 +311,22 @@ class Scheduler:
     def _waits_for_guesses(self) -> bool:
         """Whether to plan nothing until tokens under way are known, because guesses behind them will pay."""
         speculation = self._speculation
-        if speculation is None or not self._may_guess:
+        if speculation is None or not self._may_guess or (self._num_wanted and not self._wants):
             return False
         answering = [request for request in self._running if request.can_answer]
         if all(request.planned == request.computed for request in answering):
             return False
         offers = [self._offer(request) for request in answering]
         return speculation.is_worth_waiting(offers, len(answering), self._room_for_guesses())
+
+    def _wants_guesses(self) -> bool:
+        """Whether the runner's drafter is to guess what follows the answers in this step: it takes time, verified or not."""
+        speculation = self._speculation
+        if speculation is None or not self._num_wanted or not self._may_guess:
+            return False
+        answering = [request for request in self._running if request.can_answer]
+        offers = [self._offer(request) for request in answering]
+        return not answering or speculation.wants_guesses(offers, len(answering), self._room_for_guesses())
 
     def _room_for_guesses(self) -> int:
         """Guesses that the next step may hold. Those who wait for a slot may get one in it, and a row with it. Where there are
@@ -433,7 +440,7 @@ class Scheduler:
         request.planned = start + 1
         request.expected += 1
         token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
-        wanted = self._num_wanted if self._may_guess else 0
+        wanted = self._num_wanted if self._wants else 0
         draft.rows.append(
             Row(request.slot, start, 1, token_ids, self._new_pages(request), num_wanted=wanted)
             if wanted
@@ -458,6 +465,7 @@ class Scheduler:
         wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
         request.expected += samples
         draft.has_chunks = True
+        # An answer that begins says soon how good guesses are, and its drafter has read the prompt for it.
         new_pages, wanted = self._new_pages(request), self._num_wanted if samples and self._may_guess else 0
         row = Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits, num_wanted=wanted)
         draft.rows.append(row)

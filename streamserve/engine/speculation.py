@@ -41,6 +41,7 @@ PATIENCE = 64  # times that costs speak against likely guesses, before a try; tw
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
+UNSEEN = 32  # steps for which a network's guesses are not looked at where they do not pay
 MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did
 LEAST_RUN = 0.25  # and at least, whatever was seen
 REMEMBERED = 16  # steps for which it is remembered that no guesses could pay
@@ -222,6 +223,7 @@ class Speculation:
         self._num_without = 0  # times to go without guesses, so that plain steps are measured
         self._went_without: dict[int, int] = {}  # rows: the step when that was begun last
         self._hopeless: dict[int, int] = {}  # rows for which no guesses could pay: as of so many observed steps
+        self._num_unseen = 0  # times that the runner's drafter was not asked, since it last was
         self._has_waited = False  # a step was waited for, and none was observed since
         self._run = 0  # steps with guesses, one after another, up to now
         self._mean_run = MEAN_RUN  # of such steps, behind each wait
@@ -280,23 +282,27 @@ class Speculation:
         self._gives_up_trying(_chance_of_first(likeliest))
         return [()] * len(offers)
 
+    def wants_guesses(self, offers: Sequence[Offer], num_rows: int, room: int) -> bool:
+        """Whether the runner's drafter is to guess what follows the tokens of the next step: if those guesses are likely to be
+        verified, and now and then only to see whether they are right."""
+        if self.costs.are_free:
+            return True
+        hopes = self._hopes(offers, room)
+        if self._lengths(hopes, num_rows, room) is None and not self._may_try():
+            self._num_unseen += 1
+            if self._num_unseen < UNSEEN:
+                return False
+        self._num_unseen = 0
+        return bool(hopes)
+
     def is_worth_waiting(self, offers: Sequence[Offer], num_rows: int, room: int) -> bool:
         """Whether guesses are likely to pay for these answers as soon as their newest tokens, now being computed, are known. The
         drafts know the tokens before those."""
-        most, num_wanted = min(self.drafter.max_drafts, room), self.drafter.num_wanted
         if room <= 0:
             return False
         if self.costs.are_free:
             return any(offer.most > 0 for offer in offers)
-        hopes = []
-        for drafts, its_most, weight in offers:
-            if its_most <= 0:
-                continue
-            guess = drafts.guess(min(most, its_most) + (0 if num_wanted else 1))
-            if num_wanted:  # will come with the newest token, whichever that is
-                hopes.append(Hope(guess.chance, min(most, its_most, num_wanted), guess.chance, weight))
-            elif len(guess.token_ids) > 1:  # the newest token is expected to be the first of these
-                hopes.append(Hope(guess.chance * guess.chance, len(guess.token_ids) - 1, guess.chance, weight))
+        hopes = self._hopes(offers, room)
         # Once the guesses are over, the device waits for a plain step: each step of the run pays a part of that.
         wait = self.costs.wait(num_rows) / self._mean_run
         if self._lengths(hopes, num_rows, room, wait) is not None:
@@ -307,6 +313,20 @@ class Speculation:
             return True
         self._gives_up_trying(likeliest)
         return False
+
+    def _hopes(self, offers: Sequence[Offer], room: int) -> list[Hope]:
+        """What may be expected of guesses behind the tokens that are being computed."""
+        most, num_wanted = min(self.drafter.max_drafts, room), self.drafter.num_wanted
+        hopes: list[Hope] = []
+        for drafts, its_most, weight in offers:
+            if min(most, its_most) <= 0:
+                continue
+            guess = drafts.guess(min(most, its_most) + (0 if num_wanted else 1))
+            if num_wanted:  # will come with the newest token, whichever that is
+                hopes.append(Hope(guess.chance, min(most, its_most, num_wanted), guess.chance, weight))
+            elif len(guess.token_ids) > 1:  # the newest token is expected to be the first of these
+                hopes.append(Hope(guess.chance * guess.chance, len(guess.token_ids) - 1, guess.chance, weight))
+        return hopes
 
     def _is_to_be_measured(self, num_rows: int) -> bool:
         """Whether to go without guesses because nobody knows lately what a plain step costs. Not for long: where each step waits

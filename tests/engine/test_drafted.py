@@ -14,18 +14,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
+from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.drafters.drafter import Drafts, Guess
+from streamserve.engine.drafters.runner_drafts import OfferedDrafter
+from streamserve.engine.fake import FakeRunner, FakeStep, VirtualClock
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.request import Request
-from streamserve.engine.scheduler import Scheduler
+from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.speculation import Offer, Speculation, StepCosts, _fitting
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from tests.engine import test_jump as guided
 from tests.engine.memory import expected_tokens
-from tests.engine.test_engine import Bench, prompt_of, running
+from tests.engine.test_engine import EOS, Bench, prompt_of, running
 
 pytestmark = pytest.mark.anyio
 EXAMPLES = int(os.environ.get("STREAMSERVE_EXAMPLES", "60"))
@@ -278,6 +282,55 @@ async def test_guesses_are_no_rows_that_a_prompt_waits_for() -> None:
             bench.scheduler.commit(flight, await step.done())
         sizes = [(row.slot, row.num_tokens) for row in flight.plan.rows]
     assert sizes == [(0, 9), (1, 10)]
+
+
+class _Jumping(VirtualClock):
+    """Nobody waits: time is what the next step's end is."""
+
+    async def sleep_until(self, time_s: float) -> None:
+        await asyncio.sleep(0)
+        self.advance(max(0.0, time_s - self.now()))
+
+
+class _Costly(FakeRunner):
+    """A step takes longer with each token, and with each guess that its drafter makes behind it."""
+
+    def forward(self, plan: Plan) -> FakeStep:
+        self._step_s = 4.0 + 0.1 * plan.num_tokens + 0.5 * max(row.num_wanted for row in plan.rows)
+        return super().forward(plan)
+
+
+async def test_a_network_is_asked_for_guesses_where_they_are_verified_and_elsewhere_now_and_then() -> None:
+    clock = _Jumping()
+    runner = _Costly(vocab_size=1000, page_size=4, clock=clock, draft_accuracy=0.05)
+    runner.plans = plans = []
+    speculation = Speculation(OfferedDrafter(4), StepCosts(0.05))
+    limits = Limits(4, 64, frozenset({EOS}))
+    scheduler = Scheduler(KVCache(1000, 4), limits, POLICIES["fcfs"], speculation=speculation, now=clock.now)
+    engine = Engine(scheduler, runner, EngineOptions(3000, 1000, frozenset({EOS}), seed=0), now=clock.now)
+    running = asyncio.create_task(engine.run())
+
+    async def ask(name: str, accuracy: float, num_new: int) -> float:
+        """Rows that want guesses, of all."""
+        plans.clear()
+        runner._draft_accuracy = accuracy
+        request = GenerateRequest(name, tuple(prompt_of(10)), SamplingParams(max_new_tokens=num_new, ignore_eos=True))
+        answer = await collect(await engine.submit(request))
+        assert list(answer.token_ids) == expected_tokens(runner, prompt_of(10), num_new)
+        return sum(row.num_wanted > 0 for plan in plans for row in plan.rows) / len(plans)
+
+    try:
+        await ask("first", 0.05, 200)
+        began_s = clock.now()
+        assert 0.01 < await ask("bad", 0.05, 1000) < 0.1
+        assert clock.now() - began_s < 1.05 * 1000 * 4.1, "as fast as without guesses, nearly"
+        await ask("better", 0.95, 1000)
+        began_s = clock.now()
+        assert await ask("good", 0.95, 500) > 0.9
+        assert clock.now() - began_s < 0.5 * 500 * 4.1, "what was bad is found to have become good"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_who_leaves_in_the_middle_of_a_step_with_guesses_is_told_what_was_accepted() -> None:
