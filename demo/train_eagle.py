@@ -385,7 +385,7 @@ def train(head: Head, target: Target, texts: Texts, args: argparse.Namespace) ->
                     is_right = ((log_NMW.argmax(-1) == best_NM) * is_asked_NM).sum()
                     sums[number] += torch.stack((loss.detach() * is_asked_NM.sum(), is_right, is_asked_NM.sum()))
         optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
         step += 1
@@ -419,7 +419,9 @@ def judge(head: Head, target: Target, texts: Texts, temperature: float) -> list[
         place = torch.arange(following.shape[1], device=target.device)
         numbers = torch.empty(0)
         if temperature:
-            chunks = zip(part.states[:, 1:-1].flatten(0, 1).split(1024), following.flatten().split(1024), strict=True)
+            chunks = zip(
+                torch.split(part.states[:, 1:-1].flatten(0, 1), 1024), torch.split(following.flatten(), 1024), strict=True
+            )
             numbers = torch.cat([_coupled(states, tokens, target, temperature) for states, tokens in chunks])
         is_alive = is_asked
         states_of = head.first_passes(part.shown[:, :-2].float(), part.tokens[:, 1:-1], MAX_GUESSES)
@@ -519,8 +521,8 @@ def main() -> None:
     head.save(args.out, target)
     say(f"{args.out}: {(args.out / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
     for number, (name, temperature) in enumerate(HELD_OUT):
-        part = held.part(slice(number * args.held_out, (number + 1) * args.held_out))
-        say(tell(judge(head, target, part, temperature), f"temperature {name:g}"))
+        judged = held.part(slice(number * args.held_out, (number + 1) * args.held_out))
+        say(tell(judge(head, target, judged, temperature), f"temperature {name:g}"))
 
 
 if __name__ == "__main__":
