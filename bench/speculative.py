@@ -8,7 +8,7 @@
     python bench/speculative.py synthetic --model FOLDER                      see bench/synthetic.py
 
 edit      repeat a given text with a change (bench/edits.py), one stream: --speculative none against ngram
-chat      first turns of mt_bench, at most 256 tokens, one stream: none against auto
+chat      first turns of mt_bench, at most 256 tokens, one stream: none against auto, or against --way, as ngram or eagle=HEAD
 batch     the edits at 1, 4 and 16 streams: none against auto
 json      documents of a nested schema, one at a time, with jump-forward, greedy and at temperature 0.8: forwards of the network
           per token of the answers, from the server's count of steps
