@@ -139,7 +139,9 @@ def _build_model(
         if isinstance(device, CPU):
             runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display, network)
         else:
-            runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, drafter, device_sampler)
+            runner, text, grammars, resolved = _build_on_gpu(
+                config, checkpoint, device, display, network, drafter, device_sampler
+            )
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -229,6 +231,7 @@ def _build_on_gpu(
     checkpoint: "Checkpoint",
     gpu: "CUDA",
     display: Display,
+    guesses: "OpenDrafter | None",
     drafter: Drafter | None = None,
     make_sampler: "type[DeviceSampler] | None" = None,
 ) -> Parts:
@@ -240,26 +243,38 @@ def _build_on_gpu(
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, max_decode_rows
+    from streamserve.engine.drafters.device_draft_model import DeviceDraftModel, max_guessed_tokens, num_own_pages
     from streamserve.kernels.warm import rehearsal
+    from streamserve.models.drafting import OpenModel
     from streamserve.models.network import build_device_network
 
     spec = checkpoint.spec
-    planned, choices = facts.decide(config, checkpoint, gpu)
+    assert guesses is None or isinstance(guesses, OpenModel)  # resolve.py refuses others
+    planned, choices = facts.decide(config, checkpoint, gpu, guesses)
     with display.phase("tokenizer"):
         text, grammars = _text_and_grammars(config, checkpoint)
+        if guesses is not None:
+            refuse_other_tokens(text.tokenizer, load_tokenizer(guesses.checkpoint.path), of=guesses.checkpoint.path)
     dtype = getattr(torch, planned.dtype)
+    needs = None if guesses is None else guesses.needs(dtype, choices)
     max_drafts = planned.speculative.max_drafts if drafter is None else drafter.max_drafts
+    longest = config.model.context_length or spec.max_position_embeddings  # memory, once measured, may allow more
     with display.phase("weights"):
         network = build_device_network(
             checkpoint,
             dtype=dtype,
             device=gpu.torch_device,
             choices=choices,
-            max_len=config.model.context_length or spec.max_position_embeddings,  # memory, once measured, may allow more
+            max_len=longest,
             max_rows=max_decode_rows(planned.max_running_requests, max_drafts) + MAX_PROMPTS,
             deterministic=config.device.deterministic,
         )
         checkpoint.finish()
+        small = None
+        if guesses is not None:
+            max_rows = max_guessed_tokens(planned.max_running_requests, max_drafts)
+            small = guesses.load_on_gpu(gpu.torch_device, dtype, max_len=longest, max_rows=max_rows)
+            guesses.checkpoint.finish()
         gpu.synchronize()
 
     use_graphs = not config.device.disable_cuda_graph
@@ -278,6 +293,28 @@ def _build_on_gpu(
                 last_token_S=state.last_token_S,
             )
 
+        def draft_model(state: DeviceState) -> DeviceDraftModel:
+            assert guesses is not None and small is not None
+            own = num_own_pages(planned.max_running_requests, max_drafts, planned.page_size)
+            return DeviceDraftModel(
+                gpu,
+                small,
+                DevicePool(
+                    guesses.kv_shape,
+                    num_pages=num_pages + own,
+                    page_size=planned.page_size,
+                    dtype=guesses.kv_dtype(dtype),
+                    device=gpu.torch_device,
+                ),
+                state,
+                vocab_size=guesses.checkpoint.spec.vocab_size,
+                num_target_tokens=guesses.num_target_tokens,
+                max_len=max_len,
+                max_drafts=max_drafts,
+                max_step_tokens=planned.chunked_prefill_size,
+                use_graphs=use_graphs,
+            )
+
         return DeviceRunner(
             gpu,
             network,
@@ -290,6 +327,7 @@ def _build_on_gpu(
             max_graph_tokens=max_graph_tokens,
             use_graphs=use_graphs,
             max_drafts=max_drafts,
+            make_drafter=None if guesses is None else draft_model,
         )
 
     with display.phase("kernels and memory") as progress:
@@ -307,7 +345,7 @@ def _build_on_gpu(
         del trial
         if use_graphs:  # whose memory is their own
             taken += taken * (max_graph_tokens + planned.max_running_requests) // chunk + GRAPH_BYTES
-        resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken))
+        resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken), needs)
         display.decided(resolved, facts.kernel_reasons(choices))
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:

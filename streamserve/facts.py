@@ -19,7 +19,7 @@ from streamserve.kernels.registry import Choice, parse_overrides
 from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from streamserve.models.drafting import OpenDrafter, open_drafter
 from streamserve.models.network import choose_kernels
-from streamserve.resolve import DeviceFacts, Fastest, ModelFacts, Reason, Resolved, decide_speculative, resolve
+from streamserve.resolve import DeviceFacts, DrafterNeeds, Fastest, ModelFacts, Reason, Resolved, decide_speculative, resolve
 
 Machine = CPU | CUDA
 
@@ -84,9 +84,17 @@ def find_drafter(config: Config, checkpoint: Checkpoint, device: Machine) -> Ope
     asked, _ = decide_speculative(config, device.name)
     if asked.kind in ("none", "ngram", "ngram_shared"):
         return None
-    if not isinstance(device, CPU):
-        raise ConfigError(f"--speculative {asked.kind} guesses on a CPU only; on a GPU ngram does")
-    return open_drafter(asked.kind, asked.path, checkpoint, page_size=config.cache.page_size, dtype=config.model.dtype)
+    model = config.model
+    try:
+        return open_drafter(
+            *(asked.kind, asked.path, checkpoint),
+            page_size=config.cache.page_size,
+            dtype=model.dtype,
+            device=device.name,
+            load_format=model.load_format,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"--speculative {asked.kind}: {error}") from error
 
 
 def decide(
@@ -95,19 +103,30 @@ def decide(
     """All that was left open: the numbers, then the kernel of every op. Raises ConfigError. `drafter`: its memory counts too."""
     if isinstance(device, CPU):
         return _decide_for_cpu(config, checkpoint, device, drafter)
-    resolved = resolve(config, model_facts(config, checkpoint), device_facts(device))
+    facts = model_facts(config, checkpoint), device_facts(device)
+    resolved = resolve(config, *facts)
     overrides = parse_overrides(config.device.op)
     try:
-        return resolved, _choose(config, checkpoint, device, resolved.dtype, resolved.kv_dtype, overrides)
+        choices = _choose(config, checkpoint, device, resolved.dtype, resolved.kv_dtype, overrides)
     except ConfigError as error:
         raise ConfigError(f"{error}; --device cpu may serve it") from error
+    if drafter is not None:
+        resolved = resolve(config, *facts, drafter=drafter.needs(getattr(torch, resolved.dtype), choices))
+    return resolved, choices
 
 
-def measured(config: Config, checkpoint: Checkpoint, device: CUDA, before: Resolved, work_bytes: int) -> Resolved:
+def measured(
+    config: Config,
+    checkpoint: Checkpoint,
+    device: CUDA,
+    before: Resolved,
+    work_bytes: int,
+    drafter: DrafterNeeds | None = None,
+) -> Resolved:
     """The numbers anew, with the memory that work was measured to take beside the weights, out of what was free `before`
     anything was loaded. Raises ConfigError when the model turns out not to fit."""
     then = replace(device_facts(device), free_bytes=before.free_bytes)
-    return resolve(config, model_facts(config, checkpoint), then, work_bytes=work_bytes)
+    return resolve(config, model_facts(config, checkpoint), then, work_bytes=work_bytes, drafter=drafter)
 
 
 def _decide_for_cpu(

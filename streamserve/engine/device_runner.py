@@ -298,6 +298,8 @@ class DeviceRunner:
         """What long prompts need beyond `warm_up`: attention of a library over whole chunks."""
         inputs = self._state.surplus_inputs(StepSize(1))
         self._network.warm_up(inputs.k, inputs.v, max_len, max_chunk)
+        if self._drafter is not None:
+            self._drafter.warm_up_long(max_len, max_chunk)
 
     def _compute(self, inputs: StepInputs) -> None:
         hidden_RE = self._network.forward(inputs)

@@ -11,14 +11,14 @@ import torch
 
 from streamserve.cache.pool import KVPool
 from streamserve.errors import CheckpointError, ConfigError
-from streamserve.kernels.ops import KVPages, Network, NetworkParts
+from streamserve.kernels.ops import DeviceNetwork, KVPages, Network, NetworkParts
 from streamserve.kernels.registry import Choice
 from streamserve.models.checkpoint import Checkpoint, locate, open_checkpoint
 from streamserve.models.decoder import Decoder
 from streamserve.models.eagle import EagleFile, EagleHead
 from streamserve.models.heads import FeatureNetwork, Head
 from streamserve.models.mtp import MTPHead
-from streamserve.models.network import build_network, choose_kernels
+from streamserve.models.network import build_device_network, build_network, choose_kernels
 from streamserve.models.spec import ModelSpec
 from streamserve.resolve import DrafterNeeds
 
@@ -28,9 +28,9 @@ _MAX_PADDING = 1024
 
 
 class OpenModel:
-    """A whole model, smaller than the target. `dtype` is the setting; on a CPU."""
+    """A whole model, smaller than the target. `dtype` is the setting."""
 
-    def __init__(self, checkpoint: Checkpoint, target: Checkpoint, *, page_size: int, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, target: Checkpoint, *, page_size: int, dtype: str, device: str = "cpu") -> None:
         small, large = sorted((checkpoint.spec.vocab_size, target.spec.vocab_size))
         if large - small > _MAX_PADDING:
             raise CheckpointError(
@@ -40,8 +40,8 @@ class OpenModel:
         self.checkpoint = checkpoint
         self.num_target_tokens = target.spec.vocab_size
         self._dtype = dtype
-        self._choices = choose_kernels(checkpoint, dtype=dtype, page_size=page_size)
-        self._is_packed = self._choices["network"].name != "torch"
+        self._choices = choose_kernels(checkpoint, dtype=dtype, device=device, page_size=page_size)
+        self._is_packed = device == "cpu" and self._choices["network"].name != "torch"
 
     @property
     def kv_shape(self) -> ModelSpec:
@@ -57,8 +57,14 @@ class OpenModel:
         weights = self.checkpoint.num_bytes if self._is_packed else self.checkpoint.num_parameters * dtype.itemsize
         return DrafterNeeds(weights, _token_bytes(self.kv_shape, self.kv_dtype(dtype)))
 
+    def load_on_gpu(self, device: torch.device, dtype: torch.dtype, *, max_len: int, max_rows: int) -> DeviceNetwork:
+        """See build_device_network."""
+        return build_device_network(
+            self.checkpoint, dtype=dtype, device=device, choices=self._choices, max_len=max_len, max_rows=max_rows
+        )
+
     def load(self, pool: KVPages, dtype: torch.dtype, threads: int) -> Network:
-        """Read the weights. Blocks."""
+        """Read the weights, on a CPU. Blocks."""
         return build_network(
             self.checkpoint,
             pool=pool,
@@ -116,13 +122,23 @@ class OpenHead:
 OpenDrafter = OpenModel | OpenHead
 
 
-def open_drafter(kind: str, path: str | None, target: Checkpoint, *, page_size: int, dtype: str = "auto") -> OpenDrafter | None:
-    """What --speculative names, for this target; None for a kind without a network. `dtype`: the setting. Blocks. Raises
-    CheckpointError."""
+def open_drafter(
+    kind: str,
+    path: str | None,
+    target: Checkpoint,
+    *,
+    page_size: int,
+    dtype: str = "auto",
+    device: str = "cpu",
+    load_format: str = "auto",
+) -> OpenDrafter | None:
+    """What --speculative names, for this target; None for a kind without a network. `dtype`: the setting, and `load_format`,
+    which holds for whole models. Blocks. Raises CheckpointError, and ConfigError for a model that `device` has no kernels for."""
     match kind:
         case "draft_model":
             assert path is not None
-            return OpenModel(open_checkpoint(path), target, page_size=page_size, dtype=dtype)
+            checkpoint = open_checkpoint(path, load_format=load_format)
+            return OpenModel(checkpoint, target, page_size=page_size, dtype=dtype, device=device)
         case "eagle":
             assert path is not None
             return OpenHead(target, EagleFile(locate(path), target.spec))

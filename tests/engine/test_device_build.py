@@ -18,6 +18,7 @@ from streamserve import build as composition
 from streamserve import facts
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
 from streamserve.engine.client import collect
+from streamserve.engine.speculation import StepCosts
 from streamserve.kernels.devices.host import Host
 from streamserve.kernels.impl import triton_gemv
 from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams
@@ -40,7 +41,8 @@ class Card(Host):
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # numpy, in the interpreter: hashes wrap round
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # surplus rows are whatever the memory held
-def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guessing", ["ngram,1", "draft_model={},1"])
+def test_settings_become_answers_of_the_model(guessing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
     shape = {**tiny.SHAPE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, **heads}
     torch.manual_seed(1)
@@ -51,14 +53,20 @@ def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytes
     reference.save_pretrained(tmp_path)
     monkeypatch.setattr(facts, "find_device", lambda config: Card())
     monkeypatch.setattr(composition, "_load_text", lambda config, path: byte_text_model())
+    monkeypatch.setattr(composition, "load_tokenizer", lambda path: byte_text_model().tokenizer)
     # Few large programs: each takes the interpreter some 10 ms. Which tiles are right is not looked at here.
     monkeypatch.setattr(triton_gemv, "_default_tile", lambda *_: triton_gemv.Tile(32, 64, 1))
     config = Config(
         model=ModelConfig(model_path=str(tmp_path), dtype="float32", context_length=32),
         cache=CacheConfig(max_total_tokens=128),
-        scheduler=SchedulerConfig(chunked_prefill_size=8, max_running_requests=2, speculative="ngram,1"),
+        scheduler=SchedulerConfig(chunked_prefill_size=8, max_running_requests=2, speculative=guessing.format(tmp_path)),
     )
+    monkeypatch.setattr(composition, "StepCosts", lambda token_cost: StepCosts.free())  # all guesses are verified
     built = composition.build(config)
+    assert built.resolved is not None
+    num_models = 2 if guessing.startswith("draft_model") else 1
+    assert built.resolved.kv_bytes_per_token == num_models * 2 * 1 * 1 * 16 * 4  # keys and values, a layer, a head, 4 bytes each
+    assert built.resolved.weight_bytes == num_models * 4 * sum(parameter.numel() for parameter in reference.parameters())
 
     async def ask() -> list[Delta]:
         engine = asyncio.create_task(built.engine.run())
@@ -73,6 +81,8 @@ def test_settings_become_answers_of_the_model(tmp_path: Path, monkeypatch: pytes
         return answers
 
     *free, long, short = asyncio.run(ask())
+    if num_models == 2:  # what the model would say itself
+        assert all(answer.num_accepted == answer.num_drafted > 0 for answer in free)
     for answer in (long, short):  # two letters were sampled under masks
         assert re.fullmatch(rb"01[AB]=3[AB]=3", bytes(answer.token_ids)) and answer.num_jumped == 6
     for prompt, answer in zip((PROMPT[:10], PROMPT[:3]), free, strict=True):

@@ -8,7 +8,7 @@ not: tokens before the newest one make such a pass hardly longer.
 
 Guesses are chosen as the sampler will choose tokens: the best at temperature 0, else with the random numbers of the token's
 place and the answer's top-k, top-p and min-p. Keys and values lie in a pool of its own, under the page numbers of the target's;
-those of guesses go behind a row's last page into pages that the slot has for it.
+those of guesses go behind a row's last page into pages that are nobody else's in the step, and are not kept.
 
 Shape letters: T tokens of a pass, R rows, W tokens of a row's first pass, K guesses, V vocabulary, E hidden size.
 """
@@ -32,20 +32,26 @@ from streamserve.kernels.ops import DeviceNetwork, PromptRow, StepInputs
 
 MAX_ROWS = 64  # rows of a step that get guesses; in larger batches these seldom pay
 MAX_CATCH_UP = 1024  # tokens of an answer that are read in one step: more would hold up everybody else
+READ_SIZES = (64, 128, 256, 512, 1024)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of captured passes
 _ALIGN = 4  # words: views keep the 16-byte alignment that kernels were compiled for
 
 Array = np.ndarray[Any, np.dtype[np.int32]]
 
 
-def num_own_pages(max_drafts: int, page_size: int) -> int:
-    """Pages that the drafter has for each slot, behind the target's pages in its pool."""
-    return -(-max_drafts // page_size)
+def num_own_pages(num_slots: int, max_drafts: int, page_size: int) -> int:
+    """Pages that the drafter has for guesses, behind the target's pages in its pool."""
+    return min(num_slots, MAX_ROWS) * _pages_ahead(max_drafts, page_size)
 
 
 def max_guessed_tokens(num_slots: int, max_drafts: int) -> int:
     """Most decode rows of a pass, as attention sees them."""
     return min(num_slots, MAX_ROWS) * _window(max_drafts)
+
+
+def _pages_ahead(max_drafts: int, page_size: int) -> int:
+    """That guesses behind a row's last page may need."""
+    return -(-max_drafts // page_size)
 
 
 def _window(max_drafts: int) -> int:
@@ -55,8 +61,8 @@ def _window(max_drafts: int) -> int:
 
 class DeviceDraftModel:
     """Implements DeviceDrafter. `vocab_size`: tokens that the network knows; others, which no tokenizer gives, are read as
-    token 0. `num_target_tokens`: those of the target; no others are guessed. `pool`: the target's pages, then num_own_pages() for
-    each slot. `state`: of the target. `read_sizes`: tokens of captured passes over prompts; empty: nothing is captured."""
+    token 0. `num_target_tokens`: those of the target; no others are guessed. `pool`: the target's pages, then num_own_pages().
+    `state`: of the target. `read_sizes`: tokens of passes over prompts that are captured, if any are (`use_graphs`)."""
 
     def __init__(
         self,
@@ -70,16 +76,18 @@ class DeviceDraftModel:
         max_len: int,
         max_drafts: int,
         max_step_tokens: int,
-        read_sizes: Sequence[int] = (),
+        read_sizes: Sequence[int] = READ_SIZES,
+        use_graphs: bool = True,
     ) -> None:
         self._device, self._network, self._pool, self._state = device, network, pool, state
         self._vocab_size, self._num_guessable = vocab_size, min(vocab_size, num_target_tokens)
         self._max_drafts, self._max_read = max_drafts, max_step_tokens
-        self._num_own = num_own_pages(max_drafts, pool.page_size)
+        self._num_own = _pages_ahead(max_drafts, pool.page_size)
         self._window = _window(max_drafts)
         self._max_rows = min(state.num_slots, MAX_ROWS)
         self._row_sizes = [rows for rows in _ROWS if rows < self._max_rows] + [self._max_rows]
-        self._read_sizes = sorted({size for size in read_sizes if size <= max_step_tokens})
+        self._read_sizes = sorted(size for size in read_sizes if size <= max_step_tokens)
+        self._use_graphs = use_graphs
         self._unread: dict[int, int] = {}  # by slot: its first token that was not read; none: all before its next row were
         self._prompt_lens: dict[int, int] = {}
         where = device.torch_device
@@ -106,6 +114,10 @@ class DeviceDraftModel:
         self._guessing: dict[int, Replay[None]] = {}  # by rows
         self._reading: dict[int, Replay[None]] = {}  # by tokens
 
+    def warm_up_long(self, max_len: int, max_chunk: int) -> None:
+        """See DeviceDrafter."""
+        self._network.warm_up(self._pool.k, self._pool.v, max_len, max_chunk)
+
     def warm_up(self) -> None:
         """See DeviceDrafter."""
         for num_rows in {min(rows, self._max_rows) for rows in (1, 2, 4, 8, 16, self._max_rows)}:
@@ -114,7 +126,7 @@ class DeviceDraftModel:
 
     def capture(self, progress: Callable[[int, int], None]) -> None:
         """See DeviceDrafter. The largest first: the smaller ones reuse its memory."""
-        if not self._read_sizes:
+        if not self._use_graphs:
             return
         num_graphs = len(self._read_sizes) + len(self._row_sizes)
         for size in reversed(self._read_sizes):
@@ -256,7 +268,7 @@ class DeviceDraftModel:
         first = Pass(*(part[: num_rows * self._window] for part in self._pass))
         further = Pass(*(part[:num_rows] for part in self._pass))
         kernels.last_tokens(rows, state.params_SP, state.last_token_S, newest_R, first)
-        first_own = self._pool.num_pages - state.num_slots * self._num_own
+        first_own = self._pool.num_pages - self._max_rows * self._num_own
         kernels.own_pages(rows, state.page_table_SP, table_RP, first_own=first_own, num_own=self._num_own)
         hidden_TE = self._network.forward(self._guess_inputs(first, table_RP, is_drafted=True))
         hidden_RE = hidden_TE.view(num_rows, self._window, -1)[:, -1].contiguous()

@@ -21,7 +21,7 @@ class Guesses(NamedTuple):
 
 
 class DeviceDrafter(Protocol):
-    """Calls only launch, on the current stream and in order, but for `warm_up` and `capture`, which come before any plan."""
+    """`follow` only launches, on the current stream and in the order of plans. The rest comes before any plan."""
 
     def follow(self, plan: Plan, inputs: StepInputs, unwanted: frozenset[int]) -> Guesses | None:
         """A plan's tokens were chosen, but for its rows in `unwanted`, and stand in the slots' state: take in what is certain
@@ -30,6 +30,10 @@ class DeviceDrafter(Protocol):
 
     def warm_up(self) -> None:
         """Run every kind of pass, so that kernels are compiled and memory grows to what passes take."""
+        ...
+
+    def warm_up_long(self, max_len: int, max_chunk: int) -> None:
+        """See DeviceNetwork.warm_up."""
         ...
 
     def capture(self, progress: Callable[[int, int], None]) -> None:

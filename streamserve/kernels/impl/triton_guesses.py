@@ -105,7 +105,7 @@ def _last_tokens(
     do_not_specialize_on_alignment=["slots_R", "num_pages_R", "page_table"],
 )
 def _own_pages(slots_R, num_pages_R, page_table, out_RP, width, own_width, num_own, first_own, BLOCK: tl.constexpr):
-    """One program per row and block: the row's pages, and behind the last the `num_own` that are the drafter's alone."""
+    """One program per row and block: the row's pages, and behind the last the `num_own` that are the row's alone."""
     row = tl.program_id(0)
     slot = tl.load(slots_R + row)
     if slot >= 0:
@@ -113,7 +113,7 @@ def _own_pages(slots_R, num_pages_R, page_table, out_RP, width, own_width, num_o
         num_pages = tl.load(num_pages_R + row)
         behind = p - num_pages
         page = tl.load(page_table + slot.to(tl.int64) * width + p, mask=(p < width) & (behind < 0), other=0)
-        own = first_own + slot * num_own + tl.minimum(behind, num_own - 1)
+        own = first_own + row * num_own + tl.minimum(behind, num_own - 1)
         tl.store(out_RP + row.to(tl.int64) * own_width + p, tl.where(behind < 0, page, own), mask=p < own_width)
 
 
@@ -188,8 +188,8 @@ class GuessKernels:
         )
 
     def own_pages(self, rows: AskedRows, page_table_SP: Tensor, out_RP: Tensor, *, first_own: int, num_own: int) -> None:
-        """A page table of these rows, in which the pages of their slots are followed by `num_own` of the slot's own, which lie
-        one slot behind the other from `first_own` on."""
+        """A page table of these rows, in which the pages of their slots are followed by `num_own` of the row's own. Those lie
+        one row behind the other from `first_own` on."""
         kernel: Any = _own_pages
         width = out_RP.shape[1]
         kernel[(len(rows.slots_R), triton.cdiv(width, _TABLE_BLOCK))](
