@@ -41,7 +41,7 @@ def of_blocks(block_product: Any) -> Any:
     ) -> None:
         for n in range(blocks):
             at, width = weights + n * block_bytes(bits, groups), blocks * BLOCK * 4
-            block_product(bits, at, groups, rows, row_bytes, num_rows, out + n * BLOCK * 4, width, adds)
+            block_product(bits, at, groups, rows, row_bytes, num_rows, out + n * BLOCK * 4, width, adds, 0)
 
     return product
 

@@ -285,6 +285,7 @@ class PackedDecoder:
             self._now[[step.TOKENS, step.RUNS, step.LOGITS, step.IS_DECODE]] = count, len(runs), until - done, count == len(runs)
             self._now[step.OUT] = logits_RV.data_ptr() + done * self._vocab * 4
             threads, started = self._pace.choose(count), perf_counter()
+            self._now[step.THREADS] = threads
             self._member(self._net, self._work, 0, threads)
             self._pace.took(count, threads, perf_counter() - started)
             if self._now[step.SHOWN]:

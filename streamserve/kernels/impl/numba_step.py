@@ -54,6 +54,7 @@ PHASES_PER_LAYER, PHASES_BESIDE = 8, 4
 TOKENS, RUNS, LOGITS, IS_DECODE, PAGE_SIZE, IS_HALF, KEYS, VALUES, LAYER_BYTES, PAGE_BYTES, TABLE, TABLE_BYTES, OUT = range(13)
 # int64 [layers + 1]: where to copy x as it is before each layer, and behind the last, 0: nowhere; bytes from row to row there
 SHOWN, SHOWN_BYTES = 13, 14
+THREADS = 15  # of this step
 NOW_WORDS = 16
 
 # columns of Net.layers: address and bits of each matrix
@@ -202,16 +203,27 @@ def _last_norm(net: Net, work: Work, phase: int) -> None:
 
 
 @native
+def _others_blocks(work: Work, item_blocks: int) -> int:
+    """How many blocks of a matrix lie between a thread's item and its next one, while all threads are as fast."""
+    others: int = load_i64(work.now, THREADS) - 1
+    return others * item_blocks
+
+
+@native
 def _product(work: Work, phase: int, matrix: Matrix, rows: Rows, num_rows: int, out: Rows, adds: int) -> None:
     """out = rows times matrix, or out += it."""
     blocks = matrix.channels // BLOCK
     items = (blocks + ITEM_BLOCKS - 1) // ITEM_BLOCKS
+    size = block_bytes(matrix.bits, matrix.groups)
     item = take(work.counters, phase, items)
     while item >= 0:
-        for n in range(item * ITEM_BLOCKS, min(blocks, (item + 1) * ITEM_BLOCKS)):
-            weights = matrix.address + n * block_bytes(matrix.bits, matrix.groups)
-            to = out.address + n * BLOCK * 4
-            block_product(matrix.bits, weights, matrix.groups, rows.address, rows.stride, num_rows, to, out.stride, adds)
+        end = min(blocks, (item + 1) * ITEM_BLOCKS)
+        for n in range(item * ITEM_BLOCKS, end):
+            weights, to = matrix.address + n * size, out.address + n * BLOCK * 4
+            following = weights + size + (_others_blocks(work, ITEM_BLOCKS) * size if n + 1 == end else 0)
+            block_product(
+                matrix.bits, weights, matrix.groups, rows.address, rows.stride, num_rows, to, out.stride, adds, following
+            )
         put(work.counters, phase)
         item = take(work.counters, phase, items)
     wait(work.counters, phase, items)
@@ -223,14 +235,17 @@ def _gated_product(work: Work, thread: int, phase: int, matrix: Matrix, num_rows
     both = work.scratch + thread * work.scratch_bytes  # float32 [GATED_ROWS, 64]
     both_bytes = 2 * GROUP * 4
     items = matrix.channels // (2 * GROUP)
+    size = block_bytes(matrix.bits, matrix.groups)
     item = take(work.counters, phase, items)
     while item >= 0:
         for t in range(0, num_rows, GATED_ROWS):
             count, rows = min(GATED_ROWS, num_rows - t), work.rows.address + t * work.rows.stride
             for n in range(2 * ITEM_BLOCKS):
-                weights = matrix.address + (item * 2 * ITEM_BLOCKS + n) * block_bytes(matrix.bits, matrix.groups)
-                to = both + n * BLOCK * 4
-                block_product(matrix.bits, weights, matrix.groups, rows, work.rows.stride, count, to, both_bytes, _REPLACE)
+                weights, to = matrix.address + (item * 2 * ITEM_BLOCKS + n) * size, both + n * BLOCK * 4
+                following = weights + size + (_others_blocks(work, 2 * ITEM_BLOCKS) * size if n + 1 == 2 * ITEM_BLOCKS else 0)
+                block_product(
+                    matrix.bits, weights, matrix.groups, rows, work.rows.stride, count, to, both_bytes, _REPLACE, following
+                )
             for r in range(count):
                 at = work.inner_rows.address + (t + r) * work.inner_rows.stride + item * ROW_BYTES
                 gate_group(out_bits, both + r * both_bytes, at)
