@@ -481,6 +481,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every length
     device = torch.device(args.device)
     path = args.model or find_default_model()
     target = Target(path, max(args.rows, len(HELD_OUT) * args.held_out), args.length, device)
