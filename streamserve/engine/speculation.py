@@ -41,6 +41,8 @@ PATIENCE = 64  # times that costs speak against likely guesses, before a try; tw
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
+MAX_VAIN = 8  # looks for guesses in vain, before only one in
+LEFT_OUT = 4  # is made; in two, if there is one answer
 UNSEEN = 32  # steps for which a network's guesses are not looked at where they do not pay
 MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did
 LEAST_RUN = 0.25  # and at least, whatever was seen
@@ -223,6 +225,9 @@ class Speculation:
         self._num_without = 0  # times to go without guesses, so that plain steps are measured
         self._went_without: dict[int, int] = {}  # rows: the step when that was begun last
         self._hopeless: dict[int, int] = {}  # rows for which no guesses could pay: as of so many observed steps
+        self._num_vain = 0  # looks for guesses in a row that found none that pay
+        self._are_refused = False  # there were likely ones the last time
+        self._num_left_out = 0  # times that nobody looked since
         self._num_unseen = 0  # times that the runner's drafter was not asked, since it last was
         self._has_waited = False  # a step was waited for, and none was observed since
         self._run = 0  # steps with guesses, one after another, up to now
@@ -254,7 +259,7 @@ class Speculation:
         if since is None or seen - since >= REMEMBERED:
             if self._could_pay(num_rows, room):
                 self._hopeless.pop(num_rows, None)
-                return True
+                return not self._is_left_out(num_rows)
             self._hopeless[num_rows] = seen
         return self._may_try()
 
@@ -276,6 +281,7 @@ class Speculation:
             self._agrees()
             return [guess.token_ids[:length] for guess, length in zip(guesses, lengths, strict=True)]
         likeliest = max(guesses, key=_chance_of_first, default=NO_GUESS)
+        self._looked_in_vain(_chance_of_first(likeliest))
         if _chance_of_first(likeliest) >= LIKELY and self._may_try():
             self._tries()
             return [guess.token_ids if guess is likeliest else () for guess in guesses]
@@ -307,8 +313,10 @@ class Speculation:
         wait = self.costs.wait(num_rows) / self._mean_run
         if self._lengths(hopes, num_rows, room, wait) is not None:
             self._has_waited = True
+            self._num_vain = 0
             return True
         likeliest = max((hope.first for hope in hopes), default=0.0)
+        self._looked_in_vain(likeliest)
         if likeliest >= LIKELY and self._may_try():
             return True
         self._gives_up_trying(likeliest)
@@ -340,9 +348,23 @@ class Speculation:
         self._num_without -= 1
         return True
 
+    def _looked_in_vain(self, chance: float) -> None:
+        """No guesses were found that pay, the likeliest of this chance."""
+        self._num_vain += 1
+        self._are_refused = chance >= LIKELY
+
+    def _is_left_out(self, num_rows: int) -> bool:
+        """Whether nobody looks for guesses this time: looking takes a few microseconds for each answer. Good ones are good for
+        many tokens, so those that are found a little later are most of them."""
+        if self._num_vain < MAX_VAIN or self.drafter.num_wanted or self._num_refused > self._patience:
+            return False
+        self._num_left_out = (self._num_left_out + 1) % min(LEFT_OUT, 1 + num_rows)
+        self._num_refused += self._are_refused and self._num_left_out > 0
+        return self._num_left_out > 0
+
     def _agrees(self) -> None:
         """Costs spoke for guesses."""
-        self._num_refused = 0
+        self._num_refused = self._num_vain = 0
         self._num_agreed += 1
         if self._num_agreed == PATIENCE:
             self._patience = PATIENCE

@@ -444,6 +444,19 @@ def test_unlikely_guesses_are_not_tried_and_seldom_asked_for(waits: bool) -> Non
     assert 0 < guesser.num_asked <= 1000 / PATIENCE + 1
 
 
+@pytest.mark.parametrize(("num_rows", "least", "most"), [(1, 45, 60), (4, 22, 35)])
+def test_where_there_are_no_good_guesses_they_are_not_looked_for_in_every_step(num_rows: int, least: int, most: int) -> None:
+    speculation, guesser = Speculation(_Drafter(), on_a_gpu()), _Guesser(0.02)
+    offers, looked = _offers(*[guesser] * num_rows), []
+    for _ in range(100):
+        looked.append(speculation.may_pay(num_rows, ROOM))
+        assert not (looked[-1] and speculation.is_worth_waiting(offers, num_rows, ROOM))
+    assert least <= sum(looked) <= most
+    guesser.chance = 0.9
+    waited = [speculation.may_pay(num_rows, ROOM) and speculation.is_worth_waiting(offers, num_rows, ROOM) for _ in range(20)]
+    assert all(waited[4:]), "good ones are found soon, and then looked for in every step"
+
+
 def test_refusals_are_counted_since_guesses_last_paid() -> None:
     speculation = Speculation(_Drafter(), StepCosts(0.0))
     offers = _offers(_Guesser(0.9))
