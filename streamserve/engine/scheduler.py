@@ -749,7 +749,7 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         if request.drafts is not None:
-            request.drafts.close()
+            self._drafts_of(request).close()  # told of the last tokens, too: others may look them up
         request.move(State.FINISHED)
         del self._live[request.id]
         self.num_finished += 1

@@ -33,6 +33,7 @@ SURE = 3.0  # weight up to which a size has its least time: of the first steps o
 OUTLIER = 3.0  # further times are cut to so many times what was expected, either way
 DRAFTED = 1.1  # what a step with guesses costs of one without, as is believed before any was measured
 
+LEAST_S = 1e-7  # of a step, whatever a coarse clock says
 MARGIN = 1.03  # how much faster a step with guesses must promise to be
 BEST_CHANCE = 0.95  # chance of guesses that are as good as can be hoped for, where none were asked for yet
 LIKELY = 0.5  # chance of a guess that is worth a try
@@ -178,6 +179,7 @@ class StepCosts:
     def observe(self, num_tokens: int, seconds: float, *, is_drafted: bool) -> None:
         """A step without prompts took so long."""
         self.num_observed += 1
+        seconds = max(seconds, LEAST_S)
         (self._drafted if is_drafted else self._plain).observe(num_tokens, seconds, self.num_observed)
 
     def observe_alone(self, num_tokens: int, seconds: float) -> None:
@@ -253,7 +255,7 @@ class Speculation:
             return False
         if self.costs.are_free:
             return True
-        if self._is_to_be_measured(num_rows):
+        if num_rows and self._is_to_be_measured(num_rows):
             return False
         seen, since = self.costs.num_observed, self._hopeless.get(num_rows)
         if since is None or seen - since >= REMEMBERED:

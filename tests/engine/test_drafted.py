@@ -123,6 +123,15 @@ async def test_right_guesses_make_an_answer_in_fewer_steps() -> None:
     assert oracle.opened[0].seen == [(4, 4)] * 4 and oracle.opened[0].num_closed == 1
 
 
+async def test_a_drafter_is_told_of_an_answer_to_its_end() -> None:
+    oracle = Oracle(max_drafts=4)
+    async with running(speculating(Bench(), oracle)) as bench:
+        prompt = prompt_of(20)
+        oracle.answers["a"] = expected_tokens(bench.runner, prompt, 21)
+        await bench.ask("a", prompt, 21)
+    assert (oracle.opened[0].at, oracle.opened[0].num_closed) == (21, 1)
+
+
 async def test_wrong_guesses_change_nothing() -> None:
     oracle = Oracle(accuracy=0.0)
     async with running(speculating(Bench(), oracle)) as bench:

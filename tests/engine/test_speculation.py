@@ -96,6 +96,17 @@ def test_the_first_steps_of_a_size_may_compile_something() -> None:
     assert costs.plain(1) <= 1.1
 
 
+@pytest.mark.parametrize("is_drafted", [False, True])
+def test_steps_that_took_no_time_by_a_coarse_clock_are_got_over(is_drafted: bool) -> None:
+    costs = StepCosts(0.1)
+    _observe(costs, {1: 0.0}, is_drafted=is_drafted, times=3)
+    speculation = Speculation(_Drafter(), costs)
+    for _ in range(8):
+        speculation.choose(_offers(_Guesser(0.9)), 1, ROOM)
+    _observe(costs, {1: 1.0}, is_drafted=is_drafted, times=120)
+    assert _cost(costs, is_drafted=is_drafted)(1) == pytest.approx(1.0, rel=0.05)
+
+
 @pytest.mark.parametrize("outlier", [100.0, 0.0])
 def test_an_outlier_counts_little(outlier: float) -> None:
     costs = StepCosts(0.1)
