@@ -15,6 +15,7 @@ if not (HAS_TRITON and HAS_GPU):
 
 import itertools
 import re
+from dataclasses import replace
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import DevicePool
@@ -23,8 +24,10 @@ from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_runner import DeviceRunner, graph_sizes
 from streamserve.engine.device_sampler import DeviceSampler
-from streamserve.engine.device_state import MAX_PROMPTS, max_decode_rows
+from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, max_decode_rows
+from streamserve.engine.drafters.device_draft_model import DeviceDraftModel, max_guessed_tokens, num_own_pages
 from streamserve.engine.drafters.ngram import NgramDrafter
+from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.policy import first_come_first_served
@@ -83,8 +86,10 @@ class Bench:
         deterministic: bool = False,
         slots: int = SLOTS,
         max_drafts: int = 0,
+        guesses_itself: bool = False,
     ) -> None:
-        """`max_drafts` above 0: texts that repeat are guessed, and every guess is verified."""
+        """`max_drafts` above 0: texts that repeat are guessed, and every guess is verified. `guesses_itself`: the model guesses
+        instead, for itself."""
         checkpoint = open_checkpoint(folder)
         spec = checkpoint.spec
         device = CUDA()  # one each: a pool of graph memory does not outlive its last graph
@@ -100,6 +105,22 @@ class Bench:
             deterministic=deterministic,
         )
         pool = DevicePool(spec, num_pages=num_pages, page_size=PAGE_SIZE, dtype=dtype, device=where)
+
+        def draft_model(state: DeviceState) -> DeviceDraftModel:
+            own = num_own_pages(slots, max_drafts, PAGE_SIZE)
+            drafter_pool = DevicePool(spec, num_pages=num_pages + own, page_size=PAGE_SIZE, dtype=dtype, device=where)
+            rows = max_guessed_tokens(slots, max_drafts)
+            return DeviceDraftModel(
+                *(device, TritonDecoder(replace(parts, max_rows=rows)), drafter_pool, state),
+                vocab_size=spec.vocab_size,
+                num_target_tokens=spec.vocab_size,
+                max_len=tiny.SHAPE["max_position_embeddings"],
+                max_drafts=max_drafts,
+                max_step_tokens=chunk,
+                read_sizes=(8, 16),
+                use_graphs=graphs,
+            )
+
         self.runner = DeviceRunner(
             device,
             TritonDecoder(parts),
@@ -118,13 +139,15 @@ class Bench:
             max_step_tokens=chunk,
             use_graphs=graphs,
             max_drafts=max_drafts,
+            make_drafter=draft_model if guesses_itself else None,
         )
         self.runner.warm_up(min(chunk, num_pages * PAGE_SIZE // 2))
         self.runner.capture()
         self.cache = KVCache(num_pages, PAGE_SIZE)
         most = self.runner.max_drafted_tokens
         limits = Limits(slots, chunk, frozenset(), BurstLimits(0.5, tokens=8), max_drafted_tokens=most)
-        speculation = Speculation(NgramDrafter(max_drafts), StepCosts.free()) if max_drafts else None
+        drafter = OfferedDrafter(max_drafts) if guesses_itself else NgramDrafter(max_drafts)
+        speculation = Speculation(drafter, StepCosts.free()) if max_drafts else None
         scheduler = Scheduler(self.cache, limits, first_come_first_served, speculation=speculation)
         self.grammars = Grammars(ByteTokenizer(), vocab_size=spec.vocab_size, eos_token_ids={0})
         options = EngineOptions(100, spec.vocab_size, frozenset(), seed=0)
@@ -205,6 +228,26 @@ def test_greedy_answers_with_guesses_are_the_models(model: tuple[Path, object], 
         plain = Bench(folder, **options)  # type: ignore[arg-type]
         assert [answer.token_ids for answer in plain.ask(prompts, max_new_tokens=40)] == [answer.token_ids for answer in answers]
         plain.close()
+    bench.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"graphs": False}, {"num_pages": 24}], ids=str)
+def test_greedy_answers_are_the_models_where_it_guesses_for_itself_and_its_guesses_are_right(
+    model: tuple[Path, object], options: dict[str, int]
+) -> None:
+    folder, reference = model
+    bench = Bench(folder, max_drafts=4, guesses_itself=True, **options)  # type: ignore[arg-type]
+    for _ in range(2):  # the second time with prefixes in the cache, and what the drafter left of them
+        answers = bench.ask(PROMPTS, max_new_tokens=24)
+        for prompt, answer in zip(PROMPTS, answers, strict=True):
+            assert is_greedy(reference, prompt, answer.token_ids), prompt
+        drafted, accepted = (sum(getattr(answer, name) for answer in answers) for name in ("num_drafted", "num_accepted"))
+        assert accepted >= 0.9 * drafted > 0
+    if "num_pages" in options:
+        assert bench.engine.num_preemptions > 0
+    sampled = bench.ask(PROMPTS, max_new_tokens=24, temperature=1.0, seed=3, top_p=0.9)
+    drafted, accepted = (sum(getattr(answer, name) for answer in sampled) for name in ("num_drafted", "num_accepted"))
+    assert accepted >= 0.9 * drafted > 0
     bench.close()
 
 
