@@ -117,6 +117,16 @@ async def test_native_answers_say_it_in_sglangs_words_and_only_where_there_were_
     assert not [name for name in meta if name.startswith("spec_")]
 
 
+async def test_the_length_of_native_answers_leaves_out_what_a_grammar_forced(
+    http: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    marks = (False, True, True, False, False, False)
+    delta = Delta(tuple(b"abcdef"), accepted=marks, num_drafted=3, num_accepted=2, num_jumped=2)
+    engine.script = lambda request: [replace(delta, finish_reason=FinishReason.LENGTH)]
+    meta = (await post(http, "/generate"))["meta_info"]
+    assert (meta["spec_verify_ct"], meta["spec_accept_length"]) == (2, 2.0), "a, then bcd with ef forced behind it"
+
+
 MARKED = [("The", False), (" cat s", True), ("a", False), ("t", True), (".", False)]
 
 
@@ -154,6 +164,19 @@ async def test_marks_of_held_back_text_and_of_characters_in_pieces_join_to_the_t
     plain = (await post(http, CHAT, stop=["</x>", "c!"], logprobs=True))["choices"][0]
     assert whole["logprobs"] == plain["logprobs"]
     assert whole["matched_stop"] == plain["matched_stop"] == END_OF_TURN
+
+
+async def test_text_around_a_call_is_marked_once(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    engine.script = drafted(("", "Hm"), (f", so{call}", f"or{call}"), ("then", "."), num_drafted=99)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    (choice,) = (await post(http, CHAT, tools=tools, return_draft_marks=True))["choices"]
+    chunks = [chunk["choices"][0] for chunk in await chunks_of(http, tools=tools, return_draft_marks=True)]
+    content = choice["message"]["content"]
+    assert len(choice["message"]["tool_calls"]) == 2 and content.startswith("Hm, so") and "or" in content
+    assert "".join(chunk["delta"].get("content") or "" for chunk in chunks) == content
+    for marks in (choice["draft_marks"], [mark for chunk in chunks for mark in chunk.get("draft_marks", ())]):
+        assert "".join(mark["text"] for mark in marks) == content
 
 
 async def test_a_whole_answer_has_one_mark_for_neighbours_of_a_kind(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:

@@ -27,6 +27,7 @@ from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.speculation import Offer, Speculation, StepCosts, _fitting
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
+from streamserve.metrics import Metrics
 from tests.engine import test_jump as guided
 from tests.engine.memory import expected_tokens
 from tests.engine.test_engine import EOS, Bench, prompt_of, running
@@ -144,6 +145,18 @@ async def test_wrong_guesses_change_nothing() -> None:
     assert list(answer.token_ids) == wanted
     assert answer.num_drafted > 0 and answer.num_accepted == 0 and answer.accepted == ()
     assert next_turn.num_cached_tokens == len(prompt) + len(wanted) - 1, "the tree holds the accepted tokens"
+
+
+async def test_the_observer_is_told_as_many_guesses_as_answers_are() -> None:
+    oracle = Oracle(accuracy=0.6)
+    bench = speculating(Bench(), oracle)
+    bench.engine._observer = metrics = Metrics()
+    async with running(bench):
+        prompts = [prompt_of(8 + i, seed=i) for i in range(3)]
+        oracle.answers = {f"r{i}": expected_tokens(bench.runner, prompt, 30) for i, prompt in enumerate(prompts)}
+        answers = await asyncio.gather(*(bench.ask(f"r{i}", prompt, 30) for i, prompt in enumerate(prompts)))
+    num_drafted, num_accepted = sum(one.num_drafted for one in answers), sum(one.num_accepted for one in answers)
+    assert metrics.drafts == (num_drafted, num_accepted) and 0 < num_accepted < num_drafted
 
 
 async def test_no_guess_is_computed_beyond_the_answers_end() -> None:
