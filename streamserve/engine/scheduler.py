@@ -37,6 +37,8 @@ from streamserve.messages import Delta, FinishReason, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
+FEW_NEW = 16  # so many that wait are expected to enter a step; of more than that most wait for pages
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -329,10 +331,10 @@ class Scheduler:
         return not answering or speculation.wants_guesses(offers, len(answering), self._room_for_guesses())
 
     def _room_for_guesses(self) -> int:
-        """Guesses that the next step may hold. Those who wait for a slot may get one in it, and a row with it. Where there are
-        prompts they have half of the step: nobody's first token waits for guesses."""
+        """Guesses that the next step may hold. Those who wait may get a slot in it, and a row with it. Where there are prompts
+        they have half of the step: nobody's first token waits for guesses."""
         limits, running = self.limits, self._running
-        most, num_new = limits.max_step_tokens, min(len(self._waiting), len(self._free_slots))
+        most, num_new = limits.max_step_tokens, min(len(self._waiting), len(self._free_slots), FEW_NEW)
         if num_new or (running and running[-1].is_in_prompt):  # whoever came last is through its prompt last
             most //= 2
         if limits.max_drafted_tokens is not None:
@@ -488,8 +490,11 @@ class Scheduler:
         """Start waiting requests while there are slots, pages and tokens left in this step."""
         if budget <= 0 or not self._free_slots:
             return  # a policy may have a long queue to put in order
+        most = self.limits.max_drafted_tokens
         for request in list(self._policy(self._waiting, self.cache)):
             if budget <= 0 or not self._free_slots:
+                return
+            if draft.num_drafts and most is not None and draft.num_drafts + len(draft.rows) >= most:
                 return
             if self._is_being_computed(request):
                 continue  # another request is computing a prefix of this one; soon it can be taken from the tree

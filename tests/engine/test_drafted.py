@@ -243,20 +243,34 @@ async def test_a_step_holds_so_many_tokens_with_guesses() -> None:
 async def test_rows_guesses_and_prompts_together_have_room_on_the_device() -> None:
     """A device has room for the logits of so many tokens, whoever they belong to: prompts that end, too."""
     oracle = Oracle(max_drafts=8)
-    bench = speculating(Bench(num_pages=512, max_running=16, max_step_tokens=256), oracle)
-    bench.scheduler.limits = replace(bench.scheduler.limits, max_drafted_tokens=20)
+    bench = speculating(Bench(num_pages=512, max_running=30, max_step_tokens=256), oracle)
+    bench.scheduler.limits = replace(bench.scheduler.limits, max_drafted_tokens=40)
     async with running(bench):
-        prompts = [prompt_of(3, seed=i) for i in range(16)]
+        prompts = [prompt_of(3, seed=i) for i in range(30)]
         for i, prompt in enumerate(prompts):
             oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 30)
         first = [asyncio.create_task(bench.ask(f"r{i}", prompts[i], 30)) for i in range(2)]
         while not drafted_rows(bench.runner.plans):  # noqa: ASYNC110
             await asyncio.sleep(0)
-        rest = [asyncio.create_task(bench.ask(f"r{i}", prompts[i], 30)) for i in range(2, 16)]
+        rest = [asyncio.create_task(bench.ask(f"r{i}", prompts[i], 30)) for i in range(2, 30)]
         answers = await asyncio.gather(*first, *rest)
     assert [list(answer.token_ids) for answer in answers] == list(oracle.answers.values())
     assert max(drafted_rows(bench.runner.plans)) == 8
-    assert all(sum(row.samples + row.num_drafts for row in plan.rows) <= 20 for plan in bench.runner.plans or ())
+    assert all(sum(row.samples + row.num_drafts for row in plan.rows) <= 40 for plan in bench.runner.plans or ())
+
+
+async def test_guesses_are_made_while_many_wait_for_pages() -> None:
+    oracle = Oracle(max_drafts=4)
+    bench = speculating(Bench(num_pages=32, max_running=64, max_step_tokens=64), oracle)
+    bench.scheduler.limits = replace(bench.scheduler.limits, max_drafted_tokens=64)
+    async with running(bench):
+        prompts = [prompt_of(60, seed=i) for i in range(40)]
+        for i, prompt in enumerate(prompts):
+            oracle.answers[f"r{i}"] = expected_tokens(bench.runner, prompt, 20)
+        answers = await asyncio.gather(*(bench.ask(f"r{i}", prompt, 20) for i, prompt in enumerate(prompts)))
+    assert [list(answer.token_ids) for answer in answers] == list(oracle.answers.values())
+    assert all(sum(row.samples + row.num_drafts for row in plan.rows) <= 64 for plan in bench.runner.plans or ())
+    assert answers[0].num_accepted >= 12, "there are slots for all, but no pages"
 
 
 async def test_guesses_leave_a_prompt_half_of_every_step() -> None:
