@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from streamserve.api.app import create_app
-from streamserve.config import ServerConfig
+from streamserve.build import build
+from streamserve.config import Config, SchedulerConfig, ServerConfig
 from streamserve.messages import Delta, FinishReason, GenerateRequest, TokenLogprobs
 from streamserve.metrics import Metrics
 from streamserve.text.byte_tokenizer import END_OF_TURN, byte_text_model
@@ -237,6 +238,13 @@ async def test_a_prediction_that_nobody_uses_is_named(http: httpx.AsyncClient, e
     engine.state = dataclasses.replace(engine.state, uses_predictions=False)
     answer = await http.post(CHAT, json={"messages": HI, "prediction": {"type": "content", "content": "x"}})
     assert answer.headers["x-streamserve-warning"].startswith("prediction has no effect: ")
+
+
+@pytest.mark.parametrize(("speculative", "is_used"), [("none", False), ("auto", True), ("ngram_shared", True)])
+async def test_whether_predictions_are_used_is_a_matter_of_the_setting(speculative: str, is_used: bool) -> None:
+    built = build(Config(server=ServerConfig(fake=True), scheduler=SchedulerConfig(speculative=speculative)))
+    assert built.engine.facts().uses_predictions is is_used
+    built.close()
 
 
 async def test_the_servers_state_says_what_guesses_came_to(engine: ScriptedEngine) -> None:
