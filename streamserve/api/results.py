@@ -52,6 +52,16 @@ class PromptDetails(Struct):
     cached_tokens: int
 
 
+class CompletionDetails(Struct):
+    """Of an answer's tokens: those of its thought, those that a grammar forced, and those that were guessed before they were
+    sampled. Rejected ones are guesses that do not stand in it."""
+
+    reasoning_tokens: int
+    jumped_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class CompletionUsage(Struct):
     """Tokens of a request. Each prompt counts once, whatever n is."""
 
@@ -59,6 +69,7 @@ class CompletionUsage(Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class ChatMessage(Struct):
