@@ -218,9 +218,9 @@ class DeviceState:
         """Pages that hold so many tokens."""
         return -(-num_tokens // self._pool.page_size)
 
-    def num_pages_of(self, slot: int) -> int:
-        """Pages that the slot was given so far."""
-        return len(self._pages[slot])
+    def pages_of(self, slot: int) -> Sequence[int]:
+        """That the slot was given so far."""
+        return self._pages[slot]
 
     def captured(self, sizes: Sequence[StepSize]) -> None:
         """From now on, steps that fit one of these are to be replayed."""

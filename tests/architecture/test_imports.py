@@ -101,6 +101,7 @@ TORCH_FREE = (
     "streamserve.engine.drafters.chance",
     "streamserve.engine.drafters.drafter",
     "streamserve.engine.drafters.ngram",
+    "streamserve.engine.drafters.page_memory",
     "streamserve.engine.drafters.places",
     "streamserve.engine.drafters.recent",
     "streamserve.engine.drafters.runner_drafts",

@@ -248,6 +248,27 @@ def test_a_prefix_brings_its_memory_with_it_and_so_does_the_copy_of_a_page(bench
     bench.hand.close(first)
 
 
+def test_a_prefix_that_was_never_read_is_read_by_the_first_who_wants_guesses(bench: Bench, alone: list[list[int]]) -> None:
+    """An answer for which nobody wanted guesses enters the tree: those who go on from there want some."""
+    first = request(0, 0)
+    plain_steps(bench, first, 5)
+    known = [*first.prompt, *first.tokens]
+    num_shared = (len(known) - 1) // PAGE_SIZE * PAGE_SIZE
+    shared = first.pages[: num_shared // PAGE_SIZE]
+    assert num_shared >= len(first.prompt)  # the prompt alone was read
+    for slot in (1, 2):
+        own = [bench.hand._free.pop() for _ in range(2)]
+        admission = Admission(slot, GREEDY, tuple(known), len(known), 1)
+        row = Row(slot, num_shared, len(known) - num_shared, tuple(known[num_shared:]), (*shared, *own), num_wanted=MAX_DRAFTS)
+        drafter = bench.runner._drafter
+        assert isinstance(drafter, DeviceDraftModel)
+        assert drafter._memory.opened(shared, num_shared) == (len(first.prompt) if slot == 1 else num_shared)
+        [found] = bench.execute(Plan(0, (admission,), (), (row,)), Edits()).rows
+        assert [*found.token_ids, *found.drafts][: len(alone[0]) - 5] == alone[0][5 : 6 + MAX_DRAFTS]
+        bench.hand._free += own
+    bench.hand.close(first)
+
+
 def test_guesses_behind_the_last_page_of_a_row_go_into_a_page_that_is_nobodys(bench: Bench) -> None:
     """No page of another row is written to, wherever in its page a row ends."""
     for length in (PAGE_SIZE, PAGE_SIZE + 2, 2 * PAGE_SIZE - 1):

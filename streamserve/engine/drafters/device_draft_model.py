@@ -24,7 +24,8 @@ from torch import Tensor
 from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_state import MAX_PROMPTS, TURNS, DeviceState, StepSize
 from streamserve.engine.drafters.device_drafter import Guesses
-from streamserve.engine.plan import Plan
+from streamserve.engine.drafters.page_memory import PageMemory
+from streamserve.engine.plan import Admission, Plan, Row
 from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_guesses import AskedRows, GuessKernels, Pass
 from streamserve.kernels.impl.triton_sampling import Drafted, SamplingKernels
@@ -89,7 +90,9 @@ class DeviceDraftModel:
         self._read_sizes = sorted(size for size in read_sizes if size <= max_step_tokens)
         self._use_graphs = use_graphs
         self._unread: dict[int, int] = {}  # by slot: its first token that was not read; none: all before its next row were
+        self._guessed: dict[int, int] = {}  # by slot, after guesses: from here on all before its next row will have been read
         self._prompt_lens: dict[int, int] = {}
+        self._memory = PageMemory(pool.num_pages, pool.page_size)
         where = device.torch_device
         self._kernels = GuessKernels(state.num_slots, max_len, window=self._window, vocab_size=vocab_size, device=where)
         self._sampling = SamplingKernels(vocab_size, self._max_rows, where, pdl=device.supports_pdl)
@@ -147,9 +150,8 @@ class DeviceDraftModel:
 
     def follow(self, plan: Plan, inputs: StepInputs, unwanted: frozenset[int]) -> Guesses | None:
         """See DeviceDrafter."""
-        for admission in plan.admissions:
-            self._prompt_lens[admission.slot] = admission.num_prompt
-            self._unread.pop(admission.slot, None)
+        for copy in plan.copies:
+            self._memory.copied(copy.src, copy.dst)
         if plan.copies:
             pairs = torch.tensor([(copy.src, copy.dst) for copy in plan.copies], dtype=torch.int32)
             staged = self._device.pinned(tuple(pairs.shape), torch.int32).copy_(pairs)
@@ -182,8 +184,16 @@ class DeviceDraftModel:
         spans: list[PromptRow] = []
         asking: list[tuple[int, int]] = []
         room = self._max_read
+        admissions = {admission.slot: admission for admission in plan.admissions}
         for i, row in enumerate(plan.rows):
-            start = self._unread.pop(row.slot, row.start)
+            pages = self._state.pages_of(row.slot)
+            if row.slot in admissions:
+                start = self._open(admissions[row.slot], row, pages)
+            else:
+                self._memory.fresh(row.new_pages)
+                if row.slot in self._guessed:
+                    self._memory.has_read(pages, self._guessed.pop(row.slot), row.start)
+                start = self._unread.pop(row.slot, row.start)
             num_known = row.num_tokens - row.num_drafts
             wants = row.num_wanted > 0 and row.samples and i not in unwanted and len(asking) < self._max_rows
             if not wants and num_known == 1:  # an answer that nobody wants guesses for is not followed
@@ -192,13 +202,29 @@ class DeviceDraftModel:
             end = row.start + num_known - wants  # a last known token is read with those behind it
             count = min(end - start, room, max(row.num_tokens, MAX_CATCH_UP))
             if count > 0:
+                self._memory.has_read(pages, start, start + count)
                 spans.append(PromptRow(row.slot, self._max_read - room, count, start))
                 room -= count
             if start + count < end:
                 self._unread[row.slot] = start + count
             elif wants:
+                self._guessed[row.slot] = end
                 asking.append((i, end))
         return spans, asking
+
+    def _open(self, admission: Admission, row: Row, pages: Sequence[int]) -> int:
+        """A request enters a slot, with its first row. Returns from where on it is to be read: what came out of the tree and was
+        never read, is now."""
+        slot = admission.slot
+        self._prompt_lens[slot] = admission.num_prompt
+        self._unread.pop(slot, None)
+        self._guessed.pop(slot, None)
+        start = self._memory.opened(pages, row.start)
+        if start < row.start:
+            tokens = torch.tensor(admission.history[start : row.start], dtype=torch.int32)
+            staged = self._device.pinned(tuple(tokens.shape), torch.int32).copy_(tokens)
+            self._kernels.put(slot, start, staged.to(self._device.torch_device, non_blocking=True))
+        return start
 
     def _write_asked(self, plan: Plan, asking: Sequence[tuple[int, int]], array: Array) -> int:
         """Rows that want guesses, and surplus ones up to a captured number, which is returned."""
@@ -209,7 +235,7 @@ class DeviceDraftModel:
         asked_4R[0, :num_rows] = -1
         for line, (i, begin) in enumerate(asking):
             slot = plan.rows[i].slot
-            asked_4R[:, line] = slot, self._prompt_lens[slot], begin, self._state.num_pages_of(slot)
+            asked_4R[:, line] = slot, self._prompt_lens[slot], begin, len(self._state.pages_of(slot))
         return num_rows
 
     def _write_spans(self, spans: Sequence[PromptRow], array: Array) -> tuple[int | None, tuple[PromptRow, ...], int]:

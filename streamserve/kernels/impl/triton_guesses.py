@@ -157,6 +157,10 @@ class GuessKernels:
         grid = (triton.cdiv(num_tokens, _BLOCK),)
         kernel[grid](tokens_T, positions_T, slots_T, self._texts_SL, num_tokens, self._max_len, BLOCK=_BLOCK, num_warps=4)
 
+    def put(self, slot: int, at: int, tokens_T: Tensor) -> None:
+        """Write down tokens of a slot, from position `at` on."""
+        self._texts_SL[slot, at : at + len(tokens_T)] = tokens_T
+
     def read(self, tokens_T: Tensor, positions_T: Tensor, slots_T: Tensor) -> None:
         """Fill `tokens_T` with what stands at these positions."""
         kernel: Any = _read
