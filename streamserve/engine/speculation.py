@@ -44,6 +44,11 @@ LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
 MAX_VAIN = 8  # looks for guesses in vain, before only one in
 LEFT_OUT = 4  # is made; in two, if there is one answer
+LOOK_S, LOOK_ROWS = (
+    5e-6,
+    4,
+)  # seconds of a look for an answer, on an ordinary host; and how many answers all else costs as much as
+LOOK_SHARE = 0.01  # of a step's time, which a look may take
 UNSEEN = 32  # steps for which a network's guesses are not looked at where they do not pay
 MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did
 LEAST_RUN = 0.25  # and at least, whatever was seen
@@ -356,9 +361,11 @@ class Speculation:
         self._are_refused = chance >= LIKELY
 
     def _is_left_out(self, num_rows: int) -> bool:
-        """Whether nobody looks for guesses this time: looking takes a few microseconds for each answer. Good ones are good for
-        many tokens, so those that are found a little later are most of them."""
+        """Whether nobody looks for guesses this time, where looking takes a good part of a step. Good ones are good for many
+        tokens, so those that are found a little later are most of them."""
         if self._num_vain < MAX_VAIN or self.drafter.num_wanted or self._num_refused > self._patience:
+            return False
+        if LOOK_S * (LOOK_ROWS + num_rows) <= LOOK_SHARE * self.costs.plain(num_rows):
             return False
         self._num_left_out = (self._num_left_out + 1) % min(LEFT_OUT, 1 + num_rows)
         self._num_refused += self._are_refused and self._num_left_out > 0

@@ -457,7 +457,8 @@ def test_unlikely_guesses_are_not_tried_and_seldom_asked_for(waits: bool) -> Non
 
 @pytest.mark.parametrize(("num_rows", "least", "most"), [(1, 45, 60), (4, 22, 35)])
 def test_where_there_are_no_good_guesses_they_are_not_looked_for_in_every_step(num_rows: int, least: int, most: int) -> None:
-    speculation, guesser = Speculation(_Drafter(), on_a_gpu()), _Guesser(0.02)
+    costs = _costs(lambda n: 7e-4 + 1e-5 * n, lambda n: 8e-4 + 1e-5 * n, SOME_SIZES)  # a small model on a GPU
+    speculation, guesser = Speculation(_Drafter(), costs), _Guesser(0.02)
     offers, looked = _offers(*[guesser] * num_rows), []
     for _ in range(100):
         looked.append(speculation.may_pay(num_rows, ROOM))
@@ -466,6 +467,13 @@ def test_where_there_are_no_good_guesses_they_are_not_looked_for_in_every_step(n
     guesser.chance = 0.9
     waited = [speculation.may_pay(num_rows, ROOM) and speculation.is_worth_waiting(offers, num_rows, ROOM) for _ in range(20)]
     assert all(waited[4:]), "good ones are found soon, and then looked for in every step"
+
+
+def test_looking_in_every_step_is_nothing_beside_long_steps() -> None:
+    costs = _costs(lambda n: 8e-3 + 2e-3 * n, lambda n: 8e-3 + 2e-3 * n, SOME_SIZES)
+    speculation = Speculation(_Drafter(), costs)
+    for _ in range(30):
+        assert speculation.may_pay(1, ROOM) and not speculation.is_worth_waiting(_offers(_Guesser(0.02)), 1, ROOM)
 
 
 def test_refusals_are_counted_since_guesses_last_paid() -> None:
