@@ -365,8 +365,9 @@ class Scheduler:
 
     def _offer(self, request: Request) -> Offer:
         """An answer, for guesses. One of its next tokens comes without being guessed."""
-        weight = 1.0 - request.num_accepted / max(1, request.num_generated)  # steps per token so far
-        return Offer(self._drafts_of(request), request.max_len - request.expected - 1, weight)
+        num_tokens = max(1, request.num_generated)
+        pace = num_tokens / (num_tokens - request.num_accepted)
+        return Offer(self._drafts_of(request), request.max_len - request.expected - 1, pace)
 
     def _drafts_of(self, request: Request) -> Drafts:
         """Who guesses for a request, told of all its tokens. Only those who are asked for guesses are told."""

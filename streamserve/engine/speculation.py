@@ -3,8 +3,8 @@
 Owns the measured costs of steps. A guess costs what its token adds to the step's time and brings a token with some chance:
 guesses join a step, the likeliest first, while they raise the step's expected tokens per second, and none do where a plain step
 has more. But the time of a step is that of every answer in it, and its guesses bring tokens to some. So that nobody is slowed
-down for long for the sake of others, a token counts less the more tokens its answer has had in each step so far (proportional
-fairness; Kelly, Maulloo, Tan 1998).
+down for long for the sake of others, tokens count less of answers that have had many more in each step so far than others
+(proportional fairness, Kelly, Maulloo, Tan 1998, with a tolerance).
 
 A step with guesses cannot be planned over (nobody knows how long its answers will be), so the device waits for the host after
 it. What that costs before a step with guesses is in the times that were measured of such steps; what it costs before the plain
@@ -33,6 +33,7 @@ SURE = 3.0  # weight up to which a size has its least time: of the first steps o
 OUTLIER = 3.0  # further times are cut to so many times what was expected, either way
 DRAFTED = 1.1  # what a step with guesses costs of one without, as is believed before any was measured
 
+SLOW = 2.0  # times as fast as the slowest answer one may be, before its tokens count less
 LEAST_S = 1e-7  # of a step, whatever a coarse clock says
 MARGIN = 1.03  # how much faster a step with guesses must promise to be
 BEST_CHANCE = 0.95  # chance of guesses that are as good as can be hoped for, where none were asked for yet
@@ -58,17 +59,16 @@ _NOBODY = np.empty(0, np.intp)
 
 
 class Offer(NamedTuple):
-    """An answer whose guesses may be verified, and how many (0 or more). `weight`: what one of its tokens counts; 1 if it has had
-    one in each step."""
+    """An answer whose guesses may be verified, and how many (0 or more). `pace`: tokens that it has had in each step so far."""
 
     drafts: Drafts
     most: int
-    weight: float = 1.0
+    pace: float = 1.0
 
 
 class Hope(NamedTuple):
     """What may be expected of an offer: the chance of the first guess, how many there are, the chance of each further one if
-    those before it are right, and the offer's weight."""
+    those before it are right, and what a token counts."""
 
     first: float
     length: int
@@ -279,8 +279,9 @@ class Speculation:
         guesses = [offer.drafts.guess(min(most, offer.most)) if offer.most > 0 else NO_GUESS for offer in offers]
         if self.costs.are_free:
             return _fitting([guess.token_ids for guess in guesses], room)
+        slow = SLOW * min([offer.pace for offer in offers], default=1.0)
         hopes = [
-            Hope(guess.chance, len(guess.token_ids), guess.chance, offer.weight)
+            Hope(guess.chance, len(guess.token_ids), guess.chance, min(1.0, slow / offer.pace))
             for guess, offer in zip(guesses, offers, strict=True)
         ]
         lengths = self._lengths(hopes, num_rows, room)
@@ -333,7 +334,9 @@ class Speculation:
         """What may be expected of guesses behind the tokens that are being computed."""
         most, num_wanted = min(self.drafter.max_drafts, room), self.drafter.num_wanted
         hopes: list[Hope] = []
-        for drafts, its_most, weight in offers:
+        slow = SLOW * min([offer.pace for offer in offers], default=1.0)
+        for drafts, its_most, pace in offers:
+            weight = min(1.0, slow / pace)
             if min(most, its_most) <= 0:
                 continue
             guess = drafts.guess(min(most, its_most) + (0 if num_wanted else 1))

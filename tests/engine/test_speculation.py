@@ -260,20 +260,20 @@ def test_no_other_lengths_promise_more(hopes: list[tuple[float, int]], others: i
 
 def test_a_token_counts_less_the_more_its_answer_has_had() -> None:
     speculation = Speculation(_Drafter(), on_a_cpu())
-    behind, ahead = Offer(_Guesser(0.8), 100, 1.0), Offer(_Guesser(0.8), 100, 0.4)
+    behind, ahead = Offer(_Guesser(0.8), 100, 1.0), Offer(_Guesser(0.8), 100, 6.0)
     to_one, to_other = speculation.choose([behind, ahead], 2, ROOM)
     assert len(to_one) > len(to_other)
     assert len(speculation.choose([behind], 1, ROOM)[0]) == len(speculation.choose([ahead], 1, ROOM)[0]), "alone it is as ever"
 
 
-@pytest.mark.parametrize(("num_others", "slowest", "fastest"), [(1, 2.0, 1.5), (3, 1.5, 1.5), (7, 1.1, 1.1)])
+@pytest.mark.parametrize(("num_others", "slowest", "fastest"), [(1, 2.0, 1.5), (3, 1.5, 1.5), (7, 1.2, 1.2)])
 def test_one_answer_with_guesses_does_not_slow_the_others_down_for_long(num_others: int, slowest: float, fastest: float) -> None:
     """Copying on a CPU, where a step with 12 guesses takes 2.5 times as long as one of two plain rows."""
     speculation, num_rows = Speculation(_Drafter(), on_a_cpu()), 1 + num_others
     rng, seconds, num_tokens, num_steps = Random(1), 0.0, 0, 400
     for step in range(num_steps):
-        weight = step / num_tokens if num_tokens else 1.0
-        offers = [Offer(_Guesser(0.95), 1000, weight), *_offers(*[_Guesser(0.0, 0)] * num_others)]
+        pace = num_tokens / step if step else 1.0
+        offers = [Offer(_Guesser(0.95), 1000, pace), *_offers(*[_Guesser(0.0, 0)] * num_others)]
         length = len(speculation.choose(offers, num_rows, ROOM)[0])
         seconds += (8.2 if length else 8.0) + 1.9 * (num_rows + length)
         num_tokens += next(n for n in range(length + 1) if n == length or rng.random() > 0.95) + 1
