@@ -35,7 +35,7 @@ COUNT = int(os.environ.get("STREAMSERVE_GUESSED", "4"))
 NEW_TOKENS = int(os.environ.get("STREAMSERVE_GUESSED_TOKENS", "40"))
 TIE = 1e-3
 
-pytestmark = pytest.mark.timeout(7200)
+pytestmark = pytest.mark.timeout(7200 if COUNT >= 10 else 120)
 
 SCHEMA = {
     "type": "object",
