@@ -2,7 +2,7 @@
 
 A model that guesses for itself is right at any temperature, as far as it has read what it should: that is what is looked at, over
 prompts in chunks, wrong guesses, answers that nobody wanted guesses for, shared and copied pages, and appended tokens. Where no
-GPU is, in Triton's interpreter, on a network of one layer and for fewer tokens.
+GPU is, in Triton's interpreter, for fewer tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,12 +39,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered"),  # surplus rows are whatever the memory held
 ]
 NUM_SLOTS, MAX_DRAFTS, MAX_LEN, PAGE_SIZE, NUM_PAGES, MAX_STEP = 3, 3, 48, 4, 60, 24
-NUM_NEW = 24 if HAS_GPU else 6
+NUM_NEW = 24 if HAS_GPU else 5
 # In the interpreter, as few as do.
 SIZES = (StepSize(2), StepSize(8, is_drafted=True), StepSize(2, 8))
 SPEC = small_spec(
     vocab_size=61,
-    num_hidden_layers=2 if HAS_GPU else 1,
+    num_hidden_layers=2,  # of the last one prompts leave keys and values only
     hidden_size=32,
     intermediate_size=64,
     num_attention_heads=4,
@@ -153,7 +153,7 @@ def alone(bench: Bench) -> list[list[int]]:
     answers = []
     for number in range(len(ASKED)):
         answer = request(number, NUM_SLOTS - 1)
-        while len(answer.tokens) < NUM_NEW + MAX_DRAFTS:
+        while len(answer.tokens) < NUM_NEW + MAX_DRAFTS + 1:
             assert bench.hand.step((answer, ())).rows[0].drafts == ()
         bench.hand.close(answer)
         answers.append(answer.tokens)
@@ -271,7 +271,7 @@ def test_a_prefix_that_was_never_read_is_read_by_the_first_who_wants_guesses(ben
 
 def test_guesses_behind_the_last_page_of_a_row_go_into_a_page_that_is_nobodys(bench: Bench) -> None:
     """No page of another row is written to, wherever in its page a row ends."""
-    for length in (PAGE_SIZE, PAGE_SIZE + 2, 2 * PAGE_SIZE - 1):
+    for length in (PAGE_SIZE, 2 * PAGE_SIZE - 1):
         answer = Answer(1, GREEDY, 3, tuple(range(1, 1 + length)))
         pool = bench.runner._drafter._pool  # type: ignore[union-attr]
         before = pool.k.normal_(std=3.0).clone()
