@@ -262,6 +262,7 @@ class Speculation:
             return True
         if num_rows and self._is_to_be_measured(num_rows):
             return False
+        num_rows = max(1, num_rows)  # nobody: the next one will have a row
         seen, since = self.costs.num_observed, self._hopeless.get(num_rows)
         if since is None or seen - since >= REMEMBERED:
             if self._could_pay(num_rows, room):

@@ -333,6 +333,14 @@ def test_nobody_is_asked_where_the_best_guesses_would_not_pay(
     assert [speculation.may_pay(num_rows, ROOM) for _ in range(5)] == [may_pay] * 5
 
 
+@pytest.mark.parametrize("token_cost", [0.0, 1.0, 3.0])
+def test_whether_guesses_may_pay_can_be_asked_before_there_is_an_answer(token_cost: float) -> None:
+    speculation = Speculation(_Drafter(), StepCosts(token_cost))
+    assert speculation.may_pay(0, ROOM) is (token_cost == 0.0)
+    _observe(speculation.costs, {1: 1.0}, is_drafted=False)
+    assert speculation.may_pay(0, ROOM) is (token_cost == 0.0)
+
+
 def test_that_guesses_may_pay_is_seen_when_costs_change() -> None:
     costs = on_a_cpu()
     speculation = Speculation(_Drafter(), costs)
