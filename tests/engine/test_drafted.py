@@ -102,8 +102,10 @@ class Always(Speculation):
         return self._rng.random() < self._patience
 
 
-def speculating(bench: Bench, oracle: Oracle, *, patience: float = 1.0) -> Bench:
-    bench.scheduler._speculation = Always(oracle, patience=patience)
+def speculating(bench: Bench, oracle: Oracle, *, patience: float | None = 1.0) -> Bench:
+    """`patience` None: with the real policy, on what steps happen to take here."""
+    real = Speculation(oracle, StepCosts(0.0))
+    bench.scheduler._speculation = real if patience is None else Always(oracle, patience=patience)
     return bench
 
 
@@ -339,7 +341,8 @@ class _Costly(FakeRunner):
 async def test_a_network_is_asked_for_guesses_where_they_are_verified_and_elsewhere_now_and_then() -> None:
     clock = _Jumping()
     runner = _Costly(vocab_size=1000, page_size=4, clock=clock, draft_accuracy=0.05)
-    runner.plans = plans = []
+    plans: list[Plan] = []
+    runner.plans = plans
     speculation = Speculation(OfferedDrafter(4), StepCosts(0.05))
     limits = Limits(4, 64, frozenset({EOS}))
     scheduler = Scheduler(KVCache(1000, 4), limits, POLICIES["fcfs"], speculation=speculation, now=clock.now)
@@ -399,7 +402,8 @@ async def test_who_leaves_in_the_middle_of_a_step_with_guesses_is_told_what_was_
     max_step_tokens=st.integers(1, 40),
     accuracy=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     max_drafts=st.integers(1, 9),
-    patience=st.sampled_from([0.0, 0.5, 1.0]),
+    patience=st.sampled_from([0.0, 0.5, 1.0, None]),
+    max_drafted_tokens=st.sampled_from([None, 5, 12]),
 )
 def test_any_mix_of_requests_guesses_and_aborts_stays_exact(
     seed: int,
@@ -409,7 +413,8 @@ def test_any_mix_of_requests_guesses_and_aborts_stays_exact(
     max_step_tokens: int,
     accuracy: float,
     max_drafts: int,
-    patience: float,
+    patience: float | None,
+    max_drafted_tokens: int | None,
 ) -> None:
     """Shared prompts, scarce pages, small chunks, stops, aborts at any time; the books of guesses agree with what was sent."""
 
@@ -417,6 +422,7 @@ def test_any_mix_of_requests_guesses_and_aborts_stays_exact(
         bench = Bench(num_pages=num_pages, page_size=page_size, max_running=max_running, max_step_tokens=max_step_tokens)
         oracle = Oracle(accuracy, max_drafts, seed)
         speculating(bench, oracle, patience=patience)
+        bench.scheduler.limits = replace(bench.scheduler.limits, max_drafted_tokens=max_drafted_tokens)
         rng = Random(seed)
         context_len = bench.engine.facts().context_len
         stem = prompt_of(context_len, seed=1)
@@ -450,6 +456,9 @@ def test_any_mix_of_requests_guesses_and_aborts_stays_exact(
         async with running(bench):
             async with asyncio.timeout(60):
                 await asyncio.gather(*(client(i) for i in range(5)))
+        for plan in bench.runner.plans or ():
+            num_drafts = sum(row.num_drafts for row in plan.rows)
+            assert not num_drafts or max_drafted_tokens is None or num_drafts + len(plan.rows) <= max_drafted_tokens
         load = bench.engine.load()
         assert (load.running, load.waiting) == (0, 0)
         assert load.free_tokens + load.evictable_tokens == load.total_tokens
