@@ -1,8 +1,9 @@
 """The packed decoder: a Llama-like network over 4-bit and 8-bit weights as a GGUF file holds them, on x86-64 with AVX2.
 
 Needs no compiler: numba compiles the step (numba_step.py) at the first start and keeps it in its cache. Owns the packed
-weights, the memory of a step and the helper threads. A row's logits do not depend, bit for bit, on the rows beside it, on how
-its prompt was cut, or on the number of threads. Knows no file format beyond ggml's groups (numba_pack.py).
+weights, the memory of a step and the helper threads. Where the processor has VNNI, products use it, for the same bits
+(numba_tiles.py). A row's logits do not depend, bit for bit, on the rows beside it, on how its prompt was cut, or on the number
+of threads. Knows no file format beyond ggml's groups (numba_pack.py).
 
 Accuracy: activations are rounded per group of 32, to 15 bits before a product with 4-bit weights and to 16 before one with
 8-bit weights; everything else is float32 (KV memory may be float16). The default model's mean KL divergence from float32 is

@@ -50,7 +50,9 @@ class InstructionSet:
 AVX2 = InstructionSet("avx2", ("avx2",), 8, False, {4: (2, 1), 8: (4, 2, 1)})
 AVX_VNNI = InstructionSet("avx_vnni", ("avxvnni",), 8, True, {4: (2, 1), 8: (4, 2, 1)})
 # 32 registers, each a whole block wide. Eight rows of 8 bits would fit, and were no faster than twice four.
-AVX512_VNNI = InstructionSet("avx512_vnni", ("avx512vnni", "avx512vl", "avx512bw"), 16, True, {4: (8, 4, 2, 1), 8: (4, 2, 1)})
+AVX512_VNNI = InstructionSet(
+    "avx512_vnni", ("avx512vnni", "avx512vl", "avx512bw"), 16, True, {4: (8, 4, 3, 2, 1), 8: (4, 3, 2, 1)}
+)
 
 
 def host_instructions() -> tuple[InstructionSet, ...]:
