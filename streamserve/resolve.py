@@ -434,7 +434,7 @@ def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Specul
             f"GPU use draft_model or ngram, or leave it out"
         )
     of = "" if asked.path is None else f" of {asked.path}"
-    why = f"asked for; up to {asked.max_drafts} guesses{of} a step, while that is faster"
+    why = f"asked for; up to {asked.max_drafts} guess{'es' if asked.max_drafts > 1 else ''}{of} a step, while that is faster"
     return asked, Reason("speculation", asked.kind, why, SPECULATIVE, "flag")
 
 
