@@ -389,7 +389,7 @@ def _warm_up_plan() -> Plan:
 
 # By what part of a step each further token is believed to lengthen it, until it was measured: for the default model on two cores;
 # and for a GPU, whose steps take as long as reading the weights, up to some tens of tokens.
-CPU_TOKEN, GPU_TOKEN = 0.2, 0.01
+CPU_TOKEN, GPU_TOKEN = 0.15, 0.01
 
 
 def host_drafter(asked: Speculative) -> Drafter | None:
