@@ -4,6 +4,7 @@ Guesses are verified wherever there are any, not only where that pays. Where two
 place must lie within 1e-3 of each other (float32 sums of other shapes may turn a tie round); packed weights allow no difference.
 
 STREAMSERVE_GUESSED=100 runs the full acceptance set, in all ways; the everyday run takes few prompts and some ways.
+STREAMSERVE_GUESSED_BY names another drafter than ngram, as --speculative does.
 """
 
 import asyncio
@@ -33,6 +34,7 @@ except CheckpointError as error:
 QUESTIONS = Path(__file__).parents[2].parent / "shared/data/mt_bench_questions.jsonl"
 COUNT = int(os.environ.get("STREAMSERVE_GUESSED", "4"))
 NEW_TOKENS = int(os.environ.get("STREAMSERVE_GUESSED_TOKENS", "40"))
+BY = os.environ.get("STREAMSERVE_GUESSED_BY", "ngram")
 TIE = 1e-3
 
 pytestmark = pytest.mark.timeout(7200 if COUNT >= 10 else 120)
@@ -206,14 +208,14 @@ FULL = [(dtype, way, kind) for dtype in ("auto", "float32") for way in WAYS for 
 
 
 @pytest.mark.parametrize(("dtype", "way", "kind"), FULL if COUNT >= 10 else EVERYDAY)
-def test_ngram_guesses_change_no_answer(plain: Plain, dtype: str, way: str, kind: str) -> None:
+def test_guesses_change_no_answer(plain: Plain, dtype: str, way: str, kind: str) -> None:
     options = dict(WAYS[way])
     at_once = options.pop("at_once", 16)
     wanted = plain.answers(kind, dtype)
-    server = Server("ngram", dtype, **options)
+    server = Server(BY, dtype, **options)
     try:
         answers = server.answers(kind, at_once=at_once)
-        if way == "short of pages" and COUNT >= 50:
+        if way == "short of pages" and kind != "stops" and COUNT >= 50:  # answers that stop need few pages
             assert server.built.engine.num_preemptions > 0
     finally:
         server.built.close()
