@@ -199,7 +199,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "sixteen at once": {},
     "one by one": {"at_once": 1},
     "in chunks of 16": {"chunk": 16},
-    "short of pages": {"max_total_tokens": 1_280},
+    "short of pages": {"max_total_tokens": 832},
 }
 
 
