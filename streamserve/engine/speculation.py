@@ -45,10 +45,8 @@ LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
 MAX_VAIN = 8  # looks for guesses in vain, before only one in
 LEFT_OUT = 4  # is made; in two, if there is one answer
-LOOK_S, LOOK_ROWS = (
-    5e-6,
-    4,
-)  # seconds of a look for an answer, on an ordinary host; and how many answers all else costs as much as
+LOOK_S = 5e-6  # seconds of a look for an answer, on an ordinary host
+LOOK_ROWS = 4  # answers that all else about a look costs as much as
 LOOK_SHARE = 0.01  # of a step's time, which a look may take
 UNSEEN = 32  # steps for which a network's guesses are not looked at where they do not pay
 MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did

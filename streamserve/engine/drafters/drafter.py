@@ -38,7 +38,8 @@ class Drafts(Protocol):
         ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """So many of the guessed tokens (at least 1) were computed, so many of them were right."""
+        """So many of the guessed tokens (at least 1) were computed, so many of them were right. Who remembers what it guessed is
+        told as much by `grew`."""
         ...
 
     def close(self) -> None:
