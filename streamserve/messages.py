@@ -3,10 +3,13 @@
 Owns the ranges of the sampling parameters. Knows nothing of HTTP, text or tensors.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from hashlib import shake_128
 from math import isfinite
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -135,6 +138,72 @@ class Guidance:
     thought: ThoughtLimits | None = None
 
 
+MEDIA_BASE = 1 << 30  # ids from here on stand for places of pictures, not for words: no vocabulary reaches so far
+
+
+def media_token_ids(key: bytes, count: int) -> tuple[int, ...]:
+    """The ids that stand in a prompt for `count` embeddings of the media with this key: 30 bits each out of its hash, so that the
+    prefix tree finds the same picture again like text, and two pictures differ from their first place on."""
+    words = array("I", shake_128(key).digest(4 * count))
+    assert words.itemsize == 4
+    return tuple([MEDIA_BASE | word & (MEDIA_BASE - 1) for word in words])
+
+
+class Run(NamedTuple):
+    """Neighbouring places of a prompt that embeddings of one picture fill. `grid`: frames, rows and columns that they are, for
+    models whose positions have three numbers (M-RoPE); None where places count like tokens."""
+
+    num_tokens: int
+    grid: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What stands in a prompt for one picture: `text`, in which the model's image token is written once for each place, and the
+    runs that those places make up, in order. For a model without an image token the text is empty: the places stand alone."""
+
+    text: str
+    runs: tuple[Run, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Places, which is embeddings."""
+        return sum(run.num_tokens for run in self.runs)
+
+
+class Span(NamedTuple):
+    """A run, and where in the prompt it begins."""
+
+    start: int
+    num_tokens: int
+    grid: tuple[int, int, int] | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """A picture (or clip, or sound) of a prompt, as it crosses the seam. Places of `spans`, in order, take its embeddings, in
+    order; the prompt has media_token_ids(key) there.
+
+    `key` says what the embeddings depend on: contents and preparation. `inputs`: arrays for the model's encoder. `cost`: how many
+    tokens of the language model take about as long as encoding it.
+    """
+
+    key: bytes
+    spans: tuple[Span, ...]
+    inputs: Mapping[str, Any]
+    cost: int = 0
+    kind: str = "image"
+
+    @property
+    def num_tokens(self) -> int:
+        """Embeddings."""
+        return sum(span.num_tokens for span in self.spans)
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One sampled sequence, as it crosses the seam between API and engine: token ids, never text.
@@ -142,7 +211,8 @@ class GenerateRequest:
     `id` is unique among live requests of one engine. `salt` separates prefix-cache namespaces: requests with different
     salts never share cached tokens. `priority`: of waiting requests higher ones run first, in order of arrival among equals.
     `wants_progress`: a delta after each part of a prompt that takes several steps. `prediction`: what the client expects much of
-    the answer to be; it makes the answer faster where it is right, and changes nothing where not (speculative decoding).
+    the answer to be; it makes the answer faster where it is right, and changes nothing where not (speculative decoding). `media`
+    in order of their places.
     """
 
     id: str
@@ -153,6 +223,7 @@ class GenerateRequest:
     priority: int = 0
     wants_progress: bool = False
     prediction: tuple[int, ...] = ()
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
