@@ -4,13 +4,13 @@ A Plan holds only integers and frozen values, so that the same object drives a d
 remote rank. Torch-free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from streamserve.messages import SamplingParams, TokenLogprobs
+from streamserve.messages import Media, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Admission:
     """A request enters the running set: the runner resets the device state of `slot`.
 
     `history` is what penalties count: the prompt and, after a preemption, the tokens generated before it
-    (`num_prompt` tells them apart). `num_generated` is len(history) - num_prompt.
+    (`num_prompt` tells them apart). `num_generated` is len(history) - num_prompt. Ids of media's places (from MEDIA_BASE on) stand
+    in `history`, and in rows' `token_ids`, as they stand in the prompt: they are no words, and nothing is counted for them.
     """
 
     slot: int
@@ -26,6 +27,7 @@ class Admission:
     history: tuple[int, ...]
     num_prompt: int
     seed: int  # always set: the request's own, or one drawn at submit
+    media: tuple[Media, ...] = ()  # whose places in `history` take embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,14 @@ class PageCopy:
 
     src: int
     dst: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encode:
+    """Compute the embeddings of a media and keep them under its key. `inputs` as in messages.Media."""
+
+    key: bytes
+    inputs: Mapping[str, Any]
 
 
 class Row(NamedTuple):
@@ -80,13 +90,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Admissions, then appends, copies and rows, in this order. A slot appears in at most one row."""
+    """One step. Admissions, then appends, copies, `forgets` (keys of embeddings that are not kept any longer), encodes and rows, in
+    this order. A slot appears in at most one row. The embeddings of all places that rows compute are there by then."""
 
     step: int
     admissions: tuple[Admission, ...]
     copies: tuple[PageCopy, ...]
     rows: tuple[Row, ...]
     appends: tuple[Append, ...] = ()
+    encodes: tuple[Encode, ...] = ()
+    forgets: tuple[bytes, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -116,11 +116,26 @@ class KVReader(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Tokens of a step that take embeddings instead of their own: M of them, by their index in T, ascending.
+
+    `embeds_MX` is as wide as the stream, or 1 + n times: then parts 1 .. n are added to the stream behind the first n layers
+    (DeepStack, arXiv 2406.04334). `see_until_M`: where places of a picture look at each other in both directions, the position
+    that each may see up to, itself included; None: as all tokens, up to themselves.
+    """
+
+    tokens_M: Tensor  # int64
+    embeds_MX: Tensor
+    see_until_M: Tensor | None = None  # int64
+
+
 @dataclass(slots=True)
 class Batch:
     """One step as a network sees it. Row b holds tokens row_start[b] .. row_start[b + 1] - 1.
 
-    `kv_len[b]` counts the row's tokens in KV after the step (last position + 1). `page_table_BP` is padded with 0.
+    `kv_len[b]` counts the row's tokens in KV after the step (last position + 1). `page_table_BP` is padded with 0. `rope_3T`: a
+    model with M-RoPE turns heads by these instead of by `positions_T` (which place K and V): frame, row and column.
     """
 
     token_ids_T: Tensor  # int64
@@ -130,6 +145,8 @@ class Batch:
     page_table_BP: Tensor  # int32
     logit_rows_R: Tensor  # int64: which of the T tokens yield logits
     pool: KVPages
+    embedded: Embedded | None = None
+    rope_3T: Tensor | None = None  # int64 [3, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +191,8 @@ class StepInputs:
     v: Tensor  # [L, pages, K, S, D]
     parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
     is_drafted: bool = False
+    embedded: Embedded | None = None  # never in a captured step
+    rope_3T: Tensor | None = None  # int32 [3, T]: see Batch; for models with M-RoPE, in every step
 
 
 class Grouping(NamedTuple):

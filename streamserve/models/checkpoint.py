@@ -14,11 +14,14 @@ from torch import Tensor
 from streamserve.errors import CheckpointError
 from streamserve.kernels.ops import Packed
 from streamserve.models import find
-from streamserve.models.dummy import RandomSource
+from streamserve.models.dummy import random_model, random_vision
 from streamserve.models.gguf_file import GGUFSource
-from streamserve.models.hf_folder import FolderSource
+from streamserve.models.hf_folder import FolderSource, read_json
 from streamserve.models.hub import download
+from streamserve.models.part import OpenVision, PartSource
 from streamserve.models.spec import ModelSpec, read_spec
+from streamserve.models.vision import find as find_vision
+from streamserve.models.vision import supported_types as vision_types
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -47,7 +50,9 @@ class Checkpoint:
     Reading runs in the caller's thread.
     """
 
-    def __init__(self, source: Source, progress: Progress | None = None) -> None:
+    def __init__(self, source: Source, progress: Progress | None = None, vision: OpenVision | None = None) -> None:
+        """`vision`: the encoder beside it; None: the model sees nothing."""
+        self.vision = vision
         self._source = source
         self._progress = progress
         self.model = find(str(source.config.get("model_type")))
@@ -167,9 +172,29 @@ def open_checkpoint(
     `load_format` "dummy" needs a folder with config.json only and draws random weights. `progress` is called while
     weights are read, with bytes done and bytes in all."""
     path = locate(path_or_id, revision=revision, config_only=load_format == "dummy")
-    if load_format == "dummy":
-        return Checkpoint(RandomSource(path), progress)
-    return Checkpoint(GGUFSource(path) if path.suffix == ".gguf" else FolderSource(path), progress)
+    if path.suffix == ".gguf" and load_format != "dummy":
+        return Checkpoint(GGUFSource(path), progress)
+    return _of_config(path, read_json(path / "config.json"), is_dummy=load_format == "dummy", progress=progress)
+
+
+def open_eyes(folder: Path) -> OpenVision:
+    """The encoder of a vision model's folder, for a language model that comes from elsewhere. Raises CheckpointError."""
+    config = read_json(folder / "config.json")
+    kind = find_vision(str(config.get("model_type")))
+    return OpenVision(PartSource(FolderSource(folder), config, kind.encoder_name), config)
+
+
+def _of_config(path: Path, config: dict[str, Any], *, is_dummy: bool, progress: Progress | None) -> Checkpoint:
+    """A folder as one language model, or as that and an encoder."""
+    if config.get("model_type") not in vision_types():
+        return Checkpoint(random_model(path, config) if is_dummy else FolderSource(path), progress)
+    kind = find_vision(str(config["model_type"]))
+    text_config = kind.text_config(config)
+    if is_dummy:
+        return Checkpoint(random_model(path, text_config), progress, OpenVision(random_vision(path, config), config))
+    folder = FolderSource(path)
+    vision = OpenVision(PartSource(folder, config, kind.encoder_name), config)
+    return Checkpoint(PartSource(folder, text_config, kind.text_name), progress, vision)
 
 
 def locate(path_or_id: str | Path, *, revision: str | None = None, config_only: bool = False) -> Path:

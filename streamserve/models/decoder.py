@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve.kernels.ops import Batch, NetworkParts, NetworkShape, rope_angles
+from streamserve.kernels.ops import Batch, Embedded, NetworkParts, NetworkShape, rope_angles
 from streamserve.models.layers import Attention, GatedMLP, Loader
 from streamserve.models.spec import ModelSpec, Traits
 
@@ -71,14 +71,18 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        return self._logits(batch, self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch)))
+        return self._logits(batch, self._stream_of(batch))
 
     @torch.inference_mode()
     def forward_with_features(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See FeatureNetwork."""
         kept: list[Tensor] = []
-        x_TE = self._stream(batch.token_ids_T, batch.positions_T, self._attention_op.prepare(batch), layers, kept)
+        x_TE = self._stream_of(batch, layers, kept)
         return self._logits(batch, x_TE), kept[0] if len(kept) == 1 else torch.cat(kept, dim=-1)
+
+    def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of RoPE; a family that turns heads in another way overrides this."""
+        return rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """See FeatureNetwork."""
@@ -103,6 +107,10 @@ class Decoder:
         """The last hidden state of every token; `prepared` is for the attention that the network was built with."""
         return self.last_norm(self._stream(token_ids_T, positions_T, prepared))
 
+    def _stream_of(self, batch: Batch, before: Sequence[int] = (), kept: list[Tensor] | None = None) -> Tensor:
+        prepared, rope = self._attention_op.prepare(batch), batch.positions_T if batch.rope_3T is None else batch.rope_3T
+        return self._stream(batch.token_ids_T, rope, prepared, before, kept, batch.embedded)
+
     def _logits(self, batch: Batch, x_TE: Tensor) -> Tensor:
         return F.linear(self.last_norm(x_TE[batch.logit_rows_R]), self._head_VE).float()
 
@@ -113,14 +121,22 @@ class Decoder:
         prepared: Any,
         before: Sequence[int] = (),
         kept: list[Tensor] | None = None,
+        embedded: Embedded | None = None,
     ) -> Tensor:
-        """The stream behind the last layer. `kept` gets what it was `before` these layers, in their order."""
-        angles = rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
+        """The stream behind the last layer. `kept` gets what it was `before` these layers, in their order. `positions_T` are
+        those of RoPE: [3, T] for M-RoPE."""
+        angles = self.angles(positions_T)
         x_TE = self.embed(token_ids_T)
+        added: list[Tensor] = []
+        if embedded is not None:
+            first, *added = embedded.embeds_MX.to(x_TE.dtype).split(x_TE.shape[1], dim=1)
+            x_TE = x_TE.index_copy(0, embedded.tokens_M, first)
         for i, layer in enumerate(self._layers):
             if i in before and kept is not None:
                 kept.append(x_TE)
             x_TE = layer.forward(x_TE, angles, prepared)
+            if embedded is not None and i < len(added):
+                x_TE = x_TE.index_add(0, embedded.tokens_M, added[i])
         if len(self._layers) in before and kept is not None:
             kept.append(x_TE)
         return x_TE

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from streamserve.kernels.ops import Packed
 from streamserve.models import find
-from streamserve.models.hf_folder import read_json
 from streamserve.models.spec import read_spec
+from streamserve.models.vision import find as find_vision
 
 
 class RandomSource:
     """Weights drawn from a generator seeded by each weight's name. Implements checkpoint.Source."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.path = path
-        self.config: dict[str, Any] = read_json(path / "config.json")
+        self.config = config
         self.generation_config: dict[str, Any] = {}
-        model = find(str(self.config.get("model_type")))
-        spec = read_spec(self.config, model.traits(self.config))
-        self._shapes = {**model.weights(spec), **model.optional_weights(spec)}
+        self._shapes = shapes
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -50,9 +48,21 @@ class RandomSource:
             out.fill_(0.0 if name.endswith(".bias") else 1.0)
             return
         generator = torch.Generator(out.device).manual_seed(crc32(name.encode()))
-        out.normal_(0.0, out.shape[1] ** -0.5, generator=generator)
+        out.normal_(0.0, out[0].numel() ** -0.5, generator=generator)
 
     def finish(self) -> None: ...
 
     def packed(self, name: str) -> Packed | None:
         return None
+
+
+def random_model(path: Path, config: dict[str, Any]) -> RandomSource:
+    """The weights of a language model with this config."""
+    model = find(str(config.get("model_type")))
+    spec = read_spec(config, model.traits(config))
+    return RandomSource(path, config, {**model.weights(spec), **model.optional_weights(spec)})
+
+
+def random_vision(path: Path, config: dict[str, Any]) -> RandomSource:
+    """The weights of the encoder of a vision model with this config."""
+    return RandomSource(path, config, find_vision(str(config.get("model_type"))).weights(config))

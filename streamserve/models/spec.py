@@ -47,6 +47,10 @@ class Rope:
     attention_factor: float = 1.0  # yarn: multiplies cos and sin
     truncate: bool = True  # yarn
     factors: tuple[float, ...] = ()
+    # M-RoPE (Qwen2-VL, arXiv 2409.12191): how many of a head's frequencies turn with the frame, the row and the column. Empty: all
+    # turn with the position. `is_interleaved`: the three take turns over the frequencies (Qwen3-VL) instead of one after another.
+    sections: tuple[int, ...] = ()
+    is_interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

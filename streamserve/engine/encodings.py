@@ -1,0 +1,54 @@
+"""Which embeddings of media the runner keeps, as the scheduler knows it: least recently used ones make room for new ones.
+
+Owns that book; the tensors are the runner's (engine/embeddings.py). What is in use by a running prompt is never given up. Torch-free.
+"""
+
+from collections.abc import Iterable
+
+from streamserve.messages import Media
+
+MAX_TOKENS = 65_536  # embeddings kept: 64 pictures of 1,024 places
+
+
+class Encodings:
+    """The book of one engine. Keys are media's."""
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self._max_tokens = max_tokens
+        self._kept: dict[bytes, int] = {}  # embeddings by key, least recently used first
+        self._num_tokens = 0
+        self.num_encoded = 0  # media encoded so far
+
+    def has(self, media: Media) -> bool:
+        """Whether its embeddings are there, or will be before the next step's rows. Counts as a use."""
+        if (num_tokens := self._kept.pop(media.key, None)) is None:
+            return False
+        self._kept[media.key] = num_tokens
+        return True
+
+    def add(self, media: Media) -> None:
+        """A plan encodes it."""
+        assert media.key not in self._kept
+        self._kept[media.key] = media.num_tokens
+        self._num_tokens += media.num_tokens
+        self.num_encoded += 1
+
+    def shrink(self, used: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Give up the least recently used ones beyond the limit, but none of `used`. Returns their keys."""
+        if self._num_tokens <= self._max_tokens:
+            return ()
+        held, gone = set(used), []
+        for key, num_tokens in list(self._kept.items()):
+            if self._num_tokens <= self._max_tokens:
+                break
+            if key not in held:
+                del self._kept[key]
+                self._num_tokens -= num_tokens
+                gone.append(key)
+        return tuple(gone)
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """The step that was to encode them failed: they are not there."""
+        for key in keys:
+            if (num_tokens := self._kept.pop(key, None)) is not None:
+                self._num_tokens -= num_tokens

@@ -1,0 +1,62 @@
+"""What a model's family does with a picture before its encoder sees it: sizes, tiles, normalised arrays, and places in the prompt.
+
+Owns the types that families share, and finds a family's file by its model_type. Knows no tensors, no tokenizer, no HTTP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from streamserve.media.picture import Picture
+from streamserve.messages import Layout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A picture as the model takes it. `key`, `inputs` and `cost` as in messages.Media."""
+
+    key: bytes
+    inputs: Mapping[str, Any]
+    layout: Layout
+    cost: int
+
+
+class Family(Protocol):
+    """How one model takes pictures. Methods may run in several threads at once.
+
+    `marker`: what the model's chat template writes for a picture, to be replaced by Layout.text; None: the template knows of no
+    pictures. `token`: the text of the token that Layout.text has once for every place; None: there is no such token.
+    """
+
+    @property
+    def marker(self) -> str | None: ...
+    @property
+    def token(self) -> str | None: ...
+    def prepare(self, picture: Picture) -> Prepared:
+        """Arrays for the encoder. Takes milliseconds: call it in a worker thread. Raises InvalidRequest for a picture that the
+        model cannot take, whatever its bytes."""
+        ...
+
+
+class MakeFamily(Protocol):
+    """A file in families/ has a class Family that is made so: from the folder of the checkpoint and its config.json."""
+
+    def __call__(self, folder: Path, config: Mapping[str, Any]) -> Family: ...
+
+
+def key_of(picture: Picture, settings: str) -> bytes:
+    """A key for a picture that was prepared with these settings."""
+    return sha256(picture.digest + settings.encode()).digest()
+
+
+def encoder_cost(num_patches: int, vision: Mapping[str, int], text: Mapping[str, int]) -> int:
+    """How many tokens of the language model take as much arithmetic as so many patches of the encoder. Both by their
+    num_hidden_layers, hidden_size and intermediate_size."""
+
+    def weights(config: Mapping[str, int]) -> int:
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        return config["num_hidden_layers"] * (4 * hidden * hidden + 3 * hidden * inner)
+
+    return max(1, round(num_patches * weights(vision) / weights(text)))
