@@ -63,6 +63,10 @@ class NetworkShape(Protocol):
         """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
         ...
 
+    def rope_axes(self) -> tuple[int, ...]:
+        """M-RoPE: which line of Batch.rope_3T each frequency turns with. Empty: all turn with the position."""
+        ...
+
 
 class Packed(NamedTuple):
     """A matrix as a GGUF file holds it: rows of quantised groups, rows independent of each other."""
@@ -419,9 +423,15 @@ def _visible(positions_T1: Tensor, num_keys: int, window: int | None) -> Tensor:
 
 
 def rope_angles(
-    positions_T: Tensor, inv_freq: Sequence[float] | Tensor, factor: float, dtype: torch.dtype
+    positions_T: Tensor,
+    inv_freq: Sequence[float] | Tensor,
+    factor: float,
+    dtype: torch.dtype,
+    axes_d: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin for the step's positions, each [T, D], computed in float32; shared by all layers."""
+    """cos and sin for the step's positions, each [T, D], computed in float32; shared by all layers. For M-RoPE positions are
+    [3, T], and `axes_d` says which of the three each frequency turns with."""
     freq_d = torch.as_tensor(inv_freq, dtype=torch.float32, device=positions_T.device)
-    angles_TD = torch.outer(positions_T.float(), freq_d).repeat(1, 2)
+    of_frequency = positions_T.unsqueeze(1) if positions_T.dim() == 1 else positions_T[axes_d].T
+    angles_TD = (of_frequency.float() * freq_d).repeat(1, 2)
     return (angles_TD.cos() * factor).to(dtype), (angles_TD.sin() * factor).to(dtype)

@@ -58,6 +58,7 @@ class Decoder:
         self._eps = shape.rms_norm_eps
         freq, self._rope_factor = shape.inv_freq()
         self._inv_freq = torch.tensor(freq, dtype=torch.float32, device=parts.device)
+        self._rope_axes = torch.tensor(shape.rope_axes(), dtype=torch.int64, device=parts.device)
         self._attention_op = parts.ops["attention.paged"](shape)
         self._norm_op = parts.ops["norm.rms"]
         self._embedding_VE = loader.tensor("model.embed_tokens.weight")
@@ -82,7 +83,7 @@ class Decoder:
 
     def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of RoPE; a family that turns heads in another way overrides this."""
-        return rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype)
+        return rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype, self._rope_axes)
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """See FeatureNetwork."""
@@ -129,7 +130,7 @@ class Decoder:
         x_TE = self.embed(token_ids_T)
         added: list[Tensor] = []
         if embedded is not None:
-            first, *added = embedded.embeds_MX.to(x_TE.dtype).split(x_TE.shape[1], dim=1)
+            first, *added = torch.split(embedded.embeds_MX.to(x_TE.dtype), x_TE.shape[1], dim=1)
             x_TE = x_TE.index_copy(0, embedded.tokens_M, first)
         for i, layer in enumerate(self._layers):
             if i in before and kept is not None:

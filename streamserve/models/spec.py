@@ -5,7 +5,7 @@ Knows no weights and no tensors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi
 from typing import Any
 
@@ -47,8 +47,9 @@ class Rope:
     attention_factor: float = 1.0  # yarn: multiplies cos and sin
     truncate: bool = True  # yarn
     factors: tuple[float, ...] = ()
-    # M-RoPE (Qwen2-VL, arXiv 2409.12191): how many of a head's frequencies turn with the frame, the row and the column. Empty: all
-    # turn with the position. `is_interleaved`: the three take turns over the frequencies (Qwen3-VL) instead of one after another.
+    # M-RoPE (Qwen2-VL, arXiv 2409.12191): how many of a head's frequencies turn with the frame, the row and the column. Empty:
+    # all turn with the position. `is_interleaved`: the three take turns over the frequencies (Qwen3-VL) instead of following
+    # one another.
     sections: tuple[int, ...] = ()
     is_interleaved: bool = False
 
@@ -81,6 +82,13 @@ class ModelSpec:
         """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
         return tuple(_inv_freq(self.rope, self.head_dim).tolist()), self.rope.attention_factor
 
+    def rope_axes(self) -> tuple[int, ...]:
+        """M-RoPE: whether each frequency turns with the frame (0), row (1) or column (2). Empty: all turn with the position."""
+        sections = self.rope.sections
+        if not self.rope.is_interleaved:
+            return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+        return tuple(i % 3 if i < 3 * sections[i % 3] else 0 for i in range(sum(sections)))
+
 
 def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str, Any] | None = None) -> ModelSpec:
     """ModelSpec from the keys of config.json; `generation` is generation_config.json. Raises CheckpointError."""
@@ -92,18 +100,19 @@ def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act is {activation!r}; supported is silu")
     max_position = _int(config, "max_position_embeddings")
+    head_dim = config.get("head_dim") or hidden // heads
     return ModelSpec(
         model_type=config["model_type"],
         num_layers=_int(config, "num_hidden_layers"),
         hidden_size=hidden,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        head_dim=head_dim,
         intermediate_size=_int(config, "intermediate_size"),
         vocab_size=_int(config, "vocab_size"),
         max_position_embeddings=max_position,
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope=_read_rope(config, max_position),
+        rope=_read_rope(config, max_position, head_dim),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=traits.qkv_bias,
         o_bias=traits.o_bias,
@@ -128,13 +137,25 @@ def _token_ids(value: Any) -> frozenset[int]:
     return frozenset(value) if isinstance(value, list) else frozenset((value,))
 
 
-def _read_rope(config: Mapping[str, Any], max_position: int) -> Rope:
+def _read_rope(config: Mapping[str, Any], max_position: int, head_dim: int) -> Rope:
     # transformers 5 writes rope_parameters; before, rope_theta stood beside rope_scaling.
     given = {
         "rope_theta": config.get("rope_theta"),
         **(config.get("rope_scaling") or {}),
         **(config.get("rope_parameters") or {}),
     }
+    rope = _read_stretch(config, given, max_position)
+    sections = tuple(given.get("mrope_section") or ())
+    if not sections:
+        return rope
+    if len(sections) != 3 or 2 * sum(sections) != head_dim:
+        raise CheckpointError(
+            f"config.json: mrope_section is {list(sections)}; three numbers whose sum is {head_dim // 2} are needed"
+        )
+    return replace(rope, sections=sections, is_interleaved=bool(given.get("mrope_interleaved")))
+
+
+def _read_stretch(config: Mapping[str, Any], given: Mapping[str, Any], max_position: int) -> Rope:
     kind = given.get("rope_type") or given.get("type") or "default"
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise CheckpointError("config.json: partial_rotary_factor below 1 is not supported")
@@ -142,7 +163,7 @@ def _read_rope(config: Mapping[str, Any], max_position: int) -> Rope:
     factor = float(given.get("factor") or 1.0)
     original = int(given.get("original_max_position_embeddings") or max_position)
     match kind:
-        case "default":
+        case "default" | "mrope":
             return Rope(theta)
         case "linear":
             return Rope(theta, "linear", factor)
