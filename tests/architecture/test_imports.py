@@ -25,14 +25,15 @@ FOUNDATION = (
 # What each part may import of ours, beside the foundation and itself. A dotted name allows that module only.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "text": (),
+    "media": (),
     "kernels": (),
     "cache": ("kernels",),
     "models": ("kernels", "cache.pool"),
     "engine": ("cache", "models", "kernels"),
-    "api": ("text", "engine.client"),
+    "api": ("text", "media", "engine.client"),
     "calibrate": ("kernels", "models", "cache.pool"),
     "facts": ("kernels", "models", "calibrate"),
-    "build": ("text", "kernels", "cache", "models", "engine", "facts"),
+    "build": ("text", "media", "kernels", "cache", "models", "engine", "facts"),
     "serve": ("api", "build", "engine"),
     "llm": ("text", "engine", "build"),
     "flags": (),
@@ -79,11 +80,13 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "msgspec": ("api", "text", "messages"),
     "huggingface_hub": ("models.hub",),
     "llguidance": ("engine.grammar",),
+    "PIL": ("media",),
 }
 
 TORCH_FREE = (
     *(f"streamserve.{name}" for name in FOUNDATION if name),
     "streamserve.text",
+    "streamserve.media",
     "streamserve.api",
     "streamserve.engine.client",
     "streamserve.engine.embedder",
