@@ -194,7 +194,9 @@ def _of_config(path: Path, config: dict[str, Any], *, is_dummy: bool, progress: 
         return Checkpoint(random_model(path, text_config), progress, OpenVision(random_vision(path, config), config))
     folder = FolderSource(path)
     vision = OpenVision(PartSource(folder, config, kind.encoder_name), config)
-    return Checkpoint(PartSource(folder, text_config, kind.text_name), progress, vision)
+    text = PartSource(folder, text_config, kind.text_name)
+    text.config.setdefault("tie_word_embeddings", "lm_head.weight" not in text.sizes)
+    return Checkpoint(text, progress, vision)
 
 
 def locate(path_or_id: str | Path, *, revision: str | None = None, config_only: bool = False) -> Path:
