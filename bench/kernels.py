@@ -52,6 +52,7 @@ class Shape:
     qk_norm: bool
     num_layers: int
     sliding_window: int | None = None
+    window_layers: frozenset[int] | None = None
 
     @property
     def attended(self) -> int:

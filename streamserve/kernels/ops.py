@@ -59,6 +59,18 @@ class NetworkShape(Protocol):
     def qk_norm(self) -> bool: ...
     @property
     def sliding_window(self) -> int | None: ...
+    @property
+    def window_layers(self) -> frozenset[int] | None:
+        """Layers that the sliding window holds for; None: all."""
+        ...
+
+    @property
+    def only_torch(self) -> str | None:
+        """What of the layers only the family's own torch network computes; None: nothing."""
+        ...
+
+    @property
+    def has_rotary_sections(self) -> bool: ...
     def inv_freq(self) -> tuple[tuple[float, ...], float]:
         """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
         ...
@@ -302,7 +314,7 @@ class _DecodeRows:
 
     tokens: Tensor | slice  # which of the T tokens
     pages: KVReader
-    bias_B11N: Tensor  # 0 where attended, -inf elsewhere
+    bias_B11N: Mapping[int | None, Tensor]  # by window: 0 where attended, -inf elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +324,7 @@ class _PromptRow:
     tokens: slice
     pages: KVReader
     kv_len: int
-    mask_TN: Tensor | None  # None: plain causal, no prefix
+    mask_TN: Mapping[int | None, Tensor | None]  # by window; None: plain causal, no prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +342,9 @@ class ReferenceAttention:
 
     def __init__(self, shape: NetworkShape) -> None:
         self._window = shape.sliding_window
+        self._window_layers = shape.window_layers
+        # How layers of this network look back, each once.
+        self._windows = {shape.sliding_window} if shape.window_layers is None else {None, shape.sliding_window}
         self._kv_heads = shape.num_kv_heads
         self._group = shape.num_heads // shape.num_kv_heads
         self._scale = shape.head_dim**-0.5
@@ -344,12 +359,13 @@ class ReferenceAttention:
             if length == 1:
                 decode.setdefault((-(-batch.kv_len[b] // size)).bit_length(), []).append(b)
         prompts = [b for b, length in enumerate(lens) if length > 1]
+        see_until_T = _see_until(batch)
         return _Prepared(
             pool=batch.pool,
             pages_T=pages_T,
             offsets_T=batch.positions_T % size,
             decode=[self._decode_rows(batch, rows) for rows in decode.values()],
-            prompts=[self._prompt_row(batch, b) for b in prompts],
+            prompts=[self._prompt_row(batch, b, see_until_T) for b in prompts],
         )
 
     def _decode_rows(self, batch: Batch, rows: list[int]) -> _DecodeRows:
@@ -359,35 +375,45 @@ class ReferenceAttention:
         num_pages = -(-max(kv_len) // size)
         table = batch.page_table_BP if is_whole_batch else batch.page_table_BP[rows]
         len_B1 = torch.tensor(kv_len, device=device).unsqueeze(1)
-        is_hidden_BN = ~_visible(len_B1 - 1, num_pages * size, self._window)
-        bias_BN = torch.zeros(is_hidden_BN.shape, device=device).masked_fill_(is_hidden_BN, float("-inf"))
+        bias_B11N = {}
+        for window in self._windows:
+            is_hidden_BN = ~_visible(len_B1 - 1, len_B1 - 1, num_pages * size, window)
+            bias_BN = torch.zeros(is_hidden_BN.shape, device=device).masked_fill_(is_hidden_BN, float("-inf"))
+            bias_B11N[window] = bias_BN[:, None, None, :]
         return _DecodeRows(
             tokens=slice(None) if is_whole_batch else torch.tensor([batch.row_start[b] for b in rows], device=device),
             pages=batch.pool.reader(table[:, :num_pages]),
-            bias_B11N=bias_BN[:, None, None, :],
+            bias_B11N=bias_B11N,
         )
 
-    def _prompt_row(self, batch: Batch, b: int) -> _PromptRow:
+    def _prompt_row(self, batch: Batch, b: int, see_until_T: Tensor | None) -> _PromptRow:
         tokens, kv_len = slice(batch.row_start[b], batch.row_start[b + 1]), batch.kv_len[b]
         num_pages = -(-kv_len // batch.pool.page_size)
-        is_plain = tokens.stop - tokens.start == kv_len and (self._window is None or kv_len <= self._window)
+        positions_T1 = batch.positions_T[tokens].unsqueeze(1)
+        until_T1 = positions_T1 if see_until_T is None else see_until_T[tokens].unsqueeze(1)
+        is_whole = len(positions_T1) == kv_len and bool(until_T1.equal(positions_T1))
+        masks: dict[int | None, Tensor | None] = {}
+        for window in self._windows:
+            is_plain = is_whole and (window is None or kv_len <= window)
+            masks[window] = None if is_plain else _visible(positions_T1, until_T1, kv_len, window)
         return _PromptRow(
             tokens=tokens,
             pages=batch.pool.reader(batch.page_table_BP[b : b + 1, :num_pages]),
             kv_len=kv_len,
-            mask_TN=None if is_plain else _visible(batch.positions_T[tokens].unsqueeze(1), kv_len, self._window),
+            mask_TN=masks,
         )
 
     def attend(self, prepared: _Prepared, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         prepared.pool.write(layer, k_TKD, v_TKD, prepared.pages_T, prepared.offsets_T)
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+        window = self._window if self._window_layers is None or layer in self._window_layers else None
         for rows in prepared.decode:
-            out_THD[rows.tokens] = self._attend_decode(rows, layer, q_THD[rows.tokens])
+            out_THD[rows.tokens] = self._attend_decode(rows, layer, window, q_THD[rows.tokens])
         for row in prepared.prompts:
-            out_THD[row.tokens] = self._attend_prompt(row, layer, q_THD[row.tokens])
+            out_THD[row.tokens] = self._attend_prompt(row, layer, window, q_THD[row.tokens])
         return out_THD
 
-    def _attend_decode(self, rows: _DecodeRows, layer: int, q_BHD: Tensor) -> Tensor:
+    def _attend_decode(self, rows: _DecodeRows, layer: int, window: int | None, q_BHD: Tensor) -> Tensor:
         """Page by page: [G, D] x [D, S], softmax over all pages of the row, [G, S] x [S, D], sum over pages.
 
         The G query heads of one key/value head are the rows of one product, so no K or V is repeated, and no page is
@@ -395,12 +421,13 @@ class ReferenceAttention:
         k_BPKDS, v_BPKSD = (x.float() for x in rows.pages.read(layer))
         q_BKGD = q_BHD.float().reshape(len(q_BHD), self._kv_heads, self._group, -1) * self._scale
         scores_BPKGS = q_BKGD.unsqueeze(1) @ k_BPKDS
-        scores_BKGN = scores_BPKGS.permute(0, 2, 3, 1, 4).flatten(3) + rows.bias_B11N
+        scores_BKGN = scores_BPKGS.permute(0, 2, 3, 1, 4).flatten(3) + rows.bias_B11N[window]
         weights_BKGPS = scores_BKGN.softmax(dim=-1).view(*scores_BKGN.shape[:3], -1, k_BPKDS.shape[-1])
         out_BKGD: Tensor = (weights_BKGPS.permute(0, 3, 1, 2, 4) @ v_BPKSD).sum(dim=1)
         return out_BKGD.reshape(q_BHD.shape).to(q_BHD.dtype)
 
-    def _attend_prompt(self, row: _PromptRow, layer: int, q_THD: Tensor) -> Tensor:
+    def _attend_prompt(self, row: _PromptRow, layer: int, window: int | None, q_THD: Tensor) -> Tensor:
+        mask_TN = row.mask_TN[window]
         k_1PKDS, v_1PKSD = row.pages.read(layer)
         k_1KND = k_1PKDS.permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, : row.kv_len].to(q_THD.dtype)
         v_1KND = v_1PKSD.permute(0, 2, 1, 3, 4).flatten(2, 3)[:, :, : row.kv_len].to(q_THD.dtype)
@@ -408,17 +435,24 @@ class ReferenceAttention:
             q_THD.transpose(0, 1).unsqueeze(0),
             k_1KND,
             v_1KND,
-            attn_mask=row.mask_TN,
-            is_causal=row.mask_TN is None,
+            attn_mask=mask_TN,
+            is_causal=mask_TN is None,
             enable_gqa=self._group > 1,
         )
         return out_1HTD.squeeze(0).transpose(0, 1)
 
 
-def _visible(positions_T1: Tensor, num_keys: int, window: int | None) -> Tensor:
-    """Which keys each query position may see: none after itself, none further back than the window."""
+def _see_until(batch: Batch) -> Tensor | None:
+    """The last position that each token may see; None: its own, of all."""
+    if batch.embedded is None or batch.embedded.see_until_M is None:
+        return None
+    return batch.positions_T.index_copy(0, batch.embedded.tokens_M, batch.embedded.see_until_M)
+
+
+def _visible(positions_T1: Tensor, until_T1: Tensor, num_keys: int, window: int | None) -> Tensor:
+    """Which keys each query position may see: none behind `until_T1`, none further back than the window."""
     keys_1N = torch.arange(num_keys, device=positions_T1.device).unsqueeze(0)
-    mask_TN = keys_1N <= positions_T1
+    mask_TN = keys_1N <= until_T1
     return mask_TN if window is None else mask_TN & (keys_1N > positions_T1 - window)
 
 

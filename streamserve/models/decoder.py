@@ -27,7 +27,7 @@ class Layer:
         self._norm = loader.ops["norm.rms"]
         self._eps = loader.shape.rms_norm_eps
 
-    def forward(self, x_TE: Tensor, angles: tuple[Tensor, Tensor], prepared: Any) -> Tensor:
+    def forward(self, x_TE: Tensor, angles: tuple[Tensor, ...], prepared: Any) -> Tensor:
         x_TE = x_TE + self._attention.forward(self._norm(x_TE, self._attention_norm, self._eps), angles, prepared)
         return x_TE + self._mlp.forward(self._norm(x_TE, self._mlp_norm, self._eps))
 
@@ -81,7 +81,7 @@ class Decoder:
         x_TE = self._stream_of(batch, layers, kept)
         return self._logits(batch, x_TE), kept[0] if len(kept) == 1 else torch.cat(kept, dim=-1)
 
-    def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, positions_T: Tensor) -> tuple[Tensor, ...]:
         """cos and sin of RoPE; a family that turns heads in another way overrides this."""
         return rope_angles(positions_T, self._inv_freq, self._rope_factor, self._dtype, self._rope_axes)
 

@@ -76,7 +76,7 @@ class Attention:
         self._norm = loader.ops["norm.rms"]
         self._rope = loader.ops["rope.apply"]
 
-    def forward(self, x_TE: Tensor, angles: tuple[Tensor, Tensor], prepared: Any) -> Tensor:
+    def forward(self, x_TE: Tensor, angles: tuple[Tensor, ...], prepared: Any) -> Tensor:
         heads, both = self._heads, self._heads + self._kv_heads
         qkv_TJD = self._qkv.forward(x_TE).view(x_TE.shape[0], -1, self._dim)  # J = H + 2K
         qk_TJD = qkv_TJD[:, :both]

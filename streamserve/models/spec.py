@@ -18,18 +18,6 @@ Frequencies = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
-    """What a family of models fixes by its code, so that config.json need not say it."""
-
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    sliding_window: int | None = None
-    num_mtp_layers: int = 0  # layers behind the others that predict tokens further ahead
-
-
-@dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary position embedding: base frequency and how it is stretched to longer contexts.
 
@@ -55,6 +43,26 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What a family of models fixes by its code, so that config.json need not say it. `activation`, `tie_embeddings` and
+    `rope_theta` are what a config means that is silent about them."""
+
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    num_mtp_layers: int = 0  # layers behind the others that predict tokens further ahead
+    activation: str = "silu"
+    tie_embeddings: bool = False
+    rope_theta: float = 10000.0
+    local_rope: Rope | None = None
+    window_layers: frozenset[int] | None = None
+    score_scale: float | None = None
+    only_torch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The shape of a decoder. Implements kernels.ops.NetworkShape."""
 
@@ -77,10 +85,24 @@ class ModelSpec:
     sliding_window: int | None
     eos_token_ids: frozenset[int]
     num_mtp_layers: int = 0
+    local_rope: Rope | None = None  # of layers with a window; None: as all others
+    window_layers: frozenset[int] | None = None  # layers that the sliding window holds for; None: all
+    score_scale: float | None = None  # of attention; None: by the head size
+    only_torch: str | None = None  # what of the layers only the family's own network computes; None: nothing
+
+    @property
+    def has_rotary_sections(self) -> bool:
+        """A token has three rope positions (M-RoPE)."""
+        return bool(self.rope.sections)
 
     def inv_freq(self) -> tuple[tuple[float, ...], float]:
         """RoPE: one angular frequency per pair of dimensions, and the factor on cos and sin."""
         return tuple(_inv_freq(self.rope, self.head_dim).tolist()), self.rope.attention_factor
+
+    def local_inv_freq(self) -> tuple[tuple[float, ...], float]:
+        """inv_freq() of layers with a window."""
+        rope = self.local_rope or self.rope
+        return tuple(_inv_freq(rope, self.head_dim).tolist()), rope.attention_factor
 
     def rope_axes(self) -> tuple[int, ...]:
         """M-RoPE: whether each frequency turns with the frame (0), row (1) or column (2). Empty: all turn with the position."""
@@ -96,9 +118,9 @@ def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
         raise CheckpointError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise CheckpointError(f"config.json: hidden_act is {activation!r}; supported is silu")
+    activation = config.get("hidden_activation") or config.get("hidden_act") or traits.activation
+    if activation != traits.activation and (activation, traits.activation) != ("swish", "silu"):
+        raise CheckpointError(f"config.json: hidden_act is {activation!r}; supported is {traits.activation}")
     max_position = _int(config, "max_position_embeddings")
     head_dim = config.get("head_dim") or hidden // heads
     return ModelSpec(
@@ -112,8 +134,8 @@ def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str
         vocab_size=_int(config, "vocab_size"),
         max_position_embeddings=max_position,
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope=_read_rope(config, max_position, head_dim),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        rope=_read_rope(config, max_position, head_dim, traits.rope_theta),
+        tie_embeddings=bool(config.get("tie_word_embeddings", traits.tie_embeddings)),
         qkv_bias=traits.qkv_bias,
         o_bias=traits.o_bias,
         mlp_bias=traits.mlp_bias,
@@ -121,6 +143,10 @@ def read_spec(config: Mapping[str, Any], traits: Traits, generation: Mapping[str
         sliding_window=traits.sliding_window,
         eos_token_ids=_token_ids(config.get("eos_token_id")) | _token_ids((generation or {}).get("eos_token_id")),
         num_mtp_layers=traits.num_mtp_layers,
+        local_rope=traits.local_rope,
+        window_layers=traits.window_layers,
+        score_scale=traits.score_scale,
+        only_torch=traits.only_torch,
     )
 
 
@@ -137,12 +163,13 @@ def _token_ids(value: Any) -> frozenset[int]:
     return frozenset(value) if isinstance(value, list) else frozenset((value,))
 
 
-def _read_rope(config: Mapping[str, Any], max_position: int, head_dim: int) -> Rope:
-    # transformers 5 writes rope_parameters; before, rope_theta stood beside rope_scaling.
+def _read_rope(config: Mapping[str, Any], max_position: int, head_dim: int, theta: float) -> Rope:
+    # transformers 5 writes rope_parameters, by kind of layer where those differ; before, rope_theta stood beside rope_scaling.
+    newer = config.get("rope_parameters") or {}
     given = {
-        "rope_theta": config.get("rope_theta"),
+        "rope_theta": config.get("rope_theta") or theta,
         **(config.get("rope_scaling") or {}),
-        **(config.get("rope_parameters") or {}),
+        **newer.get("full_attention", newer),
     }
     rope = _read_stretch(config, given, max_position)
     sections = tuple(given.get("mrope_section") or ())

@@ -20,6 +20,7 @@ class Shape:
     head_dim: int = 32
     sliding_window: int | None = None
     num_layers: int = 2
+    window_layers: frozenset[int] | None = None
 
     @property
     def qkv_size(self) -> int:

@@ -19,6 +19,7 @@ class Shape:
     num_kv_heads: int = 2
     head_dim: int = 16
     sliding_window: int | None = None
+    window_layers: frozenset[int] | None = None
 
 
 def implementations(op: str) -> list[Any]:

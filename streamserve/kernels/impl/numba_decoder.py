@@ -57,6 +57,8 @@ _QUANTISED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", 
 def refusal(facts: Facts) -> str | None:
     """Why the packed decoder cannot run this model here; None when it can."""
     shape: NetworkShape = facts.shape
+    if shape.only_torch:
+        return f"only torch's network computes {shape.only_torch}"
     if facts.dtype != "auto":
         return f"dtype is {facts.dtype}; packed weights need auto"
     if not facts.weight_kinds & _QUANTISED:

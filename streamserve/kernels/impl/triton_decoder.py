@@ -44,6 +44,8 @@ def few_rows(hidden_size: int, dtype: torch.dtype) -> int:
 def refusal(facts: Facts) -> str | None:
     """Why this decoder cannot run a model; None when it can."""
     shape: NetworkShape = facts.shape
+    if shape.only_torch:
+        return f"only torch's network computes {shape.only_torch}"
     if shape.head_dim not in _HEAD_DIMS:
         return f"head size {shape.head_dim} is not supported; supported are {', '.join(map(str, _HEAD_DIMS))}"
     if facts.page_size & (facts.page_size - 1):
