@@ -43,6 +43,7 @@ class Case:
         self.paged = Paged(shape, lengths, room=1, device=device, dtype=dtype)
         self.qkv = torch.randn(len(lengths), shape.qkv_size, device=device).to(dtype)
         self.cos_sin = angles(max(lengths) + 1, shape.head_dim, device)
+        self.line_of: list[int] | None = None  # of cos_sin, by row; None: its position
         self.norms: tuple[Tensor | None, Tensor | None] = (None, None)
         if norm:
             self.norms = tuple((1 + torch.randn(2, shape.head_dim, device=device) / 4).to(dtype))
@@ -73,9 +74,12 @@ class Case:
             ]
             surplus = [[-1] * (attention.rows_per_group + 3)] * (attention.num_parts(len(rows)) - len(lines))
             inputs = replace(inputs, parts_PR=torch.tensor(lines + surplus, dtype=torch.int32, device=self.device))
+        if self.line_of is not None:
+            inputs = replace(inputs, rope_3T=inputs.positions_T.expand(3, -1))
         out = torch.full((len(rows), self.shape.num_heads * self.shape.head_dim), float("nan")).to(self.device, self.dtype)
         qkv = self.qkv[rows].contiguous()
-        attention.attend(qkv, inputs, LAYER, self.cos_sin, *self.norms, EPS, out)
+        cos_sin = self.cos_sin if self.line_of is None else self.cos_sin[self.line_of]
+        attention.attend(qkv, inputs, LAYER, cos_sin, *self.norms, EPS, out)
         return out
 
     def check(self, out: Tensor) -> None:
@@ -83,10 +87,11 @@ class Case:
         q_TH, k_TK, v_TK = self.shape.split(self.qkv)
         for slot, position in enumerate(self.lengths):
             k_NKD, v_NKD = self.paged.read(LAYER, slot, position + 1)
-            expected_k = turned(k_TK[slot], self.norms[1], self.cos_sin[position])
+            line = self.cos_sin[position if self.line_of is None else self.line_of[slot]]
+            expected_k = turned(k_TK[slot], self.norms[1], line)
             torch.testing.assert_close(k_NKD[position], expected_k, **tolerance(self.dtype))
             assert torch.equal(v_NKD[position], v_TK[slot])
-            q_HD = turned(q_TH[slot], self.norms[0], self.cos_sin[position])
+            q_HD = turned(q_TH[slot], self.norms[0], line)
             expected = self.paged.attention(LAYER, slot, position, q_HD)
             torch.testing.assert_close(out[slot].double(), expected, **tolerance(self.dtype))
 
@@ -108,6 +113,19 @@ def test_one_long_row_is_split_and_merged(device: str, dtype: torch.dtype) -> No
 def test_query_and_key_norm(device: str, dtype: torch.dtype) -> None:
     case = Case(Shape(), [0, 33, 130], device, dtype, norm=True)
     case.check(case.run(case.attention(9)))
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_rows_are_turned_by_lines_of_their_own_where_positions_are_three(
+    is_grouped: bool, device: str, dtype: torch.dtype
+) -> None:
+    case = Case(Shape(), [70, 33, 130], device, dtype)
+    case.line_of = [5, 99, 41]
+    attention = case.attention(9)
+    parts = [(([0, 2], 64), 2), (([1], 0), 1)] if is_grouped else None
+    if is_grouped:
+        case.share([([0, 2], 64)])
+    case.check(case.run(attention, parts=parts))
 
 
 @pytest.mark.parametrize("window", [1, 2, 16, 70])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
 from streamserve.kernels.impl.triton_drafted_attention import DraftedAttention
 from tests.kernels.paged import Paged, Shape, tolerance
 from tests.kernels.test_triton_decode_attention import EPS, LAYER, angles, turned
@@ -24,6 +25,7 @@ class Case:
         self.rows = [(slot, length + i) for slot, (length, count) in enumerate(rows) for i in range(count)]
         self.qkv = torch.randn(len(self.rows), shape.qkv_size, device=device).to(dtype)
         self.cos_sin = angles(max(lengths) + max(counts), shape.head_dim, device)
+        self.line_of: list[int] | None = None  # of cos_sin, by row; None: its position
         self.norms: tuple[Tensor | None, Tensor | None] = (None, None)
         if norm:
             self.norms = tuple((1 + torch.randn(2, shape.head_dim, device=device) / 4).to(dtype))
@@ -31,12 +33,15 @@ class Case:
     def attention(self, num_sms: int) -> DraftedAttention:
         return DraftedAttention(self.shape, max_rows=len(self.rows) + 2, num_sms=num_sms, device=self.device)
 
-    def run(self, attention: DraftedAttention, surplus: int = 0) -> Tensor:
+    def run(self, attention: DraftedAttention | DecodeAttention, surplus: int = 0) -> Tensor:
         inputs = replace(self.paged.inputs([*self.rows, *[(-1, 0)] * surplus]), is_drafted=True)
         out = torch.full((len(self.rows) + surplus, self.shape.num_heads * self.shape.head_dim), float("nan"))
         out = out.to(self.device, self.dtype)
         qkv = torch.cat([self.qkv, self.qkv.new_full((surplus, self.shape.qkv_size), float("nan"))])
-        attention.attend(qkv, inputs, LAYER, self.cos_sin, *self.norms, EPS, out)
+        cos_sin = self.cos_sin
+        if self.line_of is not None:
+            inputs, cos_sin = replace(inputs, rope_3T=inputs.positions_T.expand(3, -1)), cos_sin[self.line_of]
+        attention.attend(qkv, inputs, LAYER, cos_sin, *self.norms, EPS, out)
         return out
 
     def check(self, out: Tensor) -> None:
@@ -44,10 +49,11 @@ class Case:
         q_TH, k_TK, v_TK = self.shape.split(self.qkv)
         for i, (slot, position) in enumerate(self.rows):
             k_NKD, v_NKD = self.paged.read(LAYER, slot, position + 1)
-            expected_k = turned(k_TK[i], self.norms[1], self.cos_sin[position])
+            line = self.cos_sin[position if self.line_of is None else self.line_of[i]]
+            expected_k = turned(k_TK[i], self.norms[1], line)
             torch.testing.assert_close(k_NKD[position], expected_k, **tolerance(self.dtype))
             assert torch.equal(v_NKD[position], v_TK[i])
-            q_HD = turned(q_TH[i], self.norms[0], self.cos_sin[position])
+            q_HD = turned(q_TH[i], self.norms[0], line)
             expected = self.paged.attention(LAYER, slot, position, q_HD)
             torch.testing.assert_close(out[i].double(), expected, **tolerance(self.dtype))
 
@@ -62,6 +68,17 @@ def test_rows_that_follow_one_another_see_each_other(shape: Shape, num_sms: int,
 def test_query_and_key_norm(device: str, dtype: torch.dtype) -> None:
     case = Case(Shape(), ROWS, device, dtype, norm=True)
     case.check(case.run(case.attention(30)))
+
+
+@pytest.mark.parametrize("is_own_kernel", [True, False])
+def test_rows_are_turned_by_lines_of_their_own_where_positions_are_three(
+    is_own_kernel: bool, device: str, dtype: torch.dtype
+) -> None:
+    case = Case(Shape(), [(70, 3), (20, 18), (33, 1)], device, dtype)
+    case.line_of = [(7 * i + 3) % len(case.cos_sin) for i in range(len(case.rows))]
+    own = case.attention(9)
+    other = DecodeAttention(case.shape, max_rows=len(case.rows), num_sms=9, device=device)
+    case.check(case.run(own if is_own_kernel else other))
 
 
 def test_the_longest_row(device: str, dtype: torch.dtype) -> None:

@@ -1,13 +1,13 @@
 """Norm, rotation and page writes of prompt tokens against torch in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
+from streamserve.kernels.impl.triton_rope import pick_angles, rope_table, write_prompt
 from streamserve.kernels.ops import PromptRow, StepInputs, rope_angles
 
 EPS = 1e-6
@@ -116,6 +116,27 @@ def test_prompt_tokens_are_rotated_and_written(
     written[LAYER, pages, offsets] = True
     for kv in (inputs.k, inputs.v):  # nothing else was touched
         assert kv.isnan().all(dim=-1).equal(~written.unsqueeze(2).expand(kv.shape[:-1]))
+
+
+def test_a_token_with_three_positions_is_turned_by_each_in_its_frequencies(device: str, dtype: torch.dtype) -> None:
+    shape, size = Shape(4, 2, 16), 16
+    inputs = step(shape, [(0, 5), (2, 3)], 1, page_size=4, dtype=dtype, device=device)
+    table = rope_table([10000 ** (-2 * i / size) for i in range(size // 2)], 1.0, 64, device)
+    axes = [0, 1, 2, 0, 1, 2, 2, 0]
+    buffer = torch.randint(0, 64, (3, 12), generator=torch.Generator().manual_seed(3)).int().to(device)
+    rope_3T = buffer[:, :9]  # in a step's buffer lines are longer than the step
+    angles_TD = pick_angles(table, rope_3T, torch.tensor(axes, dtype=torch.int32, device=device))
+    halves = [table[rope_3T[axis].long()][:, (i, size // 2 + i)] for i, axis in enumerate(axes)]
+    assert angles_TD.equal(torch.stack(halves, dim=2).flatten(1))
+
+    qkv = draw(9, 8 * size, dtype=dtype, device=device)
+    before = qkv.clone().view(9, -1, size)
+    write_prompt(qkv, replace(inputs, rope_3T=rope_3T), LAYER, angles_TD, None, None, EPS, shape)  # type: ignore[arg-type]
+    turned = qkv.view(9, -1, size)[1:, :6]
+    assert_close(turned, expected(before[1:, :6], None, angles_TD, torch.arange(1, 9)))
+    positions = inputs.positions_T[1:].long()
+    pages = inputs.page_table_SP[inputs.slots_T[1:].long(), positions // 4].long()
+    assert inputs.k[LAYER, pages, :, positions % 4].equal(turned[:, 4:])  # pages know the places alone
 
 
 def test_a_surplus_row_writes_no_page(device: str, dtype: torch.dtype) -> None:

@@ -43,13 +43,13 @@ def load_turned(
     is_row_M,
     weight_D,
     cos_sin,
-    position_M,
+    line_M,
     D: tl.constexpr,
     NORM: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Heads [M, D] after norm and RoPE, in their own dtype. `cos_sin`: the table's line for the position of all of them, or,
-    with `position_M`, the table.
+    """Heads [M, D] after norm and RoPE, in their own dtype. `cos_sin`: the table's line for all of them, or, with `line_M`, the
+    table.
 
     Every element also loads its partner, half a head away: cheaper than joining halves, which goes through shared memory."""
     HALF: tl.constexpr = D // 2
@@ -64,13 +64,13 @@ def load_turned(
         y = (y * scale).to(raw.dtype).to(tl.float32) * tl.load(weight_D + partner).to(tl.float32)[None, :]
         x = x.to(raw.dtype).to(tl.float32)
         y = y.to(raw.dtype).to(tl.float32)
-    if position_M is None:
+    if line_M is None:
         cos = tl.load(cos_sin + d % HALF)
         sin = tl.load(cos_sin + HALF + d % HALF)
         sin = tl.where(d < HALF, -sin, sin)
         return (x * cos[None, :] + y * sin[None, :]).to(raw.dtype)
     else:
-        angles = cos_sin + position_M.to(tl.int64)[:, None] * D + (d % HALF)[None, :]
+        angles = cos_sin + line_M.to(tl.int64)[:, None] * D + (d % HALF)[None, :]
         cos = tl.load(angles, mask=is_row_M[:, None], other=0.0)
         sin = tl.load(angles + HALF, mask=is_row_M[:, None], other=0.0)
         return (x * cos + y * tl.where((d < HALF)[None, :], -sin, sin)).to(raw.dtype)
@@ -130,6 +130,7 @@ def _write_decode(
     S: tl.constexpr,
     EPS: tl.constexpr,
     NORM: tl.constexpr,
+    BY_TOKEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One key/value head of one row: what _decode_attention would write, and nothing else; in as many warps, to the same bits."""
@@ -142,7 +143,8 @@ def _write_decode(
     if slot >= 0:
         position = tl.load(positions_T + row)
         line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
-        k_new, v_new = _load_new(line, head, k_norm_D, cos_sin + position.to(tl.int64) * D, H, K, D, NORM, EPS)
+        angles = cos_sin + (row if BY_TOKEN else position).to(tl.int64) * D
+        k_new, v_new = _load_new(line, head, k_norm_D, angles, H, K, D, NORM, EPS)
         layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
         pages = page_table + slot.to(tl.int64) * table_width
         _store_new(k_pages + layer_at, v_pages + layer_at, pages, position, k_new, v_new, K, D, S)
@@ -160,7 +162,7 @@ def _decode_attention(
     positions_T,
     slots_T,
     page_table,  # [slots, table_width]
-    cos_sin,  # [positions, D] float32: D / 2 cosines, then D / 2 sines
+    cos_sin,  # [positions, D], or [T, D], float32: D / 2 cosines, then D / 2 sines
     q_norm_D,
     k_norm_D,
     part_acc,  # [T, K, splits, G, D] float32
@@ -184,6 +186,7 @@ def _decode_attention(
     MAX_SPLITS: tl.constexpr,  # of any launch, a power of two
     BLOCK_N: tl.constexpr,
     IS_WRITTEN: tl.constexpr,  # the new tokens are in their pages
+    BY_TOKEN: tl.constexpr,  # cos_sin has a line for each token of the step, not for each position
     PDL: tl.constexpr,
 ):
     head = tl.program_id(0)
@@ -220,7 +223,7 @@ def _decode_attention(
     d = tl.arange(0, D)
     g = tl.arange(0, G_DOT)
     line = qkv + row.to(tl.int64) * ((H + 2 * K) * D)
-    angles = cos_sin + position.to(tl.int64) * D
+    angles = cos_sin + (row if BY_TOKEN else position).to(tl.int64) * D
     q = load_turned(line + head * (G * D), g, g < G, q_norm_D, angles, None, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
@@ -338,7 +341,7 @@ def _grouped_decode_attention(
     slots_T,
     page_table,  # [slots, table_width]
     parts,  # [P, R + 3]: see StepInputs
-    cos_sin,  # [positions, D] float32: D / 2 cosines, then D / 2 sines
+    cos_sin,  # [positions, D], or [T, D], float32: D / 2 cosines, then D / 2 sines
     q_norm_D,
     k_norm_D,
     part_acc,  # [K, P, R * G, D] float32
@@ -360,6 +363,7 @@ def _grouped_decode_attention(
     NORM: tl.constexpr,
     MAX_SPLITS: tl.constexpr,  # of any group, a power of two
     BLOCK_N: tl.constexpr,
+    BY_TOKEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One part of one group, one key/value head. The tokens of a group are a list of tiles: those of the shared prefix, then
@@ -408,7 +412,8 @@ def _grouped_decode_attention(
     slot_M = tl.load(slots_T + row_M, mask=is_line_M, other=-1)
     position_M = tl.load(positions_T + row_M, mask=is_line_M, other=0)
     heads_M = row_M.to(tl.int64) * (H + 2 * K)
-    q = load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, position_M, D, NORM, EPS)
+    turn_M = row_M if BY_TOKEN else position_M
+    q = load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, turn_M, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
     v_head = v_pages + layer_at
@@ -417,7 +422,7 @@ def _grouped_decode_attention(
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     if split == num_splits - 1:  # every member's new token: into its page, and into the sums of its lines
-        k_new = load_turned(qkv, heads_M + H + head, is_line_M, k_norm_D, cos_sin, position_M, D, NORM, EPS)
+        k_new = load_turned(qkv, heads_M + H + head, is_line_M, k_norm_D, cos_sin, turn_M, D, NORM, EPS)
         v_at = (heads_M + H + K + head)[:, None] * D + d[None, :]
         v_new = tl.load(qkv + v_at, mask=is_line_M[:, None], other=0.0)
         pages_M = page_table + slot_M.to(tl.int64) * table_width
@@ -548,8 +553,8 @@ class DecodeAttention:
         pdl: bool = False,
     ) -> None:
         """Attend for tokens 0 .. num_decode - 1: into their lines of `out_TX`; K and V of each into its page, in a drafted
-        step before any of them attends. `qkv_TJ` as the product left it: no norm, no RoPE. Rows with slot -1 read and write
-        nothing."""
+        step before any of them attends. `qkv_TJ` as the product left it: no norm, no RoPE. `cos_sin`: see
+        triton_rope.write_prompt. Rows with slot -1 read and write nothing."""
         rows = inputs.num_decode
         assert 0 < rows <= self._max_rows and qkv_TJ.is_contiguous() and out_TX.is_contiguous()
         assert (q_norm_D is None) == (k_norm_D is None)
@@ -564,6 +569,7 @@ class DecodeAttention:
             "S": inputs.k.shape[3],
             "EPS": eps,
             "NORM": q_norm_D is not None,
+            "BY_TOKEN": inputs.rope_3T is not None,
             "PDL": pdl,
             **({"launch_pdl": True} if pdl else {}),
         }

@@ -21,7 +21,7 @@ from streamserve.kernels.impl.triton_linear import linear as invariant_linear
 from streamserve.kernels.impl.triton_mlp import silu_mul
 from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
 from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
-from streamserve.kernels.impl.triton_rope import rope_table, write_prompt
+from streamserve.kernels.impl.triton_rope import pick_angles, rope_table, write_prompt
 from streamserve.kernels.ops import DeviceNetwork, Grouping, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
 from streamserve.kernels.registry import Facts, implements
 
@@ -130,6 +130,8 @@ class TritonDecoder:
         self._head_VE = self._embedding_VE if head is None else head
         inv_freq, factor = shape.inv_freq()
         self._cos_sin = rope_table(inv_freq, factor, parts.max_len, parts.device)
+        axes = shape.rope_axes()
+        self._axes_d = torch.tensor(axes, dtype=torch.int32, device=parts.device) if axes else None
         num_sms = gpu.num_sms if gpu is not None else 1
         self._decode = DecodeAttention(
             shape, max_rows=parts.max_rows, num_sms=num_sms, device=parts.device, deterministic=parts.deterministic
@@ -157,24 +159,33 @@ class TritonDecoder:
 
     def _forward(self, inputs: StepInputs, *, every_token: bool) -> Tensor:
         x_TE = embed(inputs.tokens_T, self._embedding_VE)
+        added: list[Tensor] = []
+        if inputs.embedded is not None:
+            first_ME, *added = torch.split(inputs.embedded.embeds_MX.to(x_TE.dtype), x_TE.shape[1], dim=1)
+            x_TE.index_copy_(0, inputs.embedded.tokens_M, first_ME)
+        cos_sin = self._cos_sin
+        if inputs.rope_3T is not None:
+            assert self._axes_d is not None
+            cos_sin = pick_angles(cos_sin, inputs.rope_3T, self._axes_d)
         if not inputs.prompts and len(x_TE) <= self._max_few:
-            return self._forward_few(x_TE, inputs)
-        return self._forward_many(x_TE, inputs, every_token or not inputs.prompts)
+            return self._forward_few(x_TE, inputs, cos_sin, added)
+        return self._forward_many(x_TE, inputs, cos_sin, added, every_token or not inputs.prompts)
 
-    def _forward_few(self, x_TE: Tensor, inputs: StepInputs) -> Tensor:
+    def _forward_few(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, added: list[Tensor]) -> Tensor:
         """Decode rows, up to few_rows(): five kernels per layer."""
         eps, pdl = self._eps, self._pdl
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
         decode = self._attention(inputs)
         for i, layer in enumerate(self._layers):
             qkv_TJ = gemv.norm_linear(x_TE, layer.attention_norm, layer.qkv, layer.qkv_bias, eps, pdl=pdl)
-            decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
+            decode.attend(qkv_TJ, inputs, i, cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
             gemv.linear_add(out_TX, layer.o, x_TE, pdl=pdl)
             inner_TF = gemv.norm_gate_up(x_TE, layer.mlp_norm, layer.gate_up, eps, pdl=pdl)
             gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
+            self._add_embedded(x_TE, inputs, added, i)
         return x_TE
 
-    def _forward_many(self, x_TE: Tensor, inputs: StepInputs, every_token: bool) -> Tensor:
+    def _forward_many(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, added: list[Tensor], every_token: bool) -> Tensor:
         eps, num_decode, has_prompts = self._eps, inputs.num_decode, bool(inputs.prompts)
         decode = self._attention(inputs)
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
@@ -183,32 +194,47 @@ class TritonDecoder:
             qkv_TJ = self._linear(h_TE, layer.qkv, layer.qkv_bias)
             is_last = i + 1 == len(self._layers)
             if is_last and not every_token:
-                return self._last_layer(x_TE, qkv_TJ, inputs)
+                return self._last_layer(x_TE, qkv_TJ, inputs, cos_sin)
             if has_prompts:
-                write_prompt(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
+                write_prompt(qkv_TJ, inputs, i, cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
                 out_TX = self._prompt.attend(qkv_TJ, inputs, i, out_TX)
             if num_decode:
-                decode.attend(qkv_TJ, inputs, i, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
-            h_TE = self._finish(x_TE, out_TX, layer, None if is_last else self._layers[i + 1].attention_norm)
+                decode.attend(qkv_TJ, inputs, i, cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
+            next_norm_E = None if is_last else self._layers[i + 1].attention_norm
+            if i < len(added):
+                self._finish(x_TE, out_TX, layer, None)
+                self._add_embedded(x_TE, inputs, added, i)
+                h_TE = x_TE if next_norm_E is None else rms_norm(x_TE, next_norm_E, eps)
+            else:
+                h_TE = self._finish(x_TE, out_TX, layer, next_norm_E)
         return x_TE
+
+    @staticmethod
+    def _add_embedded(x_TE: Tensor, inputs: StepInputs, added: list[Tensor], layer: int) -> None:
+        """What embeddings of media add to the stream behind one of the first layers (DeepStack)."""
+        if layer < len(added):
+            assert inputs.embedded is not None
+            x_TE.index_add_(0, inputs.embedded.tokens_M, added[layer])
 
     def _attention(self, inputs: StepInputs) -> DecodeAttention | DraftedAttention:
         """Of the step's decode rows."""
         return self._drafted if inputs.is_drafted else self._decode
 
-    def _last_layer(self, x_TE: Tensor, qkv_TJ: Tensor, inputs: StepInputs) -> Tensor:
+    def _last_layer(self, x_TE: Tensor, qkv_TJ: Tensor, inputs: StepInputs, cos_sin: Tensor) -> Tensor:
         """Of a step with prompts: all tokens leave K and V, the rest is done for those that yield logits, each as if it were a
         decode row. What the others would bring nobody looks at."""
         layer, last, eps = self._layers[-1], len(self._layers) - 1, self._eps
         rows_R, slots_R = inputs.logit_rows_R, inputs.logit_slots_R
         qkv_RJ = qkv_TJ.index_select(0, rows_R)  # before write_prompt norms and turns it
-        write_prompt(qkv_TJ, inputs, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
+        write_prompt(qkv_TJ, inputs, last, cos_sin, layer.q_norm, layer.k_norm, eps, self._shape)
         x_RE = x_TE.index_select(0, rows_R)
         if len(rows_R):
             positions_R = inputs.positions_T.index_select(0, rows_R)
             rows = replace(inputs, num_decode=len(rows_R), positions_T=positions_R, slots_T=slots_R, parts_PR=None)
+            if inputs.rope_3T is not None:  # a line for each of these rows, then
+                cos_sin = cos_sin.index_select(0, rows_R)
             out_RX = x_RE.new_empty((len(rows_R), self._shape.num_heads * self._shape.head_dim))
-            self._attention(inputs).attend(qkv_RJ, rows, last, self._cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
+            self._attention(inputs).attend(qkv_RJ, rows, last, cos_sin, layer.q_norm, layer.k_norm, eps, out_RX)
             self._finish(x_RE, out_RX, layer, None)
         return x_RE
 

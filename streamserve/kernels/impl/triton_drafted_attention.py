@@ -36,7 +36,7 @@ def _drafted_attention(
     positions_T,
     slots_T,
     page_table,  # [slots, table_width]
-    cos_sin,  # [positions, D] float32: D / 2 cosines, then D / 2 sines
+    cos_sin,  # [positions, D], or [T, D], float32: D / 2 cosines, then D / 2 sines
     q_norm_D,
     k_norm_D,
     part_acc,  # [T, K, splits, R * G, D] float32
@@ -58,6 +58,7 @@ def _drafted_attention(
     NORM: tl.constexpr,
     MAX_SPLITS: tl.constexpr,  # of any launch, a power of two
     BLOCK_N: tl.constexpr,
+    BY_TOKEN: tl.constexpr,  # cos_sin has a line for each token of the step, not for each position
     PDL: tl.constexpr,
 ):
     """One program per key/value head, token and split; tokens that do not begin a block leave it to the one that does. Line
@@ -102,7 +103,8 @@ def _drafted_attention(
 
     d = tl.arange(0, D)
     heads_M = row_M.to(tl.int64) * (H + 2 * K)
-    q = load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, position + token_M, D, NORM, EPS)
+    turn = row if BY_TOKEN else position
+    q = load_turned(qkv, heads_M + head * G + g % G, is_line_M, q_norm_D, cos_sin, turn + token_M, D, NORM, EPS)
     layer_at = layer.to(tl.int64) * num_pages * (K * S * D) + head * (S * D)
     k_head = k_pages + layer_at
     v_head = v_pages + layer_at
@@ -115,7 +117,7 @@ def _drafted_attention(
             new_N = at + tl.arange(0, _NEW)
             is_new_N = new_N < num_new
             heads_N = (row - offset + new_N).to(tl.int64) * (H + 2 * K)
-            k_ND = load_turned(qkv, heads_N + H + head, is_new_N, k_norm_D, cos_sin, base + new_N, D, NORM, EPS)
+            k_ND = load_turned(qkv, heads_N + H + head, is_new_N, k_norm_D, cos_sin, turn - offset + new_N, D, NORM, EPS)
             v_at = (heads_N + H + K + head)[:, None] * D + d[None, :]
             v_ND = tl.load(qkv + v_at, mask=is_new_N[:, None], other=0.0)
             is_own_N = is_new_N & (new_N >= offset)
@@ -230,6 +232,7 @@ class DraftedAttention:
             NORM=q_norm_D is not None,
             MAX_SPLITS=MAX_SPLITS,
             BLOCK_N=self._block_n,
+            BY_TOKEN=inputs.rope_3T is not None,
             PDL=pdl,
             num_warps=self._num_warps,
             num_stages=self._num_stages,

@@ -1,10 +1,13 @@
 """Rotary embedding of a prompt on a GPU, with the norm of q and k before it and the way into the pages behind it.
 
-Owns one kernel and the table of angles. Decode rows do the same inside their attention (triton_decode_attention.py).
+Owns this kernel, the table of angles, and what M-RoPE (Qwen2-VL, arXiv 2409.12191) makes of that for one step: a table with a
+line for each token, since a token has three positions there. Decode rows do the same inside their attention
+(triton_decode_attention.py).
 T tokens of the step, H query heads, K key/value heads, D head size, J = (H + 2K) * D, S tokens per page.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -43,6 +46,7 @@ def _write_prompt(
     S: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    BY_TOKEN: tl.constexpr,  # cos_sin has a line for each token of the step, not for each position
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -76,7 +80,7 @@ def _write_prompt(
         normed_high = (high * inverse).to(dtype).to(tl.float32) * tl.where(is_q, q_high, k_high)
         low = tl.where(is_v, low, normed_low.to(dtype).to(tl.float32))
         high = tl.where(is_v, high, normed_high.to(dtype).to(tl.float32))
-    angle = cos_sin + position.to(tl.int64) * D + dim
+    angle = cos_sin + (token if BY_TOKEN else position).to(tl.int64) * D + dim
     cos = tl.load(angle, mask=dim < HALF, other=0.0)
     sin = tl.load(angle + HALF, mask=dim < HALF, other=0.0)
     new_low = tl.where(is_v, low, low * cos - high * sin).to(dtype)
@@ -104,6 +108,31 @@ def rope_table(inv_freq: Sequence[float], factor: float, max_len: int, device: t
     return torch.cat((angles_Nd.cos(), angles_Nd.sin()), dim=1).mul_(factor)
 
 
+@triton.jit(do_not_specialize=["stride"], do_not_specialize_on_alignment=["rope_3T"])
+def _pick_angles(rope_3T, axes_d, cos_sin, out_TD, stride, D: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    HALF: tl.constexpr = D // 2
+    token = tl.program_id(0).to(tl.int64)
+    dim = tl.arange(0, BLOCK_HALF)
+    is_dim = dim < HALF
+    position = tl.load(rope_3T + tl.load(axes_d + dim, mask=is_dim, other=0) * stride + token, mask=is_dim, other=0)
+    angle = cos_sin + position.to(tl.int64) * D + dim
+    tl.store(out_TD + token * D + dim, tl.load(angle, mask=is_dim), mask=is_dim)
+    tl.store(out_TD + token * D + HALF + dim, tl.load(angle + HALF, mask=is_dim), mask=is_dim)
+
+
+def pick_angles(cos_sin: Tensor, rope_3T: Tensor, axes_d: Tensor) -> Tensor:
+    """[T, D]: of a rope_table() what each token's heads are turned by. `axes_d` (int32) says which line of `rope_3T` (int32) a
+    frequency takes its position from."""
+    num_tokens, dim = rope_3T.shape[1], cos_sin.shape[1]
+    assert rope_3T.stride(1) == 1 and cos_sin.is_contiguous() and 2 * len(axes_d) == dim
+    out_TD = cos_sin.new_empty((num_tokens, dim))
+    if num_tokens:
+        kernel: Any = _pick_angles[(num_tokens,)]
+        half = triton.next_power_of_2(dim // 2)
+        kernel(rope_3T, axes_d, cos_sin, out_TD, rope_3T.stride(0), D=dim, BLOCK_HALF=half, num_warps=1)
+    return out_TD
+
+
 def write_prompt(
     qkv_TJ: Tensor,
     inputs: StepInputs,
@@ -117,7 +146,7 @@ def write_prompt(
     pdl: bool = False,
 ) -> None:
     """For the tokens after the decode rows: norm (if there are weights) and rotation of q and k in place, then k and v into
-    their pages. `cos_sin` is a rope_table()."""
+    their pages. `cos_sin` is a rope_table(), or, in a step with three positions a token, what pick_angles() made of it."""
     assert qkv_TJ.is_contiguous() and (q_norm_D is None) == (k_norm_D is None)
     num_layers, num_pages, num_kv_heads, page_size, head_dim = inputs.k.shape
     assert layer < num_layers and inputs.k.is_contiguous() and inputs.v.is_contiguous() and cos_sin.shape[1] == head_dim
@@ -147,6 +176,7 @@ def write_prompt(
         S=page_size,
         BLOCK_HEADS=_BLOCK_HEADS,
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+        BY_TOKEN=inputs.rope_3T is not None,
         num_warps=4,
         **pdl_options(pdl),
     )
