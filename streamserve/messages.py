@@ -313,7 +313,8 @@ class EngineFacts:
     """What the API needs to know of an engine to check a request before it is submitted.
 
     `context_len` is the most tokens (prompt and answer) one request may hold: the model's limit or what the KV memory
-    allows, whichever is less. `uses_predictions`: whether a request's prediction makes a difference to its speed.
+    allows, whichever is less. `uses_predictions`: whether a request's prediction makes a difference to its speed. `takes_media`:
+    whether requests may have pictures.
     """
 
     context_len: int
@@ -324,6 +325,7 @@ class EngineFacts:
     is_ready: bool = True
     load: EngineLoad = EngineLoad()
     uses_predictions: bool = True
+    takes_media: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Metrics:
         self._jumped_tokens = self._counter("jumped_tokens", "Tokens that a grammar forced and that cost no step of their own")
         self._drafted_tokens = self._counter("drafted_tokens", "Guesses of answers' tokens that were computed")
         self._accepted_tokens = self._counter("accepted_tokens", "Of drafted_tokens those that were right")
+        self._encoded_media = self._counter("encoded_media", "Pictures that went through the encoder; others were in a cache")
         self._num_drafted = self._num_accepted = 0
         self._step_tokens = self._counter("step_tokens", "Tokens computed in steps, prompts and decode rows together")
         self._running = self._gauge("num_running_reqs", "Requests in the running set")
@@ -91,6 +92,10 @@ class Metrics:
         self._num_accepted += num_accepted
         self._drafted_tokens.inc(num_drafted)
         self._accepted_tokens.inc(num_accepted)
+
+    def media_encoded(self, count: int) -> None:
+        """So many pictures went through the encoder."""
+        self._encoded_media.inc(count)
 
     @property
     def drafts(self) -> tuple[int, int]:

@@ -23,13 +23,15 @@ GPU_FREE_SHARE = 0.92  # of what is free at start: the rest is for other program
 GPU_FIXED_WORK_BYTES = 512 * MIB  # kernels, workspaces of libraries, graphs: until they are measured
 GPU_ROWS = 256
 GPU_DECODE_PAUSE_MS = 1000.0
+MEDIA_BYTES = 256 << 20  # embeddings of pictures that are kept (engine/encodings.py)
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What resolve() needs to know of a model. `weight_bytes` is the size of the weights as stored; `weight_kinds` names
-    how the matrices are stored: ggml types (Q4_1, ...) or float types (F32, BF16, ...)."""
+    how the matrices are stored: ggml types (Q4_1, ...) or float types (F32, BF16, ...). `encoder_parameters`: numbers in the
+    encoder of pictures beside it; they are kept as floats."""
 
     name: str
     model_type: str
@@ -44,6 +46,7 @@ class ModelFacts:
     num_parameters: int
     weight_bytes: int
     weight_kinds: frozenset[str]
+    encoder_parameters: int = 0
 
     @property
     def is_quantised(self) -> bool:
@@ -147,6 +150,8 @@ def resolve(
     rows = _rows(config, device)
     chunk = _chunk(config, device, weight_bytes)
     work = _work(model, device, int(rows.value), int(chunk.value), ITEM_BYTES[dtype.value], work_bytes)
+    if model.encoder_parameters:
+        weight_bytes += model.encoder_parameters * ITEM_BYTES[dtype.value] + MEDIA_BYTES
     weight_bytes, token_bytes = weight_bytes + drafter.weight_bytes, token_bytes + drafter.kv_bytes_per_token
     pages = _pages(config, device, weight_bytes, work, token_bytes, wanted_context)
     context = _context(config, model, int(pages.value), token_bytes, device)

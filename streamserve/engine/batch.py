@@ -1,9 +1,11 @@
-"""Plan to tensors. Owns the device-side tables of the slots: page tables, known tokens, last sampled token."""
+"""Plan to tensors. Owns the device-side tables of the slots: page tables, known tokens, last sampled token. Whose embeddings take
+the places of tokens the runner's Embeddings know."""
 
 import numpy as np
 import torch
 
 from streamserve.cache.pool import KVPool
+from streamserve.engine.embeddings import Embeddings
 from streamserve.engine.plan import Plan, Row
 from streamserve.kernels.ops import Batch
 
@@ -19,8 +21,8 @@ class SlotTables:
         self._num_prompt_S = np.zeros(num_slots, dtype=np.int64)
         self._tokens_SL = np.zeros((num_slots, max_len + 1), dtype=np.int64)
 
-    def build(self, plan: Plan) -> Batch:
-        """Apply the plan's admissions, appends and new pages; return its rows as one batch."""
+    def build(self, plan: Plan, embeddings: Embeddings) -> Batch:
+        """Apply the plan's admissions, appends and new pages; return its rows as one batch. `embeddings` know the plan."""
         for admission in plan.admissions:
             self._num_pages_S[admission.slot] = 0
             self._num_prompt_S[admission.slot] = admission.num_prompt
@@ -40,6 +42,9 @@ class SlotTables:
         positions_T = np.repeat(starts, counts) + offsets_T
         token_ids_T = self._tokens_SL[np.repeat(slots, counts), positions_T]
         max_pages = int(self._num_pages_S[slots].max())
+        embedded = embeddings.of(plan, (ends - counts).tolist())
+        if embedded is not None:
+            token_ids_T[embedded.tokens_M.numpy()] = 0  # whatever is there in the vocabulary, nobody looks at it
         return Batch(
             token_ids_T=torch.from_numpy(token_ids_T),
             positions_T=torch.from_numpy(positions_T),
@@ -48,6 +53,8 @@ class SlotTables:
             page_table_BP=torch.from_numpy(self._page_table_SP[slots, :max_pages]),
             logit_rows_R=torch.from_numpy(_logit_rows(plan, ends)),
             pool=self._pool,
+            embedded=embedded,
+            rope_3T=embeddings.rope(plan),
         )
 
     def took(self, slot: int, position: int, token_id: int) -> None:

@@ -32,7 +32,7 @@ from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Flight, Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
-from streamserve.messages import CacheSummary, EngineFacts, EngineLoad, GenerateRequest, Guidance, SamplingParams
+from streamserve.messages import MEDIA_BASE, CacheSummary, EngineFacts, EngineLoad, GenerateRequest, Guidance, SamplingParams
 
 log = structlog.get_logger(__name__)
 
@@ -56,11 +56,16 @@ class StepObserver(Protocol):
         """So many guesses were computed, and so many of them became tokens."""
         ...
 
+    def media_encoded(self, count: int) -> None:
+        """So many pictures went through the encoder."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Limits at the engine's door. `seed` feeds the seeds of requests that bring none. `takes_priorities`: whether the
-    scheduler's policy looks at requests' priorities; one that would have no effect is refused."""
+    scheduler's policy looks at requests' priorities; one that would have no effect is refused. `takes_media`: the runner has an
+    encoder."""
 
     context_len: int
     vocab_size: int
@@ -68,6 +73,7 @@ class EngineOptions:
     max_queued: int = 1024
     seed: int | None = None
     takes_priorities: bool = True
+    takes_media: bool = False
 
 
 class Engine:
@@ -107,6 +113,7 @@ class Engine:
             eos_token_ids=options.eos_token_ids,
             page_size=self._cache.page_size,
             uses_predictions=scheduler.uses_predictions,
+            takes_media=options.takes_media,
         )
 
     # ---- the seam ----------------------------------------------------------------------------------------------
@@ -171,8 +178,16 @@ class Engine:
         num_prompt, context_len = len(request.token_ids), self._options.context_len
         if num_prompt == 0:
             raise InvalidRequest("the prompt has no tokens; at least 1 is needed", param="prompt")
-        if min(request.token_ids) < 0 or max(request.token_ids) >= self._options.vocab_size:
-            bad = next(t for t in request.token_ids if not 0 <= t < self._options.vocab_size)
+        words = [t for t in request.token_ids if t < MEDIA_BASE] if request.media else request.token_ids
+        if request.media:
+            assert self._options.takes_media and len(words) + sum(m.num_tokens for m in request.media) == num_prompt
+            if request.sampling.prompt_logprobs is not None:
+                raise InvalidRequest(
+                    "prompt_logprobs is given, but places of pictures have no log-probabilities; leave it out",
+                    param="prompt_logprobs",
+                )
+        if words and (min(words) < 0 or max(words) >= self._options.vocab_size):
+            bad = next(t for t in words if not 0 <= t < self._options.vocab_size)
             raise InvalidRequest(
                 f"token id {bad} is not in the vocabulary; allowed is 0 to {self._options.vocab_size - 1}", param="prompt"
             )
@@ -378,4 +393,6 @@ class Engine:
                 self._observer.tokens_jumped(num_jumped)
             if num_drafted:
                 self._observer.tokens_drafted(num_drafted, num_accepted)
+            if plan.encodes:
+                self._observer.media_encoded(len(plan.encodes))
             self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load())

@@ -1,6 +1,6 @@
 """Which embeddings of media the runner keeps, as the scheduler knows it: least recently used ones make room for new ones.
 
-Owns that book; the tensors are the runner's (engine/embeddings.py). What is in use by a running prompt is never given up. Torch-free.
+Owns that book; the tensors are the runner's (engine/embeddings.py). What a running prompt needs is never given up. Torch-free.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """A runner without a model: deterministic tokens, steps of a fixed length on a clock that tests can hold. Torch-free.
 
 Serves `serve --fake`, the playground's development and every test of the API and the scheduler. It checks what a real
-device would only corrupt silently: that each row continues exactly where its slot stands, on pages it was given, and that nothing
-is planned over guesses that are being verified.
+device would only corrupt silently: that each row continues exactly where its slot stands, on pages it was given, that pictures
+are encoded before their places are computed, and that nothing is planned over guesses that are being verified.
 """
 
 from asyncio import Event, get_running_loop, sleep
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from streamserve.engine.plan import NO_EDITS, Edits, Masks, Place, Plan, Row, RowResult, StepResult
-from streamserve.messages import SamplingParams, TokenLogprobs
+from streamserve.messages import Media, SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
 
@@ -74,6 +74,7 @@ class _Slot:
     sampling: SamplingParams
     tokens: list[int]
     num_prompt: int
+    media: tuple[Media, ...] = ()
     pages: list[int] = field(default_factory=list)
     computed: int = -1  # unknown until the first row says where the cached prefix ends
     verified_by: "FakeStep | None" = None  # the newest step that had guesses for it
@@ -134,13 +135,17 @@ class FakeRunner:
         self._answer_len = answer_len
         self._draft_accuracy = draft_accuracy
         self._slots: dict[int, _Slot] = {}
+        self._encoded: set[bytes] = set()  # keys of media
         self._free_at_s = 0.0
 
     def forward(self, plan: Plan) -> FakeStep:
         if self.plans is not None:
             self.plans.append(plan)
         for admission in plan.admissions:
-            self._slots[admission.slot] = _Slot(admission.sampling, list(admission.history), admission.num_prompt)
+            history = list(admission.history)
+            self._slots[admission.slot] = _Slot(admission.sampling, history, admission.num_prompt, admission.media)
+        self._encoded -= set(plan.forgets)
+        self._encoded |= {encode.key for encode in plan.encodes}
         for append in plan.appends:
             slot = self._slots[append.slot]
             assert slot.verified_by is None or slot.verified_by.is_known, "appended over guesses that are being verified"
@@ -170,6 +175,9 @@ class FakeRunner:
         assert slot.verified_by is None or slot.verified_by.is_known, "planned over guesses that are being verified"
         assert slot.computed in (-1, row.start), f"row starts at {row.start}, slot stands at {slot.computed}"
         assert len(slot.pages) * self._page_size >= end, f"{len(slot.pages)} pages do not hold {end} tokens"
+        for media in slot.media:
+            is_needed = any(span.start < end and row.start < span.end for span in media.spans)
+            assert not is_needed or media.key in self._encoded, "places of a picture that is not encoded"
         known = end - row.num_drafts
         if row.token_ids is None:
             assert row.num_tokens == 1 and row.start < len(slot.tokens)

@@ -18,8 +18,8 @@ class Admission:
     """A request enters the running set: the runner resets the device state of `slot`.
 
     `history` is what penalties count: the prompt and, after a preemption, the tokens generated before it
-    (`num_prompt` tells them apart). `num_generated` is len(history) - num_prompt. Ids of media's places (from MEDIA_BASE on) stand
-    in `history`, and in rows' `token_ids`, as they stand in the prompt: they are no words, and nothing is counted for them.
+    (`num_prompt` tells them apart). `num_generated` is len(history) - num_prompt. Ids of media's places (from MEDIA_BASE on)
+    stand in `history`, and in rows' `token_ids`, as they stand in the prompt: they are no words, and nothing counts them.
     """
 
     slot: int
@@ -52,9 +52,10 @@ class PageCopy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encode:
-    """Compute the embeddings of a media and keep them under its key. `inputs` as in messages.Media."""
+    """Compute the embeddings of a media, `num_tokens` of them, and keep them under its key. `inputs` as in messages.Media."""
 
     key: bytes
+    num_tokens: int
     inputs: Mapping[str, Any]
 
 
@@ -90,8 +91,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Admissions, then appends, copies, `forgets` (keys of embeddings that are not kept any longer), encodes and rows, in
-    this order. A slot appears in at most one row. The embeddings of all places that rows compute are there by then."""
+    """One step. Admissions, then appends, copies, forgets, encodes and rows, in this order. A slot appears in at most one row.
+    `forgets`: keys of embeddings that are not kept any longer. Those of all places that rows compute are there by then."""
 
     step: int
     admissions: tuple[Admission, ...]
@@ -149,9 +150,11 @@ class RowResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Output of a step: one RowResult per row of its plan."""
+    """Output of a step: one RowResult per row of its plan. `failed`: of the plan's encodes, keys of those that raised, and what
+    was raised: what the rows of their requests computed is void."""
 
     rows: Sequence[RowResult]
+    failed: Mapping[bytes, str] = field(default_factory=dict)
 
 
 class Step(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor
 from streamserve.cache.pool import KVPool
 from streamserve.engine.batch import SlotTables
 from streamserve.engine.drafters.runner_drafter import RunnerDrafter
+from streamserve.engine.embeddings import Embeddings
 from streamserve.engine.plan import NO_EDITS, Edits, Masks, Place, Plan, RowResult, StepResult
 from streamserve.engine.sampler import Sampler
 from streamserve.kernels.ops import Network
@@ -61,8 +62,12 @@ class ModelRunner:
         num_slots: int,
         max_len: int,
         drafter: RunnerDrafter | None = None,
+        embeddings: Embeddings | None = None,
     ) -> None:
+        """`embeddings`: of a model that takes media."""
         self._network = network
+        self._embeddings = embeddings or Embeddings(None, num_slots=num_slots, hidden_size=0, has_rotary=False)
+        self._failed: dict[int, dict[bytes, str]] = {}  # encodes that raised, by step
         self._drafter = drafter
         self._pool = pool
         self._sampler = sampler
@@ -89,16 +94,18 @@ class ModelRunner:
             self._sampler.append(append)
         if plan.copies:
             self._pool.copy_pages([(copy.src, copy.dst) for copy in plan.copies])
-        batch = self._tables.build(plan)
+        if failed := self._embeddings.take_in(plan):
+            self._failed[plan.step] = failed
+        batch = self._tables.build(plan, self._embeddings)
         return self._network.forward(batch) if self._drafter is None else self._drafter.forward(plan, batch)
 
     @torch.inference_mode()
     def _results(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
-        result = self._choose(plan, logits_RV, edits)
-        if self._drafter is None:
-            return result
-        drafts = self._drafter.follow(plan, result.rows)
-        return StepResult([row._replace(drafts=guess) for row, guess in zip(result.rows, drafts, strict=True)])
+        rows, failed = self._choose(plan, logits_RV, edits).rows, self._failed.pop(plan.step, {})
+        if self._drafter is not None:
+            drafts = self._drafter.follow(plan, rows)
+            rows = [row._replace(drafts=guess) for row, guess in zip(rows, drafts, strict=True)]
+        return StepResult(rows, failed)
 
     def _choose(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
         rows = [RowResult()] * len(plan.rows)

@@ -19,7 +19,7 @@ stays together, and every answer goes on as far as it has got.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
@@ -27,9 +27,10 @@ from typing import NamedTuple
 from streamserve.cache.keys import common_len, pack
 from streamserve.cache.kv_cache import KVCache, Lease
 from streamserve.engine.drafters.drafter import Drafts
+from streamserve.engine.encodings import Encodings
 from streamserve.engine.guide import Guide
 from streamserve.engine.pause import BurstLimits, Pause
-from streamserve.engine.plan import Admission, Append, PageCopy, Plan, Row, RowResult, StepResult
+from streamserve.engine.plan import Admission, Append, Encode, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
 from streamserve.engine.speculation import Offer, Speculation
@@ -45,7 +46,8 @@ class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
     multiple of it if they begin at one: devices have libraries for those. `max_appended_rows`: of a step, rows that go through
     tokens which were appended to their requests; more wait for the next step. `max_drafted_tokens`: in a step that has guesses
-    these and rows, of which a prompt that ends has one as well."""
+    these and rows, of which a prompt that ends has one as well. `has_whole_spans`: places of a picture look at each other in both
+    directions, so a row holds a span whole, however long, or none of it."""
 
     max_running: int
     max_step_tokens: int
@@ -54,6 +56,7 @@ class Limits:
     long_chunk: int | None = None
     max_appended_rows: int | None = None
     max_drafted_tokens: int | None = None
+    has_whole_spans: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Draft:
     admissions: list[Admission] = field(default_factory=list)
     appends: list[Append] = field(default_factory=list)
     copies: list[PageCopy] = field(default_factory=list)
+    encodes: list[Encode] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
     is_guided: bool = False  # somebody's next token may depend on the one before
@@ -118,9 +122,10 @@ class Scheduler:
         policy: Policy,
         *,
         speculation: Speculation | None = None,
+        encodings: Encodings | None = None,
         now: Callable[[], float] = monotonic,
     ) -> None:
-        """`speculation`: None: nobody guesses."""
+        """`speculation`: None: nobody guesses. `encodings`: for as many embeddings of media as the runner is to keep."""
         self.cache = cache
         self.limits = limits
         self._policy = policy
@@ -133,6 +138,7 @@ class Scheduler:
         self._pause = Pause(limits.bursts, now)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
+        self._encodings = encodings or Encodings()
         self._live: dict[str, Request] = {}
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._step = 0
@@ -146,6 +152,11 @@ class Scheduler:
     def uses_predictions(self) -> bool:
         """Whether anybody looks at what clients expect of answers. A drafter in the runner reads only what was computed."""
         return self._speculation is not None and self._num_wanted == 0
+
+    @property
+    def num_encoded(self) -> int:
+        """Media that were encoded."""
+        return self._encodings.num_encoded
 
     @property
     def num_running(self) -> int:
@@ -202,7 +213,15 @@ class Scheduler:
         if not draft.rows:
             return None
         self._step += 1
-        plan = Plan(self._step, tuple(draft.admissions), tuple(draft.copies), tuple(draft.rows), tuple(draft.appends))
+        plan = Plan(
+            self._step,
+            tuple(draft.admissions),
+            tuple(draft.copies),
+            tuple(draft.rows),
+            tuple(draft.appends),
+            tuple(draft.encodes),
+            self._encodings.shrink(self._keys_in_use()) if draft.encodes else (),
+        )
         self._is_drafted = draft.num_drafts > 0
         return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants)
 
@@ -452,11 +471,58 @@ class Scheduler:
         draft.owners.append((request, request.epoch))
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
+        """A row for the next part of a prompt. Returns what it takes of the budget: its tokens, and those that encoding its media
+        costs."""
         num_tokens, long = min(budget, len(request.tokens) - request.planned), self.limits.long_chunk
         if long is not None and num_tokens > long and request.planned % long == 0:
             num_tokens -= num_tokens % long
+        cost = 0
+        if request.given.media:
+            num_tokens, cost = self._with_media(draft, request, num_tokens, budget)
+            if not num_tokens:
+                return cost
         self._draw(draft, request, num_tokens, tuple(request.tokens[request.planned : request.planned + num_tokens]))
-        return num_tokens
+        return num_tokens + cost
+
+    # ---- media -------------------------------------------------------------------------------------------------
+
+    def _with_media(self, draft: Draft, request: Request, num_tokens: int, budget: int) -> tuple[int, int]:
+        """How many of these tokens the next row of a prompt may have, and the cost of what is encoded for them. Encoding draws on
+        the budget of the step like tokens do; what a whole step has no room for gets one that encodes nothing else."""
+        start, cost = request.planned, 0
+        for media in request.given.media:
+            for span in media.spans:
+                if span.end <= start or span.start >= start + num_tokens:
+                    continue
+                if not self._encodings.has(media):
+                    if draft.encodes and media.cost >= budget - cost:
+                        return max(0, span.start - start), cost
+                    draft.encodes.append(Encode(media.key, media.num_tokens, media.inputs))
+                    self._encodings.add(media)
+                    cost += media.cost
+                    # A row is in the step for it, if need be a short one.
+                    num_tokens = min(num_tokens, max(budget - cost, self.cache.page_size, span.start - start + 1))
+                if self.limits.has_whole_spans and span.end > start + num_tokens:
+                    num_tokens = span.start - start or span.num_tokens
+        return num_tokens, cost
+
+    def _keys_in_use(self) -> set[bytes]:
+        """Media of prompts that are not computed yet."""
+        waiting = (request for request in self._running if request.computed < request.num_prompt)
+        return {media.key for request in waiting for media in request.given.media}
+
+    def _without_part_of_span(self, request: Request, limit: int) -> int:
+        """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""
+        if not self.limits.has_whole_spans or not request.given.media:
+            return limit
+        matched = self.cache.match_len(request.given.salt, request.tokens, limit)
+        for media in request.given.media:
+            for span in media.spans:
+                if span.start < matched < span.end:
+                    return span.start
+        return matched
+
+    # ---- rows, and who gets them -------------------------------------------------------------------------------
 
     def _draw(self, draft: Draft, request: Request, num_tokens: int, token_ids: tuple[int, ...] | None) -> None:
         start = request.planned
@@ -508,6 +574,7 @@ class Scheduler:
         num_tokens = len(request.tokens)
         limit = 0 if request.given.sampling.prompt_logprobs is not None else num_tokens - 1
         salt, tokens = request.given.salt, request.tokens
+        limit = self._without_part_of_span(request, limit)
         # One page in hand for every running request keeps a new prompt from preempting them at once.
         reserve = len(self._running)
         if self.cache.pages_needed(salt, tokens, limit, num_tokens) + reserve > self.cache.num_available_pages:
@@ -535,7 +602,8 @@ class Scheduler:
         if lease.copy is not None:
             draft.copies.append(PageCopy(*lease.copy))
         sampling = request.sampling
-        draft.admissions.append(Admission(request.slot, sampling, tuple(request.tokens), request.num_prompt, request.seed))
+        tokens_now, media = tuple(request.tokens), request.given.media
+        draft.admissions.append(Admission(request.slot, sampling, tokens_now, request.num_prompt, request.seed, media))
         return True
 
     def _is_being_computed(self, request: Request) -> bool:
@@ -580,6 +648,8 @@ class Scheduler:
         """Take in a finished step: tokens to mailboxes, finished requests out, prompt pages into the tree."""
         if flight.num_drafts:
             self._is_drafted = False
+        if result.failed:
+            self._end_failed(result.failed)
         for row, (request, epoch), output in zip(flight.plan.rows, flight.owners, result.rows, strict=True):
             if request.state is State.RUNNING and request.epoch == epoch:
                 if row.num_drafts:
@@ -715,10 +785,19 @@ class Scheduler:
             return End(FinishReason.LENGTH)
         return _GOES_ON
 
+    def _end_failed(self, failed: Mapping[bytes, str]) -> None:
+        """End the requests whose media could not be encoded; nothing of what was computed for them is kept."""
+        self._encodings.drop(failed)
+        for request in list(self._running):  # whoever has the same picture may be in a step that was planned since
+            why = next((failed[media.key] for media in request.given.media if media.key in failed), None)
+            if why is not None and request.computed < request.num_prompt:
+                self.end_with_error(request, f"a picture could not be encoded: {why}")
+
     def fail(self, flight: Flight, message: str) -> None:
         """A step raised: the requests in it end with an error; all others go on."""
         if flight.num_drafts:
             self._is_drafted = False
+        self._encodings.drop(encode.key for encode in flight.plan.encodes)
         for request, epoch in flight.owners:
             if request.state is State.RUNNING and request.epoch == epoch:
                 self.end_with_error(request, message)

@@ -26,7 +26,7 @@ class SlotState:
         self.counts_V: Tensor | None = None  # int32: times in the answer
         if sampling.repetition_penalty != 1.0:
             self.seen_V = torch.zeros(vocab_size, dtype=torch.bool)
-            self.seen_V[torch.tensor(history, dtype=torch.int64)] = True
+            self.seen_V[torch.tensor([token for token in history if token < vocab_size], dtype=torch.int64)] = True
         if sampling.frequency_penalty or sampling.presence_penalty:
             self.counts_V = torch.zeros(vocab_size, dtype=torch.int32)
             generated = torch.tensor(history[num_prompt:], dtype=torch.int64)

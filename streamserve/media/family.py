@@ -1,4 +1,4 @@
-"""What a model's family does with a picture before its encoder sees it: sizes, tiles, normalised arrays, and places in the prompt.
+"""What a model's family does with a picture before its encoder sees it: sizes, tiles, arrays, and places in the prompt.
 
 Owns the types that families share, and finds a family's file by its model_type. Knows no tensors, no tokenizer, no HTTP.
 """

@@ -53,6 +53,7 @@ FLAGS = [
     "--threads",
     "--tokenizer-path",
     "--tool-call-parser",
+    "--vision-model",
     "--write-timeout-s",
 ]
 

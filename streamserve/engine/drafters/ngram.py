@@ -25,13 +25,13 @@ from streamserve.engine.drafters.chance import Chance
 from streamserve.engine.drafters.drafter import NO_GUESS, Guess
 from streamserve.engine.drafters.places import MAX_CANDIDATES, Places, pair_of
 from streamserve.engine.drafters.recent import NO_ANSWERS, Answers, Recent
-from streamserve.messages import GenerateRequest
+from streamserve.messages import MEDIA_BASE, GenerateRequest
 
 MAX_MATCH = 32  # tokens: longer ones are as good
 REJOIN_WITHIN = 16  # tokens behind the place where a text was left
 PART = 16_384  # places of a sorted part; about so many are sorted at once
 SLICE = 2_048  # tokens of the answer taken in at once
-_OWN = -3  # stands before the prompt: no token, nor one of the ends of recent answers
+_OWN = -3  # stands before the prompt, and in it where pictures are: no token, nor one of the ends of recent answers
 
 # What is believed of a match by its length, before any was followed. 0: no match, but a place that is expected.
 _KIND_OF_LEN = (0, 1, 2, 3, *[4] * 4, *[5] * 8, *[6] * (MAX_MATCH - 15))
@@ -52,7 +52,8 @@ class NgramDrafts:
         """`answers` to look in; `recent`: where this one goes when it is over."""
         predicted = len(answers.text)  # where the prediction begins
         prompt = predicted + len(request.prediction) + 1
-        self._text = [*answers.text, *request.prediction, _OWN, *token_ids]
+        words = [token_id if token_id < MEDIA_BASE else _OWN for token_id in token_ids] if request.media else token_ids
+        self._text = [*answers.text, *request.prediction, _OWN, *words]
         self._known = len(self._text)  # tokens that were taken in
         self._chains_from = self._known  # places from here on, those of the answer, are in chains
         self._unsorted = [*_parts(prompt + 2, self._known), *_parts(predicted + 2, prompt - 1)]  # the last is sorted next

@@ -63,6 +63,8 @@ def refusal(facts: Facts) -> str | None:
         return f"dtype is {facts.dtype}; packed weights need auto"
     if not facts.weight_kinds & _QUANTISED:
         return f"weights are held as {', '.join(sorted(facts.weight_kinds))}, not quantised"
+    if shape.has_rotary_sections:
+        return "M-RoPE is not supported"
     if shape.o_bias or shape.mlp_bias:
         return "biases are supported on q, k and v only"
     if shape.sliding_window is not None:
@@ -211,6 +213,7 @@ class PackedDecoder:
         self._now = self._zeros((step.NOW_WORDS,), np.int64)
         self._shown = self._zeros((shape.num_layers + 1,), np.int64)
         self._token_ids = self._zeros((count,), np.int64)
+        self._embeds = self._zeros((count,), np.int64)
         self._positions = self._zeros((count,), np.int64)
         self._logit_tokens = self._zeros((count,), np.int64)
         self._runs = self._zeros((count, 3), np.int64)
@@ -218,6 +221,7 @@ class PackedDecoder:
         self._work = step.Work(
             now=self._now.ctypes.data,
             token_ids=self._token_ids.ctypes.data,
+            embeds=self._embeds.ctypes.data,
             positions=self._positions.ctypes.data,
             logit_tokens=self._logit_tokens.ctypes.data,
             runs=self._runs.ctypes.data,
@@ -277,10 +281,12 @@ class PackedDecoder:
         table_BP = np.ascontiguousarray(batch.page_table_BP.numpy(), np.int32)
         logits_RV = torch.empty(len(wanted_R), self._vocab)
         self._describe(batch.pool, table_BP)
+        _held, embeds_T = self._embedded(batch)  # the second are addresses in the first
         done = 0
         for start, end, runs in _pieces(batch.row_start):
             count, until = end - start, int(np.searchsorted(wanted_R, end))
             self._token_ids[:count] = token_ids_T[start:end]
+            self._embeds[:count] = 0 if embeds_T is None else embeds_T[start:end]
             self._positions[:count] = positions_T[start:end]
             self._runs[: len(runs)] = runs
             self._logit_tokens[: until - done] = wanted_R[done:until] - start
@@ -295,6 +301,18 @@ class PackedDecoder:
                 self._shown[self._shown != 0] += count * self._now[step.SHOWN_BYTES]
             done = until
         return logits_RV
+
+    def _embedded(self, batch: Batch) -> "tuple[Tensor | None, NDArray[np.int64] | None]":
+        """What stands in the place of tokens' embeddings, and for each token where."""
+        embedded = batch.embedded
+        if embedded is None:
+            return None, None
+        hidden = self._shape.hidden_size
+        assert embedded.see_until_M is None and embedded.embeds_MX.shape[1] == hidden, "refusal() says so before"
+        embeds_ME = embedded.embeds_MX.to(torch.float32).contiguous()
+        at_T = np.zeros(len(batch.token_ids_T), np.int64)
+        at_T[embedded.tokens_M.numpy()] = embeds_ME.data_ptr() + np.arange(len(embeds_ME)) * hidden * 4
+        return embeds_ME, at_T
 
     def _describe(self, pool: KVPages, table_BP: "NDArray[np.int32]") -> None:
         shape, element = self._shape, pool.k.element_size()

@@ -107,6 +107,7 @@ class Work(NamedTuple):
 
     now: int  # int64 [NOW_WORDS]
     token_ids: int  # int64
+    embeds: int  # int64: where a token has what stands in the place of its embedding, float32 [hidden]; 0: it has its own
     positions: int  # int64
     logit_tokens: int  # int64 [logits]: which of the tokens
     runs: int  # int64 [runs, 3]
@@ -132,7 +133,12 @@ def _embed(net: Net, work: Work, phase: int) -> None:
     item = take(work.counters, phase, items)
     while item >= 0:
         for t in range(item * NORM_TOKENS, min(num_tokens, (item + 1) * NORM_TOKENS)):
-            embed_row(net.embedding, net.hidden // GROUP, load_i64(work.token_ids, t), work.x + t * net.hidden * 4)
+            embeds, x = load_i64(work.embeds, t), work.x + t * net.hidden * 4
+            if embeds:
+                for i in range(net.hidden):
+                    store_f32(x, i, load_f32(embeds, i))
+            else:
+                embed_row(net.embedding, net.hidden // GROUP, load_i64(work.token_ids, t), x)
             position = np.float32(load_i64(work.positions, t))
             for i in range(half):
                 angle = np.float64(position * load_f32(net.freq, i))  # rounded to float32 first, as other engines do
