@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from streamserve.errors import CheckpointError, InvalidRequest
+from streamserve.messages import Layout
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.folder_source import read_generation
+from streamserve.text.pictures import Slots, filled, slots, token_id_of
 from streamserve.text.template import ChatTemplate, Message, encode_chat
 from streamserve.text.tokenizer import FastTokenizer, Tokenizer, read_source
 
@@ -33,6 +35,23 @@ class TextModel:
         # Only the one the tokenizer added: a text that itself begins with two keeps them.
         return ids[1:] if is_doubled else ids
 
+    def encode_pictured_prompt(
+        self, text: str, pictures: Sequence[Layout], *, marker: str | None = None, token: str | None = None
+    ) -> list[int]:
+        """Ids of a completion prompt with pictures, which stand where the text has the marker, once for each; if it has none, in
+        front. Raises InvalidRequest when markers and pictures are not as many."""
+        if marker is not None and marker in text:
+            text = filled(text, marker, pictures)
+        elif token is not None:
+            text = "".join([picture.text for picture in pictures]) + text
+        if token is None:
+            head, tail = self.tokenizer.encode(""), self.tokenizer.encode("\n" + text, add_special_tokens=False, continues=True)
+            return [*head, *[slot for place, picture in enumerate(pictures) for slot in slots(place, picture)], *tail]
+        given_out = Slots(token_id_of(self.tokenizer, token), pictures)
+        ids = given_out.take(self.encode_prompt(text))
+        assert given_out.is_spent, "a picture's text has its image token once for every place"
+        return ids
+
     def encode_chat(
         self,
         messages: Sequence[Message],
@@ -43,6 +62,9 @@ class TextModel:
         kwargs: Mapping[str, Any] | None = None,
         answers: Answers | None = None,
         allow_control_tokens: bool = False,
+        pictures: Sequence[Layout] = (),
+        marker: str | None = None,
+        token: str | None = None,
     ) -> list[int]:
         """Ids of a chat; see template.encode_chat."""
         if self.template is None:
@@ -60,6 +82,9 @@ class TextModel:
             kwargs=kwargs,
             answers=answers,
             allow_control_tokens=allow_control_tokens,
+            pictures=pictures,
+            marker=marker,
+            token=token,
         )
 
     def detokenizer(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> Detokenizer:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from itertools import product
+from itertools import islice, product
 from typing import Any, NoReturn
 
 import jinja2
@@ -22,7 +22,20 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from streamserve.errors import CheckpointError, InvalidRequest
+from streamserve.messages import Layout
 from streamserve.text.answers import Answers
+from streamserve.text.pictures import (
+    PICTURE,
+    Slots,
+    check_shown,
+    filled,
+    is_picture,
+    lettered,
+    num_pictures,
+    seamed,
+    slots,
+    token_id_of,
+)
 from streamserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -125,6 +138,7 @@ class ChatTemplate:
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
         self._takes_parts = self._wants_parts()
+        self._writes: dict[str, bool] = {}  # markers that were tried
         self.source = source if tool_source is None else tool_source
         read = meta.find_undeclared_variables(environment.parse(source)) | meta.find_undeclared_variables(
             environment.parse(self.source)
@@ -175,12 +189,28 @@ class ChatTemplate:
             chat.append(known)
         return chat
 
+    def writes(self, marker: str) -> bool:
+        """Whether the template writes this where a part of the content is a picture."""
+        known = self._writes.get(marker)
+        if known is None:
+            probe = chr(_PRIVATE_USE[0][0])
+            chat = [{"role": "user", "content": [{"type": PICTURE}, {"type": "text", "text": probe}]}]
+            try:
+                text = self._render(self._variables(chat, None, None), None, True)
+            except InvalidRequest:
+                text = ""
+            known = self._writes[marker] = probe in text and text.count(marker) == 1
+        return known
+
     def _content(self, content: Any) -> Any:
-        """A string, with text parts joined by newlines; a list of parts for templates that take nothing else."""
+        """A string, with text parts joined by newlines; a list of parts for templates that take nothing else, and where there is
+        a picture."""
         if content is None:
             content = ""
         if isinstance(content, str):
             return [{"type": "text", "text": content}] if self._takes_parts else content
+        if any(map(is_picture, content)):
+            return [{"type": PICTURE} if is_picture(part) else {"type": "text", "text": _part_text(part)} for part in content]
         texts = [_part_text(part) for part in content]
         return [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
 
@@ -233,6 +263,9 @@ def encode_chat(
     kwargs: Mapping[str, Any] | None = None,
     answers: Answers | None = None,
     allow_control_tokens: bool = False,
+    pictures: Sequence[Layout] = (),
+    marker: str | None = None,
+    token: str | None = None,
 ) -> list[int]:
     """Ids of a chat. The template writes control tokens; the same text inside messages, tools or kwargs stays plain text, unless
     `allow_control_tokens`.
@@ -240,10 +273,27 @@ def encode_chat(
     Such text is replaced by one private letter per control token before rendering and encoded on its own afterwards.
     Begin and end tokens are the template's business; none is added. An assistant's message that `answers` knows keeps the
     tokens it was generated with.
+
+    `pictures` are what the content parts of type "image" stand for, in order; where they are, the result has slots (see
+    text/pictures.py). `marker` is what the template writes for such a part, if it knows of pictures, and `token` the text of the
+    model's image token, if it has one: neither can be forged, whatever else is allowed.
     """
+    assert num_pictures(messages) == len(pictures) and (marker is None or token is not None)
+    reserved = tuple(filter(None, dict.fromkeys((marker, token))))
+    is_marked = bool(pictures) and marker is not None and template.writes(marker)
+    letters: list[str] = []
+    seam = ""
     try:
+        if is_marked:
+            pattern = _any_of(reserved, tokenizer.control_pattern)
+            messages, seam = seamed(messages, pattern, lambda: next(_free_letters((messages, tools, kwargs))))
+        elif pictures:
+            letters = list(islice(_free_letters((messages, tools, kwargs)), len(pictures)))
+            messages = lettered(messages, letters)
         given = {"messages": template.normalise(messages), "tools": tools, "kwargs": kwargs}
-        disguise = _Disguise(tokenizer, given, answers, hides_control_tokens=not allow_control_tokens)
+        disguise = _Disguise(
+            tokenizer, given, answers, hides_control_tokens=not allow_control_tokens, reserved=reserved, seam=seam
+        )
         given = disguise.apply(given)
     except RecursionError as error:
         raise InvalidRequest("messages or tools are nested too deeply", param="messages") from error
@@ -254,24 +304,53 @@ def encode_chat(
         tools=given["tools"],
         kwargs=given["kwargs"],
     )
-    return disguise.encode(text)
+    if not pictures:
+        return disguise.encode(text)
+    order: Sequence[int] = range(len(pictures))
+    if is_marked:
+        assert marker is not None
+        text = filled(text, marker, pictures)
+    else:
+        found = re.findall(f"[{''.join(letters)}]", text)
+        check_shown(len(found) if len(set(found)) == len(found) else 0, pictures)
+        order = [letters.index(letter) for letter in found]
+        if token is not None:
+            text = re.sub(f"[{''.join(letters)}]", lambda match: pictures[letters.index(match[0])].text, text)
+    if token is None:
+        return disguise.encode(text, {letter: slots(place, pictures[place]) for place, letter in enumerate(letters)})
+    given_out = Slots(token_id_of(tokenizer, token), pictures, order)
+    ids = disguise.encode(text, take=given_out.take)
+    assert given_out.is_spent, "a picture's text has its image token once for every place"
+    return ids
 
 
 class _Disguise:
-    """Control tokens' texts found in a request, each with a letter that occurs nowhere in it."""
+    """Control tokens' texts found in a request, each with a letter that occurs nowhere in it. `reserved`: texts that are hidden
+    though others may be control tokens, and whatever the tokenizer takes them for. `seam`: a letter that becomes nothing."""
 
     def __init__(
-        self, tokenizer: Tokenizer, given: Any, answers: Answers | None = None, *, hides_control_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        given: Any,
+        answers: Answers | None = None,
+        *,
+        hides_control_tokens: bool = True,
+        reserved: tuple[str, ...] = (),
+        seam: str = "",
     ) -> None:
         self._tokenizer = tokenizer
-        self._pattern = tokenizer.control_pattern
+        control = tokenizer.control_pattern if hides_control_tokens else None
+        self._pattern = _any_of(reserved, control) if reserved or control is None else control
+        encoded = [tokenizer.encode(text, continues=True) for text in reserved]
+        self._reserved_ids = frozenset(ids[0] for ids in encoded if len(ids) == 1)
         known = {text: ids for text in _answers(given["messages"]) if (ids := answers.get(text))} if answers is not None else {}
-        strings = _strings(given) if hides_control_tokens else ()
+        strings = _strings(given) if hides_control_tokens or reserved else ()
         found = {text for string in strings for text in self._pattern.findall(string)}
         letters = _free_letters(given) if found or known else iter(())
         self._letter_of = {text: next(letters) for text in sorted(found)}
         self._answer_letter = {text: next(letters) for text in sorted(known)}
         self._answer_ids = {self._answer_letter[text]: list(ids) for text, ids in known.items()}
+        self._seam = seam
 
     def apply(self, given: Any) -> Any:
         """The same value with every control token's text replaced by its letter."""
@@ -283,26 +362,39 @@ class _Disguise:
         letter = self._answer_letter.get(message["content"]) if _is_answer(message) else None
         return message if letter is None else {**message, "content": letter}
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a rendered text in which letters stand for plain text."""
+    def encode(
+        self, text: str, more: Mapping[str, list[int]] | None = None, take: Callable[[Sequence[int]], list[int]] = list
+    ) -> list[int]:
+        """Ids of a rendered text in which letters stand for plain text; `more`: letters and what stands in their places. `take`
+        gets the ids of all that is not in place of a letter, in order, and says what becomes of them."""
         plain = {letter: self._encode_plain(marker) for marker, letter in self._letter_of.items()} | self._answer_ids
+        plain |= more or {}
+        if self._seam:
+            plain[self._seam] = []
         if not plain:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            return take(self._tokenizer.encode(text, add_special_tokens=False))
         first, *rest = re.split(f"([{''.join(plain)}])", text)
-        ids = self._tokenizer.encode(first, add_special_tokens=False)
+        ids = take(self._tokenizer.encode(first, add_special_tokens=False))
         for piece in filter(None, rest):
-            ids += plain[piece] if piece in plain else self._tokenizer.encode(piece, continues=True)
+            ids += plain[piece] if piece in plain else take(self._tokenizer.encode(piece, continues=True))
         return ids
 
     def _encode_plain(self, marker: str) -> list[int]:
         ids = self._tokenizer.encode(marker, allow_special=False, continues=True)
-        if any(self._tokenizer.is_special(id) for id in ids):  # some vocabularies hold control tokens as ordinary words too
+        # Some vocabularies hold control tokens as ordinary words too; and a model's image token need not be a control token.
+        if any(self._tokenizer.is_special(id) or id in self._reserved_ids for id in ids):
             apart = (self._tokenizer.encode(letter, allow_special=False, continues=True) for letter in marker)
             return [id for letter_ids in apart for id in letter_ids]
         return ids
 
     def _hide(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._letter_of[match[0]], text)
+
+
+def _any_of(texts: Sequence[str], more: re.Pattern[str] | None = None) -> re.Pattern[str]:
+    """Matches any of the texts, the longest where several begin, else what `more` matches."""
+    patterns = [re.escape(text) for text in sorted(texts, key=len, reverse=True)]
+    return re.compile("|".join([*patterns, *([more.pattern] if more is not None else [])]) or r"(?!)")
 
 
 def _is_answer(message: Any) -> bool:

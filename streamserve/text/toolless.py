@@ -18,7 +18,7 @@ def explained(messages: Sequence[Message], instructions: str, *, takes_system: b
         place = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
         if place is None:
             return [{"role": "user", "content": instructions}, *messages]
-        told = {**messages[place], "content": f"{instructions}\n\n{messages[place]['content']}"}
+        told = {**messages[place], "content": _joined("\n\n", [instructions, messages[place]["content"]])}
         return [*messages[:place], told, *messages[place + 1 :]]
     first = messages[0] if messages else None
     if first is None or first["role"] != "system":
@@ -30,15 +30,15 @@ def spelt_out(messages: Sequence[Message]) -> list[Message]:
     """The conversation with calls as the assistant's text, and their results as the user's. Results that follow each other, and
     what the user says behind them, are one message: some templates take turns only."""
     chat: list[Message] = []
-    results: list[str] = []
+    results: list[Any] = []
     for message in messages:
         if message["role"] == "tool":
-            results.append(f"<tool_response>\n{message['content']}\n</tool_response>")
+            results.append(_joined("\n", ["<tool_response>", message["content"], "</tool_response>"]))
             continue
         if results and message["role"] == "user":
-            message = {**message, "content": "\n\n".join(filter(None, ("\n".join(results), message["content"])))}
+            message = {**message, "content": _joined("\n\n", [_joined("\n", results), *filter(None, [message["content"]])])}
         elif results:
-            chat.append({"role": "user", "content": "\n".join(results)})
+            chat.append({"role": "user", "content": _joined("\n", results)})
         results = []
         calls = message.get("tool_calls")
         if not calls:
@@ -48,8 +48,21 @@ def spelt_out(messages: Sequence[Message]) -> list[Message]:
         said += [f"<tool_call>\n{_call(call['function'])}\n</tool_call>" for call in calls]
         chat.append({**{key: value for key, value in message.items() if key != "tool_calls"}, "content": "\n".join(said)})
     if results:
-        chat.append({"role": "user", "content": "\n".join(results)})
+        chat.append({"role": "user", "content": _joined("\n", results)})
     return chat
+
+
+def _joined(between: str, contents: Sequence[Any]) -> Any:
+    """Contents of messages as one: a text, or parts where one of them has parts."""
+    if all(isinstance(content, str) for content in contents):
+        return between.join(contents)
+    parts: list[Any] = []
+    for content in contents:
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if parts and "text" in parts[-1] and "text" in part:
+                part = {**part, "text": f"{parts.pop()['text']}{between}{part['text']}"}
+            parts.append(part)
+    return parts
 
 
 def _call(function: Mapping[str, Any]) -> str:
