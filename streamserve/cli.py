@@ -33,7 +33,7 @@ class Verb:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    wants_traceback = "--debug" in arguments
+    wants_traceback = any(arguments[at : at + 2] == ["--log-level", "debug"] for at in range(len(arguments)))
     try:
         return _dispatch(arguments)
     except UsageError as error:
@@ -66,7 +66,6 @@ def _dispatch(arguments: list[str]) -> int:
     show_all = "--help-all" in rest
     parser = Parser(f"streamserve {verb.name}", description=verb.help)
     parser.add_argument("--help-all", action="store_true", help="show every flag", default=argparse.SUPPRESS)
-    parser.add_argument("--debug", action="store_true", help="log at level debug; show tracebacks")
     verb.add_arguments(parser, show_all)
     return verb.run(parser.parse(["--help"] if show_all else rest))
 
@@ -107,7 +106,7 @@ def _config_of(namespace: argparse.Namespace) -> tuple[Config, frozenset[str]]:
         namespace.model_path = namespace.model
     config, given = read_config(namespace)
     check(config)
-    log.configure("debug" if namespace.debug else config.server.log_level, config.server.log_format)
+    log.configure(config.server.log_level, config.server.log_format)
     return config, given
 
 

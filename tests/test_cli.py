@@ -131,7 +131,7 @@ def _verb_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> 
     def run(namespace: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "VERBS", (cli.Verb("serve", "", lambda parser, show_all: None, run),))
+    monkeypatch.setattr(cli, "VERBS", (cli.Verb("serve", "", cli._model_and_flags, run),))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_errors_have_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseExce
 
 def test_a_traceback_only_with_debug(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     _verb_that_raises(monkeypatch, CheckpointError("no such model"))
-    assert cli.main(["serve", "--debug"]) == 1
+    assert cli.main(["serve", "--log-level", "debug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.endswith("streamserve: no such model\n")
 
