@@ -1,7 +1,7 @@
 """Pictures on their way from a family's arrays to an encoder: batches of equal size, on its device, normalised there.
 
-Owns what `pixels`, `scale` and `shift` among Prepared.inputs mean: bytes as the file had them, and what each channel is multiplied
-by and what is then added. Bytes are a quarter of what floats would take, while a picture waits and while it is copied.
+Owns what `pixels`, `scale` and `shift` among Prepared.inputs mean: bytes as the picture has them, and what each channel is
+multiplied by and what is then added. Bytes are a quarter of what floats would take, while a picture waits and while it is copied.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def normalised(inputs: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The pixels of pictures of equal size, [B, C, H, W]. Those that are several tiles, [N, C, H, W], stand one behind another."""
+    """The pixels of pictures of equal size, [B, C, H, W]. Those that are tiles, [N, C, H, W], stand one behind another."""
     arrays = [one["pixels"] if one["pixels"].ndim == 4 else one["pixels"][None] for one in inputs]
     joined = to_device(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), device)
     scale, shift = (to_device(inputs[0][name], device)[:, None, None] for name in ("scale", "shift"))

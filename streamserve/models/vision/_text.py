@@ -1,7 +1,7 @@
 """A vision model's text_config as a config.json of its own, with what published ones leave out.
 
-Owns what a text_config means where it is silent: the values that transformers' config classes have, by model_type. A plain model's
-config.json is written in full, so that nothing else here needs them.
+Owns what a text_config means where it is silent: the values that transformers' config classes have, by model_type. A plain
+model's config.json is written in full, so that nothing else here needs them.
 """
 
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 def text_config(
     config: Mapping[str, Any], *, model_type: str = "llama", absent: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The text_config of a folder's config.json, complete. `model_type`: of one that does not name it. `absent`: what a config.json
-    without any text_config means. Raises CheckpointError.
+    """The text_config of a folder's config.json, complete. `model_type`: of one that does not name it. `absent`: what a
+    config.json without any text_config means. Raises CheckpointError.
 
     Whether the head is the embedding is left open (no tie_word_embeddings) where the two configs contradict each other or both
     are silent: then the folder's weights tell.
