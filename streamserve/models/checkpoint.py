@@ -7,7 +7,7 @@ Hugging Face folder, random) know their own formats.
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -19,29 +19,12 @@ from streamserve.models.gguf_file import GGUFSource
 from streamserve.models.hf_folder import FolderSource, read_json
 from streamserve.models.hub import download
 from streamserve.models.part import OpenVision, PartSource
+from streamserve.models.source import Source
 from streamserve.models.spec import ModelSpec, read_spec
 from streamserve.models.vision import find as find_vision
 from streamserve.models.vision import supported_types as vision_types
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
-
-class Source(Protocol):
-    """Where weights come from. Names are Hugging Face's."""
-
-    path: Path
-    config: dict[str, Any]
-    generation_config: dict[str, Any]
-
-    @property
-    def sizes(self) -> Mapping[str, int]: ...  # bytes of every tensor held
-    @property
-    def kinds(self) -> frozenset[str]: ...  # how matrices are held: Q4_1, F32, ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str) -> Tensor: ...
-    def load(self, name: str, out: Tensor) -> None: ...  # the same, into memory that is there; any float type and device
-    def finish(self) -> None: ...  # give back what load() keeps between calls
-    def packed(self, name: str) -> Packed | None: ...
 
 
 class Checkpoint:

@@ -6,23 +6,21 @@ Owns who calls a weight how. Knows no network; the encoders are in vision/.
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamserve.errors import CheckpointError
 from streamserve.kernels.ops import Packed
+from streamserve.models.source import Source
 from streamserve.models.vision import Vision, find
-
-if TYPE_CHECKING:
-    from streamserve.models.checkpoint import Source
 
 
 class PartSource:
     """Some weights of a source under other names, with a config of their own. Implements checkpoint.Source."""
 
-    def __init__(self, source: "Source", config: Mapping[str, Any], name_of: Callable[[str], str | None]) -> None:
+    def __init__(self, source: Source, config: Mapping[str, Any], name_of: Callable[[str], str | None]) -> None:
         self.path = source.path
         self.config = dict(config)
         self.generation_config = source.generation_config
@@ -57,7 +55,7 @@ class PartSource:
 class OpenVision:
     """An encoder whose weights are known to be there and have yet to be read."""
 
-    def __init__(self, source: "Source", config: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
         """`source`: of the encoder's weights under their canonical names; `config`: the whole of config.json. Raises
         CheckpointError."""
         self.kind: type[Vision] = find(str(config.get("model_type")))
