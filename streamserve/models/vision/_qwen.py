@@ -280,27 +280,33 @@ class QwenVision(Vision):
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """`inputs` as media/families/_qwen.py makes them: bytes of patches, [frames * N, X]; the grid: frames, rows and columns
-        of patches; mean and deviation of each colour."""
+        """`inputs` as media/families/_qwen.py makes them: `pixels`, bytes [frames, height, width, 3], where a clip has so many
+        frames that they fill patches; `mean` and `std` of each colour."""
         out: dict[int, Tensor] = {}
         of_size: dict[tuple[int, int], list[int]] = {}
         for at, one in enumerate(inputs):
-            of_size.setdefault(tuple(one["grid"][1:]), []).append(at)
+            _, height, width, _ = one["pixels"].shape
+            of_size.setdefault((height // self._spec.patch_size, width // self._spec.patch_size), []).append(at)
         for (rows, columns), members in of_size.items():
-            tables, num_patches = self.tables(rows, columns), rows * columns
-            x_FNE = _joined([self._embedded(inputs[at], num_patches, tables.order_N) for at in members])
-            passes = torch.split(x_FNE, max(1, MAX_PATCHES // num_patches))
-            y_FSX = _joined([self.forward(part, tables) for part in passes])
+            tables = self.tables(rows, columns)
+            parts = [self._embedded(inputs[at], tables) for at in members]
+            passes = torch.split(_joined(parts), max(1, MAX_PATCHES // (rows * columns)))
+            y_FSX = _joined([self.forward(x_FNE, tables) for x_FNE in passes])
             if tables.back_S is not None:
                 y_FSX = y_FSX[:, tables.back_S]
-            for at, part in zip(members, torch.split(y_FSX, [inputs[at]["grid"][0] for at in members]), strict=True):
+            for at, part in zip(members, torch.split(y_FSX, [len(x_FNE) for x_FNE in parts]), strict=True):
                 out[at] = part.flatten(0, 1)
         return [out[at] for at in range(len(inputs))]
 
-    def _embedded(self, one: Mapping[str, Any], num_patches: int, order_N: Tensor | None) -> Tensor:
-        patches = torch.as_tensor(one["patches"]).to(self._device, non_blocking=True)
-        patches_FNX = patches.view(-1, num_patches, patches.shape[-1])
-        return self._patches(patches_FNX if order_N is None else patches_FNX[:, order_N], one["mean"], one["std"])
+    def _embedded(self, one: Mapping[str, Any], tables: Tables) -> Tensor:
+        pixels, spec = torch.as_tensor(one["pixels"]).to(self._device, non_blocking=True), self._spec
+        deep = 1 if len(pixels) == 1 else spec.num_frames
+        side = spec.patch_size
+        squares = (tables.rows // spec.merge, spec.merge, side, tables.columns // spec.merge, spec.merge, side, 3)
+        # frames, depth, (square, patch, pixel) by row, the same by column, colour: to patches of colour, depth, row, column
+        cut = pixels.view(-1, deep, *squares).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        patches_FNX = cut.reshape(len(cut), tables.rows * tables.columns, -1)
+        return self._patches(patches_FNX if tables.order_N is None else patches_FNX[:, tables.order_N], one["mean"], one["std"])
 
     def tables(self, rows: int, columns: int) -> Tables:
         """Of frames of so many patches."""
