@@ -13,6 +13,7 @@ from torch import Tensor
 
 from streamserve.default_model import find_default_model
 from streamserve.errors import CheckpointError
+from streamserve.kernels.ops import Embedded
 from streamserve.kernels.registry import Facts
 from streamserve.models.checkpoint import Checkpoint, open_checkpoint
 from streamserve.models.decoder import Decoder
@@ -127,6 +128,25 @@ def test_bits_do_not_depend_on_the_number_of_threads(small: PackedDecoder) -> No
     for chunk in (300, 1):
         expected = logits_in_chunks(new_driver(small, _SPEC), tokens, chunk)
         assert torch.equal(logits_in_chunks(new_driver(others, _SPEC), tokens, chunk), expected)
+
+
+def test_embeddings_take_the_places_of_tokens_however_a_prompt_is_cut(small: PackedDecoder) -> None:
+    """Embeddings that are those of other tokens: bit for bit as if those tokens stood there."""
+    tokens = random_tokens(_SPEC, MAX_TOKENS + 40)
+    places = torch.cat((torch.arange(3, 90), torch.arange(MAX_TOKENS - 20, MAX_TOKENS + 10)))
+    hidden_from = torch.tensor(tokens)
+    hidden_from[places] = 0
+    expected = logits_in_chunks(new_driver(small, _SPEC), tokens, len(tokens))
+    for chunk in (len(tokens), 33):
+        driver = new_driver(small, _SPEC)
+        request, logits = driver.request(len(tokens)), []
+        for at in range(0, len(tokens), chunk):
+            batch = driver.batch((request, hidden_from[at : at + chunk].tolist()))
+            here = places[(places >= at) & (places < at + chunk)]
+            if len(here):
+                batch.embedded = Embedded(here - at, small.embed(torch.tensor(tokens)[here]))
+            logits.append(small.forward(batch))
+        assert torch.equal(torch.cat(logits), expected)
 
 
 @pytest.mark.parametrize("page_size", [32, 64, 128])
