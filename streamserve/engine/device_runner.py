@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
+from streamserve.engine.device_embeddings import DeviceEmbeddings, Encoding
 from streamserve.engine.device_sampler import DeviceSampler, Pending
 from streamserve.engine.device_state import (
     GROUPED_ROWS,
@@ -93,8 +94,9 @@ class DeviceStep:
         wait: ThreadPoolExecutor,
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
         accepted: Callable[[int, int], None],
+        encodings: Sequence[Encoding] = (),
     ) -> None:
-        """`accepted` is told, by slot, how many guesses were right."""
+        """`accepted` is told, by slot, how many guesses were right. `encodings`: those of the plan."""
         self._choose = choose
         self._event = event
         self._tokens = tokens
@@ -106,6 +108,7 @@ class DeviceStep:
         self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
         self._accepted = accepted
+        self._encodings = encodings
 
     def sample(self, edits: Edits = NO_EDITS) -> None:
         """See Step."""
@@ -115,7 +118,8 @@ class DeviceStep:
 
     def is_done(self) -> bool:
         """See Step."""
-        return self._unwanted is not None and self._event.query()
+        is_launched = all(encoding.is_launched() for encoding in self._encodings)
+        return self._unwanted is not None and is_launched and self._event.query()
 
     async def done(self) -> StepResult:
         """See Step."""
@@ -124,6 +128,9 @@ class DeviceStep:
                 await self._watch()
             else:
                 await get_running_loop().run_in_executor(self._wait, self._event.synchronize)
+        for encoding in self._encodings:
+            if not encoding.is_launched():
+                await get_running_loop().run_in_executor(self._wait, encoding.why_not)
         return self.result()
 
     async def _watch(self) -> None:
@@ -139,7 +146,8 @@ class DeviceStep:
             guesses = self._guesses.tokens_KR.T.tolist()
             for i, line in self._guesses.lines.items():
                 rows[i] = rows[i]._replace(drafts=tuple(guesses[line][: self._plan.rows[i].num_wanted]))
-        return StepResult(rows)
+        failed = {encoding.key: why for encoding in self._encodings if (why := encoding.why_not()) is not None}
+        return StepResult(rows, failed)
 
     def _rows(self) -> list[RowResult]:
         """Tokens and log-probabilities."""
@@ -215,12 +223,14 @@ class DeviceRunner:
         use_graphs: bool = True,
         max_drafts: int = 0,
         make_drafter: Callable[[DeviceState], DeviceDrafter] | None = None,
+        media: DeviceEmbeddings | None = None,
     ) -> None:
         """`max_graph_tokens`: most prompt tokens of a captured step. `max_drafts`: most guesses of a row. `make_drafter`: of a
-        network that guesses; without it Row.num_wanted asks in vain."""
+        network that guesses; without it Row.num_wanted asks in vain. `media`: of a model that takes some."""
         assert max_drafts <= MAX_DRAFTS
         self._device = device
         self._network = network
+        self._media = media or DeviceEmbeddings(device, None, num_slots=num_slots)
         self.long_chunk = network.long_chunk
         self.max_appended_rows: int | None = MAX_PROMPTS if use_graphs else None  # a captured step holds no more
         has_groups = network.grouping is not None
@@ -238,6 +248,7 @@ class DeviceRunner:
             grouping=network.grouping,
             may_capture=network.may_capture,
             max_drafts=max_drafts,
+            media=self._media,
         )
         self._sampler = make_sampler(self._state)
         self._drafter = None if make_drafter is None else make_drafter(self._state)
@@ -313,6 +324,7 @@ class DeviceRunner:
         for admission in plan.admissions:
             if admission.sampling.prompt_logprobs is not None:
                 self._histories[admission.slot] = admission.history
+        encodings = self._media.take_in(plan)
         loaded = self._state.load(plan, params)
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
         if loaded.size is not None:
@@ -324,7 +336,8 @@ class DeviceRunner:
         back, event = self._back[self._turn]
         self._turn = (self._turn + 1) % TURNS
         choose = partial(self._choose, plan, loaded, back, event)
-        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, self._sampler.accepted)
+        accepted = self._sampler.accepted
+        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, accepted, encodings)
 
     @torch.inference_mode()
     def _choose(
@@ -377,5 +390,6 @@ class DeviceRunner:
 
     def close(self) -> None:
         """End the helper thread."""
+        self._media.close()
         self._device.synchronize()
         self._wait.shutdown(wait=True)

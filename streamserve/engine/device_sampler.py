@@ -25,7 +25,7 @@ from torch import Tensor
 from streamserve.engine.plan import Admission, Append, Masks
 from streamserve.kernels.devices.device import Device
 from streamserve.kernels.impl.triton_sampling import Drafted, SamplingKernels, is_filtered, words
-from streamserve.messages import SamplingParams, TokenLogprobs
+from streamserve.messages import MEDIA_BASE, SamplingParams, TokenLogprobs
 
 _FIRST_LINES = 8
 
@@ -320,8 +320,12 @@ class DeviceSampler:
         if not self._free_lines:
             self._add_lines()
         line, sampling = self._free_lines.pop(), admission.sampling
-        history = self._to_device(torch.tensor(admission.history, dtype=torch.int64))
-        prompt, generated = history[: admission.num_prompt], history[admission.num_prompt :]
+        words, num_prompt = admission.history, admission.num_prompt
+        if admission.media:
+            kept = [token for token in words[:num_prompt] if token < MEDIA_BASE]
+            words, num_prompt = (*kept, *words[num_prompt:]), len(kept)
+        history = self._to_device(torch.tensor(words, dtype=torch.int64))
+        prompt, generated = history[:num_prompt], history[num_prompt:]
         counts_V = self._lines_LV[line].zero_()
         counts_V.index_fill_(0, prompt, 1)
         counts_V.index_add_(0, generated, counts_V.new_full((len(generated),), 2))

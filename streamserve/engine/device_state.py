@@ -5,9 +5,11 @@ the buffer. Nothing here waits for the device: buffers in host memory take turns
 
 The buffer of a step with T tokens (rounded up to 4), R rows of logits and P prompt rows, in 32-bit words:
 
-    tokens T | positions T | slots T | logit rows R | slots of the logit rows R | prompt starts P + 1 | parts of attention's
-    work on decode rows (engine/prefix_groups.py) | in a drafted step R: how many guesses a logit row stands behind | page-table
-    entries | sampling parameters | page copies: sources, targets
+    tokens T | positions T | slots T | for M-RoPE three rope positions a token: 3 T | logit rows R | slots of the logit rows R |
+    prompt starts P + 1 | parts of attention's work on decode rows (engine/prefix_groups.py) | in a drafted step R: how many
+    guesses a logit row stands behind | page-table entries | sampling parameters | page copies: sources, targets
+
+Places of media have token 0 here; their embeddings come beside it (engine/device_embeddings.py), in steps that are not captured.
 
 A drafted row of a known token and k guesses is laid out as 1 + k decode rows of its slot, one behind the other.
 
@@ -19,6 +21,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +29,14 @@ import torch
 from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
+from streamserve.engine.device_embeddings import DeviceEmbeddings, Piece
 from streamserve.engine.device_sampler import DraftedRows
 from streamserve.engine.plan import Plan, Row
 from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_groups
 from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
 from streamserve.kernels.impl.triton_sampling import Drafted
-from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
+from streamserve.kernels.ops import Embedded, Grouping, PromptRow, StepInputs
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
 MAX_PROMPTS = 16  # prompt rows of a captured step
@@ -153,13 +157,15 @@ class Layout:
         grouping: Grouping | None,
         *,
         is_drafted: bool = False,
+        has_rotary: bool = False,
     ) -> None:
-        self.is_drafted = is_drafted
+        self.is_drafted, self.has_rotary = is_drafted, has_rotary
         self.num_tokens, self.num_decode, self.num_logits, self.num_prompts = num_tokens, num_decode, num_logits, num_prompts
         self.num_parts = num_decode + grouping.programs if grouping is not None else 0
         self.part_width = grouping.rows + 3 if grouping is not None else 0
-        step = _up(num_tokens)
-        self.positions_at, self.slots_at, self.logit_rows_at = step, 2 * step, 3 * step
+        self.step = step = _up(num_tokens)
+        self.positions_at, self.slots_at, self.rope_at = step, 2 * step, 3 * step
+        self.logit_rows_at = (6 if has_rotary else 3) * step
         self.logit_slots_at = self.logit_rows_at + _up(num_logits)
         self.starts_at = self.logit_slots_at + _up(num_logits)
         self.parts_at = self.starts_at + (_up(num_prompts + 1) if num_prompts else 0)
@@ -182,10 +188,12 @@ class DeviceState:
         grouping: Grouping | None,
         may_capture: Callable[[tuple[PromptRow, ...]], bool],
         max_drafts: int = 0,
+        media: DeviceEmbeddings | None = None,
     ) -> None:
         """`sizes`: of steps that may be captured. `may_capture`: whether a captured step may do these prompt rows. `max_drafts`:
-        most guesses of a row."""
+        most guesses of a row. `media`: of a model that takes some; it knows of a plan before `load` does."""
         self._pool = pool
+        self._media = media or DeviceEmbeddings(device, None, num_slots=num_slots)
         self._captured = Sizes(())
         self._may_capture = may_capture
         self._grouping = grouping
@@ -194,7 +202,8 @@ class DeviceState:
         pages = -(-max_len // pool.page_size) + 1
         # A step that admits every slot with all its pages is the largest.
         tokens = max(max_step_tokens + self.max_decode_rows, *(size.num_tokens for size in sizes), 0)
-        words = Layout(tokens, self.max_decode_rows, self.max_logits, self.max_logits, grouping, is_drafted=True).end
+        most = (tokens, self.max_decode_rows, self.max_logits, self.max_logits, grouping)
+        words = Layout(*most, is_drafted=True, has_rotary=self._media.has_rotary).end
         words += max(3 * (num_slots * 2 + num_slots * pages), 3 * _INTAKE_PAGES) + num_slots * (PARAMS + 1) + 2 * num_slots
         where = device.torch_device
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
@@ -282,13 +291,17 @@ class DeviceState:
         assert num_decode <= self.max_decode_rows
         described, logit_tokens = self._describe(rows, prompts, num_decode)
         is_grouped = self._parts is not None and not is_drafted and self._parts.find(answers, self._pages)
-        size = None if logit_tokens else self._fitting(num_decode, described, is_grouped=is_grouped, is_drafted=is_drafted)
+        pieces = self._media.pieces(rows)
+        size = None
+        if not logit_tokens and not pieces:
+            size = self._fitting(num_decode, described, is_grouped=is_grouped, is_drafted=is_drafted)
         prompts_sampling = [i for i in prompts if rows[i].samples]
         slots = laid_out.slots + [rows[i].slot for i in prompts_sampling]
         if size is None:
             num_tokens = num_decode + sum(prompt.num_tokens for prompt in described)
             grouping = self._grouping if is_grouped else None
-            layout = Layout(num_tokens, num_decode, len(slots), len(described), grouping, is_drafted=is_drafted)
+            counts = (num_tokens, num_decode, len(slots), len(described), grouping)
+            layout = Layout(*counts, is_drafted=is_drafted, has_rotary=self._media.has_rotary)
         else:
             layout = self._fixed[size][0] if size in self._fixed else self._layout(size)
             if size.num_decode != num_decode:
@@ -301,6 +314,9 @@ class DeviceState:
         else:
             array = self._staged_array
         self._write_tokens(array, layout, laid_out, rows, prompts, described)
+        if layout.has_rotary:
+            self._write_rope(array, layout, laid_out, described)
+        embedded = self._embedded(array, layout, pieces, rows, decode, prompts, described) if pieces else None
         self._write_logit_rows(array, layout, num_decode, slots, rows, prompts, described)
         offsets = self._write_offsets(array, layout, laid_out, slots)
         if layout.num_parts:
@@ -313,7 +329,7 @@ class DeviceState:
         if intake is not None:
             array[at : layout.end + 3 * _INTAKE_PAGES] = -1
             intake.replay()
-            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
+            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets, None)
         params_at = at
         for slot, words in params:
             array[at] = slot
@@ -340,7 +356,7 @@ class DeviceState:
         if num_copies:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
-        return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
+        return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets, embedded)
 
     def _loaded(
         self,
@@ -351,8 +367,9 @@ class DeviceState:
         slots: list[int],
         logit_tokens: dict[int, int],
         offsets: list[int] | None,
+        embedded: Embedded | None,
     ) -> Loaded:
-        inputs = self._fixed[size][1] if size in self._fixed else self._inputs(layout, described)
+        inputs = self._fixed[size][1] if size in self._fixed else self._inputs(layout, described, embedded)
         if size is not None and not size.num_prompt:
             self._fixed[size] = layout, inputs  # a dozen views are a good part of the time that a step takes to launch
         drafted = None if offsets is None else DraftedRows(offsets, Drafted(self._offsets(layout), inputs.tokens_T))
@@ -386,6 +403,37 @@ class DeviceState:
             starts = array[layout.starts_at : layout.starts_at + layout.num_prompts + 1]
             starts[:] = end
             starts[: len(described)] = [prompt.first for prompt in described]
+
+    def _write_rope(self, array: Array, layout: Layout, laid_out: _Rows, described: Sequence[PromptRow]) -> None:
+        """Rope positions, three a token."""
+        rope_3T = array[layout.rope_at : layout.rope_at + 3 * layout.step].reshape(3, layout.step)
+        real, end = len(laid_out.tokens), layout.num_decode
+        self._media.write_rope(rope_3T[:, :real], laid_out.slots, laid_out.positions)
+        rope_3T[:, real:end] = 0
+        for prompt in described:
+            end = prompt.first + prompt.num_tokens
+            self._media.write_prompt_rope(rope_3T[:, prompt.first : end], prompt.slot, prompt.start)
+        rope_3T[:, end:] = 0
+
+    def _embedded(
+        self,
+        array: Array,
+        layout: Layout,
+        pieces: Sequence[Piece],
+        rows: Sequence[Row],
+        decode: Sequence[int],
+        prompts: Sequence[int],
+        described: Sequence[PromptRow],
+    ) -> Embedded:
+        """What takes the places of tokens, which are none of the vocabulary's."""
+        firsts = {i: prompt.first for i, prompt in zip(prompts, described, strict=True)}
+        firsts |= zip(decode, accumulate((rows[i].num_tokens for i in decode), initial=0), strict=False)
+        begins = [firsts[piece.row] + piece.first for piece in pieces]
+        places = np.concatenate([np.arange(at, at + piece.num_tokens) for at, piece in zip(begins, pieces, strict=True)])
+        array[places] = 0
+        staged = self._device.pinned((len(places),), torch.int64)
+        staged.numpy()[:] = places
+        return Embedded(staged.to(self._device.torch_device, non_blocking=True), self._media.of(pieces))
 
     @staticmethod
     def _write_logit_rows(
@@ -443,12 +491,16 @@ class DeviceState:
     def _layout(self, size: StepSize) -> Layout:
         grouping = self._grouping if size.is_grouped else None
         num_prompts = len(size.prompts)
-        return Layout(size.num_tokens, size.num_decode, size.num_logits, num_prompts, grouping, is_drafted=size.is_drafted)
+        counts = (size.num_tokens, size.num_decode, size.num_logits, num_prompts, grouping)
+        return Layout(*counts, is_drafted=size.is_drafted, has_rotary=self._media.has_rotary)
 
-    def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...]) -> StepInputs:
+    def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...], embedded: Embedded | None = None) -> StepInputs:
         def ints(at: int, count: int) -> Tensor:
             return self._ints[at : at + count]
 
+        rope_3T = (
+            ints(layout.rope_at, 3 * layout.step).view(3, layout.step)[:, : layout.num_tokens] if layout.has_rotary else None
+        )
         parts = ints(layout.parts_at, layout.num_parts * layout.part_width)
         return StepInputs(
             num_decode=layout.num_decode,
@@ -464,6 +516,8 @@ class DeviceState:
             v=self._pool.v,
             parts_PR=parts.view(layout.num_parts, layout.part_width) if layout.num_parts else None,
             is_drafted=layout.is_drafted,
+            embedded=embedded,
+            rope_3T=rope_3T,
         )
 
     def _offsets(self, layout: Layout) -> Tensor:

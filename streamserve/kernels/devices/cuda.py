@@ -6,6 +6,7 @@ question. Knows no kernel and no model. CUDA_VISIBLE_DEVICES picks the card when
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -95,11 +96,23 @@ class CUDA:
         current.wait_stream(side)
         return Graph(graph, out)
 
+    def beside(self) -> AbstractContextManager[Any]:
+        """See Device."""
+        return torch.cuda.stream(self._second)
+
+    def keep(self, tensor: Tensor) -> None:
+        tensor.record_stream(torch.cuda.current_stream(self.torch_device))
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
 
     @cached_property
     def _side(self) -> torch.cuda.Stream:
+        """Of captures. Recorded kernels keep its priority wherever they are replayed: they go before what runs `beside`."""
+        return torch.cuda.Stream(self.torch_device, priority=-1)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def _second(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
 
     @cached_property

@@ -5,7 +5,8 @@ unless it says so.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Sleep until it is (no spinning: the processor is free for others). Any thread."""
+        ...
+
+    def wait(self) -> None:
+        """What this thread launches from now on begins when the work before the mark is done. Does not wait itself."""
         ...
 
 
@@ -71,6 +76,16 @@ class Device(Protocol):
         workspace, then recorded; `is_warm` says that the like has been run before, and it is only recorded. All tensors it
         touches must outlive the replay; those it allocates lie in one pool that all recordings share, so replays run one after
         the other only. Blocks."""
+        ...
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """What is launched inside goes into a second stream, whose work runs beside that of the first, and gives way to recorded
+        launches there. One and the same stream every time. Work on what the other stream makes waits for an event of it, and for
+        tensors from the other stream see `keep`."""
+        ...
+
+    def keep(self, tensor: Tensor) -> None:
+        """A tensor made `beside` is used by what this thread launches: its memory is not made use of anew before that is done."""
         ...
 
     def synchronize(self) -> None:

@@ -4,6 +4,7 @@ For tests of what runs on a GPU; serving on a CPU goes another way (engine/runne
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ class Done:
         return True
 
     def synchronize(self) -> None: ...
+
+    def wait(self) -> None: ...
 
 
 class Again(Generic[T]):
@@ -60,6 +63,11 @@ class Host:
         if not is_warm:
             run()
         return Again(run)
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def keep(self, tensor: Tensor) -> None: ...
 
     def synchronize(self) -> None: ...
 

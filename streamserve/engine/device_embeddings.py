@@ -1,0 +1,185 @@
+"""Embeddings of media on a GPU, and which tokens of a step they take the places of: what engine/embeddings.py is on a CPU.
+
+Owns the tensors by key, each slot's places and rope positions, and the thread in which encoders run. Which to encode and which to
+give up the scheduler says (engine/encodings.py).
+
+An encoder of a few hundred launches keeps a thread busy for milliseconds, so another thread than the loop's does it, in a stream
+of its own: what the device has to do for a picture runs beside the steps before the one that needs it, and only that one waits
+for it, on the device. The loop waits only where a step needs what is not launched yet.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamserve.engine.embeddings import Encoder
+from streamserve.engine.plan import Plan, Row
+from streamserve.engine.rotary import Rotary, rotary_positions
+from streamserve.kernels.devices.device import Device, Event
+from streamserve.messages import Span
+
+Array = np.ndarray[Any, np.dtype[np.int32]]
+
+
+class Piece(NamedTuple):
+    """Neighbouring tokens of a step that take embeddings: tokens first .. first + num_tokens - 1 of row `row` of its plan take
+    those from `begin` on of the media with this key."""
+
+    row: int
+    first: int
+    num_tokens: int
+    key: bytes
+    begin: int
+
+
+class Encoding:
+    """One media under way through the encoder, or through it."""
+
+    def __init__(self, key: bytes, num_tokens: int, job: "Future[tuple[Tensor, Event]]") -> None:
+        self.key = key
+        self.num_tokens = num_tokens
+        self._job = job
+        self._is_awaited = False
+
+    def is_launched(self) -> bool:
+        """Whether `why_not` and `embeds` would not wait."""
+        return self._job.done()
+
+    def why_not(self) -> str | None:
+        """Why there are no embeddings; None where there are."""
+        error = self._job.exception()
+        return None if error is None else f"{type(error).__name__}: {error}"
+
+    def embeds(self, device: Device) -> Tensor | None:
+        """For what this thread launches from now on; it waits for them on the device. None: there are none."""
+        if self._job.exception() is not None:
+            return None
+        embeds_NX, event = self._job.result()
+        if not self._is_awaited:
+            event.wait()  # all later steps come behind this one
+            self._is_awaited = True
+            device.keep(embeds_NX)
+        return embeds_NX
+
+
+class DeviceEmbeddings:
+    """Of one runner. `width` and `dtype`: of embeddings. `has_rotary`: the network takes three rope positions a token."""
+
+    def __init__(
+        self,
+        device: Device,
+        encoder: Encoder | None,
+        *,
+        num_slots: int,
+        width: int = 0,
+        dtype: torch.dtype = torch.float32,
+        has_rotary: bool = False,
+    ) -> None:
+        assert encoder is None or not encoder.whole_spans  # refused at start
+        self._device = device
+        self._encoder = encoder
+        self._width, self._dtype = width, dtype
+        self._kept: dict[bytes, Encoding] = {}
+        self._places: dict[int, tuple[tuple[bytes, tuple[Span, ...]], ...]] = {}  # of slots that have media
+        self.has_rotary = has_rotary
+        self._rotary: dict[int, Rotary] = {}  # of the same slots' prompts
+        self._shift = np.zeros(num_slots, np.int32)
+        self._thread = None if encoder is None else ThreadPoolExecutor(1, thread_name_prefix="engine-encode")
+
+    def take_in(self, plan: Plan) -> Sequence[Encoding]:
+        """The plan's admissions, then what it gives up and encodes; returns what that starts."""
+        for admission in plan.admissions:
+            slot, media = admission.slot, admission.media
+            if slot in self._places:
+                del self._places[slot]
+                self._rotary.pop(slot, None)
+                self._shift[slot] = 0
+            if media:
+                self._places[slot] = tuple((one.key, one.spans) for one in media)
+                if self.has_rotary:
+                    self._rotary[slot], self._shift[slot] = rotary_positions(admission.num_prompt, media)
+        for key in plan.forgets:
+            self._kept.pop(key, None)  # not there if the step that was to encode it failed
+        started = []
+        for encode in plan.encodes:
+            assert self._thread is not None
+            job = self._thread.submit(self._encode, encode.inputs, encode.num_tokens)
+            self._kept[encode.key] = Encoding(encode.key, encode.num_tokens, job)
+            started.append(self._kept[encode.key])
+        return started
+
+    def pieces(self, rows: Sequence[Row]) -> list[Piece]:
+        """Where rows hold places of media."""
+        found = []
+        if self._places:
+            for i, row in enumerate(rows):
+                for key, spans in self._places.get(row.slot, ()):
+                    done = 0
+                    for span in spans:
+                        begin, end = max(span.start, row.start), min(span.end, row.start + row.num_tokens)
+                        if begin < end:
+                            found.append(Piece(i, begin - row.start, end - begin, key, done + begin - span.start))
+                        done += span.num_tokens
+        return found
+
+    def of(self, pieces: Sequence[Piece]) -> Tensor:
+        """What these places take, one below the other."""
+        parts = []
+        for piece in pieces:
+            embeds_NX = self._kept[piece.key].embeds(self._device)
+            if embeds_NX is None:  # whose request ends with an error
+                parts.append(torch.zeros((piece.num_tokens, self._width), dtype=self._dtype, device=self._device.torch_device))
+            else:
+                parts.append(embeds_NX[piece.begin : piece.begin + piece.num_tokens])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def write_rope(self, out_3N: Array, slots: Sequence[int], positions: Sequence[int]) -> None:
+        """Rope positions of tokens of any slots."""
+        out_3N[:] = np.asarray(positions, np.int32) + self._shift[slots]
+        if self._rotary:
+            for i, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+                known_3P = self._rotary.get(slot)
+                if known_3P is not None and position < known_3P.shape[1]:
+                    out_3N[:, i] = known_3P[:, position]
+
+    def write_prompt_rope(self, out_3N: Array, slot: int, start: int) -> None:
+        """Rope positions of a slot's tokens from position `start` on."""
+        num_tokens = out_3N.shape[1]
+        out_3N[:] = np.arange(start, start + num_tokens, dtype=np.int32) + self._shift[slot]
+        known_3P = self._rotary.get(slot)
+        if known_3P is not None and start < known_3P.shape[1]:
+            end = min(start + num_tokens, known_3P.shape[1])
+            out_3N[:, : end - start] = known_3P[:, start:end]
+
+    def warm_up(self, inputs: Mapping[str, Any], num_tokens: int, max_tokens: int) -> None:
+        """Encode a picture, and have memory for `max_tokens` embeddings beside what that takes. Before any request; blocks."""
+        assert self._thread is not None
+        self._thread.submit(self._reserve, max_tokens).result()
+        for _ in range(2):
+            self._thread.submit(self._encode, inputs, num_tokens).result()
+        self._device.synchronize()
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _reserve(self, max_tokens: int) -> None:
+        """torch keeps what one tensor took for later ones of the same stream."""
+        with self._device.beside():
+            torch.empty((max_tokens, self._width), dtype=self._dtype, device=self._device.torch_device)
+
+    @torch.inference_mode()
+    def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event]:
+        """In the thread: launches, and an event behind them."""
+        assert self._encoder is not None
+        with self._device.beside():
+            (embeds_NX,) = self._encoder.encode((inputs,))
+            assert len(embeds_NX) == num_tokens, f"{len(embeds_NX)} embeddings for {num_tokens} places"
+            event = self._device.event()
+            event.record()
+            return embeds_NX, event
