@@ -37,7 +37,7 @@ class ModelConfig:
     )
     vision_model: str | None = _flag(
         None,
-        "folder with an encoder of pictures, in LLaVA's layout, for a model without one; none: takes none; unset: the model's own",
+        "folder with an encoder of pictures, as LLaVA has it, for a model without one; none: no pictures; unset: the model's own",
     )
     sampling_defaults: str = _flag(
         "model", "where chat defaults come from: the model's generation_config or OpenAI's", choices=("model", "openai")
@@ -107,8 +107,12 @@ class ServerConfig:
         "auto", "how the model marks its reasoning: a format's name, or START,END; auto: by its template; none: not at all"
     )
     cors_origins: tuple[str, ...] = _flag(("*",), "origins that browsers may call from; repeatable")
-    max_body_mb: int = _flag(32, "largest request body, MiB")
-    max_frame_mb: int = _flag(8, "largest WebSocket frame from a client, MiB")
+    max_body_mb: int = _flag(32, "largest request body, WebSocket frame and file of a picture, MiB")
+    media_hosts: tuple[str, ...] = _flag(
+        ("*",),
+        "host whose pictures may be fetched, NAME or NAME:PORT, wherever it is; *: any that is on the public network; none; "
+        "repeatable",
+    )
     keep_alive_s: float = _flag(15.0, "seconds between comment lines on a silent SSE stream; 0 is off")
     response_store: str | None = _flag(None, "SQLite file that keeps responses of /v1/responses; unset: they are kept in memory")
     resume_window_s: float = _flag(30.0, "seconds a resumable stream is kept after its client has left; 0: there are none")
@@ -119,7 +123,9 @@ class ServerConfig:
     ssl_certfile: str | None = _flag(None, "TLS certificate; also enables HTTP/2")
     ssl_keyfile: str | None = _flag(None, "TLS key")
     disable_playground: bool = _flag(False, "do not serve the web page at /")
-    log_level: str = _flag("info", "least severe event to log", choices=("debug", "info", "warning", "error"))
+    log_level: str = _flag(
+        "info", "least severe event to log; debug shows tracebacks", choices=("debug", "info", "warning", "error")
+    )
     log_format: str = _flag(
         "auto", "console lines or JSON lines; auto: JSON when the output is not a terminal", choices=("auto", "console", "json")
     )

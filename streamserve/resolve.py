@@ -212,7 +212,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("threads", 1, 4096),
     ("port", 0, 65_535),
     ("max_body_mb", 1, 4096),
-    ("max_frame_mb", 1, 4096),
     ("keep_alive_s", 0, 86_400),
     ("request_timeout_s", 0, 86_400),
     ("write_timeout_s", 0.1, 86_400),

@@ -218,7 +218,7 @@ def http_config(server: ServerConfig, listener: socket.socket) -> hypercorn.conf
     config.keep_alive_max_requests = 1_000_000
     config.h2_max_concurrent_streams = 1000
     config.graceful_timeout = 1.0  # requests were drained by us before hypercorn is told to stop
-    config.websocket_max_message_size = server.max_frame_mb * MIB + 64 * 1024  # ours answers with an error frame first
+    config.websocket_max_message_size = server.max_body_mb * MIB + 64 * 1024  # ours answers with an error frame first
     config.websocket_ping_interval = 20.0
     config.include_server_header = False
     config.accesslog = None

@@ -6,20 +6,26 @@ Owns the set of live runs and what is said of them when they end. Knows nothing 
 from asyncio import TimerHandle, get_running_loop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import structlog
 from anyio import CapacityLimiter, Event, to_thread
 
-from streamserve.api.auth import Door
+from streamserve.api.auth import Door, given_key
 from streamserve.api.encoders import EncoderModel
+from streamserve.api.pictures import Caller, Pictures
 from streamserve.api.prompts import Prompts
 from streamserve.api.resume import Streams
+from streamserve.api.schema import PictureRef
 from streamserve.api.stream import Call, Pace, Piece, Run, Watch
+from streamserve.api.wire import Exchange, digest_of, leaving_noticed
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
 from streamserve.errors import InvalidRequest, ModelNotFound, StreamServeError
+from streamserve.media.family import Family, Prepared
+from streamserve.media.loader import Loader
 from streamserve.messages import EngineLoad
 from streamserve.text.model import TextModel
 
@@ -76,6 +82,8 @@ class Service:
         meter: Meter | None,
         settings: Mapping[str, Any] | None = None,
         encoder: EncoderModel | None = None,
+        family: Family | None = None,
+        loader: Loader | None = None,
     ) -> None:
         self.client = client
         self.text = text
@@ -87,10 +95,10 @@ class Service:
         self.defaults = _known_defaults(text.defaults) if sampling_defaults == "model" else {}
         self.meter = meter
         self.door = Door(config)
-        self.prompts = Prompts(text, client.facts)
+        self.prompts = Prompts(text, client.facts, family)
+        self.pictures = None if family is None or loader is None else Pictures(family, loader)
         self._pace = Pace(config.send_interval_ms)
         self.max_body_bytes = config.max_body_mb * MIB
-        self.max_frame_bytes = config.max_frame_mb * MIB
         self.streams = Streams(
             self.live,
             window_s=config.resume_window_s,
@@ -120,6 +128,28 @@ class Service:
         self.check_model(name)
         other = f"{self.encoder.name!r} does" if self.encoder else "start the server with --embedding-model for that"
         raise InvalidRequest(f"model {name[:200]!r} generates text and does not embed it; {other}", param="model")
+
+    def owner_with(self, key: bytes) -> str:
+        """In whose name things are kept: the key's. Without keys on the server, everybody's."""
+        return digest_of(key).hex() if self.door.needs_key else ""
+
+    def caller(self, exchange: Exchange) -> Caller:
+        """Who asks over HTTP. They may leave while their pictures are loaded."""
+        return Caller(self.owner_with(given_key(exchange.scope) or b""), partial(leaving_noticed, exchange, lambda: None))
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model can be shown any."""
+        return self.pictures is not None
+
+    async def prepared(
+        self, pictures: Sequence[PictureRef], caller: Caller, known: dict[str, Prepared] | None = None
+    ) -> list[Prepared]:
+        """See Pictures. Whoever reads a body has refused pictures where the model takes none."""
+        if not pictures:
+            return []
+        assert self.pictures is not None
+        return await self.pictures.prepared(pictures, caller, known)
 
     def run(self, call: Call) -> Run:
         """A run of `call` that is not started yet. Raises InvalidRequest for a deadline out of range."""

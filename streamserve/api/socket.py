@@ -162,10 +162,10 @@ class Link:
             frame = message.get("bytes")
         if frame is None:
             raise InvalidRequest("the frame is binary; text frames with one JSON object each are expected", param="frame")
-        limit = self._service.max_frame_bytes
+        limit = self._service.max_body_bytes
         size = len(frame) if isinstance(frame, bytes) or frame.isascii() else len(frame.encode())
         if size > limit:
-            raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-frame-mb)", param="frame")
+            raise RequestTooLarge(f"the frame has {size} bytes; at most {limit} are allowed (--max-body-mb)", param="frame")
         return load_object(frame)
 
     async def _authenticate(self, talk: Talk) -> bool:

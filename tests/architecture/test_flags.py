@@ -28,10 +28,10 @@ FLAGS = [
     "--log-requests",
     "--max-body-mb",
     "--max-decode-pause-ms",
-    "--max-frame-mb",
     "--max-queued-requests",
     "--max-running-requests",
     "--max-total-tokens",
+    "--media-hosts",
     "--mem-fraction-static",
     "--model-path",
     "--op",
@@ -63,7 +63,7 @@ def _all_flags() -> set[str]:
     for verb in VERBS:
         parser = Parser(verb.name)
         verb.add_arguments(parser, True)
-        found |= {option for action in parser._actions for option in action.option_strings[:1]}
+        found |= {option for action in parser._actions for option in action.option_strings[:1] if option != "-h"}
     return found
 
 

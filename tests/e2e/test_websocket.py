@@ -52,7 +52,7 @@ async def talk(server: FakeServer, **options: Any) -> AsyncIterator[Talk]:
 
 @pytest.fixture
 async def server() -> AsyncIterator[FakeServer]:
-    async with fake_server(ServerConfig(max_frame_mb=1)) as running:
+    async with fake_server(ServerConfig(max_body_mb=1)) as running:
         yield running
 
 

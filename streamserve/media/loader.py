@@ -1,0 +1,106 @@
+"""From what a client names (a data: URL, an http or https URL, the id of an uploaded file) to a decoded, prepared picture.
+
+Owns where that runs, and how much of it at once: reading and decoding happen in worker threads, half as many as there are cores,
+large pictures one at a time, and of a request's pictures a few at a time. Knows nothing of requests or of models.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from anyio import CapacityLimiter, create_task_group, to_thread
+
+from streamserve.errors import InvalidRequest
+from streamserve.media import data_url
+from streamserve.media.decode import MEGAPIXELS, decode, num_pixels_of
+from streamserve.media.fetch import Fetcher
+from streamserve.media.picture import Picture
+
+MAX_PICTURES = 64  # of a request
+FILE_ID = "file-"  # how ids of uploaded files begin
+LARGE_PIXELS = 4 * MEGAPIXELS
+AT_ONCE = 4  # of one request
+SHOWN_CHARS = 60
+
+T = TypeVar("T")
+Find = Callable[[str, str], bytes | None]
+
+
+class Loader:
+    """Loads pictures. `find`: the contents of an uploaded file by its id and owner, None where there is no such file."""
+
+    def __init__(self, fetcher: Fetcher, find: Find, max_bytes: int) -> None:
+        self._fetcher = fetcher
+        self._find = find
+        self._max_bytes = max_bytes
+        self._threads = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
+        self._large = CapacityLimiter(1)
+
+    async def load_all(self, sources: Sequence[tuple[str, str]], prepare: Callable[[Picture], T], owner: str = "") -> list[T]:
+        """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). Raises what the first
+        that failed raised; the others are given up then."""
+        if len(sources) > MAX_PICTURES:
+            param = sources[MAX_PICTURES][1]
+            raise InvalidRequest(
+                f"{param} is one of {len(sources)} pictures; a request may have at most {MAX_PICTURES}", param=param
+            )
+        done: dict[int, T] = {}
+        failed: list[Exception] = []
+        at_once = CapacityLimiter(AT_ONCE)
+
+        async def load(index: int, source: str, param: str) -> None:
+            async with at_once:
+                try:
+                    done[index] = await self.load(source, param, prepare, owner)
+                except Exception as error:
+                    failed.append(error)
+                    tasks.cancel_scope.cancel()
+
+        async with create_task_group() as tasks:
+            for index, (source, param) in enumerate(sources):
+                tasks.start_soon(load, index, source, param)
+        if failed:
+            raise failed[0]
+        return [done[index] for index in range(len(sources))]
+
+    async def load(self, source: str, param: str, prepare: Callable[[Picture], T], owner: str = "") -> T:
+        """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns.
+        Raises InvalidRequest, saying of `param`, the field that `source` stands in, what is wrong."""
+        read = await self._reader(source, param, owner)
+
+        def measure() -> tuple[bytes, int]:
+            data = read()
+            return data, num_pixels_of(data, param)
+
+        data, num_pixels = await to_thread.run_sync(measure, limiter=self._threads)
+        async with AsyncExitStack() as held:
+            if num_pixels > LARGE_PIXELS:
+                await held.enter_async_context(self._large)
+            return await to_thread.run_sync(lambda: prepare(decode(data, param)), limiter=self._threads)
+
+    async def close(self) -> None:
+        """Nothing is loaded afterwards."""
+        await self._fetcher.close()
+
+    async def _reader(self, source: str, param: str, owner: str) -> Callable[[], bytes]:
+        """How to come by the bytes, in a thread."""
+        scheme = source[: source.find(":") + 1].lower()
+        if scheme == data_url.SCHEME:
+            return lambda: data_url.bytes_of(source, self._max_bytes, param)
+        if scheme:
+            fetched = await self._fetcher.fetch(source, param)
+            return lambda: fetched
+        if not source.startswith(FILE_ID):
+            raise InvalidRequest(
+                f"{param} is {_shown(source)}; allowed is a data: URL, an https or http URL, or the id of an uploaded file",
+                param=param,
+            )
+        found = self._find(source, owner)
+        if found is None:
+            raise InvalidRequest(f"{param} is {_shown(source)}; there is no such file, or no longer", param=param)
+        return lambda: found
+
+
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= SHOWN_CHARS else source[:SHOWN_CHARS] + "…")
