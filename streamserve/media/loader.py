@@ -7,6 +7,7 @@ large pictures one at a time, and of a request's pictures a few at a time. Knows
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from hashlib import sha256
 from typing import TypeVar
 
 from anyio import CapacityLimiter, create_task_group, to_thread
@@ -27,6 +28,10 @@ T = TypeVar("T")
 Find = Callable[[str, str], bytes | None]
 
 
+def _nothing(digest: bytes) -> None:
+    """Where nothing is known from before."""
+
+
 class Loader:
     """Loads pictures. `find`: the contents of an uploaded file by its id and owner, None where there is no such file."""
 
@@ -37,7 +42,13 @@ class Loader:
         self._threads = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
         self._large = CapacityLimiter(1)
 
-    async def load_all(self, sources: Sequence[tuple[str, str]], prepare: Callable[[Picture], T], owner: str = "") -> list[T]:
+    async def load_all(
+        self,
+        sources: Sequence[tuple[str, str]],
+        prepare: Callable[[Picture], T],
+        owner: str = "",
+        find: Callable[[bytes], T | None] = _nothing,
+    ) -> list[T]:
         """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). Raises what the first
         that failed raised; the others are given up then."""
         if len(sources) > MAX_PICTURES:
@@ -52,7 +63,7 @@ class Loader:
         async def load(index: int, source: str, param: str) -> None:
             async with at_once:
                 try:
-                    done[index] = await self.load(source, param, prepare, owner)
+                    done[index] = await self.load(source, param, prepare, owner, find)
                 except Exception as error:
                     failed.append(error)
                     tasks.cancel_scope.cancel()
@@ -64,16 +75,27 @@ class Loader:
             raise failed[0]
         return [done[index] for index in range(len(sources))]
 
-    async def load(self, source: str, param: str, prepare: Callable[[Picture], T], owner: str = "") -> T:
-        """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns.
-        Raises InvalidRequest, saying of `param`, the field that `source` stands in, what is wrong."""
+    async def load(
+        self,
+        source: str,
+        param: str,
+        prepare: Callable[[Picture], T],
+        owner: str = "",
+        find: Callable[[bytes], T | None] = _nothing,
+    ) -> T:
+        """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns. `find`
+        gives, in a thread too, what was made before of a file with that digest, or None. Raises InvalidRequest, saying of
+        `param`, the field that `source` stands in, what is wrong."""
         read = await self._reader(source, param, owner)
 
-        def measure() -> tuple[bytes, int]:
+        def look() -> tuple[bytes, int, T | None]:
             data = read()
-            return data, num_pixels_of(data, param)
+            known = find(sha256(data).digest())
+            return data, num_pixels_of(data, param) if known is None else 0, known
 
-        data, num_pixels = await to_thread.run_sync(measure, limiter=self._threads)
+        data, num_pixels, known = await to_thread.run_sync(look, limiter=self._threads)
+        if known is not None:
+            return known
         async with AsyncExitStack() as held:
             if num_pixels > LARGE_PIXELS:
                 await held.enter_async_context(self._large)

@@ -1,6 +1,7 @@
 """What clients name becomes a prepared picture, or a refusal that names the field; some at once, and none for long."""
 
 from base64 import b64encode
+from hashlib import sha256
 from threading import Lock
 from time import sleep
 from urllib.parse import quote
@@ -159,3 +160,9 @@ async def test_what_prepare_says_of_a_picture_is_what_the_client_hears() -> None
 
     with pytest.raises(InvalidRequest, match="too thin"):
         await loader_of().load_all([(as_base64(FILE), "x")], prepare)
+
+
+async def test_a_file_that_is_known_is_not_decoded_again() -> None:
+    known = {sha256(FILE).digest(): 7}
+    sources = [(as_base64(FILE), "x"), (as_base64(file_of(image(), "GIF")), "y")]
+    assert await loader_of().load_all(sources, lambda picture: picture.width, find=known.get) == [7, 64]
