@@ -1,7 +1,8 @@
 """Positions of a prompt with pictures as models with M-RoPE count them: frame, row and column (Qwen2-VL, arXiv 2409.12191).
 
 Owns that rule. A token's three numbers are one and the same; a picture's places count frames, rows and columns from the number
-that its first place would have had as a token; what follows goes on behind the largest of them. Torch-free.
+that its first place would have had as a token; what follows goes on behind the largest of them. Places without a grid are counted
+like tokens. Torch-free.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ def rotary_positions(num_prompt: int, media: Sequence[Media]) -> tuple[Rotary, i
     """[3, num_prompt], and what to add to a position behind the prompt for its number."""
     out = np.empty((3, num_prompt), np.int32)
     at = following = 0  # the next place, and its number were it a token
-    for span in sorted(span for one in media for span in one.spans):
+    for span in sorted(span for one in media for span in one.spans if span.grid is not None):
         out[:, at : span.start] = np.arange(following, following + span.start - at, dtype=np.int32)
         following += span.start - at
-        frames, rows, columns = span.grid or (1, 1, span.num_tokens)
+        assert span.grid is not None
+        frames, rows, columns = span.grid
         assert frames * rows * columns == span.num_tokens
         out[:, span.start : span.end] = following + np.indices((frames, rows, columns), dtype=np.int32).reshape(3, -1)
         following += max(frames, rows, columns)
