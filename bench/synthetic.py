@@ -1,6 +1,6 @@
 """Speculation on a GPU where chance says which guesses are right: what a step of 1 + k tokens is worth at a given acceptance.
 
-    python bench/speculative.py synthetic --model FOLDER [--load-format dummy] [--output 384] [--rounds 2] [-- FLAGS]
+    python bench/speculative.py synthetic --model FOLDER [--load-format dummy] [--output 768] [--rounds 2] [-- FLAGS]
 
 Made-up weights guess nothing right, so here a drafter always offers k random tokens, and a sampler takes each of them with chance
 p, given those before it. Nothing else differs from a server: one engine in this process, the same steps, graphs, scheduler and
@@ -48,6 +48,7 @@ AUTO_CHANCES, AUTO_DEPTH = (0.3, 0.8), 4
 PROMPT_LEN, BATCH_OUTPUT = 128, 192
 SURE = 1e4  # a logit that no other reaches
 GOLDEN = 0.6180339887498949
+MAX_KEPT_ROWS = 8
 
 
 def tokens_per_step(p: float, k: int) -> float:
@@ -127,6 +128,8 @@ class RandomDrafter:
 def sampler_by(odds: Odds) -> type[DeviceSampler]:
     """A sampler that finds as many guesses right as `odds` says. Everything else it chooses as ever."""
 
+    kept: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[Tensor, Tensor, Tensor]] = {}
+
     class SamplerByChance(DeviceSampler):
         def _choose(
             self,
@@ -146,9 +149,19 @@ def sampler_by(odds: Odds) -> type[DeviceSampler]:
             """The logit of each guess, one row before the guess is fed: above all others where it is right, else out of reach."""
             rows, values = decisions(drafted.offsets, odds)
             if rows:
-                rows_N = self._to_device(torch.tensor(rows))
-                guesses_N = drafted.on_device.fed_R[rows_N + 1].long()
-                logits_RV.index_put_((rows_N, guesses_N), self._to_device(torch.tensor(values, dtype=torch.float32)))
+                rows_N, next_N, values_N = self._decision(tuple(rows), tuple(values))
+                logits_RV.index_put_((rows_N, drafted.on_device.fed_R.index_select(0, next_N).long()), values_N)
+
+        def _decision(self, rows: tuple[int, ...], values: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+            """On the device: the rows, those behind them, and the values. Of one answer there are few, and they stay there: what
+            a measurement adds to a step should not be seen in it."""
+            if (rows, values) in kept:
+                return kept[rows, values]
+            rows_N = self._to_device(torch.tensor(rows))
+            made = rows_N, rows_N + 1, self._to_device(torch.tensor(values, dtype=torch.float32))
+            if len(rows) <= MAX_KEPT_ROWS:
+                kept[rows, values] = made
+            return made
 
     return SamplerByChance
 
@@ -359,7 +372,7 @@ def main(arguments: list[str], flags: list[str]) -> int:
     parser.add_argument("--chances", type=_floats, default=CHANCES)
     parser.add_argument("--depths", type=_ints, default=DEPTHS)
     parser.add_argument("--batches", type=_ints, default=BATCHES)
-    parser.add_argument("--output", type=int, default=384, help="tokens of an answer of one stream")
+    parser.add_argument("--output", type=int, default=768, help="tokens of an answer of one stream")
     parser.add_argument("--batch-output", type=int, default=BATCH_OUTPUT, help="and of those in batches")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args(arguments)
