@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import Config, served_names
 from streamserve.default_model import DEFAULT_MODEL_SAMPLING
@@ -28,8 +30,10 @@ from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.errors import ConfigError
 from streamserve.media.families import find as find_family
 from streamserve.media.family import Family
+from streamserve.media.picture import Picture
 from streamserve.messages import SamplingParams
 from streamserve.resolve import MEDIA_BYTES, Reason, Resolved, decide_speculative
 from streamserve.speculative import Speculative
@@ -142,15 +146,15 @@ def _build_model(
     with display.loading() as progress:
         checkpoint = facts.open_model(config, progress)
         network = None if drafter is not None else facts.find_drafter(config, checkpoint, device)
+        vision = checkpoint.vision
+        pictures = None if vision is None else find_family(str(vision.config["model_type"]))(vision.path, vision.config)
         if isinstance(device, CPU):
             runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display, network)
         else:
             runner, text, grammars, resolved = _build_on_gpu(
-                config, checkpoint, device, display, network, drafter, device_sampler
+                config, checkpoint, device, display, network, pictures, drafter, device_sampler
             )
     eos = _eos(text, checkpoint)
-    vision = checkpoint.vision
-    pictures = None if vision is None else find_family(str(vision.config["model_type"]))(vision.path, vision.config)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos, takes_media=vision is not None)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
     limits = Limits(
@@ -254,7 +258,8 @@ def _embeddings(checkpoint: "Checkpoint", num_slots: int, display: Display) -> "
     with display.phase("encoder of pictures"):
         vision = checkpoint.vision.load(torch.device("cpu"), torch.float32)
     spec = checkpoint.spec
-    return Embeddings(vision, num_slots=num_slots, hidden_size=spec.hidden_size, has_rotary=spec.has_rotary_sections)
+    width = (1 + vision.num_deepstack) * spec.hidden_size
+    return Embeddings(vision, num_slots=num_slots, hidden_size=width, has_rotary=spec.has_rotary_sections)
 
 
 def _build_on_gpu(
@@ -263,6 +268,7 @@ def _build_on_gpu(
     gpu: "CUDA",
     display: Display,
     guesses: "OpenDrafter | None",
+    pictures: Family | None = None,
     drafter: Drafter | None = None,
     make_sampler: "type[DeviceSampler] | None" = None,
 ) -> Parts:
@@ -271,6 +277,7 @@ def _build_on_gpu(
 
     from streamserve import facts
     from streamserve.cache.pool import DevicePool
+    from streamserve.engine.device_embeddings import DeviceEmbeddings
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, max_decode_rows
@@ -280,6 +287,11 @@ def _build_on_gpu(
     from streamserve.models.network import build_device_network
 
     spec = checkpoint.spec
+    if checkpoint.vision is not None and checkpoint.vision.kind.whole_spans:
+        raise ConfigError(
+            f"pictures of a {checkpoint.vision.config['model_type']} model look at all of themselves, which attention on a GPU "
+            "does not do yet; --device cpu serves it"
+        )
     assert guesses is None or isinstance(guesses, OpenModel)  # resolve.py refuses others
     planned, choices = facts.decide(config, checkpoint, gpu, guesses)
     with display.phase("tokenizer"):
@@ -306,10 +318,23 @@ def _build_on_gpu(
             max_rows = max_guessed_tokens(planned.max_running_requests, max_drafts)
             small = guesses.load_on_gpu(gpu.torch_device, dtype, max_len=longest, max_rows=max_rows)
             guesses.checkpoint.finish()
+        vision = None if checkpoint.vision is None else checkpoint.vision.load(gpu.torch_device, dtype)
         gpu.synchronize()
 
     use_graphs = not config.device.disable_cuda_graph
     max_graph_tokens = min(_worth_capturing(spec.num_layers, planned.weight_bytes), planned.chunked_prefill_size, BURST_STEP)
+
+    def media() -> DeviceEmbeddings | None:
+        if vision is None:
+            return None
+        return DeviceEmbeddings(
+            gpu,
+            vision,
+            num_slots=planned.max_running_requests,
+            width=(1 + vision.num_deepstack) * spec.hidden_size,
+            dtype=dtype,
+            has_rotary=spec.has_rotary_sections,
+        )
 
     def runner_on(num_pages: int, max_len: int) -> DeviceRunner:
         pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
@@ -359,11 +384,19 @@ def _build_on_gpu(
             use_graphs=use_graphs,
             max_drafts=max_drafts,
             make_drafter=None if guesses is None else draft_model,
+            media=media(),
         )
 
     with display.phase("kernels and memory") as progress:
         chunk = max(2, min(planned.chunked_prefill_size, planned.context_len))
         num_pages = -(-chunk // planned.page_size) + 1
+        media_work = 0
+        if (eyes := media()) is not None and pictures is not None:
+            blank = Picture(np.zeros((LARGE_SIDE, LARGE_SIDE, 3), np.uint8), bytes(32))
+            large, before = pictures.prepare(blank), gpu.memory()[0]
+            eyes.warm_up(large.inputs, large.layout.num_tokens, MEDIA_BYTES)
+            eyes.close()
+            media_work = max(0, before - gpu.memory()[0] - MEDIA_BYTES)
         trial = runner_on(num_pages, chunk)
         with rehearsal(progress):
             trial.warm_up(chunk)
@@ -371,12 +404,12 @@ def _build_on_gpu(
         trial.warm_up_long(planned.context_len, chunk)
         gpu.synchronize()
         page_bytes = planned.kv_bytes_per_token * planned.page_size
-        taken = planned.free_bytes - gpu.memory()[0] - planned.weight_bytes - num_pages * page_bytes
+        taken = planned.free_bytes - gpu.memory()[0] - planned.weight_bytes - num_pages * page_bytes - media_work
         trial.close()
         del trial
         if use_graphs:  # whose memory is their own
             taken += taken * (max_graph_tokens + planned.max_running_requests) // chunk + GRAPH_BYTES
-        resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken), needs)
+        resolved = facts.measured(config, checkpoint, gpu, planned, max(0, taken) + media_work, needs)
         display.decided(resolved, facts.kernel_reasons(choices))
         runner = runner_on(resolved.num_pages, resolved.context_len)
     with display.phase("graphs") as progress:
@@ -384,6 +417,7 @@ def _build_on_gpu(
     return runner, text, grammars, resolved
 
 
+LARGE_SIDE = 2048  # pixels: what encoding such a picture takes of a GPU's memory is measured
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
 
 

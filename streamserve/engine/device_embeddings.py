@@ -155,10 +155,10 @@ class DeviceEmbeddings:
             end = min(start + num_tokens, known_3P.shape[1])
             out_3N[:, : end - start] = known_3P[:, start:end]
 
-    def warm_up(self, inputs: Mapping[str, Any], num_tokens: int, max_tokens: int) -> None:
-        """Encode a picture, and have memory for `max_tokens` embeddings beside what that takes. Before any request; blocks."""
+    def warm_up(self, inputs: Mapping[str, Any], num_tokens: int, store_bytes: int) -> None:
+        """Encode a picture, and have so much memory for embeddings beside what that takes. Before any request; blocks."""
         assert self._thread is not None
-        self._thread.submit(self._reserve, max_tokens).result()
+        self._thread.submit(self._reserve, store_bytes).result()
         for _ in range(2):
             self._thread.submit(self._encode, inputs, num_tokens).result()
         self._device.synchronize()
@@ -168,10 +168,10 @@ class DeviceEmbeddings:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    def _reserve(self, max_tokens: int) -> None:
+    def _reserve(self, num_bytes: int) -> None:
         """torch keeps what one tensor took for later ones of the same stream."""
         with self._device.beside():
-            torch.empty((max_tokens, self._width), dtype=self._dtype, device=self._device.torch_device)
+            torch.empty(num_bytes, dtype=torch.uint8, device=self._device.torch_device)
 
     @torch.inference_mode()
     def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event]:

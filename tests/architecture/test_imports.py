@@ -55,6 +55,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.batch",
         "engine.sampler",
         "engine.stages",
+        "engine.device_embeddings",
         "engine.device_runner",
         "engine.device_sampler",
         "engine.device_state",

@@ -1,4 +1,4 @@
-"""Pictures on a GPU: the same plans on its runner and on the CPU's give the same answers. In Triton's interpreter where no GPU is."""
+"""Pictures on a GPU: the same plans on its runner and on the CPU's give the same answers. Without one in Triton's interpreter."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
