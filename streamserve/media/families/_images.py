@@ -98,3 +98,9 @@ def cropped(pixels: Pixels, height: int, width: int) -> Pixels:
 def channels_first(pixels: Pixels) -> NDArray[np.uint8]:
     """[3, H, W], in one piece."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def cut(pixels: Pixels, side: int) -> NDArray[np.uint8]:
+    """Square tiles of this many pixels, row after row, [N, 3, side, side]. The picture is whole tiles."""
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    return pixels.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
