@@ -5,22 +5,19 @@ cut into patches and normalised where the encoder runs, which takes microseconds
 14 ms of one core for a picture of 1,024 x 1,024, where transformers' own processor takes 48.
 """
 
-import json
 from collections.abc import Mapping
 from math import ceil, floor, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL.Image import Resampling, fromarray
 
 from streamserve.errors import CheckpointError
+from streamserve.media.families._images import BICUBIC, CLIP_MEAN, CLIP_STD, normalising, read_settings, resized
 from streamserve.media.family import Prepared, encoder_cost, key_of
 from streamserve.media.picture import Picture
 from streamserve.messages import Layout, Run
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOKEN = "<|image_pad|>"
 
 
@@ -36,13 +33,6 @@ def fitting_size(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return rows * factor, columns * factor
 
 
-def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Bicubic, as the models were trained."""
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
-    return np.array(fromarray(pixels).resize((width, height), Resampling.BICUBIC))
-
-
 class QwenFamily:
     """Implements media.family.Family. A subclass says what a silent folder means."""
 
@@ -53,24 +43,21 @@ class QwenFamily:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         vision = {**self.encoder_defaults, "spatial_merge_size": 2, "temporal_patch_size": 2, **config.get("vision_config", {})}
-        settings = {**self.settings_defaults, **_read_settings(folder)}
+        said = {key: value for key, value in read_settings(folder).items() if value is not None}
+        settings = {**self.settings_defaults, **said}
         self._patch, self._merge = int(vision["patch_size"]), int(vision["spatial_merge_size"])
         self._min_pixels = _limit(settings, "min_pixels", "shortest_edge")
         self._max_pixels = _limit(settings, "max_pixels", "longest_edge")
-        self._mean, self._std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
+        self._levels = normalising(settings, CLIP_MEAN, CLIP_STD)
         for key, allowed in (
             ("patch_size", self._patch),
             ("merge_size", self._merge),
             ("temporal_patch_size", vision["temporal_patch_size"]),
-            ("resample", Resampling.BICUBIC),
+            ("resample", BICUBIC),
             ("do_resize", True),
-            ("do_rescale", True),
-            ("do_normalize", True),
         ):
             if settings.get(key, allowed) != allowed:
                 raise CheckpointError(f"{folder}: preprocessor_config.json has {key} {settings[key]!r}; supported is {allowed!r}")
-        if abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-            raise CheckpointError(f"{folder}: preprocessor_config.json has a rescale_factor other than 1/255")
         self._settings = f"{config.get('model_type')} {self._min_pixels} {self._max_pixels}"
         text = config.get("text_config") or config
         self._vision_size = self.encoder_size(vision)
@@ -89,9 +76,10 @@ class QwenFamily:
         side = self._patch * self._merge
         height, width = fitting_size(picture.height, picture.width, side, self._min_pixels, self._max_pixels)
         num_places = (height // side) * (width // side)
+        pixels = np.array(resized(picture.pixels, height, width))
         return Prepared(
             key=key_of(picture, self._settings),
-            inputs={"pixels": resized(picture.pixels, height, width)[None], "mean": self._mean, "std": self._std},
+            inputs={"pixels": pixels[None], **self._levels},
             layout=Layout(TOKEN * num_places, (Run(num_places, (1, height // side, width // side)),)),
             cost=encoder_cost(num_places * self._merge**2, self._vision_size, self._text_size),
         )
@@ -104,13 +92,3 @@ def _limit(settings: Mapping[str, Any], name: str, edge: str) -> int:
     if not isinstance(found, int) or found <= 0:
         raise CheckpointError(f"preprocessor_config.json: {name} is {found!r}; a positive whole number is needed")
     return found
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """What a folder says of pictures; nothing is said where it has no such file (random weights)."""
-    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        if (file := folder / name).is_file():
-            said = json.loads(file.read_text())
-            said = said if part is None else said.get(part) or {}
-            return {key: value for key, value in said.items() if value is not None}
-    return {}

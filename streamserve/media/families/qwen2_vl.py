@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from streamserve.media.families._qwen import CLIP_MEAN, CLIP_STD, QwenFamily
+from streamserve.media.families._qwen import QwenFamily
 
 
 class Family(QwenFamily):
@@ -16,8 +16,6 @@ class Family(QwenFamily):
         "patch_size": 14,
     }
     settings_defaults: ClassVar[Mapping[str, Any]] = {
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
         "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
     }
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from streamserve.errors import CheckpointError
 from streamserve.models.vision import Read, Vision
+from streamserve.models.vision._pixels import to_device
 from streamserve.models.vision._vit import Linear, linear_shapes
 
 MAX_PATCHES = 16_384  # in one pass: of a clip, so many frames that these are not exceeded
@@ -225,24 +226,16 @@ class PatchEmbedding:
     A picture's patch is one frame, although the convolution is two deep: it sees the same frame twice, so the weights of both
     are added up beforehand, and a picture comes as one."""
 
-    def __init__(self, read: Read, spec: EncoderSpec, *, bias: bool) -> None:
+    def __init__(self, read: Read, *, bias: bool) -> None:
         weight = read("patch_embed.proj.weight")
         self._of_clip, self._of_picture = weight.flatten(1), weight.float().sum(2).flatten(1).to(weight.dtype)
         self._bias = read("patch_embed.proj.bias") if bias else None
-        self._num_frames = spec.num_frames
-        self._levels: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, patches_FNX: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-        width = patches_FNX.shape[-1]
-        key = (width, *mean, *std)
-        if key not in self._levels:
-            each = np.repeat(np.asarray([mean, std], np.float64), width // 3, axis=1)
-            scale, shift = 1 / (255 * each[1]), -each[0] / each[1]
-            device = patches_FNX.device
-            self._levels[key] = tuple(torch.from_numpy(x.astype(np.float32)).to(device) for x in (scale, shift))  # type: ignore[assignment]
-        scale_X, shift_X = self._levels[key]
-        weight = self._of_clip if width == self._of_clip.shape[1] else self._of_picture
-        return F.linear(torch.addcmul(shift_X, patches_FNX, scale_X).to(weight.dtype), weight, self._bias)
+    def __call__(self, patches_FNX: Tensor, scale_3: Tensor, shift_3: Tensor) -> Tensor:
+        colours = patches_FNX.view(*patches_FNX.shape[:2], 3, -1).float()
+        levels = torch.addcmul(shift_3.unsqueeze(1), colours, scale_3.unsqueeze(1)).flatten(2)
+        weight = self._of_clip if levels.shape[-1] == self._of_clip.shape[1] else self._of_picture
+        return F.linear(levels.to(weight.dtype), weight, self._bias)
 
 
 def patch_shapes(spec: EncoderSpec, *, bias: bool) -> dict[str, tuple[int, ...]]:
@@ -271,7 +264,7 @@ class QwenVision(Vision):
 
     def __init__(self, config: Mapping[str, Any], read: Read, *, device: torch.device, dtype: torch.dtype) -> None:
         self._spec, self._device = self.spec_of(config), device
-        self._patches = PatchEmbedding(read, self._spec, bias=self.has_patch_bias)
+        self._patches = PatchEmbedding(read, bias=self.has_patch_bias)
         self._tables: OrderedDict[tuple[int, int], Tables] = OrderedDict()
 
     def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
@@ -281,7 +274,7 @@ class QwenVision(Vision):
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """`inputs` as media/families/_qwen.py makes them: `pixels`, bytes [frames, height, width, 3], where a clip has so many
-        frames that they fill patches; `mean` and `std` of each colour."""
+        frames that they fill patches; `scale` and `shift` of each colour (see _pixels.py)."""
         out: dict[int, Tensor] = {}
         of_size: dict[tuple[int, int], list[int]] = {}
         for at, one in enumerate(inputs):
@@ -299,14 +292,14 @@ class QwenVision(Vision):
         return [out[at] for at in range(len(inputs))]
 
     def _embedded(self, one: Mapping[str, Any], tables: Tables) -> Tensor:
-        pixels, spec = torch.as_tensor(one["pixels"]).to(self._device, non_blocking=True), self._spec
-        deep = 1 if len(pixels) == 1 else spec.num_frames
+        pixels, scale_3, shift_3 = (to_device(one[name], self._device) for name in ("pixels", "scale", "shift"))
+        spec, deep = self._spec, 1 if len(pixels) == 1 else self._spec.num_frames
         side = spec.patch_size
         squares = (tables.rows // spec.merge, spec.merge, side, tables.columns // spec.merge, spec.merge, side, 3)
         # frames, depth, (square, patch, pixel) by row, the same by column, colour: to patches of colour, depth, row, column
         cut = pixels.view(-1, deep, *squares).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
         patches_FNX = cut.reshape(len(cut), tables.rows * tables.columns, -1)
-        return self._patches(patches_FNX if tables.order_N is None else patches_FNX[:, tables.order_N], one["mean"], one["std"])
+        return self._patches(patches_FNX if tables.order_N is None else patches_FNX[:, tables.order_N], scale_3, shift_3)
 
     def tables(self, rows: int, columns: int) -> Tables:
         """Of frames of so many patches."""
@@ -329,8 +322,8 @@ class QwenVision(Vision):
             for count, num_squares in shapes:
                 windows.append(Windows(start, count, num_squares * spec.num_merged))
                 start = windows[-1].end
-            order_N, back_S = (torch.from_numpy(x).to(self._device) for x in (order, np.argsort(squares)))
-        row_N, column_N = torch.from_numpy(np.ascontiguousarray(places)).to(self._device)
+            order_N, back_S = (to_device(x, self._device) for x in (order, np.argsort(squares)))
+        row_N, column_N = to_device(places, self._device)
         exponents = torch.arange(0, spec.head_dim // 2, 2, device=self._device).float() / (spec.head_dim // 2)
         freq = 1.0 / spec.theta**exponents
         angles_Nd = torch.cat((torch.outer(row_N.float(), freq), torch.outer(column_N.float(), freq)), dim=1)

@@ -67,8 +67,8 @@ def test_embeddings_of_pictures_are_transformers(family: str, made: dict[str, tu
 def test_a_clip_is_encoded_as_transformers_does(family: str, made: dict[str, tuple[Any, Path]]) -> None:
     model, folder = made[family]
     frames = np.stack([picture(40, 24, seed).pixels for seed in range(6)])
-    inputs = {"pixels": frames, "mean": family_of(folder)._mean, "std": family_of(folder)._std}
-    scaled = (torch.from_numpy(frames).float() / 255 - torch.tensor(inputs["mean"])) / torch.tensor(inputs["std"])
+    inputs = {**family_of(folder).prepare(picture(40, 24)).inputs, "pixels": frames}
+    scaled = torch.from_numpy(frames * inputs["scale"] + inputs["shift"])
     cut = scaled.view(3, 2, 3, 2, 4, 5, 2, 4, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(3 * 60, -1)
     (expected,) = tiny_qwen.features(model, cut, torch.tensor([[3, 6, 10]]))
     (got,) = encoder_of(folder).encode([inputs])
@@ -81,7 +81,7 @@ def test_a_long_clip_is_encoded_in_several_passes(
 ) -> None:
     _, folder = made[family]
     frames = np.stack([picture(40, 24, seed).pixels for seed in range(6)])
-    inputs = {"pixels": frames, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    inputs = {**family_of(folder).prepare(picture(40, 24)).inputs, "pixels": frames}
     encoder = encoder_of(folder)
     (whole,) = encoder.encode([inputs])
     monkeypatch.setattr("streamserve.models.vision._qwen.MAX_PATCHES", 60)
@@ -163,7 +163,7 @@ def test_patches_of_a_square_stand_together() -> None:
 
 def test_settings_that_mean_other_pictures_stop_the_start(tmp_path: Path) -> None:
     config = {"model_type": "qwen2_vl", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 8}
-    wrong = {"resample": 2, "patch_size": 16, "do_normalize": False, "rescale_factor": 1.0, "size": {"height": 4}}
+    wrong = {"resample": 2, "patch_size": 16, "do_resize": False, "size": {"height": 4}}
     for key, value in wrong.items():
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: value}))
         with pytest.raises(CheckpointError, match="min_pixels is None" if key == "size" else key):
