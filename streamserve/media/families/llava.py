@@ -75,6 +75,8 @@ class Sizes:
         if isinstance(given, int):
             size = given if settings.get("do_center_crop", not is_square) else (given, given)
         elif isinstance(given, dict):
+            if not {"shortest_edge"} <= given.keys() and not {"height", "width"} <= given.keys():
+                raise CheckpointError(f"the settings for pictures have size {given}; known: shortest_edge, height and width")
             size = given["shortest_edge"] if "shortest_edge" in given else (given["height"], given["width"])
         crop = None
         if settings.get("do_center_crop", not is_square):
