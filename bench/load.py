@@ -61,11 +61,11 @@ class Answer:
     num_jumped: int = 0
 
 
-def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after: int | None = None) -> Ask:
-    """A streamed /v1/completions request that ends with its usage."""
+def ask(body: dict[str, Any], *, at_s: float = 0.0, leaves_after: int | None = None, path: str = "/v1/completions") -> Ask:
+    """A streamed request that ends with its usage."""
     data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = (
-        "POST /v1/completions HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",
         "Content-Type: application/json",
         f"Content-Length: {len(data)}",
