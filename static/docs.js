@@ -80,6 +80,10 @@ function tryForm(method, path, operation, document) {
   const names = (operation.parameters ?? []).map((parameter) => parameter.name);
   const inputs = new Map(names.map((name) => [name, h("input", { name, "aria-label": name, placeholder: name })]));
   const content = operation.requestBody?.content["application/json"];
+  const form = operation.requestBody?.content["multipart/form-data"];
+  const parts = Object.entries(form?.schema.properties ?? {}).map(([name, { format }]) =>
+    h("input", { name, type: format === "binary" ? "file" : "text", "aria-label": name, placeholder: name }),
+  );
   const body = content ? h("textarea", { rows: 8, "aria-label": "Body", spellcheck: "false" }) : null;
   if (body) body.value = JSON.stringify(exampleOf(content, document), null, 2);
   let stop = null;
@@ -95,7 +99,7 @@ function tryForm(method, path, operation, document) {
       const response = await fetch(urlOf(path, operation, inputs), {
         method: method.toUpperCase(),
         headers: { ...(body ? { "Content-Type": "application/json" } : {}), ...keyHeader() },
-        body: body?.value,
+        body: form ? formOf(parts) : body?.value,
         signal: stop.signal,
       });
       output.className = response.ok ? "" : "bad";
@@ -111,10 +115,20 @@ function tryForm(method, path, operation, document) {
     "div",
     { class: "row" },
     ...inputs.values(),
+    ...parts,
     h("button", { type: "submit" }, "Send"),
     h("button", { type: "button", onclick: () => stop?.abort() }, "Stop"),
   );
   return h("form", { onsubmit: send, autocomplete: "off" }, h("h3", {}, "Try it"), body, row, output);
+}
+
+function formOf(parts) {
+  const data = new FormData();
+  for (const { name, value, files } of parts) {
+    if (files?.length) data.append(name, files[0]);
+    else if (value) data.append(name, value);
+  }
+  return data;
 }
 
 function keyHeader() {
@@ -145,7 +159,7 @@ async function show(response, output) {
 
 function routeView(method, path, operation, document) {
   const inside = h("div", {});
-  const content = operation.requestBody?.content["application/json"];
+  const [content] = Object.values(operation.requestBody?.content ?? {});
   const view = h(
     "details",
     { "data-words": `${method} ${path} ${operation.summary}`.toLowerCase() },

@@ -74,7 +74,7 @@ ERRORS = {
     401: "The API key is missing or wrong.",
     403: "A page of this origin may not call the server (--cors-origins).",
     404: "There is no such model or object.",
-    413: "The body is over --max-body-mb.",
+    413: "The body is over --max-body-mb, or there is no room for what it holds.",
     429: "Too many requests wait; the header Retry-After says when to come back.",
     500: "The server failed.",
     503: "The server is starting, shutting down or broken.",
@@ -218,6 +218,8 @@ def _operation(route: RouteSpec, schemas: _Schemas, needs_key: bool) -> dict[str
         if route.example is not None:
             content["example"] = route.example
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if route.form is not None:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": route.form}}}
     operation["security"] = [] if route.key is Key.NONE else [{"bearer": []}, {"x-api-key": []}, *([] if needs_key else [{}])]
     return operation
 

@@ -28,7 +28,8 @@ class RouteSpec:
     """One route. The first sentence of `answer`'s docstring is its summary.
 
     `body` is the type that checks the request's JSON, `result` the type of the answer, `event` the type of each event's data
-    when the request asks for a stream; None where there is no such thing. `media` is the type of an answer that is no JSON.
+    when the request asks for a stream; None where there is no such thing. `media` is the type of an answer that is no JSON,
+    `form` the JSON schema of a body that is a form.
     `query` names parameters in the URL and says what they are for. `example` is a body to try. `errors` are
     statuses it may end with beside those of its kind. `is_shown`: it stands in /openapi.json.
     """
@@ -41,6 +42,7 @@ class RouteSpec:
     event: Any = None
     key: Key = Key.USER
     media: str | None = None
+    form: Mapping[str, Any] | None = None
     query: tuple[tuple[str, str], ...] = ()
     example: Mapping[str, Any] | None = None
     errors: tuple[int, ...] = ()

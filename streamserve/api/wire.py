@@ -104,12 +104,18 @@ class Exchange:
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole request body. Raises RequestTooLarge, or ClientLeft when the client does not finish it."""
+        body = b"".join([part async for part in self.parts(max_bytes)])
+        if b'"resumable"' in body or self.header(RESUMABLE) is not None:
+            self.digest = digest_of(body)
+        return body
+
+    async def parts(self, max_bytes: int) -> AsyncIterator[bytes]:
+        """The request body as it arrives. Raises like body()."""
         if self.header(b"content-encoding") not in (None, b"identity"):
-            raise InvalidRequest("compressed bodies are not supported; send the JSON as it is", param="content-encoding")
+            raise InvalidRequest("compressed bodies are not supported; send the body as it is", param="content-encoding")
         announced = self.header(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > max_bytes:
             raise _too_large(int(announced), max_bytes)
-        parts: list[bytes] = []
         size = 0
         while not self._has_whole_body:
             message = await self.receive()
@@ -119,12 +125,8 @@ class Exchange:
             size += len(part)
             if size > max_bytes:
                 raise _too_large(size, max_bytes)
-            parts.append(part)
             self._has_whole_body = not message.get("more_body", False)
-        body = b"".join(parts)
-        if b'"resumable"' in body or self.header(RESUMABLE) is not None:
-            self.digest = digest_of(body)
-        return body
+            yield part
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "flags": (),
     "doctor": ("kernels",),
     "explain": ("flags", "facts", "kernels", "models"),
-    "offline": ("api", "build"),
+    "offline": ("api", "build", "media"),
     "cli": ("flags", "serve", "offline", "explain", "doctor"),
     "__main__": ("cli",),
     "launch_server": ("cli",),
@@ -84,6 +84,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "llguidance": ("engine.grammar",),
     "PIL": ("media",),
     "httpx": ("media",),
+    "python_multipart": ("api.multipart",),
 }
 
 TORCH_FREE = (

@@ -1,0 +1,89 @@
+"""Files that clients uploaded, in memory until they expire.
+
+Owns how many are kept, how long, and in whose name. A file that has not expired is never dropped for another: a full store takes
+no more. Knows nothing of HTTP, and nothing of what is in a file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import token_hex
+from time import time
+
+from streamserve.errors import RequestTooLarge
+
+MAX_STORE_BYTES, MAX_FILES = 256 << 20, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file. `owner` is a digest of the key that sent it; nobody else finds it. Times are in seconds since 1970."""
+
+    id: str
+    owner: str
+    filename: str
+    purpose: str
+    data: bytes
+    created_s: int
+    expires_s: int
+
+
+class Uploads:
+    """Keeps files within its limits."""
+
+    def __init__(self, max_bytes: int = MAX_STORE_BYTES, max_files: int = MAX_FILES, *, now: Callable[[], float] = time) -> None:
+        self._max_bytes = max_bytes
+        self._max_files = max_files
+        self._now = now
+        self._files: dict[str, Upload] = {}  # oldest first
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def put(self, data: bytes, *, owner: str, filename: str, purpose: str, ttl_s: int) -> Upload:
+        """Keep a file. Raises RequestTooLarge when there is no room for it."""
+        self.drop_expired()
+        if self.num_bytes + len(data) > self._max_bytes or len(self) >= self._max_files:
+            raise RequestTooLarge(
+                f"file has {len(data)} bytes, for which there is no room: {len(self)} files of {self.num_bytes} bytes are kept, "
+                f"at most {self._max_files} of {self._max_bytes} may be; delete some, or wait until they expire",
+                param="file",
+            )
+        created_s = int(self._now())
+        kept = Upload(f"file-{token_hex(16)}", owner, filename, purpose, data, created_s, created_s + ttl_s)
+        self._files[kept.id] = kept
+        self.num_bytes += len(data)
+        return kept
+
+    def get(self, id: str, owner: str) -> Upload | None:
+        """The file of that id; None when this owner has no such file."""
+        self.drop_expired()
+        found = self._files.get(id)
+        return found if found is not None and found.owner == owner else None
+
+    def contents(self, id: str, owner: str) -> bytes | None:
+        """What is in it."""
+        found = self.get(id, owner)
+        return None if found is None else found.data
+
+    def listed(self, owner: str) -> list[Upload]:
+        """This owner's files, oldest first."""
+        self.drop_expired()
+        return [kept for kept in self._files.values() if kept.owner == owner]
+
+    def delete(self, id: str, owner: str) -> bool:
+        """Forget a file. False when this owner has no such file."""
+        found = self.get(id, owner)
+        if found is not None:
+            self._forget(found)
+        return found is not None
+
+    def drop_expired(self) -> None:
+        """Forget what has expired."""
+        now_s = self._now()
+        for kept in [kept for kept in self._files.values() if kept.expires_s <= now_s]:
+            self._forget(kept)
+
+    def _forget(self, kept: Upload) -> None:
+        del self._files[kept.id]
+        self.num_bytes -= len(kept.data)
