@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 from numpy.typing import NDArray
+from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from streamserve.errors import CheckpointError
@@ -100,6 +101,23 @@ def test_llava_prepares_what_its_processor_does(variant: str, strategy: str, tok
         assert tokenizer(f"Here {prepared.layout.text} it is.")["input_ids"] == list(theirs)
         assert prepared.layout.num_tokens == list(theirs).count(config["image_token_index"])
         assert [run.num_tokens for run in prepared.layout.runs] == [TowerSpec(config).places_of(4, 4)]
+
+
+def test_of_a_picture_like_a_thread_only_what_is_kept_is_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would become 224 x 44,800 pixels. Bytes are all but those of the processor."""
+    picture = noise(40, 8000)
+    theirs = their_pixels(transformers.CLIPImageProcessorPil(), picture)[0]
+    resize, made = Image.Image.resize, []
+
+    def watched(image: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        made.append(size)
+        return resize(image, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    family = find("llava")(tmp_path, {"vision_config": {**CLIP, "image_size": 224}, "text_config": TEXT})
+    different = np.abs(family.prepare(picture).inputs["pixels"].astype(int) - theirs)
+    assert made == [(224, 224)]
+    assert different.max() <= 3 and (different > 0).mean() < 0.01
 
 
 def test_llava_next_prepares_what_its_processor_does(tokenizer: Any, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 BICUBIC = 3
+MAX_RESIZED = (
+    8 << 20
+)  # pixels: of what becomes larger only the part that is kept is computed, at the price of a bit here and there
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -85,14 +88,22 @@ def resized(pixels: Pixels, height: int, width: int, resample: int = BICUBIC) ->
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(resample)))
 
 
-def cropped(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The middle of a picture; where it is smaller, with black around it."""
-    missing_y, missing_x = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
-    if missing_y or missing_x:
-        above, before = -(-missing_y // 2), -(-missing_x // 2)
-        pixels = np.pad(pixels, ((above, missing_y - above), (before, missing_x - before), (0, 0)))
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]
+def middle_of_resized(pixels: Pixels, height: int, width: int, crop: tuple[int, int], resample: int = BICUBIC) -> Pixels:
+    """The middle of the picture in another size, of the height and width that `crop` says; where it is smaller, with black
+    around it."""
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    if height * width > MAX_RESIZED and top >= 0 and left >= 0:
+        y, x = pixels.shape[0] / height, pixels.shape[1] / width
+        box = (left * x, top * y, (left + crop[1]) * x, (top + crop[0]) * y)
+        return np.asarray(Image.fromarray(pixels).resize((crop[1], crop[0]), Image.Resampling(resample), box))
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling(resample))
+    if top >= 0 and left >= 0:
+        return np.asarray(image.crop((left, top, left + crop[1], top + crop[0])))
+    missing_y, missing_x = max(0, crop[0] - height), max(0, crop[1] - width)
+    above, before = -(-missing_y // 2), -(-missing_x // 2)
+    larger = np.pad(np.asarray(image), ((above, missing_y - above), (before, missing_x - before), (0, 0)))
+    top, left = (larger.shape[0] - crop[0]) // 2, (larger.shape[1] - crop[1]) // 2
+    return larger[top : top + crop[0], left : left + crop[1]]
 
 
 def channels_first(pixels: Pixels) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from streamserve.media.families._images import (
     HALF,
     Pixels,
     channels_first,
-    cropped,
+    middle_of_resized,
     normalising,
     read_settings,
     resized,
@@ -107,9 +107,10 @@ class SquareFamily:
         if isinstance(sizes.size, int):
             longer = int(sizes.size * max(pixels.shape[:2]) / min(pixels.shape[:2]))
             height, width = (longer, width) if pixels.shape[1] <= pixels.shape[0] else (height, longer)
-        pixels = resized(pixels, height, width, sizes.resample)
-        if sizes.crop is not None:
-            pixels = cropped(pixels, *sizes.crop)
+        if sizes.crop is None:
+            pixels = resized(pixels, height, width, sizes.resample)
+        else:
+            pixels = middle_of_resized(pixels, height, width, sizes.crop, sizes.resample)
         layout = Layout((self.token or "") * sizes.num_places, (Run(sizes.num_places),))
         inputs = {"pixels": channels_first(pixels), **sizes.normalising}
         return Prepared(key_of(picture, sizes.text), inputs, layout, sizes.cost)
