@@ -33,6 +33,7 @@ from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.errors import ConfigError
 from streamserve.media.families import find as find_family
 from streamserve.media.family import Family
+from streamserve.media.fixed import FixedFamily
 from streamserve.media.picture import Picture
 from streamserve.messages import SamplingParams
 from streamserve.resolve import MEDIA_BYTES, Reason, Resolved, decide_speculative
@@ -491,11 +492,12 @@ def _build_fake(config: Config, observer: StepObserver | None, display: Display,
     limits = Limits(
         config.scheduler.max_running_requests or 256, config.scheduler.chunked_prefill_size or 512, tokenizer.eos_token_ids
     )
-    options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    options = _options(config, context_len, tokenizer.vocab_size, tokenizer.eos_token_ids, takes_media=True)
     grammars = Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
     guesses = drafter or host_drafter(decide_speculative(config)[0])
-    engine = _engine(config, cache, limits, runner, options, observer, grammars, _speculation(guesses, 0.0))
-    return Built(engine, text, name, cache, _closing(lambda: None, grammars, encoder), encoder=encoder)
+    engine = _engine(config, cache, limits, runner, options, observer, grammars, _speculation(guesses, 0.0), Encodings())
+    close = _closing(lambda: None, grammars, encoder)
+    return Built(engine, text, name, cache, close, encoder=encoder, pictures=FixedFamily())
 
 
 # Tokens of one batch of an embedding model. all-MiniLM-L6-v2 (22 million parameters) takes 0.1 s for so many on two cores, and is

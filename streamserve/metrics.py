@@ -52,6 +52,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended, cached ones included")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated for requests that ended")
+        self._images = self._counter("images", "Pictures in the prompts of requests that ended")
         self._jumped_tokens = self._counter("jumped_tokens", "Tokens that a grammar forced and that cost no step of their own")
         self._drafted_tokens = self._counter("drafted_tokens", "Guesses of answers' tokens that were computed")
         self._accepted_tokens = self._counter("accepted_tokens", "Of drafted_tokens those that were right")
@@ -123,7 +124,14 @@ class Metrics:
         self._token_s.observe(seconds / num_tokens)
 
     def request_finished(
-        self, outcome: str, *, seconds: float, prompt_tokens: int = 0, cached_tokens: int = 0, generation_tokens: int = 0
+        self,
+        outcome: str,
+        *,
+        seconds: float,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        generation_tokens: int = 0,
+        num_images: int = 0,
     ) -> None:
         """A request ended. `outcome` is a FinishReason, or the `code` of the error that refused it."""
         self._requests.labels(outcome).inc()
@@ -131,6 +139,7 @@ class Metrics:
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(cached_tokens)
         self._generation_tokens.inc(generation_tokens)
+        self._images.inc(num_images)
 
     def render(self, load: EngineLoad | None = None) -> tuple[bytes, str]:
         """The page a Prometheus server scrapes, and its content type. `load` refreshes the gauges first."""

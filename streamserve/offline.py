@@ -26,11 +26,13 @@ import orjson
 
 from streamserve.api.openai import Completions
 from streamserve.api.schema import load_object
-from streamserve.api.service import Service
+from streamserve.api.service import MIB, Service
 from streamserve.api.stream import collect
 from streamserve.build import Built, build
 from streamserve.config import Config
 from streamserve.errors import ConfigError, InvalidRequest, StreamServeError, error_body
+from streamserve.media.fetch import Fetcher
+from streamserve.media.loader import Loader
 from streamserve.startup import StartUp
 
 MAX_IN_FLIGHT = 256
@@ -113,6 +115,7 @@ class Desk:
     """Turns bodies into answers, many at once, in the order they came."""
 
     def __init__(self, config: Config, built: Built, defaults: dict[str, Any], *, is_raw: bool) -> None:
+        max_bytes = config.server.max_body_mb * MIB
         self._service = Service(
             built.engine,
             built.text,
@@ -121,6 +124,8 @@ class Desk:
             aliases=(),
             sampling_defaults=config.model.sampling_defaults,
             meter=None,
+            family=built.pictures,
+            loader=Loader(Fetcher(config.server.media_hosts, max_bytes), lambda id, owner: None, max_bytes),
         )
         self._completions = Completions(self._service)
         self._defaults = defaults

@@ -137,6 +137,7 @@ class Server:
             metrics=self._metrics,
             sampling_defaults=self._config.model.sampling_defaults,
             encoder=encoder,
+            family=built.pictures,
         )
 
     async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:

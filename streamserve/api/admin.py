@@ -20,11 +20,13 @@ from streamserve.api.stream import new_id
 from streamserve.api.wire import Exchange
 from streamserve.engine.client import collect
 from streamserve.errors import EngineStopped, InvalidRequest, ModelNotFound, NotFound, QueueFull
+from streamserve.media.loader import MAX_PICTURES
 from streamserve.messages import FinishReason, GenerateRequest, PrefixSummary, SamplingParams
 
 PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
 MAX_FLUSH_WAIT_S = 600.0
 LOOK_EVERY_S = 0.01
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 
 FLUSH_QUERY = (("timeout", "seconds to wait for running requests to end, at most 600; 0 refuses at once"),)
 
@@ -142,13 +144,21 @@ class Admin:
                 "is_generation": True,
                 "preferred_sampling_params": dict(service.defaults) or None,
                 "weight_version": "default",
-                "has_image_understanding": False,
+                "has_image_understanding": service.takes_pictures,
                 "has_audio_understanding": False,
+                "image_limits": self._image_limits(),
                 "max_model_len": facts.context_len,
                 "vocab_size": facts.vocab_size,
                 "eos_token_ids": sorted(facts.eos_token_ids),
             }
         )
+
+    def _image_limits(self) -> dict[str, Any] | None:
+        """What pictures a request may have, for pages that look before they send."""
+        if not self._service.takes_pictures:
+            return None
+        max_bytes = self._service.max_body_bytes
+        return {"max_images": MAX_PICTURES, "max_file_bytes": max_bytes, "max_body_bytes": max_bytes, "types": MEDIA_TYPES}
 
     async def server_info(self, exchange: Exchange) -> None:
         """GET /server_info: the settings, what was decided where one was open, and the engine's state. No secrets."""
@@ -223,7 +233,8 @@ class Admin:
 
     def _card(self, name: str) -> dict[str, Any]:
         head = self._head(name, self._service.model_name, self._service.client.facts().context_len)
-        return {**head, "sampling_defaults": dict(self._service.defaults)}
+        modalities = ["text", "image"] if self._service.takes_pictures else ["text"]
+        return {**head, "sampling_defaults": dict(self._service.defaults), "input_modalities": modalities}
 
     def _head(self, name: str, root: str, max_len: int) -> dict[str, Any]:
         """What is said of every model: in OpenAI's words, then vLLM's, then in those that Anthropic's clients look for."""

@@ -24,7 +24,8 @@ from streamserve.api.anthropic_events import (
 )
 from streamserve.api.anthropic_results import MessageAnswer, MessageEvent, TokenCount
 from streamserve.api.anthropic_schema import CountTokensRequest, MessagesRequest, read_body
-from streamserve.api.openai import Completions, Prepared, warning_headers
+from streamserve.api.openai import Completions, Prepared, Source, warning_headers
+from streamserve.api.pictures import Caller
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import load_object
 from streamserve.api.service import Service
@@ -94,7 +95,7 @@ class Messages:
     async def create(self, exchange: Exchange) -> None:
         """POST /v1/messages: the next message of a conversation, whole or as events."""
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), MessagesRequest)
-        job = await self._job(request)
+        job = await self._job(request, self._service.caller(exchange))
         if request.stream:
             produce = partial(self.write, job)
             await self._service.streams.answer(exchange, (job.run,), produce, job.headers, is_resumable=request.resumable)
@@ -112,31 +113,32 @@ class Messages:
     async def count_tokens(self, exchange: Exchange) -> None:
         """POST /v1/messages/count_tokens: the tokens of the prompt that the same body would make."""
         request = read_body(load_object(await exchange.body(self._service.max_body_bytes)), CountTokensRequest)
-        prepared = await self._prepare(self._translated(request), must_fit=False)
+        prepared = await self._prepare(self._translated(request), self._service.caller(exchange), must_fit=False)
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"input_tokens": len(prompt.token_ids)})
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
 
-    async def job(self, given: dict[str, Any]) -> Job:
+    async def job(self, given: dict[str, Any], caller: Caller) -> Job:
         """A body, checked; nothing is started. Raises RequestError naming the field at fault."""
-        return await self._job(read_body(given, MessagesRequest))
+        return await self._job(read_body(given, MessagesRequest), caller)
 
     def _translated(self, request: CountTokensRequest) -> Translation:
         template = self._service.text.template
         can_think = self._completions.forms.reasoning is not None
         return translate(request, template.variables if template is not None else frozenset(), can_think=can_think)
 
-    async def _prepare(self, given: Translation, *, must_fit: bool = True) -> Prepared:
+    async def _prepare(self, given: Translation, caller: Caller, *, must_fit: bool = True) -> Prepared:
         """Its length is still open: as with Anthropic, an answer ends where the context does, if that is before max_tokens."""
         try:
-            return await self._completions.prepare_chat(given.chat, kind="msg", must_fit=must_fit)
+            source = Source(caller, given.names)
+            return await self._completions.prepare_chat(given.chat, kind="msg", must_fit=must_fit, source=source)
         except InvalidRequest as error:
             raise _renamed(error, given.tool_places) from None
 
-    async def _job(self, request: MessagesRequest) -> Job:
+    async def _job(self, request: MessagesRequest, caller: Caller) -> Job:
         given = self._translated(request)
-        prepared = await self._prepare(given)
+        prepared = await self._prepare(given, caller)
         call = prepared.run.call
         room = self._service.client.facts().context_len - len(call.prompts[0].token_ids)
         limit = max(1, min(request.max_tokens, room))  # 0 is for those who want the prompt in the cache, and nothing else

@@ -14,10 +14,12 @@ from msgspec import Struct
 from streamserve.api.anthropic_events import unseal
 from streamserve.api.anthropic_schema import (
     ALLOWED,
+    Base64Source,
     Block,
     ContextManagement,
     CountTokensRequest,
     DocumentBlock,
+    FileSource,
     ImageBlock,
     Keep,
     MessagesRequest,
@@ -38,7 +40,10 @@ from streamserve.api.forms import THINKING_SWITCHES
 from streamserve.api.schema import (
     ChatRequest,
     FunctionDefinition,
+    ImageUrl,
     Message,
+    Part,
+    PartName,
     ToolCall,
     ToolDefinition,
     ToolFunction,
@@ -56,13 +61,15 @@ MAX_TOKENS = 10_000_000
 @dataclass(frozen=True, slots=True)
 class Translation:
     """A request in the words of a chat. `tool_places`: where among the request's tools those of the chat stand. `cleared`:
-    thoughts that it asked to leave out. `warnings`: what of it has no effect.
+    thoughts that it asked to leave out. `warnings`: what of it has no effect. `names`: what the chat's parts with pictures are
+    called here.
     """
 
     chat: ChatRequest
     tool_places: tuple[int, ...]
     cleared: tuple[str, ...]
     warnings: tuple[str, ...]
+    names: Mapping[str, PartName]
 
 
 def translate(request: CountTokensRequest, template_reads: Set[str], *, can_think: bool) -> Translation:
@@ -86,7 +93,7 @@ def translate(request: CountTokensRequest, template_reads: Set[str], *, can_thin
     if isinstance(request, MessagesRequest):
         _add_sampling(request, chat)
     warnings = [*_thinking_warnings(thinking, chat.chat_template_kwargs is not None, can_think), *_warnings(request)]
-    return Translation(chat, tuple(tools), tuple(turns.cleared), tuple(warnings))
+    return Translation(chat, tuple(tools), tuple(turns.cleared), tuple(warnings), turns.names)
 
 
 def _thinking_warnings(thinking: Thinking | None, has_switch: bool, can_think: bool) -> Iterator[str]:
@@ -205,15 +212,17 @@ class _Turns:
     """The conversation as a chat's messages. Neighbours of one role become one turn: templates expect roles to alternate.
 
     `is_open`: the last one is the assistant's, to be continued. `references`: tools that results named, and where. `cleared`:
-    thoughts that were left out.
+    thoughts that were left out. `names`: see Translation.
     """
 
     def __init__(self, request: CountTokensRequest) -> None:
         self.made: list[Message] = []
         self.references: dict[str, str] = {}
         self.cleared: list[str] = []
+        self.names: dict[str, PartName] = {}
         self._names: dict[str, str] = {}  # of the tools that were called, by the call's id
-        self._texts: list[str] = []  # of the last message, which may still grow: joined once, however many turns it is made of
+        # Of the last message, which may still grow: joined once, however many turns it is made of.
+        self._contents: list[str | _Shown] = []
         self._thoughts: list[str] = []  # likewise
         system = list(_system(request.system or ()))
         rest = list(enumerate(request.messages))
@@ -257,11 +266,26 @@ class _Turns:
 
     def _seal(self) -> None:
         """The last message is whole."""
-        if self._texts:
-            self.made[-1].content = ("" if self.made[-1].role == "assistant" else "\n").join(self._texts)
+        if self._contents:
+            self.made[-1].content = self._joined(self._contents, "" if self.made[-1].role == "assistant" else "\n")
         if self._thoughts:
             self.made[-1].reasoning_content = "\n".join(self._thoughts)
-        self._texts, self._thoughts = [], []
+        self._contents, self._thoughts = [], []
+
+    def _joined(self, contents: Sequence["str | _Shown"], between: str) -> str | list[Part]:
+        """The content of the last message."""
+        texts = [content for content in contents if isinstance(content, str)]
+        if len(texts) == len(contents):
+            return between.join(texts)
+        parts: list[Part] = []
+        for content in contents:
+            if isinstance(content, str):
+                parts.append(Part("text", content))
+            else:
+                name = PartName(content.path, "image", f"{content.path}.source")
+                self.names[f"messages[{len(self.made) - 1}].content[{len(parts)}]"] = name
+                parts.append(Part("image_url", image_url=ImageUrl(content.source)))
+        return parts
 
     def _turn(self, role: str) -> Message:
         """The last message where it is of that role, else a new one."""
@@ -269,23 +293,19 @@ class _Turns:
             return self.made[-1]
         return self._begin(Message(role=role, content=""))
 
-    def _add(self, role: str, text: str) -> None:
+    def _add(self, role: str, *contents: "str | _Shown") -> None:
         self._turn(role)
-        self._texts.append(text)
+        self._contents += contents
 
     def _user(self, blocks: Sequence[Block], path: str) -> None:
-        texts: list[str] = []
         for index, block in enumerate(blocks):
             where = f"{path}.content[{index}]"
             if isinstance(block, ToolResultBlock):
-                if texts:
-                    self._add("user", "\n".join(texts))
-                    texts = []
                 self._result(block, where)
             else:
-                texts.append(_text(block, where))
-        if texts or not blocks:
-            self._add("user", "\n".join(texts))
+                self._add("user", _content(block, where))
+        if not blocks:
+            self._add("user", "")
 
     def _result(self, block: ToolResultBlock, path: str) -> None:
         name = self._names.get(block.tool_use_id)
@@ -293,25 +313,29 @@ class _Turns:
             raise InvalidRequest(
                 f"{path}.tool_use_id is {show(block.tool_use_id)}; no tool_use before it has that id", param=f"{path}.tool_use_id"
             )
-        parts: list[str] = []
+        contents: list[str | _Shown] = []
         for index, part in enumerate(_as_blocks(block.content)):
             where = f"{path}.content[{index}]"
             if isinstance(part, ToolReferenceBlock):
                 self.references.setdefault(part.tool_name, where)
-                parts.append(f"The tool {part.tool_name} can be used now.")
+                contents.append(f"The tool {part.tool_name} can be used now.")
             else:
-                parts.append(_text(part, where))
-        text = "\n".join(parts)
-        if block.is_error and not text.lower().startswith("error"):
-            text = f"Error: {text}" if text else "Error"
-        self._begin(Message(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
+                contents.append(_content(part, where))
+        if block.is_error:
+            text = contents.pop(0) if contents and isinstance(contents[0], str) else ""
+            assert isinstance(text, str)
+            if not text.lower().startswith("error"):
+                text = f"Error: {text}" if text else "Error"
+            contents.insert(0, text)
+        message = self._begin(Message(role="tool", content="", name=name, tool_call_id=block.tool_use_id))
+        message.content = self._joined(contents, "\n")
 
     def _assistant(self, blocks: Sequence[Block], path: str, *, keeps_thought: bool) -> None:
         turn = self._turn("assistant")
         thoughts: list[str] = []
         for index, block in enumerate(blocks):
             if isinstance(block, TextBlock):
-                self._texts.append(block.text)
+                self._contents.append(block.text)
             elif isinstance(block, ThinkingBlock):
                 thoughts.append(block.thinking or unseal(block.signature) or "")
             elif isinstance(block, ToolUseBlock):
@@ -363,8 +387,8 @@ def _checked(turn: Turn, index: int) -> Sequence[Any]:
 
 def _refuse(block: Struct, role: str, path: str) -> NoReturn:
     kind = block.__struct_config__.tag
-    if isinstance(block, (ImageBlock, DocumentBlock)):
-        raise InvalidRequest(f"{path}.type is {kind}; this model takes text only", param=f"{path}.type")
+    if isinstance(block, DocumentBlock):
+        raise InvalidRequest(f"{path}.type is {kind}; this model reads no documents, send their text", param=f"{path}.type")
     allowed = ", ".join(str(kind.__struct_config__.tag) for kind in ALLOWED[role])
     raise InvalidRequest(f"{path}.type is {kind}; a message of role {role} may hold {allowed}", param=f"{path}.type")
 
@@ -378,11 +402,34 @@ def _system(content: str | Iterable[TextBlock]) -> Iterator[str]:
             yield text
 
 
-def _text(block: Any, path: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture in a message, and the path of its block."""
+
+    source: str
+    path: str
+
+
+def _content(block: Any, path: str) -> str | _Shown:
     if isinstance(block, TextBlock):
         return block.text
+    if isinstance(block, ImageBlock):
+        return _Shown(_source(block, path), path)
     if not isinstance(block, SearchResultBlock):
         _refuse(block, "user", path)
     if block.citations is not None and block.citations.enabled:
         raise InvalidRequest(f"{path}.citations is enabled; answers here hold no citations", param=f"{path}.citations")
     return "\n".join([f"{block.title} ({block.source})", *(part.text for part in block.content)])
+
+
+def _source(block: ImageBlock, path: str) -> str:
+    """A URL or a file's id."""
+    if block.transformations:
+        raise InvalidRequest(
+            f"{path}.transformations is {show(block.transformations)}, which is not supported: leave it out",
+            param=f"{path}.transformations",
+        )
+    source = block.source
+    if isinstance(source, Base64Source):
+        return f"data:{source.media_type};base64,{source.data}"
+    return source.file_id if isinstance(source, FileSource) else source.url

@@ -2,8 +2,8 @@
 
 Owns field names and types of these bodies. Knows nothing of what they mean (anthropic_chat.py).
 
-Unknown fields are refused, like everywhere. What the model cannot take (images, documents, tools that Anthropic runs) is refused
-by name. `cache_control` is accepted wherever it may stand: every prompt is cached, and its longest known prefix reused.
+Unknown fields are refused, like everywhere. What the model cannot take (documents, tools that Anthropic runs) is refused by name.
+`cache_control` is accepted wherever it may stand: every prompt is cached, and its longest known prefix reused.
 """
 
 import re
@@ -42,8 +42,31 @@ class TextBlock(Struct, tag="text", tag_field="type", forbid_unknown_fields=True
     citations: list[dict[str, Any]] | None = None
 
 
-class ImageBlock(Struct, tag="image", tag_field="type"):
-    """Named to be refused."""
+class Base64Source(Struct, tag="base64", tag_field="type", forbid_unknown_fields=True):
+    """A file. What it is is seen by its bytes."""
+
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str
+
+
+class UrlSource(Struct, tag="url", tag_field="type", forbid_unknown_fields=True):
+    """Where a file is."""
+
+    url: str
+
+
+class FileSource(Struct, tag="file", tag_field="type", forbid_unknown_fields=True):
+    """A file that was uploaded."""
+
+    file_id: str
+
+
+class ImageBlock(Struct, tag="image", tag_field="type", forbid_unknown_fields=True):
+    """A picture."""
+
+    source: Base64Source | UrlSource | FileSource
+    cache_control: CacheControl | None = None
+    transformations: dict[str, Any] | None = None
 
 
 class DocumentBlock(Struct, tag="document", tag_field="type"):
@@ -121,7 +144,7 @@ Block = (
     | ToolResultBlock
 )
 ALLOWED: Mapping[str, tuple[type[Struct], ...]] = {
-    "user": (TextBlock, SearchResultBlock, ToolResultBlock),
+    "user": (TextBlock, ImageBlock, SearchResultBlock, ToolResultBlock),
     "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
     "system": (TextBlock,),
 }
@@ -274,7 +297,7 @@ def _explained(error: InvalidRequest) -> InvalidRequest:
     is_result = (error.param or "").count(".content[") > 1
     kinds: tuple[type[Struct], ...] = ALLOWED["system"]
     if block[1] == "messages":
-        known = (TextBlock, SearchResultBlock, ToolReferenceBlock)
+        known = (TextBlock, ImageBlock, SearchResultBlock, ToolReferenceBlock)
         kinds = known if is_result else (*ALLOWED["user"], *ALLOWED["assistant"][1:])
     tags = ", ".join(str(kind.__struct_config__.tag) for kind in kinds)
     return InvalidRequest(f"{str(error).partition(';')[0]}; allowed is {tags}", param=error.param)

@@ -20,6 +20,7 @@ from streamserve.api.auth import Door
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.fields import why_unserved
+from streamserve.api.files import Files
 from streamserve.api.gate import run_lifespan
 from streamserve.api.kinds import Kinds
 from streamserve.api.native import Native
@@ -32,7 +33,8 @@ from streamserve.api.responses import Responses
 from streamserve.api.routes import Answer, Key, RouteSpec
 from streamserve.api.schema import ChatRequest, CompletionRequest, ControlRequest
 from streamserve.api.scoring import Scoring
-from streamserve.api.service import Meter, Service
+from streamserve.api.service import MIB, Meter, Service
+from streamserve.api.uploads import Uploads
 from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
 from streamserve.api.ws import Sockets
 from streamserve.config import ServerConfig
@@ -46,6 +48,9 @@ from streamserve.errors import (
     StreamServeError,
     error_body,
 )
+from streamserve.media.family import Family
+from streamserve.media.fetch import Fetcher
+from streamserve.media.loader import Loader
 from streamserve.text.model import TextModel
 
 log = structlog.get_logger(__name__)
@@ -75,12 +80,12 @@ class Endpoint:
 class Api:
     """The application. `close_idle_sockets` and `settled` are for the shutdown."""
 
-    def __init__(self, service: Service, store: ResponseStore) -> None:
+    def __init__(self, service: Service, store: ResponseStore, uploads: Uploads) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
         completions = Completions(service)
         self._responses = Responses(service, completions, store)
-        self._router, routes = _router(service, completions, self._responses)
+        self._router, routes = _router(service, completions, self._responses, Files(service, uploads))
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
 
@@ -185,7 +190,7 @@ async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
 
-def _router(service: Service, completions: Completions, responses: Responses) -> tuple[Router, list[RouteSpec]]:
+def _router(service: Service, completions: Completions, responses: Responses, files: Files) -> tuple[Router, list[RouteSpec]]:
     streams = service.streams
     native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
     embeddings = Embeddings(service)
@@ -212,6 +217,7 @@ def _router(service: Service, completions: Completions, responses: Responses) ->
         ),
         *messages.routes(),
         *responses.routes(),
+        *files.routes(),
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),
@@ -231,7 +237,7 @@ def _router(service: Service, completions: Completions, responses: Responses) ->
         for route in routes
     ]
     sockets = [
-        WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings))),
+        WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings, service.owner_with))),
         WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),
     ]
     return Router([*table, *sockets], redirect_slashes=False, default=_nowhere), routes
@@ -249,12 +255,16 @@ def create_app(
     settings: Mapping[str, Any] | None = None,
     response_store: ResponseStore | None = None,
     encoder: EncoderModel | None = None,
+    family: Family | None = None,
+    fetcher: Fetcher | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
-    `response_store` keeps responses of /v1/responses; without one they are kept in memory.
+    `response_store` keeps responses of /v1/responses; without one they are kept in memory. `family`: how the model takes
+    pictures; None: it takes none. `fetcher` is for tests.
     `sampling_defaults`: "model" takes what a request leaves out from the model's files, "openai" from OpenAI's defaults.
     """
+    uploads, max_bytes = Uploads(), config.max_body_mb * MIB
     return Api(
         Service(
             client,
@@ -266,6 +276,9 @@ def create_app(
             meter=metrics,
             settings=settings,
             encoder=encoder,
+            family=family,
+            loader=Loader(fetcher or Fetcher(config.media_hosts, max_bytes), uploads.contents, max_bytes),
         ),
         MemoryStore() if response_store is None else response_store,
+        uploads,
     )

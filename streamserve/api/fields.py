@@ -101,8 +101,9 @@ _BOTH: tuple[Field, ...] = (
 
 CHAT: tuple[Field, ...] = (
     *_supported(
-        messages="system, developer, user, assistant, tool, function; text and refusal parts; reasoning_content (or reasoning) "
-        "and refusal of assistants; audio is refused; what nothing reads is named in a warning",
+        messages="system, developer, user, assistant, tool, function; text and refusal parts; image_url and input_image parts of "
+        "users and tools, where the model takes pictures (docs/pictures.md); reasoning_content (or reasoning) and refusal of "
+        "assistants; audio is refused; what nothing reads is named in a warning",
         max_completion_tokens="OpenAI's newer name for max_tokens; both, when they differ, are refused",
         logprobs="log-probabilities of the content's tokens",
         top_logprobs="0 to 20",
@@ -165,7 +166,8 @@ _SHARED = frozenset(
 )
 RESPONSES: tuple[Field, ...] = (
     *_supported(
-        input="a text, or items: message, function_call, function_call_output, reasoning, item_reference",
+        input="a text, or items: message, function_call, function_call_output, reasoning, item_reference; input_image parts of "
+        "users' messages and of outputs, where the model takes pictures",
         instructions="the system message; not carried over by previous_response_id",
         previous_response_id="the conversation up to that response comes before the input",
         store="true (default): kept under its id, in memory or in --response-store",
@@ -210,9 +212,9 @@ RESPONSES: tuple[Field, ...] = (
 MESSAGES: tuple[Field, ...] = (
     *_supported(
         model="the served name or an alias; another name is a 404",
-        messages="blocks text, tool_use, tool_result, thinking, redacted_thinking (nothing here can read it: a warning), "
-        "search_result, tool_reference; image and document are refused. Role system too; a last message of role assistant is "
-        "continued",
+        messages="blocks text, image (where the model takes pictures: base64, url or file), tool_use, tool_result, thinking, "
+        "redacted_thinking (nothing here can read it: a warning), search_result, tool_reference; document is refused. Role "
+        "system too; a last message of role assistant is continued",
         max_tokens="where the context ends earlier, stop_reason is model_context_window_exceeded; 0 only fills the cache",
         system="a text or text blocks; Claude Code's line x-anthropic-billing-header is left out: it would spoil every cached "
         "prefix",

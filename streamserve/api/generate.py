@@ -22,18 +22,21 @@ from streamserve.api.generate_schema import (
     NativeSampling,
     constraint_of,
     each,
+    images_of,
     rids_of,
     samplings_of,
     without,
 )
 from streamserve.api.openai import MAX_PRIORITY
+from streamserve.api.pictures import Caller
 from streamserve.api.prompts import INLINE_CHARS, MIXED
-from streamserve.api.schema import check_range, convert, load_object, stops_of
+from streamserve.api.schema import check_range, convert, load_object, no_pictures, stops_of
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
 from streamserve.api.wire import Exchange, leaving_noticed, one_error, unforeseen
 from streamserve.errors import InvalidRequest, SlowReader, StreamServeError, error_body
+from streamserve.media.family import Prepared
 from streamserve.messages import MAX_LOGPROBS, FinishReason, Guidance, SamplingParams, TokenLogprobs
 
 MAX_PROMPTS = 1024
@@ -97,6 +100,7 @@ class NativeShape:
             "cached_tokens": choice.num_cached or 0,
             "cached_tokens_details": {"device": choice.num_cached or 0, "host": 0},
             "reasoning_tokens": choice.num_thought,
+            **({"image_tokens": choice.prompt.num_media_tokens} if choice.prompt.media else {}),
             "weight_version": "default",
         }
         if piece.finish_reason is not None:
@@ -205,7 +209,8 @@ class Generate:
 
     async def create(self, exchange: Exchange) -> None:
         """POST /generate: complete prompts, in SGLang's native form."""
-        batch = await self.batch(load_object(await exchange.body(self._service.max_body_bytes)))
+        given = load_object(await exchange.body(self._service.max_body_bytes))
+        batch = await self.batch(given, self._service.caller(exchange))
 
         if batch.wants_stream:
             produce = partial(self._stream, batch)
@@ -275,7 +280,7 @@ class Generate:
 
     # ---- bodies ----------------------------------------------------------------------------------------------------
 
-    async def batch(self, given: Mapping[str, Any]) -> Batch:
+    async def batch(self, given: Mapping[str, Any], caller: Caller) -> Batch:
         """A body, checked. Raises RequestError naming the field at fault."""
         request = convert(without(given, UNWANTED), NativeRequest)
         self._service.check_model(request.model)
@@ -283,7 +288,7 @@ class Generate:
         for name in ("cache_salt", "extra_key"):
             if len(getattr(request, name)) > 256:
                 raise InvalidRequest(f"{name} has over 256 characters; at most 256 are allowed", param=name)
-        prompts, is_batch = await self._prompts(request)
+        prompts, is_batch = await self._prompts(request, caller)
         samplings = samplings_of({} if request.sampling_params is None else request.sampling_params, len(prompts), is_batch)
         is_list = is_batch or samplings[0][0].n > 1
         num_choices = sum(sampling.n for sampling, _ in samplings)
@@ -303,7 +308,13 @@ class Generate:
             wishes = None
             if wants[index]:
                 check_range("top_logprobs_num", tops[index], 0, MAX_LOGPROBS)
-                check_range("logprob_start_len", starts[index], -1, len(prompt))
+                check_range("logprob_start_len", starts[index], -1, len(prompt.token_ids))
+                if prompt.media and starts[index] >= 0:
+                    raise InvalidRequest(
+                        f"logprob_start_len is {starts[index]}, but the prompt shows a picture, whose places have no "
+                        f"log-probabilities; allowed is -1",
+                        param="logprob_start_len",
+                    )
                 wishes = LogprobWishes(starts[index], tops[index], request.return_text_in_logprobs)
             guidance = await self._forms.guidance(constraint_of(sampling, where))
             name = ("text" if request.text is not None else "input_ids") + (f"[{index}]" if is_batch else "")
@@ -313,36 +324,59 @@ class Generate:
             first += sampling.n
         return Batch(runs, shapes, is_list, request.stream, request.resumable)
 
-    async def _prompts(self, request: NativeRequest) -> tuple[list[tuple[int, ...]], bool]:
-        """Token ids of each prompt, and whether they came as a list."""
+    async def _prompts(self, request: NativeRequest, caller: Caller) -> tuple[list[Prompt], bool]:
+        """Each prompt, and whether they came as a list."""
         prompts = self._service.prompts
         if (request.text is None) == (request.input_ids is None):
             raise InvalidRequest("give either text or input_ids", param="text")
+        if request.image_data:
+            return await self._pictured(request, caller)
         if isinstance(request.text, str):
-            return [await prompts.of_text(request.text, "text")], False
+            return [Prompt(await prompts.of_text(request.text, "text"))], False
         ids = request.input_ids
         if ids is not None and ids and isinstance(ids[0], int):
-            return [prompts.check_ids(ids, "input_ids")], False  # type: ignore[arg-type]
+            return [Prompt(prompts.check_ids(ids, "input_ids"))], False  # type: ignore[arg-type]
         name, entries = ("input_ids", ids) if ids is not None else ("text", request.text)
         assert entries is not None
-        if not entries or len(entries) > MAX_PROMPTS:
-            raise InvalidRequest(f"{name} has {len(entries)} entries; allowed is 1 to {MAX_PROMPTS}", param=name)
+        _check_count(name, entries)
         is_long = sum(len(entry) for entry in entries if isinstance(entry, str)) > INLINE_CHARS
-        found: list[tuple[int, ...]] = []
+        found: list[Prompt] = []
         for index, entry in enumerate(entries):
             if isinstance(entry, str):
-                found.append(await prompts.of_text(entry, f"text[{index}]", is_long=is_long))
+                found.append(Prompt(await prompts.of_text(entry, f"text[{index}]", is_long=is_long)))
             elif isinstance(entry, list):
-                found.append(prompts.check_ids(entry, f"input_ids[{index}]"))
+                found.append(Prompt(prompts.check_ids(entry, f"input_ids[{index}]")))
             else:
                 raise InvalidRequest(MIXED.format("input_ids"), param="input_ids")
         return found, True
+
+    async def _pictured(self, request: NativeRequest, caller: Caller) -> tuple[list[Prompt], bool]:
+        """Prompts with pictures, all of which are loaded together."""
+        if not self._service.takes_pictures:
+            raise no_pictures("image_data is given", "image_data")
+        if request.text is None:
+            raise InvalidRequest("image_data needs text, in which it has its place; input_ids is given", param="image_data")
+        is_batch = not isinstance(request.text, str)
+        texts = [request.text] if isinstance(request.text, str) else request.text
+        _check_count("text", texts)
+        shown = images_of(request.image_data, len(texts), is_batch)
+        known: dict[str, Prepared] = {}
+        await self._service.prepared([picture for pictures in shown for picture in pictures], caller, known)
+        found: list[Prompt] = []
+        for index, (text, pictures) in enumerate(zip(texts, shown, strict=True)):
+            name = f"text[{index}]" if is_batch else "text"
+            prepared = [known[picture.source] for picture in pictures]
+            if prepared:
+                found.append(await self._service.prompts.of_pictured_text(text, name, prepared))
+            else:
+                found.append(Prompt(await self._service.prompts.of_text(text, name)))
+        return found, is_batch
 
     def _call(
         self,
         request: NativeRequest,
         prompt_name: str,
-        prompt: tuple[int, ...],
+        prompt: Prompt,
         sampling: NativeSampling,
         wishes: LogprobWishes | None,
         guidance: Guidance | None,
@@ -351,7 +385,7 @@ class Generate:
     ) -> Call:
         context_len = self._service.client.facts().context_len
         wanted = sampling.max_new_tokens
-        max_new = min(DEFAULT_NEW_TOKENS, max(1, context_len - len(prompt))) if wanted is None else wanted
+        max_new = min(DEFAULT_NEW_TOKENS, max(1, context_len - len(prompt.token_ids))) if wanted is None else wanted
         self._service.prompts.check_room(prompt, max_new, prompt_name, f"{where}.max_new_tokens")
         check_range(f"{where}.min_new_tokens", sampling.min_new_tokens, 0, max_new)
         try:
@@ -381,7 +415,7 @@ class Generate:
             raise InvalidRequest(f"{where}.{error}".replace(".seed ", ".sampling_seed ", 1), param=f"{where}.{name}") from None
         return Call(
             id=new_id("gen"),
-            prompts=(Prompt(prompt),),
+            prompts=(prompt,),
             sampling=params,
             n=sampling.n,
             stops=stops_of(sampling.stop, f"{where}.stop"),
@@ -395,3 +429,8 @@ class Generate:
             priority=request.priority,
             deadline_s=request.timeout,
         )
+
+
+def _check_count(name: str, entries: Sequence[Any]) -> None:
+    if not entries or len(entries) > MAX_PROMPTS:
+        raise InvalidRequest(f"{name} has {len(entries)} entries; allowed is 1 to {MAX_PROMPTS}", param=name)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from streamserve.api.forms import Constraint
-from streamserve.api.schema import MAX_CHOICES_PER_PROMPT, MAX_NAME_CHARS, check_range, convert, show
+from streamserve.api.schema import MAX_CHOICES_PER_PROMPT, MAX_NAME_CHARS, PictureRef, check_range, convert, show
 from streamserve.errors import InvalidRequest
 
 MAX_NEW_TOKENS = 10_000_000
@@ -49,6 +49,7 @@ class NativeRequest(Struct, kw_only=True):
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
+    image_data: str | list[str | list[str] | None] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     rid: str | list[str] | None = None
     return_logprob: bool | list[bool] = False
@@ -68,7 +69,7 @@ class NativeRequest(Struct, kw_only=True):
 
 # Fields of SGLang's body that this server cannot serve, with the values that mean "not wanted" and are therefore accepted.
 UNWANTED: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("input_embeds", "image_data", "video_data", "audio_data", "modalities", "token_ids_logprob"), ()),
+    **dict.fromkeys(("input_embeds", "video_data", "audio_data", "modalities", "token_ids_logprob"), ()),
     **dict.fromkeys(("session_params", "session_id", "lora_path", "lora_id", "custom_logit_processor", "custom_labels"), ()),
     **dict.fromkeys(("return_hidden_states", "return_routed_experts", "return_bytes", "return_entropy", "background"), (False,)),
     "require_reasoning": (False,),
@@ -143,6 +144,24 @@ def each(name: str, given: T | list[T], num: int, is_batch: bool) -> list[T]:
 
 def _count(num: int, is_batch: bool) -> str:
     return f"are {num} prompts" if is_batch else "is one prompt, which is not a list"
+
+
+def images_of(given: str | list[str | list[str] | None] | None, num: int, is_batch: bool) -> list[list[PictureRef]]:
+    """Each prompt's pictures. `given` for one prompt: a picture or a list of them; for a batch: a picture for all, or a list with
+    an entry for each prompt, which is a picture, a list of them, or null."""
+    if given is None:
+        return [[] for _ in range(num)]
+    if isinstance(given, str):
+        return [[PictureRef(given, "image_data")] for _ in range(num)]
+    if is_batch and len(given) != num:
+        raise InvalidRequest(f"image_data is a list of {len(given)}, but there {_count(num, is_batch)}", param="image_data")
+    found: list[list[PictureRef]] = []
+    for index, entry in enumerate(given):
+        path = f"image_data[{index}]"
+        entries = [] if entry is None else [entry] if isinstance(entry, str) else entry
+        is_one = isinstance(entry, str)
+        found.append([PictureRef(one, path if is_one else f"{path}[{place}]") for place, one in enumerate(entries)])
+    return found if is_batch else [[picture for pictures in found for picture in pictures]]
 
 
 def rids_of(given: str | list[str] | None, num: int, is_batch: bool) -> list[str | None]:

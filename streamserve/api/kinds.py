@@ -11,6 +11,7 @@ from typing import Any
 from streamserve.api.anthropic import Messages
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.openai import Completions, Job
+from streamserve.api.pictures import Caller
 from streamserve.api.responses import Responses
 from streamserve.api.resume import Produce
 from streamserve.api.sse import Events
@@ -42,7 +43,15 @@ class Whole:
 class Kinds:
     """Types of frames that ask for something. `spoken` ones are answered in chunks; they get the key of the socket as well."""
 
-    def __init__(self, completions: Completions, responses: Responses, messages: Messages, embeddings: Embeddings) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        responses: Responses,
+        messages: Messages,
+        embeddings: Embeddings,
+        owner_with: Callable[[bytes], str],
+    ) -> None:
+        self._owner_with = owner_with
         self._completions = completions
         self._responses = responses
         self._messages = messages
@@ -60,8 +69,11 @@ class Kinds:
         """All of them."""
         return (*self.spoken, *self.whole)
 
+    def _caller(self, key: bytes) -> Caller:
+        return Caller(self._owner_with(key))
+
     async def _chat(self, given: Body, key: bytes) -> Spoken:
-        job = await self._completions.chat_job(given, is_socket=True)
+        job = await self._completions.chat_job(given, self._caller(key), is_socket=True)
         return Spoken(job.run, partial(_write_chunks, job), job.warnings)
 
     async def _completion(self, given: Body, key: bytes) -> Spoken:
@@ -69,7 +81,7 @@ class Kinds:
         return Spoken(job.run, partial(_write_chunks, job), job.warnings)
 
     async def _response(self, given: Body, key: bytes) -> Spoken:
-        job = await self._responses.job({**given, "stream": True}, self._responses.owner_with(key))
+        job = await self._responses.job({**given, "stream": True}, self._caller(key))
         if job.request.background:
             raise InvalidRequest("background is for POST /v1/responses; what runs on a socket ends with it", param="background")
         _check_not_resumable(job.request.resumable)
@@ -77,7 +89,7 @@ class Kinds:
 
     async def _message(self, given: Body, key: bytes) -> Spoken:
         _check_not_resumable(bool(given.get("resumable")))
-        job = await self._messages.job(given)
+        job = await self._messages.job(given, self._caller(key))
         return Spoken(job.run, partial(self._messages.write, job), _warnings_in(job.headers))
 
     async def _embedding(self, given: Body) -> Whole:

@@ -105,7 +105,10 @@ class Native:
         if request.prompt is not None:
             tokens = await prompts.of_text(request.prompt, "prompt", add_special_tokens=request.add_special_tokens)
         else:
-            tokens = await prompts.of_chat(messages_of(request.messages or []), chat_options(request, shown_tools(request.tools)))
+            chat = messages_of(request.messages or [], takes_pictures=self._service.takes_pictures)
+            options = chat_options(request, shown_tools(request.tools))
+            pictures = await self._service.prepared(chat.pictures, self._service.caller(exchange))
+            tokens = (await prompts.of_chat(chat.messages, options, pictures)).token_ids
         facts = self._service.client.facts()
         await exchange.answer_json({"tokens": tokens, "count": len(tokens), "max_model_len": facts.context_len})
 

@@ -4,7 +4,7 @@ Owns what the fields of both bodies mean. Knows nothing of WebSocket, whose fram
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,12 +14,14 @@ from streamserve.api.answer import Reading
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
 from streamserve.api.fields import CHAT, COMPLETION, warnings_of
 from streamserve.api.forms import Forms, constraint_of, template_variables, whitespace_warnings
+from streamserve.api.pictures import ANYBODY, Caller
 from streamserve.api.prompts import INLINE_CHARS, MIXED
 from streamserve.api.schema import (
     MAX_CHOICES_PER_PROMPT,
     ChatRequest,
     CompletionRequest,
     ControlRequest,
+    PartName,
     Sampled,
     TokenizeRequest,
     check_range,
@@ -37,6 +39,7 @@ from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Piece, Prompt, Run, collect, new_id
 from streamserve.api.wire import WARNING, Exchange, Headers, header_text, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, SlowReader, StreamServeError, error_body
+from streamserve.media.family import Prepared as PreparedPicture
 from streamserve.messages import MAX_LOGPROBS, Guidance, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -54,6 +57,19 @@ class Prepared:
     run: Run
     top_logprobs: int | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a chat comes from. `names`: what its parts with pictures are called there. `known`: pictures that were loaded for the
+    same request already."""
+
+    caller: Caller = ANYBODY
+    names: Mapping[str, PartName] = field(default_factory=dict)
+    known: dict[str, PreparedPicture] | None = None
+
+
+NO_SOURCE = Source()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +92,10 @@ class Completions:
 
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
 
-    async def chat_job(self, given: dict[str, Any], *, is_socket: bool = False) -> Job:
+    async def chat_job(self, given: dict[str, Any], caller: Caller = ANYBODY, *, is_socket: bool = False) -> Job:
         """A chat body, checked. Raises RequestError naming the field at fault."""
         request = convert(given, ChatRequest)
-        prepared = await self.prepare_chat(request, is_socket=is_socket)
+        prepared = await self.prepare_chat(request, is_socket=is_socket, source=Source(caller))
         reading = prepared.run.call.reading
         wishes = replace(
             wishes_of(request, prepared.top_logprobs),
@@ -91,7 +107,13 @@ class Completions:
         return self._job(ChatShape, prepared.run, wishes, request, warnings)
 
     async def prepare_chat(
-        self, request: ChatRequest, *, kind: str = "chatcmpl", is_socket: bool = False, must_fit: bool = True
+        self,
+        request: ChatRequest,
+        *,
+        kind: str = "chatcmpl",
+        is_socket: bool = False,
+        must_fit: bool = True,
+        source: Source = NO_SOURCE,
     ) -> Prepared:
         """A chat in whatever dialect it came, checked and tokenised; `kind` begins its id. For how to run it see api/answer.py.
         `must_fit` False: its tokens are only to be counted, so that there may be more than the context holds.
@@ -113,16 +135,25 @@ class Completions:
             )
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
-        messages = messages_of(request.messages)
+        chat = messages_of(request.messages, takes_pictures=self._service.takes_pictures, names=source.names)
+        if chat.pictures and request.prompt_logprobs is not None:
+            raise InvalidRequest(
+                f"prompt_logprobs is {request.prompt_logprobs}, but the messages show a picture, whose places have no "
+                f"log-probabilities; leave it out",
+                param="prompt_logprobs",
+            )
         form = await self.forms.of_chat(request)
-        prompt = await self._service.prompts.of_chat(messages, chat_options(request, form.shown_tools))
+        options = chat_options(request, form.shown_tools)
+        pictures = await self._service.prepared(chat.pictures, source.caller, source.known)
+        prompt = await self._service.prompts.of_chat(chat.messages, options, pictures)
         if must_fit:
             self._service.prompts.check_room(prompt, max_tokens or 1, "messages", length_name)
-        fitted = self.forms.fit(form, prompt)
+        fitted = self.forms.fit(form, prompt.token_ids)
         prediction = await self._prediction(request)
-        call = self._call(kind, request, (Prompt(prompt),), sampling, fitted.guidance, fitted.reading, prediction=prediction)
+        call = self._call(kind, request, (prompt,), sampling, fitted.guidance, fitted.reading, prediction=prediction)
         warnings = (
             *warnings_of(CHAT, request),
+            *chat.warnings,
             *self.forms.warnings_of(request),
             *fitted.warnings,
             *_stream_warnings(request),
@@ -234,8 +265,9 @@ class Completions:
         else:
             token_ids = prompts.check_ids(given, param)
             echo = self._service.text.tokenizer.decode(given, skip_special_tokens=False) if wants_echo else None
-        prompts.check_room(token_ids, 1, param, "max_tokens")
-        return Prompt(token_ids, echo if wants_echo else None)
+        prompt = Prompt(token_ids, echo if wants_echo else None)
+        prompts.check_room(prompt, 1, param, "max_tokens")
+        return prompt
 
     async def _prediction(self, request: ChatRequest) -> tuple[int, ...]:
         if request.prediction is None:
@@ -248,9 +280,9 @@ class Completions:
         return ("prediction has no effect: with this --speculative nothing is guessed from texts",)
 
     def _completion_len(self, request: CompletionRequest, prompts: tuple[Prompt, ...]) -> int:
-        longest = max((prompt.token_ids for prompt in prompts), key=len)
+        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
         if request.max_tokens is None:
-            return min(DEFAULT_COMPLETION_TOKENS, self._service.client.facts().context_len - len(longest))
+            return min(DEFAULT_COMPLETION_TOKENS, self._service.client.facts().context_len - len(longest.token_ids))
         self._service.prompts.check_room(longest, request.max_tokens, "prompt", "max_tokens")
         return request.max_tokens
 
@@ -307,7 +339,8 @@ class Completions:
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions: an assistant's answer to a conversation."""
-        await self._answer(exchange, await self.chat_job(load_object(await exchange.body(self._service.max_body_bytes))))
+        given = load_object(await exchange.body(self._service.max_body_bytes))
+        await self._answer(exchange, await self.chat_job(given, self._service.caller(exchange)))
 
     async def completion(self, exchange: Exchange) -> None:
         """POST /v1/completions: how a text, or its tokens, go on."""

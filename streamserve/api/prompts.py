@@ -1,6 +1,7 @@
-"""Texts, conversations and ids to checked prompts, and ids to texts.
+"""Texts, conversations, pictures and ids to checked prompts, and ids to texts.
 
-Owns where tokenising runs: short texts on the loop, long ones in a worker thread. Knows nothing of HTTP.
+Owns where tokenising runs: short texts on the loop, long ones in a worker thread; and which ids stand for a picture. Knows
+nothing of HTTP, nor how pictures are loaded.
 """
 
 import os
@@ -11,10 +12,13 @@ from anyio import CapacityLimiter, to_thread
 from msgspec import Meta, ValidationError, convert
 
 from streamserve.api.schema import show
+from streamserve.api.stream import Prompt
 from streamserve.errors import ContextOverflow, InvalidRequest
-from streamserve.messages import EngineFacts
+from streamserve.media.family import Family, Prepared
+from streamserve.messages import MEDIA_BASE, EngineFacts, Media, Span, media_token_ids
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
+from streamserve.text.pictures import token_id_of
 from streamserve.text.toolless import explained, spelt_out
 from streamserve.text.tools.find import instructions
 from streamserve.text.tools.format import Tool
@@ -26,9 +30,15 @@ SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are
 
 
 class Prompts:
-    """Makes prompts of one model."""
+    """Makes prompts of one model. `family`: how it takes pictures, if it does. Raises CheckpointError when its tokenizer knows
+    nothing of them, though it should."""
 
-    def __init__(self, text: TextModel, facts: Callable[[], EngineFacts]) -> None:
+    def __init__(self, text: TextModel, facts: Callable[[], EngineFacts], family: Family | None = None) -> None:
+        self._marks: dict[str, str | None] = {}
+        if family is not None:
+            self._marks = {"marker": family.marker, "token": family.token}
+            if family.token is not None:
+                token_id_of(text.tokenizer, family.token)
         self._text = text
         self._facts = facts
         self._limiter = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
@@ -60,24 +70,40 @@ class Prompts:
             )
         return token_ids
 
-    async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[int, ...]:
-        """Token ids of a conversation; control tokens come from the template only, answers keep their tokens.
+    async def of_pictured_text(self, text: str, param: str, pictures: Sequence[Prepared]) -> Prompt:
+        """A text with pictures, where it has the model's markers, or in front of it."""
+
+        def encode() -> list[int]:
+            layouts = [picture.layout for picture in pictures]
+            try:
+                return self._text.encode_pictured_prompt(text, layouts, **self._marks)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"{param}: {error}", param=param) from None
+
+        return _placed(await self._encode(encode, [text], param, is_long=True), pictures)
+
+    async def of_chat(self, messages: list[dict[str, Any]], options: dict[str, Any], pictures: Sequence[Prepared] = ()) -> Prompt:
+        """A conversation; control tokens come from the template only, answers keep their tokens. `pictures` are what its content
+        parts of type "image" stand for.
 
         Tools and calls that the template would leave out are written into the messages.
         """
         tools = options.get("tools")
-        texts = [message["content"] for message in messages]
+        texts = [text for message in messages for text in _texts(message["content"])]
         # What a template does for a message costs about as much as the 40 characters that chars_of counts for its form.
         num_chars = sum(chars_of(given) for given in (messages, tools, options.get("kwargs")) if given)
+        layouts = [picture.layout for picture in pictures]
+        num_chars += sum(len(layout.text) for layout in layouts)
 
         def encode() -> list[int]:
             try:
                 chat, shown = self._fitted(messages, tools)
             except RecursionError:
                 raise InvalidRequest("messages or tools are nested too deeply", param="tools" if tools else "messages") from None
-            return self._text.encode_chat(chat, **{**options, "tools": shown}, answers=self.answers)
+            given = {**options, "tools": shown, **self._marks}
+            return self._text.encode_chat(chat, **given, answers=self.answers, pictures=layouts)
 
-        return await self._encode(encode, texts, "messages", is_long=num_chars > INLINE_CHARS)
+        return _placed(await self._encode(encode, texts, "messages", is_long=num_chars > INLINE_CHARS), pictures)
 
     def _fitted(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
@@ -151,26 +177,68 @@ class Prompts:
         if not all(isinstance(token, int) for token in token_ids):
             return InvalidRequest(MIXED.format(param), param=param)
         index, bad = next((index, token) for index, token in enumerate(token_ids) if not 0 <= token < vocab_size)
+        if MEDIA_BASE <= bad < 2 * MEDIA_BASE:
+            return InvalidRequest(
+                f"{param}[{index}] is {bad}, which stands for a place of a picture: it has no text, and no meaning without the "
+                f"picture",
+                param=f"{param}[{index}]",
+            )
         return InvalidRequest(f"{param}[{index}] is {bad}; token ids are 0 to {vocab_size - 1}", param=f"{param}[{index}]")
 
-    def check_room(self, token_ids: tuple[int, ...], max_new_tokens: int, prompt_param: str, length_param: str) -> None:
+    def check_room(self, prompt: Prompt, max_new_tokens: int, prompt_param: str, length_param: str) -> None:
         """Raises ContextOverflow, with the numbers, when a prompt and its answer cannot fit."""
         context_len = self._facts().context_len
-        num_prompt = len(token_ids)
+        num_prompt = len(prompt.token_ids)
         if num_prompt == 0:
             raise InvalidRequest(f"{prompt_param} has no tokens; at least 1 is needed", param=prompt_param)
+        num_pictures = len(prompt.media)
+        which = "" if not num_pictures else f" ({prompt.num_media_tokens} of them for pictures: {num_pictures})"
         if num_prompt >= context_len:
             raise ContextOverflow(
-                f"{prompt_param} has {num_prompt} tokens, but the context holds {context_len} and needs room for an answer; "
-                f"shorten it",
+                f"{prompt_param} has {num_prompt} tokens{which}, but the context holds {context_len} and needs room for an "
+                f"answer; shorten it",
                 param=prompt_param,
             )
         if num_prompt + max_new_tokens > context_len:
             raise ContextOverflow(
-                f"{length_param} is {max_new_tokens}, but the prompt has {num_prompt} tokens and the context holds "
+                f"{length_param} is {max_new_tokens}, but the prompt has {num_prompt} tokens{which} and the context holds "
                 f"{context_len}; ask for at most {context_len - num_prompt}",
                 param=length_param,
             )
+
+
+def _texts(content: Any) -> list[str]:
+    """The texts of a message's content."""
+    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+
+
+def _placed(token_ids: tuple[int, ...], pictures: Sequence[Prepared]) -> Prompt:
+    """A prompt whose slots (text/pictures.py) have become the ids of their pictures."""
+    if not pictures:
+        return Prompt(token_ids)
+    ids = list(token_ids)
+    places: list[list[int]] = [[] for _ in pictures]
+    for place, id in enumerate(token_ids):
+        if id < 0:
+            places[-id - 1].append(place)
+    media = []
+    for picture, found in zip(pictures, places, strict=True):
+        for place, id in zip(found, media_token_ids(picture.key, len(found)), strict=True):
+            ids[place] = id
+        media.append(Media(picture.key, _spans(picture, found), picture.inputs, picture.cost))
+    return Prompt(tuple(ids), media=tuple(sorted(media, key=lambda one: one.spans[0].start)))
+
+
+def _spans(picture: Prepared, places: Sequence[int]) -> tuple[Span, ...]:
+    """The runs of a picture's layout, at their places."""
+    spans, done = [], 0
+    for run in picture.layout.runs:
+        start = places[done]
+        assert places[done + run.num_tokens - 1] == start + run.num_tokens - 1, "the places of a run are neighbours"
+        spans.append(Span(start, run.num_tokens, run.grid))
+        done += run.num_tokens
+    assert done == len(places)
+    return tuple(spans)
 
 
 def chars_of(value: Any) -> int:

@@ -310,11 +310,14 @@ def _filling(text: str) -> bytes:
     return token_urlsafe(num_chars)[:num_chars].encode()
 
 
-def usage_json(prompt_tokens: int, cached_tokens: int, completion_tokens: int, thought_tokens: int) -> Json:
+def usage_json(
+    prompt_tokens: int, cached_tokens: int, completion_tokens: int, thought_tokens: int, image_tokens: int = 0
+) -> Json:
     """Usage as the Responses API writes it. Nothing is billed for being written to the cache."""
+    images = {"image_tokens": image_tokens} if image_tokens else {}
     return {
         "input_tokens": prompt_tokens,
-        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0, **images},
         "output_tokens": completion_tokens,
         "output_tokens_details": {"reasoning_tokens": thought_tokens},
         "total_tokens": prompt_tokens + completion_tokens,

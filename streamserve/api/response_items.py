@@ -13,24 +13,30 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamserve.api.schema import convert, note_unread, show
+from streamserve.api.schema import PartName, convert, note_unread, show
 from streamserve.errors import InvalidRequest
 
 Json = dict[str, Any]
 MAX_ITEMS = 10_000
 ROLES = ("user", "assistant", "system", "developer")
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-OTHER_PARTS = ("input_image", "input_file", "input_audio", "computer_screenshot", "image_url")
+PICTURE = "input_image"
+OTHER_PARTS = ("input_file", "input_audio", "computer_screenshot")
+HISTORY = "previous_response_id"  # the path of items that an earlier response brings
 _OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]{4,}")
 
 
 class Part(Struct):
-    """A part of an item's content. Fields that are not here are passed over with a warning (unread_in), but for those of answers
-    that come back as they were given (annotations, …)."""
+    """A part of an item's content: text, or a picture (input_image) by its URL or by the id of an uploaded file. Fields that are
+    not here are passed over with a warning (unread_in), but for those of answers that come back as they were given (annotations,
+    …)."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: str | None = None
+    file_id: str | None = None
+    detail: str | None = None
 
 
 class MessageItem(Struct, kw_only=True):
@@ -134,22 +140,31 @@ def _read(given: Any, path: str) -> Struct:
                 "encrypted_content comes from another server, which alone can read it; leave the item out",
                 param="encrypted_content",
             )
+        shows_pictures = isinstance(item, FunctionCallOutputItem) or (isinstance(item, MessageItem) and item.role == "user")
         for field in ("content", "output", "summary"):
-            _check_parts(getattr(item, field, None), field)
+            _check_parts(getattr(item, field, None), field, shows_pictures=shows_pictures)
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}: {error}", param=f"{path}.{error.param}") from None
     return item
 
 
-def _check_parts(parts: Any, field: str) -> None:
+def _check_parts(parts: Any, field: str, *, shows_pictures: bool) -> None:
     for index, part in enumerate(parts if isinstance(parts, list) else ()):
         place = f"{field}[{index}]"
         if part.type in OTHER_PARTS:
-            raise InvalidRequest(f"{place}.type is {part.type}; this model takes text only", param=f"{place}.type")
+            raise InvalidRequest(f"{place}.type is {part.type}; allowed are texts and pictures", param=f"{place}.type")
+        if part.type == PICTURE and shows_pictures:
+            continue
+        if part.type == PICTURE:
+            raise InvalidRequest(
+                f"{place}.type is {PICTURE}; only messages of users and outputs of functions may show pictures",
+                param=f"{place}.type",
+            )
         if part.type == "refusal" and part.refusal is not None:
             continue
         if part.type not in TEXT_PARTS:
-            raise InvalidRequest(f"{place}.type is {show(part.type)}; allowed is input_text, output_text", param=f"{place}.type")
+            allowed = f"input_text, output_text, {PICTURE}"
+            raise InvalidRequest(f"{place}.type is {show(part.type)}; allowed is {allowed}", param=f"{place}.type")
         if part.text is None:
             raise InvalidRequest(f"{place}.text is missing", param=f"{place}.text")
 
@@ -178,6 +193,18 @@ def text_of(content: str | list[Part] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "\n".join([part.text if part.text is not None else part.refusal or "" for part in content])
+
+
+def _shown(content: str | list[Part]) -> str | list[Json]:
+    """A content as a chat has it: a text, or a part for each part where there is a picture."""
+    if isinstance(content, str) or not any(part.type == PICTURE for part in content):
+        return text_of(content)
+    return [_picture(part) if part.type == PICTURE else {"type": "text", "text": text_of([part])} for part in content]
+
+
+def _picture(part: Part) -> Json:
+    given = {"image_url": part.image_url, "file_id": part.file_id, "detail": part.detail}
+    return {"type": PICTURE, **{name: value for name, value in given.items() if value is not None}}
 
 
 # ---- messages ----------------------------------------------------------------------------------------------------
@@ -218,7 +245,7 @@ def messages_of(items: Iterable[Item], instructions: str | None = None) -> list[
                     f"{path}.call_id is {show(value.call_id)}, but no function_call before it has this call_id",
                     param=f"{path}.call_id",
                 )
-            made.append(Message({"role": "tool", "tool_call_id": value.call_id, "content": text_of(value.output)}, path))
+            made.append(Message({"role": "tool", "tool_call_id": value.call_id, "content": _shown(value.output)}, path))
         else:
             raise AssertionError("references are resolved before messages are made")
     if head:
@@ -227,15 +254,27 @@ def messages_of(items: Iterable[Item], instructions: str | None = None) -> list[
 
 
 def _add_message(made: list[Message], item: MessageItem, path: str) -> None:
-    text = text_of(item.content)
     if item.role == "assistant":
+        text = text_of(item.content)
         last = made[-1].value if made else None
         if last is not None and last["role"] == "assistant" and not last["content"] and "tool_calls" not in last:
             last["content"] = text  # what it thought before it said so
         else:
             made.append(Message({"role": "assistant", "content": text}, path))
     else:
-        made.append(Message({"role": item.role, "content": text}, path))
+        made.append(Message({"role": item.role, "content": _shown(item.content)}, path))
+
+
+def names_of(messages: Sequence[Message]) -> dict[str, PartName]:
+    """What parts of a chat that may be pictures are called in these bodies, by their paths in the chat."""
+    names: dict[str, PartName] = {}
+    for index, message in enumerate(messages):
+        content = message.value["content"]
+        field = "output" if message.value["role"] == "tool" else "content"
+        for place in range(len(content) if isinstance(content, list) else 0):
+            name = PartName(f"{message.path}.{field}[{place}]")
+            names[f"messages[{index}].content[{place}]"] = PartName(HISTORY, None, HISTORY) if message.path == HISTORY else name
+    return names
 
 
 def _assistant(made: list[Message], path: str) -> Json:
@@ -272,7 +311,7 @@ def _kept(item: Struct, name: str) -> Json:
         parts: list[Json] = (
             [{"type": "output_text", "text": text, "annotations": [], "logprobs": []} for text in _texts(item.content)]
             if is_answer
-            else [{"type": "input_text", "text": text} for text in _texts(item.content)]
+            else _kept_parts(item.content)
         )
         kept: Json = {"type": "message", "role": item.role, "content": parts}
         prefix = "msg"
@@ -280,7 +319,7 @@ def _kept(item: Struct, name: str) -> Json:
         kept = {"type": "function_call", "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
         prefix = "fc"
     elif isinstance(item, FunctionCallOutputItem):
-        output = item.output if isinstance(item.output, str) else [{"type": "input_text", "text": t} for t in _texts(item.output)]
+        output = item.output if isinstance(item.output, str) else _kept_parts(item.output)
         kept = {"type": "function_call_output", "call_id": item.call_id, "output": output}
         prefix = "fco"
     else:
@@ -291,6 +330,14 @@ def _kept(item: Struct, name: str) -> Json:
         prefix = "rs"
     given = item.id
     return {"id": given or f"{prefix}_{name}", **kept, "status": item.status or "completed"}
+
+
+def _kept_parts(content: str | list[Part]) -> list[Json]:
+    parts = [Part("input_text", content)] if isinstance(content, str) else content
+    return [
+        {"detail": "auto", **_picture(part)} if part.type == PICTURE else {"type": "input_text", "text": text_of([part])}
+        for part in parts
+    ]
 
 
 def _texts(content: str | list[Part]) -> list[str]:

@@ -181,7 +181,9 @@ class ResponseJob:
 
     def _usage(self) -> Json:
         usage = self.run.usage
-        return usage_json(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
+        return usage_json(
+            usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.image_tokens
+        )
 
     def _entry(self, entry: TokenLogprobs) -> Json:
         top = [self._token(*alternative) for alternative in entry.top[: self._num_top]]

@@ -28,8 +28,8 @@ INCLUDES: Mapping[str, str] = {  # what may be included, and why it is nothing h
     "web_search_call.results": "the server runs no tools of its own",
     "web_search_call.action.sources": "the server runs no tools of its own",
     "code_interpreter_call.outputs": "the server runs no tools of its own",
-    "computer_call_output.output.image_url": "this model takes text only",
-    "message.input_image.image_url": "this model takes text only",
+    "computer_call_output.output.image_url": "the server runs no tools of its own",
+    "message.input_image.image_url": "",  # it is there anyway
 }
 SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 REFUSED = {field.name: field for field in RESPONSES if field.decision is Decision.REFUSED}

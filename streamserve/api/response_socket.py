@@ -26,6 +26,7 @@ import orjson
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
+from streamserve.api.pictures import Caller
 from streamserve.api.response_job import ResponseJob
 from streamserve.api.response_store import MIB, MemoryStore
 from streamserve.api.responses import Responses
@@ -148,8 +149,8 @@ class ResponseSocket:
         self._link.note_end()
 
     async def _answer(self, stream: Stream, frame: dict[str, Any]) -> None:
-        only_reads, owner = _only_reads(frame), self._responses.owner_with(self._link.key or b"")
-        job = stream.job = await self._responses.job(frame, owner, records=self._records, only_reads=only_reads)
+        only_reads, caller = _only_reads(frame), Caller(self._service.owner_with(self._link.key or b""))
+        job = stream.job = await self._responses.job(frame, caller, records=self._records, only_reads=only_reads)
         if stream.is_cancelled:
             job.run.abort()
 

@@ -18,19 +18,20 @@ from urllib.parse import parse_qs
 import orjson
 import structlog
 from anyio import CancelScope, to_thread
-from starlette.types import Scope
 
 from streamserve.api import response_results as results
-from streamserve.api.auth import given_key
-from streamserve.api.openai import Completions, Prepared
+from streamserve.api.openai import Completions, Prepared, Source
+from streamserve.api.pictures import Caller
 from streamserve.api.response_events import Json, named
 from streamserve.api.response_items import (
+    HISTORY,
     Item,
     ItemReference,
     Message,
     groups_of,
     kept_items,
     messages_of,
+    names_of,
     read_items,
     response_of,
     unread_in,
@@ -53,7 +54,7 @@ from streamserve.api.schema import load_object, show
 from streamserve.api.service import Service
 from streamserve.api.sse import Events, EventStream
 from streamserve.api.stream import Piece, collect, new_id
-from streamserve.api.wire import RESUMABLE, Exchange, Headers, digest_of, leaving_noticed, unforeseen
+from streamserve.api.wire import RESUMABLE, Exchange, Headers, leaving_noticed, unforeseen
 from streamserve.errors import ContextOverflow, InvalidRequest, NotFound, StreamServeError
 
 log = structlog.get_logger(__name__)
@@ -126,29 +127,21 @@ class Responses:
             ),
         ]
 
-    def owner_of(self, scope: Scope) -> str:
-        """In whose name a response is kept: the key's. Without keys on the server, everybody's."""
-        return self.owner_with(given_key(scope) or b"")
-
-    def owner_with(self, key: bytes) -> str:
-        """The owner with that key."""
-        return digest_of(key).hex() if self._service.door.needs_key else ""
-
     # ---- bodies to jobs ------------------------------------------------------------------------------------------
 
     async def job(
-        self, given: Json, owner: str, *, records: ResponseStore | None = None, only_reads: bool = False
+        self, given: Json, caller: Caller, *, records: ResponseStore | None = None, only_reads: bool = False
     ) -> ResponseJob:
         """A body, checked; nothing is started. Raises RequestError naming the field at fault.
 
         `records`: responses that can be continued beside the kept ones. `only_reads`: the prompt is computed, for the cache,
         and nothing is answered.
         """
-        request = read_create(given)
+        request, owner = read_create(given), caller.owner
         id = new_id("resp").replace("-", "_")
         items = await self._items(request, owner, records)
         history = await self._history(request.previous_response_id, owner, records)
-        prepared = await self._prepare(request, [*history, *items])
+        prepared = await self._prepare(request, [*history, *items], caller)
         call = replace(prepared.run.call, id=id)
         if call.guidance is not None:  # the engine names it where it compiles no grammar
             call = replace(call, guidance=replace(call.guidance, param=own_name(call.guidance.param, ())))
@@ -225,29 +218,34 @@ class Responses:
         record = None if records is None else await records.get(id, owner)
         return record or await self._store.get(id, owner)
 
-    async def _prepare(self, request: CreateResponse, items: Sequence[Item], *, must_fit: bool = True) -> Prepared:
+    async def _prepare(
+        self, request: CreateResponse, items: Sequence[Item], caller: Caller, *, must_fit: bool = True
+    ) -> Prepared:
         messages = messages_of(items, request.instructions)
         if not messages or (len(messages) == 1 and messages[0].path == "instructions"):
             raise InvalidRequest("input is missing; a text or at least one item is needed", param="input")
+        source = Source(caller, known={})
         if request.truncation != "auto":
-            return await self._prepare_all(request, messages, must_fit=must_fit)
-        return await self._prepare_what_fits(request, messages)
+            return await self._prepare_all(request, messages, source, must_fit=must_fit)
+        return await self._prepare_what_fits(request, messages, source)
 
-    async def _prepare_all(self, request: CreateResponse, messages: Sequence[Message], *, must_fit: bool = True) -> Prepared:
-        chat = chat_of(request, messages)
+    async def _prepare_all(
+        self, request: CreateResponse, messages: Sequence[Message], source: Source, *, must_fit: bool = True
+    ) -> Prepared:
+        chat, source = chat_of(request, messages), replace(source, names=names_of(messages))
         try:
-            return await self._completions.prepare_chat(chat, kind="resp", is_socket=True, must_fit=must_fit)
+            return await self._completions.prepare_chat(chat, kind="resp", is_socket=True, must_fit=must_fit, source=source)
         except InvalidRequest as error:
             raise renamed(error, messages) from None
 
-    async def _prepare_what_fits(self, request: CreateResponse, messages: Sequence[Message]) -> Prepared:
+    async def _prepare_what_fits(self, request: CreateResponse, messages: Sequence[Message], source: Source) -> Prepared:
         """Without as many of the oldest turns as it takes. System messages at the head stay, and so does the last turn."""
         num_head = next((n for n, message in enumerate(messages) if message.value["role"] not in ("system", "developer")), 0)
         head, groups = messages[:num_head], groups_of(messages[num_head:])
 
         async def without(num_dropped: int) -> Prepared:
             kept = [message for group in groups[num_dropped:] for message in group]
-            return await self._prepare_all(request, [*head, *kept])
+            return await self._prepare_all(request, [*head, *kept], source)
 
         try:
             return await without(0)
@@ -305,7 +303,7 @@ class Responses:
         given = load_object(await exchange.body(self._service.max_body_bytes))
         if given.get("background") and exchange.header(RESUMABLE) == b"1":
             given["resumable"] = True  # the header says the same, and is refused like the field
-        job = await self.job(given, self.owner_of(exchange.scope))
+        job = await self.job(given, self._service.caller(exchange))
         if job.request.background:
             await self._start_background(job)
             if job.journal is not None and job.wants_stream:
@@ -411,7 +409,7 @@ class Responses:
         await self._follow(exchange, journal, start, self._headers(found) if isinstance(found, ResponseJob) else ())
 
     async def _found(self, exchange: Exchange) -> ResponseJob | Record:
-        id, owner = exchange.scope["path_params"]["id"], self.owner_of(exchange.scope)
+        id, owner = exchange.scope["path_params"]["id"], self._service.owner_of(exchange.scope)
         job = self._live.get(id)
         if job is not None and job.owner == owner and not (job.growing.is_over and job.is_forgotten):
             return job
@@ -478,10 +476,10 @@ class Responses:
     async def input_tokens(self, exchange: Exchange) -> None:
         """POST /v1/responses/input_tokens: the tokens that a response's input makes."""
         request = read_count(load_object(await exchange.body(self._service.max_body_bytes)))
-        owner = self.owner_of(exchange.scope)
-        items = await self._items(request, owner, None)
-        history = await self._history(request.previous_response_id, owner, None)
-        prepared = await self._prepare(request, [*history, *items], must_fit=False)
+        caller = self._service.caller(exchange)
+        items = await self._items(request, caller.owner, None)
+        history = await self._history(request.previous_response_id, caller.owner, None)
+        prepared = await self._prepare(request, [*history, *items], caller, must_fit=False)
         (prompt,) = prepared.run.call.prompts
         await exchange.answer_json({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
 
@@ -501,7 +499,7 @@ def _items_of(chain: Sequence[Record]) -> list[Item]:
                 f"previous_response_id: {show(record.id)} has failed; continue the one before it", param="previous_response_id"
             )
         for given in (orjson.loads(record.input), response["output"]):
-            items += [Item(item.value, "previous_response_id") for item in read_items(given)]
+            items += [Item(item.value, HISTORY) for item in read_items(given)]
     return items
 
 

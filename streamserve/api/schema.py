@@ -10,8 +10,9 @@ null means "not given" for every optional field. Fields that others define and t
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -19,6 +20,7 @@ from msgspec import Struct
 
 from streamserve.api.fields import REFUSED
 from streamserve.errors import InvalidRequest
+from streamserve.media.families import supported_types
 
 MAX_CHOICES_PER_PROMPT = 128
 MAX_STOPS = 32
@@ -120,12 +122,25 @@ class ToolCall(Struct):
     type: str = "function"
 
 
+class ImageUrl(Struct):
+    """A picture: a data: URL, an https or http URL, or the id of an uploaded file."""
+
+    url: str
+    detail: str | None = None
+
+
 class Part(Struct):
-    """One part of a message's content. Only text can be served; other kinds are named to be refused."""
+    """One part of a message's content: text, or a picture where the model takes some. Other kinds are named to be refused.
+
+    A picture is `image_url` (type image_url; of type input_image, too, then as a text) or `file_id` (type input_image).
+    """
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: ImageUrl | str | None = None
+    file_id: str | None = None
+    detail: str | None = None
 
 
 class Message(Struct):
@@ -356,32 +371,67 @@ def client_id_of(request: Sampled) -> str | None:
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+PICTURED_ROLES = ("user", "tool", "function")  # whose messages may show pictures
 _ROLE_OF = {"developer": "system", "function": "tool"}  # newer and older names for the same things
+PICTURES = ("image_url", "input_image")
+NEITHER = ("input_audio", "audio_url", "video_url", "file", "input_file")  # parts that are neither text nor picture
+DETAILS = ("auto", "low", "high", "original")
 
 
-def messages_of(messages: list[Message]) -> list[dict[str, Any]]:
-    """A conversation as templates take it. Raises InvalidRequest naming the message that cannot be."""
+class PartName(NamedTuple):
+    """What a part that shows a picture is called in the request's own dialect, its type there, and the field of it that holds the
+    picture; None: as in a chat."""
+
+    part: str
+    kind: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRef:
+    """A picture that a request shows: a URL or the id of a file, and the field it stands in."""
+
+    source: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as templates take them, and the pictures that their content parts of type "image" stand for, in order. `warnings`:
+    what is said of the pictures and has no effect."""
+
+    messages: list[dict[str, Any]]
+    pictures: list[PictureRef] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def messages_of(messages: list[Message], *, takes_pictures: bool, names: Mapping[str, PartName] | None = None) -> Conversation:
+    """A conversation as templates take it. `names`: parts that another dialect calls otherwise, by their paths here. Raises
+    InvalidRequest naming the message that cannot be."""
     if not messages:
         raise InvalidRequest("messages is []; at least one message is needed", param="messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    reader = _ContentReader(takes_pictures, names or {}, Conversation([]))
+    reader.into.messages.extend([_message(message, f"messages[{index}]", reader) for index, message in enumerate(messages)])
+    return reader.into
 
 
-def _message(message: Message, path: str) -> dict[str, Any]:
+def _message(message: Message, path: str, reader: "_ContentReader") -> dict[str, Any]:
     if message.role not in ROLES:
         raise InvalidRequest(f"{path}.role is {show(message.role)}; allowed is {', '.join(ROLES)}", param=f"{path}.role")
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{path}.content is missing; only an assistant's may be", param=f"{path}.content")
     if message.audio is not None:
-        raise InvalidRequest(f"{path}.audio is given; this model takes text only", param=f"{path}.audio")
+        raise InvalidRequest(f"{path}.audio is given; this model takes no sound", param=f"{path}.audio")
     for index, call in enumerate(message.tool_calls or ()):
         if call.type != "function":
             place = f"{path}.tool_calls[{index}].type"
             raise InvalidRequest(f"{place} is {show(call.type)}; only functions can be called here", param=place)
     turn: dict[str, Any] = {
         "role": _ROLE_OF.get(message.role, message.role),
-        "content": _text(message.content, f"{path}.content"),
+        "content": reader.content(message.content, f"{path}.content", message.role),
     }
     if message.refusal:
+        assert isinstance(turn["content"], str), "messages of assistants show no pictures"
         turn["content"] = f"{turn['content']}\n{message.refusal}" if turn["content"] else message.refusal
     if message.name is not None:
         turn["name"] = message.name
@@ -397,23 +447,98 @@ def _message(message: Message, path: str) -> dict[str, Any]:
     return turn
 
 
+@dataclass(frozen=True, slots=True)
+class _ContentReader:
+    """Reads contents, and collects the pictures in them."""
+
+    takes_pictures: bool
+    names: Mapping[str, PartName]
+    into: Conversation
+
+    def content(self, content: str | list[Part] | None, path: str, role: str) -> str | list[dict[str, Any]]:
+        """A text; or texts and pictures as parts, where there is a picture. Neighbouring texts are joined by newlines."""
+        if content is None or isinstance(content, str):
+            return content or ""
+        if not any(part.type in PICTURES for part in content):
+            return _text(content, path)
+        parts: list[dict[str, Any]] = []
+        for index, part in enumerate(content):
+            where = f"{path}[{index}]"
+            if part.type in PICTURES:
+                self.into.pictures.append(self._picture(part, where, role))
+                parts.append({"type": "image"})
+                continue
+            text = _part_text(part, where)
+            if parts and "text" in parts[-1]:
+                text = f"{parts.pop()['text']}\n{text}"
+            parts.append({"type": "text", "text": text})
+        return parts
+
+    def _picture(self, part: Part, where: str, role: str) -> PictureRef:
+        name = self.names.get(where, PartName(where))
+        if not self.takes_pictures:
+            raise no_pictures(f"{name.part}.type is {name.kind or part.type}", f"{name.part}.type")
+        if role not in PICTURED_ROLES:
+            raise InvalidRequest(
+                f"{name.part}.type is {name.kind or part.type}; only messages of users and results of tools may show "
+                f"pictures, and this one's role is {role}",
+                param=f"{name.part}.type",
+            )
+        source, field, detail = _source_of(part, name)
+        if detail is not None and detail not in DETAILS:
+            place = f"{name.part}.{'image_url.detail' if isinstance(part.image_url, ImageUrl) else 'detail'}"
+            raise InvalidRequest(f"{place} is {show(detail)}; allowed is {', '.join(DETAILS)}", param=place)
+        warning = "detail of pictures has no effect: a picture is always shown to the model as its own settings say"
+        if detail not in (None, "auto") and warning not in self.into.warnings:
+            self.into.warnings.append(warning)
+        return PictureRef(source, name.source or field)
+
+
+def _source_of(part: Part, name: PartName) -> tuple[str, str, str | None]:
+    """Where a picture is, the field that says so, and the detail it is wanted in."""
+    url, file_id = part.image_url, part.file_id
+    if part.type == "image_url" and file_id is not None:
+        place = f"{name.part}.file_id"
+        raise InvalidRequest(f"{place} is for parts of type input_image; here the id's place is image_url.url", param=place)
+    if url is not None and file_id is not None:
+        raise InvalidRequest(
+            f"{name.part} has both image_url and file_id; a part shows one picture", param=f"{name.part}.file_id"
+        )
+    if isinstance(url, ImageUrl):
+        return url.url, f"{name.part}.image_url.url", url.detail if part.detail is None else part.detail
+    if url is not None:
+        return url, f"{name.part}.image_url", part.detail
+    if file_id is not None:
+        return file_id, f"{name.part}.file_id", part.detail
+    raise InvalidRequest(f"{name.part}.image_url is missing", param=f"{name.part}.image_url")
+
+
+def no_pictures(what: str, param: str) -> InvalidRequest:
+    """The refusal of a picture that the model cannot see; `what` says where there is one."""
+    others = f"; those of type {', '.join(kinds)} do (--model-path)" if (kinds := supported_types()) else ""
+    return InvalidRequest(f"{what}; this model takes no pictures{others}", param=param)
+
+
 def _text(content: str | list[Part] | None, path: str) -> str:
+    """A content that may hold texts only."""
     if content is None or isinstance(content, str):
         return content or ""
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        where = f"{path}[{index}]"
-        if part.type in ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file"):
-            raise InvalidRequest(f"{where}.type is {part.type}; this model takes text only", param=f"{where}.type")
-        if part.type == "refusal" and part.refusal is not None:
-            texts.append(part.refusal)
-            continue
-        if part.type != "text":
-            raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is text", param=f"{where}.type")
-        if part.text is None:
-            raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
-        texts.append(part.text)
-    return "\n".join(texts)
+    return "\n".join([_part_text(part, f"{path}[{index}]") for index, part in enumerate(content)])
+
+
+def _part_text(part: Part, where: str) -> str:
+    if part.type in PICTURES:
+        raise InvalidRequest(f"{where}.type is {part.type}; allowed is text", param=f"{where}.type")
+    if part.type in NEITHER:
+        raise InvalidRequest(f"{where}.type is {part.type}; allowed are text and pictures", param=f"{where}.type")
+    if part.type == "refusal" and part.refusal is not None:
+        return part.refusal
+    if part.type != "text":
+        allowed = "text, image_url, input_image"
+        raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is {allowed}", param=f"{where}.type")
+    if part.text is None:
+        raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
+    return part.text
 
 
 def prediction_of(prediction: Prediction) -> str:
@@ -426,6 +551,7 @@ def prediction_of(prediction: Prediction) -> str:
 # Fields of messages that say something, and those that come back with answers (the openai client's parse() adds some).
 _READ_OF_MESSAGE = frozenset((*Message.__struct_fields__, "annotations", "parsed"))
 _READ_OF_PART = frozenset(Part.__struct_fields__)
+_READ_OF_URL = frozenset(ImageUrl.__struct_fields__)
 _READ_OF_CALL = frozenset((*ToolCall.__struct_fields__, "index"))
 _READ_OF_FUNCTION = frozenset((*ToolFunction.__struct_fields__, "parsed_arguments"))
 _MAX_UNREAD = 8
@@ -449,6 +575,8 @@ def unread_in(messages: list[dict[str, Any]], prediction: dict[str, Any] | None 
 def _note_parts(content: Any, found: dict[str, str], path: str) -> None:
     for at, part in enumerate(content if isinstance(content, list) else ()):
         note_unread(part, _READ_OF_PART, found, f"{path}[{at}]")
+        if isinstance(url := part.get("image_url"), dict):
+            note_unread(url, _READ_OF_URL, found, f"{path}[{at}].image_url")
 
 
 def note_unread(given: Mapping[str, Any], read: frozenset[str], found: dict[str, str], path: str) -> None:

@@ -21,7 +21,7 @@ from streamserve.api.prompts import INLINE_CHARS
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import check_range, convert, show
 from streamserve.api.service import Service
-from streamserve.api.stream import new_id
+from streamserve.api.stream import Prompt, new_id
 from streamserve.api.wire import Exchange, one_error
 from streamserve.engine.client import collect
 from streamserve.errors import InvalidRequest, StepFailed
@@ -315,7 +315,7 @@ class Scoring:
             tail: Any = prompts.check_ids(item, where) if is_ids else item
             joined = tail + head if request.item_first else head + tail
             prompt = joined if is_ids else await prompts.of_text(joined, where, is_long=is_long)
-            prompts.check_room(prompt, 1, where, where)
+            prompts.check_room(Prompt(prompt), 1, where, where)
             found.append(prompt)
             num_tokens += len(prompt)
             if num_tokens > MAX_TOKENS:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 from anyio import CapacityLimiter, Event, to_thread
+from starlette.types import Scope
 
 from streamserve.api.auth import Door, given_key
 from streamserve.api.encoders import EncoderModel
@@ -41,7 +42,14 @@ class Meter(Watch, Protocol):
     """Where the API reports what it did; metrics.Metrics is one."""
 
     def request_finished(
-        self, outcome: str, *, seconds: float, prompt_tokens: int = 0, cached_tokens: int = 0, generation_tokens: int = 0
+        self,
+        outcome: str,
+        *,
+        seconds: float,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        generation_tokens: int = 0,
+        num_images: int = 0,
     ) -> None: ...
 
     def render(self, load: EngineLoad | None = None) -> tuple[bytes, str]: ...
@@ -129,13 +137,17 @@ class Service:
         other = f"{self.encoder.name!r} does" if self.encoder else "start the server with --embedding-model for that"
         raise InvalidRequest(f"model {name[:200]!r} generates text and does not embed it; {other}", param="model")
 
-    def owner_with(self, key: bytes) -> str:
+    def owner_of(self, scope: Scope) -> str:
         """In whose name things are kept: the key's. Without keys on the server, everybody's."""
+        return self.owner_with(given_key(scope) or b"")
+
+    def owner_with(self, key: bytes) -> str:
+        """The owner with that key."""
         return digest_of(key).hex() if self.door.needs_key else ""
 
     def caller(self, exchange: Exchange) -> Caller:
         """Who asks over HTTP. They may leave while their pictures are loaded."""
-        return Caller(self.owner_with(given_key(exchange.scope) or b""), partial(leaving_noticed, exchange, lambda: None))
+        return Caller(self.owner_of(exchange.scope), partial(leaving_noticed, exchange, lambda: None))
 
     @property
     def takes_pictures(self) -> bool:
@@ -194,6 +206,7 @@ class Service:
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
+            num_images=usage.num_images,
         )
 
     def report(
@@ -206,6 +219,7 @@ class Service:
         prompt_tokens: int = 0,
         cached_tokens: int = 0,
         completion_tokens: int = 0,
+        num_images: int = 0,
     ) -> None:
         """Count a request that has ended, and log it where that is asked for."""
         if self.meter is not None:
@@ -215,6 +229,7 @@ class Service:
                 prompt_tokens=prompt_tokens,
                 cached_tokens=cached_tokens,
                 generation_tokens=completion_tokens,
+                num_images=num_images,
             )
         if self.config.log_requests:
             log.info(
@@ -226,6 +241,7 @@ class Service:
                 prompt_tokens=prompt_tokens,
                 cached_tokens=cached_tokens,
                 completion_tokens=completion_tokens,
+                **({"num_images": num_images} if num_images else {}),
             )
 
     async def spelt_out(self, make: Callable[[], T], pieces: Sequence[Piece]) -> T:

@@ -21,7 +21,7 @@ from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Rea
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
 from streamserve.errors import DeadlineExceeded, GrammarFailed, StepFailed
-from streamserve.messages import Delta, FinishReason, GenerateRequest, Guidance, SamplingParams, TokenLogprobs
+from streamserve.messages import Delta, FinishReason, GenerateRequest, Guidance, Media, SamplingParams, TokenLogprobs
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.stops import StopStrings
@@ -32,10 +32,16 @@ SEED_SPAN = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and the text to repeat in front of the answer when `echo` asks for it."""
+    """Token ids, the text to repeat in front of the answer when `echo` asks for it, and the pictures in it, in order."""
 
     token_ids: tuple[int, ...]
     echo: str | None = None
+    media: tuple[Media, ...] = ()
+
+    @property
+    def num_media_tokens(self) -> int:
+        """Of the tokens those that are places of pictures."""
+        return sum(media.num_tokens for media in self.media)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,8 @@ def events_of(piece: Piece) -> tuple[Event, ...]:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own. Of
-    `drafted_tokens`, guesses of what would come, `accepted_tokens` stand in the answer."""
+    `drafted_tokens`, guesses of what would come, `accepted_tokens` stand in the answer. `image_tokens` of the prompts are places
+    of their `num_images` pictures."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -131,6 +138,8 @@ class Usage:
     jumped_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    image_tokens: int = 0
+    num_images: int = 0
 
 
 class Choice:
@@ -178,6 +187,7 @@ class Choice:
             call.priority,
             call.wants_progress,
             call.prediction,
+            self.prompt.media,
         )
         self.mailbox: Mailbox | None = None
         self.is_finished = False
@@ -643,6 +653,8 @@ class Run:
             sum(choice.num_jumped for choice in self.choices),
             sum(choice.num_drafted for choice in self.choices),
             sum(choice.num_accepted for choice in self.choices),
+            sum(prompt.num_media_tokens for prompt in self.call.prompts),
+            sum(len(prompt.media) for prompt in self.call.prompts),
         )
 
 

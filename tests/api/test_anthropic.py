@@ -19,6 +19,7 @@ from tests.api.scripted import CONTEXT_LEN, ScriptedEngine, says
 pytestmark = pytest.mark.anyio
 HI = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "tiny", "max_tokens": 50, "messages": HI}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 ADD = {"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
 
 
@@ -219,9 +220,10 @@ async def test_a_coding_agents_request_is_taken_as_it_is(http: httpx.AsyncClient
         ({"stop_sequences": [""]}, "stop_sequences has an entry of 0 characters"),
         ({"messages": []}, "messages holds no message"),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "content[0].type is image; this model"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "content[0].type is image; this model takes no pictures"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "content[0].source.type is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "content[0].type is document"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 'is "audio"; allowed is text, search_result, tool_'),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 'is "audio"; allowed is text, image, search_result, '),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": ""}]}]}, "a message of role user may hold"),
         ({"messages": [{"role": "user", "content": [{"text": "Hi"}]}]}, "messages[0].content[0].type is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "", "a": 1}]}]}, "messages[0].content[0].a"),
@@ -253,8 +255,8 @@ async def test_what_cannot_be_is_refused_by_name(http: httpx.AsyncClient, fields
     ("last", "says"),
     [
         ([{"type": "tool_result", "tool_use_id": "b"}], 'messages[2].content[0].tool_use_id is "b"'),
-        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}], "messages[2].content[0].content[0].type"),
-        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "x"}]}], "allowed is text, search_result, tool_ref"),
+        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}], "messages[2].content[0].content[0].source"),
+        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "x"}]}], "allowed is text, image, search_result, "),
         (
             [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "tool_reference", "tool_name": "sub"}]}],
             'tool_name is "sub"; tools has none of that name',

@@ -186,7 +186,7 @@ async def test_every_field_is_decided() -> None:
         ({"input": [{"type": "message", "role": "tool", "content": "x"}]}, "input[0].role", "user"),
         ({"input": [{"role": "user"}]}, "input[0].content", "missing"),
         ({"input": [{"role": "user", "content": "a", "contnt": "b"}]}, "input[0].contnt", "content"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "text only"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "no pictures"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type", "function_call_output"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "1"}]}, "input[0].call_id", "function_call"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id", "kept"),

@@ -124,7 +124,7 @@ async def messages(ask: Asker) -> None:
         assert text in ask.prompt, text
     assert ask.prompt.endswith("assistant\nI have")
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
-    assert "text only" in str(await ask.refusal(messages=[{"role": "user", "content": [image]}]))
+    assert "takes no pictures" in str(await ask.refusal(messages=[{"role": "user", "content": [image]}]))
 
 
 @shows
