@@ -66,11 +66,6 @@ class Fetcher:
         except TimeoutError:
             raise InvalidRequest(f"{param}: the host did not send the file within {self._limit_s:g} s", param=param) from None
 
-    async def close(self) -> None:
-        """Nothing is fetched afterwards."""
-        if self._transport is not None:
-            await self._transport.aclose()
-
     async def _follow(self, url: httpx.URL, param: str) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             found = await self._ask(url, await self._allowed_addresses(url, param), param)

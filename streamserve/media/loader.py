@@ -101,10 +101,6 @@ class Loader:
                 await held.enter_async_context(self._large)
             return await to_thread.run_sync(lambda: prepare(decode(data, param)), limiter=self._threads)
 
-    async def close(self) -> None:
-        """Nothing is loaded afterwards."""
-        await self._fetcher.close()
-
     async def _reader(self, source: str, param: str, owner: str) -> Callable[[], bytes]:
         """How to come by the bytes, in a thread."""
         scheme = source[: source.find(":") + 1].lower()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import pytest
@@ -58,11 +59,8 @@ async def listening(answer: bytes | Talk = b"", host: str = "127.0.0.1") -> Asyn
         yield listener
 
 
-@asynccontextmanager
-async def fetching(*hosts: str, **options: object) -> AsyncIterator[Fetcher]:
-    fetcher = Fetcher(hosts, 1000, **options)  # type: ignore[arg-type]
-    yield fetcher
-    await fetcher.close()
+def fetching(*hosts: str, **options: Any) -> Fetcher:
+    return Fetcher(hosts, 1000, **options)
 
 
 async def refusal(fetcher: Fetcher, url: str) -> str:
@@ -111,7 +109,8 @@ def names(**known: list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
     ],
 )
 async def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
-    async with listening(reply(SECRET)) as listener, fetching("*") as fetcher:
+    fetcher = fetching("*")
+    async with listening(reply(SECRET)) as listener:
         said = await refusal(fetcher, f"http://{host}:{listener.port}/x.png")
         assert "public network" in said or "URL" in said or "no address" in said
         assert listener.num_hits == 0
@@ -138,8 +137,8 @@ async def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
 async def test_a_name_with_an_address_that_is_not_public_is_refused(address: str) -> None:
     assert not is_public(address)
     for addresses in ([address], [PUBLIC, address]):
-        async with fetching("*", resolve=names(pictures_example=addresses), transport=refusing()) as fetcher:
-            assert "not on the public network" in await refusal(fetcher, "http://pictures.example/x.png")
+        fetcher = fetching("*", resolve=names(pictures_example=addresses), transport=refusing())
+        assert "not on the public network" in await refusal(fetcher, "http://pictures.example/x.png")
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", PUBLIC, "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
@@ -177,23 +176,23 @@ def refusing() -> httpx.MockTransport:
     ],
 )
 async def test_what_cannot_be_fetched_is_named(url: str, said: str) -> None:
-    async with fetching("*", resolve=names(pictures_example=[PUBLIC]), transport=refusing()) as fetcher:
-        message = await refusal(fetcher, url)
-        assert said in message
-        assert "secret" not in message and len(message) < 300
+    fetcher = fetching("*", resolve=names(pictures_example=[PUBLIC]), transport=refusing())
+    message = await refusal(fetcher, url)
+    assert said in message
+    assert "secret" not in message and len(message) < 300
 
 
 async def test_only_hosts_of_the_list_are_asked() -> None:
     known = names(a_example=[PUBLIC], b_example=[PUBLIC])
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"x"))
     for hosts in (("a.example",), ("A.example:80",)):
-        async with fetching(*hosts, resolve=known, transport=transport) as fetcher:
-            assert await fetcher.fetch("http://a.example/", PARAM) == b"x"
-            assert "'b.example' is none that files are fetched from" in await refusal(fetcher, "http://b.example/")
-            if ":" in hosts[0]:
-                assert "--media-hosts" in await refusal(fetcher, "http://a.example:81/")
-    async with fetching("none", resolve=known, transport=refusing()) as fetcher:
-        assert "--media-hosts" in await refusal(fetcher, "http://a.example/")
+        fetcher = fetching(*hosts, resolve=known, transport=transport)
+        assert await fetcher.fetch("http://a.example/", PARAM) == b"x"
+        assert "'b.example' is none that files are fetched from" in await refusal(fetcher, "http://b.example/")
+        if ":" in hosts[0]:
+            assert "--media-hosts" in await refusal(fetcher, "http://a.example:81/")
+    fetcher = fetching("none", resolve=known, transport=refusing())
+    assert "--media-hosts" in await refusal(fetcher, "http://a.example/")
 
 
 # ---- redirects --------------------------------------------------------------------------------------------------------
@@ -204,20 +203,22 @@ async def test_a_redirect_to_loopback_is_not_followed(target: str) -> None:
     async with listening(reply(SECRET)) as inside, listening() as outside:
         outside.answer = reply(b"", "302 Found", location=target.format(port=inside.port))
         known = names(outside_example=["127.0.0.1"], inside_example=["127.0.0.1"], localhost=["127.0.0.1"])
-        async with fetching("*", f"outside.example:{outside.port}", resolve=known) as fetcher:
-            assert "not on the public network" in await refusal(fetcher, f"http://outside.example:{outside.port}/")
+        fetcher = fetching("*", f"outside.example:{outside.port}", resolve=known)
+        assert "not on the public network" in await refusal(fetcher, f"http://outside.example:{outside.port}/")
         assert (outside.num_hits, inside.num_hits) == (1, 0)
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "gopher://x/", "data:image/png;base64,AAAA", "http://user@x/"])
 async def test_a_redirect_to_another_scheme_is_not_followed(target: str) -> None:
-    async with listening(reply(b"", "301 Moved", location=target)) as outside, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening(reply(b"", "301 Moved", location=target)) as outside:
         said = await refusal(fetcher, f"http://127.0.0.1:{outside.port}/")
         assert "redirects to" in said or "credentials" in said
 
 
 async def test_redirects_are_followed_a_few_times() -> None:
-    async with listening() as listener, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening() as listener:
         left = MAX_REDIRECTS
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -250,9 +251,9 @@ async def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
         resolved.append(host)
         return [PUBLIC] if len(resolved) == 1 else ["127.0.0.1"]
 
-    async with fetching("*", resolve=resolve, transport=httpx.MockTransport(handle)) as fetcher:
-        assert await fetcher.fetch("https://pictures.example/a/b.png?c=d", PARAM) == b"found"
-        assert "public network" in await refusal(fetcher, "https://pictures.example/a/b.png")
+    fetcher = fetching("*", resolve=resolve, transport=httpx.MockTransport(handle))
+    assert await fetcher.fetch("https://pictures.example/a/b.png?c=d", PARAM) == b"found"
+    assert "public network" in await refusal(fetcher, "https://pictures.example/a/b.png")
     (request,) = asked
     assert str(request.url) == f"https://{PUBLIC}/a/b.png?c=d"
     assert request.headers["host"] == "pictures.example"
@@ -267,15 +268,16 @@ async def test_a_host_is_asked_by_its_next_address_where_one_does_not_answer() -
         return httpx.Response(200, content=b"found")
 
     known = names(both_example=["2606:4700::1111", PUBLIC], dead_example=["2606:4700::1111"])
-    async with fetching("*", resolve=known, transport=httpx.MockTransport(handle)) as fetcher:
-        assert await fetcher.fetch("http://both.example/", PARAM) == b"found"
-        assert "cannot be connected to" in await refusal(fetcher, "http://dead.example/")
+    fetcher = fetching("*", resolve=known, transport=httpx.MockTransport(handle))
+    assert await fetcher.fetch("http://both.example/", PARAM) == b"found"
+    assert "cannot be connected to" in await refusal(fetcher, "http://dead.example/")
 
 
 async def test_nothing_of_the_server_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    async with listening(reply(b"found", set_cookie="a=b")) as listener, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening(reply(b"found", set_cookie="a=b")) as listener:
         for _ in range(2):
             assert await fetcher.fetch(f"http://127.0.0.1:{listener.port}/", PARAM) == b"found"
     assert listener.num_hits == 2
@@ -306,7 +308,8 @@ async def test_nothing_of_the_server_goes_along(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 async def test_an_answer_that_is_no_file_is_refused_and_not_repeated(answer: bytes, said: str) -> None:
-    async with listening(answer) as listener, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening(answer) as listener:
         assert said in await refusal(fetcher, f"http://127.0.0.1:{listener.port}/")
 
 
@@ -322,7 +325,8 @@ async def test_an_endless_body_is_cut_off() -> None:
         finally:
             ended.set()
 
-    async with listening(endless) as listener, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening(endless) as listener:
         assert "more than 1000 bytes" in await refusal(fetcher, f"http://127.0.0.1:{listener.port}/")
         async with asyncio.timeout(5):
             await ended.wait()
@@ -334,7 +338,8 @@ async def test_a_host_that_says_no_more_is_given_up(beginning: bytes) -> None:
         writer.write(beginning)
         await reader.read()
 
-    async with listening(silent) as listener, fetching("127.0.0.1", limit_s=0.1) as fetcher:
+    fetcher = fetching("127.0.0.1", limit_s=0.1)
+    async with listening(silent) as listener:
         assert "within 0.1 s" in await refusal(fetcher, f"http://127.0.0.1:{listener.port}/")
 
 
@@ -346,11 +351,13 @@ async def test_drops_that_keep_coming_do_not_keep_it_alive() -> None:
             await writer.drain()
             await asyncio.sleep(0.02)
 
-    async with listening(drip) as listener, fetching("127.0.0.1", limit_s=0.2) as fetcher:
+    fetcher = fetching("127.0.0.1", limit_s=0.2)
+    async with listening(drip) as listener:
         assert "within 0.2 s" in await refusal(fetcher, f"http://127.0.0.1:{listener.port}/")
 
 
 async def test_many_at_once_are_all_fetched() -> None:
-    async with listening(reply(b"found")) as listener, fetching("127.0.0.1") as fetcher:
+    fetcher = fetching("127.0.0.1")
+    async with listening(reply(b"found")) as listener:
         url = f"http://127.0.0.1:{listener.port}/"
         assert await asyncio.gather(*(fetcher.fetch(url, PARAM) for _ in range(100))) == [b"found"] * 100
