@@ -1,5 +1,5 @@
-"""Every method of the openai client's chat, completions, responses, embeddings and models, asynchronous and plain: each works, or
-says why it does not. A method without a case fails."""
+"""Every method of the openai client's chat, completions, responses, embeddings, models and files, asynchronous and plain: each
+works, or says why it does not. A method without a case fails."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,14 +15,16 @@ from pydantic import BaseModel
 from streamserve.api.fields import UNSERVED, why_unserved
 from tests.e2e.random_model import RandomServer
 from tests.e2e.test_openai_fields import client, plain_client, server
+from tests.media.pictures import file_of, image
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning"),  # the plain client's own
+    pytest.mark.filterwarnings("ignore:The `.content..` method should be used:DeprecationWarning"),  # of files.retrieve_content
 ]
 __all__ = ["client", "plain_client", "server"]
 HI: Any = [{"role": "user", "content": "Hello"}]
-ROOTS = ("chat", "completions", "responses", "embeddings", "models")
+ROOTS = ("chat", "completions", "responses", "embeddings", "models", "files")
 
 
 class Flag(BaseModel):
@@ -304,6 +306,55 @@ async def models_retrieve(call: Client) -> None:
         assert (await call("models.retrieve", model=name)).id == name
     with pytest.raises(openai.NotFoundError):
         await call("models.retrieve", model="gpt-9")
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+PICTURE = ("scene.gif", file_of(image(), "GIF"))
+
+
+@of("files.create")
+async def files_create(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="vision", expires_after={"anchor": "created_at", "seconds": 3600})
+    assert (made.filename, made.expires_at - made.created_at) == ("scene.gif", 3600)
+
+
+@of("files.retrieve")
+async def files_retrieve(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="user_data")
+    assert await call("files.retrieve", file_id=made.id) == made
+
+
+@of("files.wait_for_processing")
+async def files_wait(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="vision")
+    assert await call("files.wait_for_processing", id=made.id) == made
+
+
+@of("files.list")
+async def files_list(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="vision")
+    assert made in await call.events(await call("files.list", purpose="vision", order="desc", limit=2))
+
+
+@of("files.content")
+async def files_content(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="vision")
+    assert (await call("files.content", file_id=made.id)).content == PICTURE[1]
+
+
+@of("files.retrieve_content")
+async def files_retrieve_content(call: Client) -> None:
+    made = await call("files.create", file=("words.txt", b"plain words"), purpose="user_data")
+    assert await call("files.retrieve_content", file_id=made.id) == "plain words"
+
+
+@of("files.delete")
+async def files_delete(call: Client) -> None:
+    made = await call("files.create", file=PICTURE, purpose="vision")
+    assert (await call("files.delete", file_id=made.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await call("files.retrieve", file_id=made.id)
 
 
 # ---- what there is no route for ----------------------------------------------------------------------------------
