@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve.models.vision import Read
+from streamserve.models.vision._pixels import to_device
 from streamserve.models.vision._vit import ACTIVATIONS, Linear, VitSpec, linear_shapes, patch_rows, read_vit
 
 EPS = 1e-5  # of all its norms, whatever config.json says
@@ -126,4 +127,5 @@ class Pixtral:
         by_row = torch.arange(rows)[:, None] * frequencies[0::2]
         by_column = torch.arange(columns)[:, None] * frequencies[1::2]
         angles = torch.cat((by_row.repeat_interleave(columns, dim=0), by_column.repeat(rows, 1)), dim=1)
-        return angles.cos().to(self._device, self._dtype), angles.sin().to(self._device, self._dtype)
+        cos, sin = (to_device(part.numpy(), self._device).to(self._dtype) for part in (angles.cos(), angles.sin()))
+        return cos, sin
