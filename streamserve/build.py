@@ -167,6 +167,7 @@ def _build_model(
         runner.max_appended_rows,
         runner.max_drafted_tokens,
         vision is not None and vision.kind.whole_spans,
+        encodes_beside=not isinstance(device, CPU),
     )
     speculation = _speculation(drafter or host_drafter(resolved.speculative), CPU_TOKEN if isinstance(device, CPU) else GPU_TOKEN)
     encodings = Encodings(max_media_tokens(checkpoint)) if vision is not None else None

@@ -26,6 +26,10 @@ class Encodings:
         self._kept[media.key] = num_tokens
         return True
 
+    def has_room(self, media: Media, used: Iterable[bytes]) -> bool:
+        """Whether it can be kept beside those of `used` that are."""
+        return sum(self._kept.get(key, 0) for key in used) + media.num_tokens <= self._max_tokens
+
     def add(self, media: Media) -> None:
         """A plan encodes it."""
         assert media.key not in self._kept

@@ -21,6 +21,7 @@ stays together, and every answer goes on as far as it has got.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from time import monotonic
 from typing import NamedTuple
 
@@ -41,13 +42,17 @@ FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more t
 FEW_NEW = 16  # so many that wait are expected to enter a step; of more than that most wait for pages
 
 
+MAX_AHEAD = 2  # pictures that are encoded and whose places are not all computed, when another is encoded ahead
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a step may hold. `max_step_tokens` counts prompt and decode tokens together. Chunks longer than `long_chunk` end at a
     multiple of it if they begin at one: devices have libraries for those. `max_appended_rows`: of a step, rows that go through
     tokens which were appended to their requests; more wait for the next step. `max_drafted_tokens`: in a step that has guesses
     these and rows, of which a prompt that ends has one as well. `has_whole_spans`: places of a picture look at each other in both
-    directions, so a row holds a span whole, however long, or none of it."""
+    directions, so a row holds a span whole, however long, or none of it. `encodes_beside`: the runner encodes media beside its
+    steps, and only one that needs them waits for it: they are encoded a step before that or earlier."""
 
     max_running: int
     max_step_tokens: int
@@ -57,6 +62,7 @@ class Limits:
     max_appended_rows: int | None = None
     max_drafted_tokens: int | None = None
     has_whole_spans: bool = False
+    encodes_beside: bool = False
 
 
 @dataclass(slots=True)
@@ -212,6 +218,8 @@ class Scheduler:
             self._pause.ends()
         if not draft.rows:
             return None
+        if self.limits.encodes_beside and not draft.encodes:
+            self._encode_ahead(draft)
         self._step += 1
         plan = Plan(
             self._step,
@@ -220,7 +228,7 @@ class Scheduler:
             tuple(draft.rows),
             tuple(draft.appends),
             tuple(draft.encodes),
-            self._encodings.shrink(self._keys_in_use()) if draft.encodes else (),
+            self._encodings.shrink(self._keys_in_use(draft)) if draft.encodes else (),
         )
         self._is_drafted = draft.num_drafts > 0
         return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants)
@@ -500,16 +508,36 @@ class Scheduler:
                     draft.encodes.append(Encode(media.key, media.num_tokens, media.inputs))
                     self._encodings.add(media)
                     cost += media.cost
+                    if self.limits.encodes_beside and draft.rows:
+                        return max(0, span.start - start), cost  # others' rows do not wait for it
                     # A row is in the step for it, if need be a short one.
                     num_tokens = min(num_tokens, max(budget - cost, self.cache.page_size, span.start - start + 1))
                 if self.limits.has_whole_spans and span.end > start + num_tokens:
                     num_tokens = span.start - start or span.num_tokens
         return num_tokens, cost
 
-    def _keys_in_use(self) -> set[bytes]:
-        """Media of prompts that are not computed yet."""
+    def _encode_ahead(self, draft: Draft) -> None:
+        """Have the next picture encoded whose places are not computed yet, unless enough are."""
+        num_ahead = 0
+        for request in (*self._running, *islice(self._waiting, MAX_AHEAD)):
+            for media in request.given.media:
+                end, is_waiting = media.spans[-1].end, request.state is State.QUEUED
+                if not is_waiting and end <= request.planned:
+                    continue
+                if self._encodings.has(media):
+                    num_ahead += 1
+                    if num_ahead == MAX_AHEAD:
+                        return
+                elif not is_waiting or self.cache.match_len(request.given.salt, request.tokens, end) < end:
+                    if self._encodings.has_room(media, self._keys_in_use(draft)):
+                        draft.encodes.append(Encode(media.key, media.num_tokens, media.inputs))
+                        self._encodings.add(media)
+                    return
+
+    def _keys_in_use(self, draft: Draft) -> set[bytes]:
+        """Media of prompts that are not computed yet, and those that are encoded now."""
         waiting = (request for request in self._running if request.computed < request.num_prompt)
-        return {media.key for request in waiting for media in request.given.media}
+        return {encode.key for encode in draft.encodes} | {media.key for request in waiting for media in request.given.media}
 
     def _without_part_of_span(self, request: Request, limit: int) -> int:
         """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""

@@ -59,13 +59,14 @@ class Bench:
         max_step_tokens: int = 32,
         max_running: int = 8,
         has_whole_spans: bool = False,
+        encodes_beside: bool = False,
         keeps: int = 10_000,
         broken: frozenset[bytes] = frozenset(),
     ) -> None:
         self.cache = KVCache(num_pages, 4)
         self.runner = _Failing(broken, vocab_size=VOCAB, page_size=4)
         self.runner.plans = []
-        limits = Limits(max_running, max_step_tokens, frozenset(), has_whole_spans=has_whole_spans)
+        limits = Limits(max_running, max_step_tokens, frozenset(), has_whole_spans=has_whole_spans, encodes_beside=encodes_beside)
         self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"], encodings=Encodings(keeps))
         options = EngineOptions(num_pages * 4 - 4, VOCAB, frozenset(), seed=0, takes_media=True)
         self.engine = Engine(self.scheduler, self.runner, options)
@@ -152,6 +153,27 @@ async def test_encoding_draws_on_the_budget_of_the_step() -> None:
         assert any(row.slot == bench.plans[0].rows[0].slot for row in plan.rows), "the talk is in every step"
 
 
+async def test_pictures_are_encoded_before_the_step_that_needs_them_where_that_is_done_beside_steps() -> None:
+    async with running(Bench(max_step_tokens=32, encodes_beside=True)) as bench:
+        talk = await bench.engine.submit(GenerateRequest("talk", (1, 2, 3), SamplingParams(max_new_tokens=100)))
+        await talk.get()
+        asked = [request_of(2, (f"p{i}", 30), 3, (f"q{i}", 30), 1, cost=10) for i in range(5)]
+        await asyncio.gather(*(bench.ask(f"r{i}", request) for i, request in enumerate(asked)))
+        await asyncio.gather(*(bench.ask(f"s{i}", request) for i, request in enumerate(asked)))  # all is in the tree
+        await collect(talk)
+    begun = {encode.key: at for at, plan in enumerate(bench.plans) for encode in plan.encodes}
+    assert len(bench.encoded) == len(begun) == 10
+    ids = {key: media_token_ids(key, 30) for key in begun}
+    num_ahead = 0
+    for at, plan in enumerate(bench.plans):
+        num_ahead += len(plan.encodes)
+        for row in plan.rows:
+            tokens = set(row.token_ids or ())
+            assert all(begun[key] < at for key in begun if tokens & set(ids[key]))
+            num_ahead -= sum(ids[key][-1] in tokens for key in begun)
+        assert num_ahead <= 3
+
+
 async def test_a_picture_that_cannot_be_encoded_ends_its_own_requests_only() -> None:
     async with running(Bench(broken=frozenset({key_of("bad")}))) as bench:
         bad, worse, good, words = await asyncio.gather(
@@ -213,18 +235,19 @@ PIECES = st.lists(
 @given(
     asked=st.lists(PIECES, min_size=1, max_size=8),
     whole=st.booleans(),
+    beside=st.booleans(),
     num_pages=st.sampled_from((60, 200)),
     max_step_tokens=st.sampled_from((8, 16, 64)),
     keeps=st.sampled_from((0, 50, 10_000)),
 )
 async def test_any_mix_of_words_and_pictures_gives_each_its_own_answer(
-    asked: list[list[Piece]], whole: bool, num_pages: int, max_step_tokens: int, keeps: int
+    asked: list[list[Piece]], whole: bool, beside: bool, num_pages: int, max_step_tokens: int, keeps: int
 ) -> None:
     requests = []
     for pieces in asked:
         sized = [(f"{piece[0]}{piece[1]}", piece[1]) if isinstance(piece, tuple) else piece for piece in pieces]
         requests.append(request_of(*sized, 1, num_new=6))
-    bench = Bench(num_pages=num_pages, max_step_tokens=max_step_tokens, has_whole_spans=whole, keeps=keeps)
+    bench = Bench(num_pages=num_pages, max_step_tokens=max_step_tokens, has_whole_spans=whole, encodes_beside=beside, keeps=keeps)
     async with running(bench):
         answers = await asyncio.gather(*(bench.ask(f"r{i}", request) for i, request in enumerate(requests)))
     for request, answer in zip(requests, answers, strict=True):
