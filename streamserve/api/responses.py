@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, TypeVar
-from urllib.parse import parse_qs
 
 import orjson
 import structlog
@@ -22,6 +21,7 @@ from anyio import CancelScope, to_thread
 from streamserve.api import response_results as results
 from streamserve.api.openai import Completions, Prepared, Source
 from streamserve.api.pictures import Caller
+from streamserve.api.query import Query, flag, number, page_of, query_of
 from streamserve.api.response_events import Json, named
 from streamserve.api.response_items import (
     HISTORY,
@@ -386,14 +386,14 @@ class Responses:
 
     async def retrieve(self, exchange: Exchange) -> None:
         """GET /v1/responses/{id}: a response, under way or kept; with stream=true the events of a background response."""
-        query = _query(exchange, "stream", "starting_after", "include", "include_obfuscation")
-        if _flag(query, "include_obfuscation"):
+        query = query_of(exchange, "stream", "starting_after", "include", "include_obfuscation")
+        if flag(query, "include_obfuscation"):
             raise InvalidRequest(
                 "include_obfuscation is for POST: events are sent again as they were made", param="include_obfuscation"
             )
         _check_includes(query)
-        wants_stream = _flag(query, "stream")
-        after = _number(query, "starting_after", 0, None)
+        wants_stream = flag(query, "stream")
+        after = number(query, "starting_after", 0, None)
         if after is not None and not wants_stream:
             raise InvalidRequest("starting_after is given but stream is not true", param="starting_after")
         found = await self._found(exchange)
@@ -452,26 +452,11 @@ class Responses:
 
     async def input_items(self, exchange: Exchange) -> None:
         """GET /v1/responses/{id}/input_items: the items of its own input, newest first unless order=asc."""
-        query = _query(exchange, "limit", "order", "after", "include")
+        query = query_of(exchange, "limit", "order", "after", "include")
         _check_includes(query)
-        limit = _number(query, "limit", 1, MAX_LISTED) or 20
-        order = query.get("order", ["desc"])[-1]
-        if order not in ("asc", "desc"):
-            raise InvalidRequest(f"order is {show(order)}; allowed is asc, desc", param="order")
         found = await self._found(exchange)
         items: list[Json] = found.input if isinstance(found, ResponseJob) else orjson.loads(found.input)
-        if order == "desc":
-            items = items[::-1]
-        if "after" in query:
-            after = query["after"][-1]
-            places = [place for place, item in enumerate(items) if item["id"] == after]
-            if not places:
-                raise InvalidRequest(f"after is {show(after)}, which is no input item of this response", param="after")
-            items = items[places[0] + 1 :]
-        page = items[:limit]
-        first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-        more = {"first_id": first, "last_id": last, "has_more": len(items) > limit}
-        await exchange.answer_json({"object": "list", "data": page, **more})
+        await exchange.answer_json(page_of(query, items, MAX_LISTED, 20, "input item of this response"))
 
     async def input_tokens(self, exchange: Exchange) -> None:
         """POST /v1/responses/input_tokens: the tokens that a response's input makes."""
@@ -518,35 +503,7 @@ def _by_id(record: Record) -> Mapping[str, Json]:
 # ---- queries -----------------------------------------------------------------------------------------------------
 
 
-def _query(exchange: Exchange, *names: str) -> dict[str, list[str]]:
-    """The URL's parameters. A name with brackets is how some clients write lists."""
-    given = parse_qs(exchange.scope.get("query_string", b"").decode("latin1"), keep_blank_values=True)
-    query = {name.removesuffix("[]"): values for name, values in given.items()}
-    for name in query:
-        if name not in names:
-            raise InvalidRequest(f"unknown parameter {show(name)}; allowed is {', '.join(names)}", param=name[:256])
-    return query
-
-
-def _flag(query: Mapping[str, list[str]], name: str) -> bool:
-    value = query.get(name, ["false"])[-1]
-    if value not in ("true", "false"):
-        raise InvalidRequest(f"{name} is {show(value)}; allowed is true, false", param=name)
-    return value == "true"
-
-
-def _number(query: Mapping[str, list[str]], name: str, low: int, high: int | None) -> int | None:
-    if name not in query:
-        return None
-    value = query[name][-1]
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 16 else -1
-    if number < low or (high is not None and number > high):
-        allowed = f"{low} to {high}" if high is not None else f"{low} and more"
-        raise InvalidRequest(f"{name} is {show(value)}; allowed is {allowed}", param=name)
-    return number
-
-
-def _check_includes(query: Mapping[str, list[str]]) -> None:
+def _check_includes(query: Query) -> None:
     for name in query.get("include", ()):
         if name not in INCLUDES:
             raise InvalidRequest(f"include is {show(name)}; allowed is {', '.join(INCLUDES)}", param="include")
