@@ -263,8 +263,8 @@ class Bench:
 
     def pictures(self, count: int) -> list[bytes]:
         """New ones."""
-        self._seed += count
-        return [png(self.args.side, self._seed + at) for at in range(count)]
+        first, self._seed = self._seed, self._seed + count
+        return [png(self.args.side, seed) for seed in range(first, first + count)]
 
     def warm_up(self) -> None:
         """A few of each kind; says how many tokens a picture is."""
