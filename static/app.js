@@ -2,9 +2,11 @@
  * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, composer, key dialog.
  */
 
+import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
 import { byId, h, iconButton } from "./dom.js";
 import { Server } from "./net.js";
+import { Pictures } from "./pictures.js";
 import { Settings } from "./settings.js";
 import { Store, newConversation, pathOf, recall, remember } from "./store.js";
 
@@ -24,17 +26,26 @@ class App {
   #editing = null; // the question being edited
   #askAgain = false; // a question waits for the key
   #limit = 0; // tokens the model's context holds
+  #drafts = new Map(); // conversation id -> pictures of the message being written
 
   constructor() {
     this.server = new Server(recall("key", "session"));
     this.server.onLost = () => this.#watchServer();
     this.store = new Store(undefined, (problem) => this.#showBanner(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
-    this.chat = new Chat(this.server, {
+    const say = (text) => (byId("status").textContent = text);
+    this.blobs = new Blobs((problem) => this.pictures.say(problem));
+    this.pictures = new Pictures(this.blobs, {
+      added: () => this.#showSend(),
+      removed: (picture) => this.#removedPicture(picture),
+      earlier: () => this.#path().flatMap((message) => message.pictures ?? []),
+      say,
+    });
+    this.chat = new Chat(this.server, this.blobs, {
       save: (conversation) => this.#save(conversation),
       changed: (conversation) => this.#streamChanged(conversation),
-      refused: (error, conversation) => this.#refused(error, conversation),
-      say: (text) => (byId("status").textContent = text),
+      refused: (error, conversation, question) => this.#refused(error, conversation, question),
+      say,
       edit: (message) => this.#edit(message),
     });
     this.prompt = byId("prompt");
@@ -73,12 +84,13 @@ class App {
   }
 
   async #learnModel() {
-    const [card] = await this.server.models();
+    const [[card], info] = await Promise.all([this.server.models(), this.server.modelInfo()]);
     this.chat.model = card.id;
     this.#limit = card.max_model_len ?? 0;
     byId("model-name").textContent = card.id;
     document.title = `${card.id} · StreamServe`;
     this.settings.showDefaults(card.sampling_defaults ?? {});
+    this.pictures.allow(info.image_limits);
     this.server.connect();
     this.#showState("ready", "Ready");
     this.#showContext();
@@ -90,13 +102,22 @@ class App {
     byId("server-state").textContent = words;
   }
 
-  #refused(error, conversation) {
-    if (conversation === this.#conversation && error.param) this.settings.showError(error.param, error.message);
+  #refused(error, conversation, question) {
+    if (conversation === this.#conversation) {
+      if (error.param) this.settings.showError(error.param, error.message);
+      if (isAboutMessages(error) && question?.pictures) this.#takeBack(question);
+    }
     if (error.status === 401) {
       this.#askAgain = true;
       this.#askForKey(error);
     }
     if (error.code === "unreachable") this.#watchServer();
+  }
+
+  /** Has a refused question in the composer again, where a picture can be removed and all else sent as it is. */
+  #takeBack(question) {
+    const isWriting = this.#editing || this.prompt.value || this.pictures.chosen.length;
+    if (!isWriting) this.#startEdit(question);
   }
 
   #askForKey(error) {
@@ -135,7 +156,7 @@ class App {
     this.#editing = null;
     this.chat.show(conversation);
     this.settings.show(conversation);
-    this.#setPrompt(conversation.draft);
+    this.#showDraft();
     this.#showContext();
     this.#showSend();
     this.#markCurrent();
@@ -191,6 +212,7 @@ class App {
       this.newChat();
     }
     await this.store.remove(id);
+    await this.blobs.forget(allPictures(conversation));
     const items = [...byId("chats").querySelectorAll("a")];
     const next = items[items.findIndex((link) => link.dataset.id === id) + 1]?.dataset.id;
     await this.#drawChats();
@@ -203,6 +225,7 @@ class App {
     const undo = async () => {
       toast.hidden = true;
       await this.store.save(conversation);
+      await this.blobs.keep(allPictures(conversation));
       await this.#drawChats();
       location.hash = `c=${conversation.id}`;
     };
@@ -244,30 +267,60 @@ class App {
 
   #send() {
     const text = this.prompt.value.trim();
-    if (!text) return;
-    const parent = this.#editing ? this.#editing.parent : (pathOf(this.#conversation).at(-1)?.id ?? null);
+    const pictures = this.pictures.chosen;
+    if (!this.#hasMessage()) return;
+    const parent = this.#path().at(-1)?.id ?? null;
     this.#editing = null;
     this.settings.clearErrors();
     this.#conversation.draft = "";
-    this.#setPrompt("");
-    this.chat.ask(text, parent);
+    this.#drafts.delete(this.#conversation.id);
+    this.#showDraft();
+    this.chat.ask(text, parent, pictures);
+  }
+
+  /** Whether there is something to send, all of it. */
+  #hasMessage() {
+    return Boolean(this.prompt.value.trim() || this.pictures.chosen.length) && !this.pictures.isReading;
+  }
+
+  /** The messages above the one being written. */
+  #path() {
+    const head = this.#editing ? this.#editing.parent : this.#conversation.head;
+    return pathOf({ ...this.#conversation, head });
   }
 
   /** Takes a question back into the composer. Sending it opens a new branch; the old one stays. */
   #edit(message) {
     if (this.chat.isStreaming) return;
+    this.#startEdit(message);
+    this.prompt.focus();
+  }
+
+  #startEdit(message) {
     this.#editing = message;
     this.#setPrompt(message.content);
+    this.pictures.show([...(message.pictures ?? [])]);
     this.#showSend();
-    this.prompt.focus();
     byId("status").textContent = "Editing an earlier message. Escape cancels.";
   }
 
   #cancelEdit() {
     this.#editing = null;
-    this.#setPrompt(this.#conversation.draft);
+    this.#showDraft();
     this.#showSend();
     this.prompt.focus();
+  }
+
+  #showDraft() {
+    const { id, draft } = this.#conversation;
+    if (!this.#drafts.has(id)) this.#drafts.set(id, []);
+    this.#setPrompt(draft);
+    this.pictures.show(this.#drafts.get(id));
+  }
+
+  #removedPicture(picture) {
+    if (!allPictures(this.#conversation).some(({ id }) => id === picture.id)) this.blobs.drop(picture);
+    this.#showSend();
   }
 
   #setPrompt(text) {
@@ -290,7 +343,7 @@ class App {
     button.setAttribute("aria-label", isStop ? "Stop" : this.#editing ? "Send edited message" : "Send");
     button.classList.toggle("stop", isStop);
     button.querySelector("use").setAttribute("href", isStop ? "#icon-stop" : "#icon-send");
-    button.disabled = !isStop && !this.prompt.value.trim();
+    button.disabled = !isStop && !this.#hasMessage();
   }
 
   #streamChanged(conversation) {
@@ -406,6 +459,11 @@ class App {
     });
   }
 }
+
+const allPictures = (conversation) => (conversation?.messages ?? []).flatMap((message) => message.pictures ?? []);
+
+/** Whether the server takes the request as such but not what the messages hold. */
+const isAboutMessages = ({ param, code }) => param?.startsWith("messages") || code === "request_too_large";
 
 const isTouch = () => matchMedia("(pointer: coarse)").matches;
 

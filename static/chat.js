@@ -36,6 +36,7 @@ class Answer {
     return {
       tokens: this.usage?.completion_tokens ?? null,
       promptTokens: this.usage?.prompt_tokens ?? null,
+      pictureTokens: this.usage?.prompt_tokens_details?.image_tokens ?? 0,
       cachedTokens: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
       guessedTokens: this.usage?.completion_tokens_details?.accepted_prediction_tokens ?? 0,
       wrongGuesses: this.usage?.completion_tokens_details?.rejected_prediction_tokens ?? 0,
@@ -47,8 +48,8 @@ class Answer {
 
 const count = (n) => n.toLocaleString("en");
 
-/** "24 tok · 62 tok/s · TTFT 81 ms · 112 of 130 prompt tokens cached", as far as it is known. */
-export function statsText({ tokens, promptTokens, cachedTokens, firstMs, decodeMs }) {
+/** "24 tok · 62 tok/s · TTFT 81 ms · 64 picture tokens · 112 of 130 prompt tokens cached", as far as it is known. */
+export function statsText({ tokens, promptTokens, pictureTokens, cachedTokens, firstMs, decodeMs }) {
   const parts = [];
   if (tokens !== null) parts.push(`${count(tokens)} tok`);
   if (tokens > 1 && decodeMs > 0) {
@@ -56,6 +57,7 @@ export function statsText({ tokens, promptTokens, cachedTokens, firstMs, decodeM
     parts.push(`${rate < 10 ? rate.toFixed(1) : count(Math.round(rate))} tok/s`);
   }
   if (firstMs !== null) parts.push(`TTFT ${firstMs < 1000 ? `${Math.round(firstMs)} ms` : `${(firstMs / 1000).toFixed(2)} s`}`);
+  if (pictureTokens) parts.push(`${count(pictureTokens)} picture tokens`);
   if (cachedTokens !== null) parts.push(`${count(cachedTokens)} of ${count(promptTokens)} prompt tokens cached`);
   return parts.join(" · ");
 }
@@ -69,6 +71,19 @@ function endOf({ state, finish, content }) {
   return state === "done" && !content ? "Empty answer" : "";
 }
 
+/** What is sent to have this message answered: the system prompt, and the messages above it that say something. */
+function askedWith(conversation, message) {
+  const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
+  return { system: conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [], said };
+}
+
+/** The name of the picture that a refusal is about, "" where it is about none. */
+function pictureIn({ param }, conversation, message) {
+  const [, turn, part] = param?.match(/^messages\[(\d+)\]\.content\[(\d+)\]/) ?? [];
+  const { system, said } = askedWith(conversation, message);
+  return said[turn - system.length]?.pictures?.[part]?.name ?? "";
+}
+
 export class Chat {
   #answers = new Map(); // conversation id -> Answer
   #elements = new Map(); // message id -> <li>
@@ -78,10 +93,11 @@ export class Chat {
 
   /**
    * `page` is what this list needs of the page: save(conversation), changed(conversation) when a stream starts or ends,
-   * refused(ApiError, conversation), say(text) for the status region, edit(message) to take a question back to the composer.
+   * refused(ApiError, conversation, question), say(text) for the status region, edit(message) to take a question back to the composer.
    */
-  constructor(server, page) {
+  constructor(server, blobs, page) {
     this.server = server;
+    this.blobs = blobs;
     this.page = page;
     this.conversation = null;
     this.model = "";
@@ -119,12 +135,16 @@ export class Chat {
       "li",
       { class: `message ${message.role}`, "data-id": message.id },
       h("h2", { class: "hidden" }, isAnswer ? `Answer ${number / 2}` : `Question ${(number + 1) / 2}`),
+      message.pictures && h("ul", { class: "sent", "aria-label": "Pictures" }, ...message.pictures.map((picture) => h("li", {}, this.blobs.thumbnail(picture)))),
       text,
       h("div", { class: "under" }),
     );
     this.#elements.set(message.id, item);
     if (isAnswer) this.#fillAnswer(message, text);
-    else text.textContent = message.content;
+    else {
+      text.textContent = message.content;
+      text.hidden = !message.content; // pictures alone
+    }
     this.#drawUnder(message);
     return item;
   }
@@ -248,9 +268,10 @@ export class Chat {
   }
 
   /** Adds a question below `parent` and streams its answer. */
-  ask(text, parent) {
+  ask(text, parent, pictures = []) {
     if (this.isStreaming) return;
-    const question = addMessage(this.conversation, parent, "user", text);
+    const question = addMessage(this.conversation, parent, "user", text, { pictures });
+    this.blobs.keep(pictures);
     this.#answer(question.id);
   }
 
@@ -277,15 +298,23 @@ export class Chat {
 
   #answer(questionId) {
     const { conversation } = this;
-    const message = addMessage(conversation, questionId, "assistant", "", "streaming");
+    const message = addMessage(conversation, questionId, "assistant", "", { state: "streaming" });
     const answer = new Answer(conversation, message);
-    const body = this.#body(conversation, message);
+    const asked = this.#body(conversation, message);
     this.#answers.set(conversation.id, answer);
     this.page.save(conversation);
     this.#draw();
     this.#follow(true);
     this.page.changed(conversation);
     this.page.say("Generating");
+    asked.then(
+      (body) => this.#send(answer, body),
+      (error) => message.state === "streaming" && this.#failed(answer, error), // a picture is gone
+    );
+  }
+
+  #send(answer, body) {
+    if (answer.message.state !== "streaming") return; // stopped while pictures were read
     answer.cancel = this.server.stream(body, {
       chunk: (chunk) => this.#arrived(answer, chunk),
       done: (usage) => this.#done(answer, usage),
@@ -293,11 +322,19 @@ export class Chat {
     });
   }
 
-  #body(conversation, message) {
-    const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
-    const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-    const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
-    return { model: this.model || undefined, messages, stream: true, stream_options: STREAM_OPTIONS, return_draft_marks: true, ...samplingBody(conversation.sampling) };
+  async #body(conversation, message) {
+    const { system, said } = askedWith(conversation, message);
+    const rest = { stream: true, stream_options: STREAM_OPTIONS, return_draft_marks: true, ...samplingBody(conversation.sampling) };
+    const messages = [...system, ...(await Promise.all(said.map((other) => this.#turn(other))))];
+    return { model: this.model || undefined, messages, ...rest };
+  }
+
+  /** A message as the server takes it: pictures first, as the page shows them. */
+  async #turn({ role, content, pictures }) {
+    if (!pictures) return { role, content };
+    const urls = await Promise.all(pictures.map((picture) => this.blobs.dataUrl(picture)));
+    const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+    return { role, content: content ? [...parts, { type: "text", text: content }] : parts };
   }
 
   #arrived(answer, chunk) {
@@ -347,10 +384,13 @@ export class Chat {
   }
 
   #failed(answer, error) {
-    answer.message.state = "failed";
-    answer.message.error = error.message;
+    const { conversation, message } = answer;
+    const name = pictureIn(error, conversation, message);
+    message.state = "failed";
+    if (name) error.message = `${name}: ${error.message}`;
+    message.error = error.message;
     this.#end(answer);
-    this.page.refused(error, answer.conversation);
+    this.page.refused(error, conversation, conversation.messages.find(({ id }) => id === message.parent));
   }
 
   #end(answer) {

@@ -53,6 +53,11 @@ export class Server {
     return (await this.#get("v1/models")).data;
   }
 
+  /** What the served model is and takes. */
+  modelInfo() {
+    return this.#get("model_info");
+  }
+
   /** `null` when the server takes questions, else its own words for why not yet. Throws ApiError when unreachable. */
   async whyNotReady() {
     const response = await this.#fetch("ready");

@@ -11,11 +11,12 @@ const FORMAT = 1;
 const PREFIX = "streamserve.chat.";
 
 /** @typedef {{id: string, parent: string|null, role: "user"|"assistant", content: string, created: number,
- *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted", finish?: string, error?: string, stats?: object, marks?: number[]}} Message: `marks` as marks.js has them */
+ *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted", finish?: string, error?: string, stats?: object, marks?: number[], pictures?: Picture[]}} Message: `marks` as marks.js has them, `pictures` as blobs.js */
 /** @typedef {{format: 1, id: string, title: string, created: number, updated: number, system: string,
  *   sampling: Object<string, string>, draft: string, head: string|null, messages: Message[]}} Conversation */
 
-const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => byte.toString(36).padStart(2, "0")).join("");
+/** A word that nothing else is called. */
+export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => byte.toString(36).padStart(2, "0")).join("");
 
 /** An empty conversation with the system prompt and the sampling of another one. @returns {Conversation} */
 export function newConversation(like = { system: "", sampling: {} }) {
@@ -25,12 +26,12 @@ export function newConversation(like = { system: "", sampling: {} }) {
 }
 
 /** Adds a message below `parent` and shows it. @returns {Message} */
-export function addMessage(conversation, parent, role, content, state = "done") {
-  const message = { id: newId(), parent, role, content, created: Date.now(), state };
+export function addMessage(conversation, parent, role, content, { state = "done", pictures = [] } = {}) {
+  const message = { id: newId(), parent, role, content, created: Date.now(), state, ...(pictures.length && { pictures }) };
   conversation.messages.push(message);
   conversation.head = message.id;
   conversation.updated = message.created;
-  if (!conversation.title) conversation.title = titleOf(content);
+  if (!conversation.title) conversation.title = titleOf(content || pictures.map(({ name }) => name).join(", "));
   return message;
 }
 
