@@ -7,6 +7,7 @@ proxies, no cookies, no credentials, no compression, no connection that another 
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from io import BytesIO
 from socket import SOCK_STREAM
 
 import httpx
@@ -121,14 +122,13 @@ class Fetcher:
             announced = response.headers.get("content-length", "")
             if announced.isascii() and announced.isdigit() and int(announced) > self._max_bytes:
                 raise too_long(param, self._max_bytes)
-            parts, size = [], 0
+            body = BytesIO()  # gives what it holds without a second copy of it
             assert isinstance(response.stream, httpx.AsyncByteStream)
             async for part in response.stream:
-                size += len(part)
-                if size > self._max_bytes:
+                if body.tell() + len(part) > self._max_bytes:
                     raise too_long(param, self._max_bytes)
-                parts.append(part)
-            return b"".join(parts)
+                body.write(part)
+            return body.getvalue()
         finally:
             await response.aclose()
 
