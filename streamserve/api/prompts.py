@@ -235,7 +235,7 @@ def _spans(picture: Prepared, places: Sequence[int]) -> tuple[Span, ...]:
     for run in picture.layout.runs:
         start = places[done]
         assert places[done + run.num_tokens - 1] == start + run.num_tokens - 1, "the places of a run are neighbours"
-        spans.append(Span(start, run.num_tokens, run.grid))
+        spans.append(Span(start, *run))
         done += run.num_tokens
     assert done == len(places)
     return tuple(spans)

@@ -255,7 +255,10 @@ async def test_what_cannot_be_is_refused_by_name(http: httpx.AsyncClient, fields
     ("last", "says"),
     [
         ([{"type": "tool_result", "tool_use_id": "b"}], 'messages[2].content[0].tool_use_id is "b"'),
-        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}], "messages[2].content[0].content[0].source"),
+        (
+            [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}],
+            "messages[2].content[0].content[0].source",
+        ),
         ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "x"}]}], "allowed is text, image, search_result, "),
         (
             [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "tool_reference", "tool_name": "sub"}]}],

@@ -17,10 +17,13 @@ from streamserve.api.response_store import ResponseStore
 from streamserve.cache.kv_cache import KVCache
 from streamserve.config import ServerConfig
 from streamserve.engine.core import Engine, EngineOptions
+from streamserve.engine.encodings import Encodings
 from streamserve.engine.fake import Clock, FakeRunner
 from streamserve.engine.grammar import Grammars
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.media.family import Family
+from streamserve.media.fetch import Fetcher
 from streamserve.text.byte_tokenizer import END_OF_TURN, byte_text_model
 from streamserve.text.model import TextModel
 
@@ -71,9 +74,10 @@ def fake_engine(
         answer_len=answer_len,
     )
     cache = KVCache(num_pages, PAGE_SIZE)
-    scheduler = Scheduler(cache, Limits(max_running, 512, eos), POLICIES["fcfs"])
+    scheduler = Scheduler(cache, Limits(max_running, 512, eos), POLICIES["fcfs"], encodings=Encodings())
     context_len = min(8192, (num_pages - 1) * PAGE_SIZE)
-    engine = Engine(scheduler, runner, EngineOptions(context_len, text.vocab_size, eos, seed=0), grammars=grammars)
+    options = EngineOptions(context_len, text.vocab_size, eos, seed=0, takes_media=True)
+    engine = Engine(scheduler, runner, options, grammars=grammars)
     return engine, scheduler, runner
 
 
@@ -83,13 +87,16 @@ async def fake_server(
     *,
     response_store: ResponseStore | None = None,
     text: TextModel | None = None,
+    family: Family | None = None,
+    fetcher: Fetcher | None = None,
     **engine_options: object,
 ) -> AsyncIterator[FakeServer]:
-    """All of it, running. `text` is a byte tokenizer with another template."""
+    """All of it, running. `text` is a byte tokenizer with another template, `family` how pictures are taken."""
     text = text or byte_text_model()
     grammars = Grammars(text.tokenizer, vocab_size=text.tokenizer.vocab_size, eos_token_ids=(END_OF_TURN,), num_lanes=1)
     engine, scheduler, runner = fake_engine(grammars=grammars, **engine_options)  # type: ignore[arg-type]
-    app = create_app(engine, text, config or ServerConfig(), model_name="tiny", response_store=response_store)
+    settings = config or ServerConfig()
+    app = create_app(engine, text, settings, model_name="tiny", response_store=response_store, family=family, fetcher=fetcher)
     async with create_task_group() as tasks:
         tasks.start_soon(engine.run)
         async with listening(app, config) as port:
