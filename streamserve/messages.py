@@ -151,10 +151,12 @@ def media_token_ids(key: bytes, count: int) -> tuple[int, ...]:
 
 class Run(NamedTuple):
     """Neighbouring places of a prompt that embeddings of one picture fill. `grid`: frames, rows and columns that they are, for
-    models whose positions have three numbers (M-RoPE); None where places count like tokens."""
+    models whose positions have three numbers (M-RoPE); None where places count like tokens. `frame_step`: how far the numbers of
+    neighbouring frames lie apart."""
 
     num_tokens: int
     grid: tuple[int, int, int] | None = None
+    frame_step: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Span(NamedTuple):
     start: int
     num_tokens: int
     grid: tuple[int, int, int] | None = None
+    frame_step: float = 1.0
 
     @property
     def end(self) -> int:

@@ -25,8 +25,10 @@ def rotary_positions(num_prompt: int, media: Sequence[Media]) -> tuple[Rotary, i
         assert span.grid is not None
         frames, rows, columns = span.grid
         assert frames * rows * columns == span.num_tokens
-        out[:, span.start : span.end] = following + np.indices((frames, rows, columns), dtype=np.int32).reshape(3, -1)
-        following += max(frames, rows, columns)
+        counted = np.indices((frames, rows, columns), dtype=np.int32).reshape(3, -1)
+        counted[0] = counted[0] * span.frame_step  # rounded down
+        out[:, span.start : span.end] = following + counted
+        following += int(counted.max()) + 1
         at = span.end
     out[:, at:] = np.arange(following, following + num_prompt - at, dtype=np.int32)
     return out, following - at

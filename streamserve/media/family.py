@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from streamserve.media.picture import Picture
+from streamserve.media.video import Clip
 from streamserve.messages import Layout
 
 
@@ -40,14 +41,23 @@ class Family(Protocol):
         ...
 
 
+@runtime_checkable
+class ClipFamily(Protocol):
+    """A family that takes videos as well. A template shows one as it shows a picture."""
+
+    def prepare_clip(self, clip: Clip) -> Prepared:
+        """Decodes the clip: takes up to some ten seconds, in a worker thread. Raises InvalidRequest."""
+        ...
+
+
 class MakeFamily(Protocol):
     """A file in families/ has a class Family that is made so: from the folder of the checkpoint and its config.json."""
 
     def __call__(self, folder: Path, config: Mapping[str, Any]) -> Family: ...
 
 
-def key_of(picture: Picture, settings: str) -> bytes:
-    """A key for a picture that was prepared with these settings."""
+def key_of(picture: Picture | Clip, settings: str) -> bytes:
+    """A key for a picture or clip that was prepared with these settings."""
     return sha256(picture.digest + settings.encode()).digest()
 
 

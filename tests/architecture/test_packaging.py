@@ -25,7 +25,10 @@ def _project() -> dict[str, Any]:
 
 
 def _declared() -> set[str]:
-    return {re.split(r"[<>=!;\[ ]", line, maxsplit=1)[0].lower() for line in _project()["project"]["dependencies"]}
+    """What is needed, and what only some need: extras, but for that of the tests."""
+    project = _project()["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" for line in lines]
+    return {re.split(r"[<>=!;\[ ]", line, maxsplit=1)[0].lower() for line in [*project["dependencies"], *extras]}
 
 
 def _used() -> set[str]:

@@ -67,6 +67,17 @@ def test_a_clip_counts_its_frames(models: dict[str, Any]) -> None:
     assert shift == delta
 
 
+def test_frames_of_a_clip_lie_apart_as_their_times_do(models: dict[str, Any]) -> None:
+    span = Span(2, 3 * 5 * 6, (3, 5, 6), frame_step=4 * 0.4)  # tokens_per_second * second_per_grid
+    positions, _ = rotary_positions(95, [Media(b"", (span,), {})])
+    kinds = torch.zeros(1, 95, dtype=torch.int64)
+    kinds[0, span.start : span.end] = 2
+    expected, _ = models["qwen2_5_vl"].get_rope_index(
+        torch.zeros_like(kinds), kinds, video_grid_thw=torch.tensor([[3, 10, 12]]), second_per_grid_ts=torch.tensor([0.4])
+    )
+    assert positions.tolist() == expected[:, 0].tolist()
+
+
 def test_text_behind_a_clip_of_many_frames_goes_on_behind_the_last_frame() -> None:
     """The paper's rule, and that of the models' authors. transformers 5 counts on from the larger side of a frame here, into the
     clip's own numbers, and from the end of the prompt on as we do."""

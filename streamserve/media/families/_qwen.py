@@ -1,24 +1,28 @@
-"""How Qwen's vision models take pictures: in their own size, rounded to whole squares of patches, within a number of pixels.
+"""How Qwen's vision models take pictures and clips: in their own size, rounded to whole squares of patches, within limits.
 
 Owns that rule, and the keys of preprocessor_config.json that say so. Pixels travel as bytes, as they lie in a picture; they are
 cut into patches and normalised where the encoder runs, which takes microseconds on a GPU. All that is done here is to resize:
 14 ms of one core for a picture of 1,024 x 1,024, where transformers' own processor takes 48.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamserve.errors import CheckpointError
 from streamserve.media.families._images import BICUBIC, CLIP_MEAN, CLIP_STD, normalising, read_settings, resized
 from streamserve.media.family import Prepared, encoder_cost, key_of
 from streamserve.media.picture import Picture
+from streamserve.media.video import Clip
 from streamserve.messages import Layout, Run
 
 TOKEN = "<|image_pad|>"
+MIN_SQUARES, MAX_SQUARES = 128, 768  # of a frame of a clip, which is one place of the prompt each
+MAX_CLIP_PLACES = 8_192
 
 
 def fitting_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -38,6 +42,7 @@ class QwenFamily:
 
     encoder_defaults: ClassVar[Mapping[str, Any]] = {}  # of vision_config
     settings_defaults: ClassVar[Mapping[str, Any]] = {}  # of preprocessor_config.json
+    numbers_per_second: float = 0.0  # how far apart a second lies in M-RoPE's numbers; 0: frames are counted
     marker: str | None = TOKEN
     token: str | None = TOKEN
 
@@ -58,6 +63,7 @@ class QwenFamily:
         ):
             if settings.get(key, allowed) != allowed:
                 raise CheckpointError(f"{folder}: preprocessor_config.json has {key} {settings[key]!r}; supported is {allowed!r}")
+        self._frames = int(vision["temporal_patch_size"])
         self._settings = f"{config.get('model_type')} {self._min_pixels} {self._max_pixels}"
         text = config.get("text_config") or config
         self._vision_size = self.encoder_size(vision)
@@ -75,13 +81,41 @@ class QwenFamily:
         """See Family."""
         side = self._patch * self._merge
         height, width = fitting_size(picture.height, picture.width, side, self._min_pixels, self._max_pixels)
-        num_places = (height // side) * (width // side)
         pixels = np.array(resized(picture.pixels, height, width))
+        return self._prepared(picture, pixels[None], self.picture_layout(height // side, width // side))
+
+    def prepare_clip(self, clip: Clip) -> Prepared:
+        """See ClipFamily. The more frames there are, the smaller they are made. A patch is several frames deep (two); the last
+        frame fills the last patch."""
+        side, steps = self._patch * self._merge, ceil(len(clip.places) / self._frames)
+        most = min(MAX_SQUARES, max(1, MAX_CLIP_PLACES // steps))
+        height, width = fitting_size(clip.height, clip.width, side, min(MIN_SQUARES, most) * side**2, most * side**2)
+        pixels = np.empty((steps * self._frames, height, width, 3), np.uint8)
+        index = -1
+        for index, frame in enumerate(clip.frames()):
+            pixels[index] = resized(frame, height, width)
+        pixels[index + 1 :] = pixels[index]
+        times = clip.times + clip.times[-1:] * (len(pixels) - len(clip.times))
+        middles = [(times[at] + times[at + self._frames - 1]) / 2 for at in range(0, len(times), self._frames)]
+        return self._prepared(clip, pixels, self.clip_layout(middles, clip.seconds_apart, height // side, width // side))
+
+    def picture_layout(self, rows: int, columns: int) -> Layout:
+        """What stands in a prompt for a picture of so many squares."""
+        return Layout(TOKEN * (rows * columns), (Run(rows * columns, (1, rows, columns)),))
+
+    def clip_layout(self, times: Sequence[float], seconds_apart: float, rows: int, columns: int) -> Layout:
+        """The same for a clip. `times`: the middle of each patch's frames, in seconds; frames are `seconds_apart`."""
+        num_places, grid = len(times) * rows * columns, (len(times), rows, columns)
+        frame_step = seconds_apart * self._frames * self.numbers_per_second or 1.0
+        return Layout(TOKEN * num_places, (Run(num_places, grid, frame_step),))
+
+    def _prepared(self, source: Picture | Clip, pixels: NDArray[np.uint8], layout: Layout) -> Prepared:
+        num_patches = layout.num_tokens * self._merge**2
         return Prepared(
-            key=key_of(picture, self._settings),
-            inputs={"pixels": pixels[None], **self._levels},
-            layout=Layout(TOKEN * num_places, (Run(num_places, (1, height // side, width // side)),)),
-            cost=encoder_cost(num_places * self._merge**2, self._vision_size, self._text_size),
+            key=key_of(source, self._settings),
+            inputs={"pixels": pixels, **self._levels},
+            layout=layout,
+            cost=encoder_cost(num_patches, self._vision_size, self._text_size),
         )
 
 

@@ -1,6 +1,7 @@
-"""Qwen2.5-VL's pictures: see _qwen.py."""
+"""Qwen2.5-VL's pictures: see _qwen.py. A clip's frames are numbered by their times."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from streamserve.media.families._qwen import QwenFamily
@@ -18,3 +19,7 @@ class Family(QwenFamily):
     settings_defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
     }
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        super().__init__(folder, config)
+        self.numbers_per_second = float(config.get("vision_config", {}).get("tokens_per_second", 4))

@@ -92,7 +92,7 @@ def asked(input_ids: Sequence[int], image_token_id: int, prepared: Sequence[Prep
             assert taken == list(range(taken[0], taken[0] + len(taken))), "a run's places are not neighbours"
             for at in taken:
                 token_ids[at] = next(ids)
-            spans.append(Span(taken[0], run.num_tokens, run.grid))
+            spans.append(Span(taken[0], *run))
         media.append(Media(one.key, tuple(spans), one.inputs, one.cost))
     assert next(places, None) is None, "there are more image tokens than places"
     return Asked(tuple(token_ids), tuple(media), expected)

@@ -68,9 +68,8 @@ def test_a_clip_is_encoded_as_transformers_does(family: str, made: dict[str, tup
     model, folder = made[family]
     frames = np.stack([picture(40, 24, seed).pixels for seed in range(6)])
     inputs = {**family_of(folder).prepare(picture(40, 24)).inputs, "pixels": frames}
-    scaled = torch.from_numpy(frames * inputs["scale"] + inputs["shift"])
-    cut = scaled.view(3, 2, 3, 2, 4, 5, 2, 4, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(3 * 60, -1)
-    (expected,) = tiny_qwen.features(model, cut, torch.tensor([[3, 6, 10]]))
+    patches, grid = tiny_qwen.clip_patches(inputs)
+    (expected,) = tiny_qwen.features(model, patches, torch.tensor([grid]))
     (got,) = encoder_of(folder).encode([inputs])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 

@@ -1,6 +1,6 @@
 """Tiny random vision models of Qwen's families, made with transformers, and what its processor makes of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,14 @@ def processed(family: str, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor,
     """What transformers makes of pictures: patches and grids."""
     made = processor(family)(images=list(pixels), return_tensors="pt")
     return made["pixel_values"], made["image_grid_thw"]
+
+
+def clip_patches(inputs: Mapping[str, Any]) -> tuple[Tensor, list[int]]:
+    """What transformers' processors of videos make of frames of the right size, which need torchvision: patches and grid."""
+    pixels = torch.from_numpy(inputs["pixels"] * inputs["scale"] + inputs["shift"])
+    frames, rows, columns = len(pixels) // 2, pixels.shape[1] // 4, pixels.shape[2] // 4
+    cut = pixels.view(frames, 2, rows // 2, 2, 4, columns // 2, 2, 4, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return cut.reshape(frames * rows * columns, -1), [frames, rows, columns]
 
 
 def features(model: Any, patches: Tensor, grids: Tensor) -> list[Tensor]:
