@@ -46,7 +46,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 MAX_THINGS = 6
 
 # How the scenes of a lesson come: what is drawn, and how often.
-PLANS = (("few", 0.42), ("many", 0.25), ("pair", 0.18), ("text", 0.15))
+PLANS = (("few", 0.36), ("many", 0.23), ("pair", 0.27), ("text", 0.14))
 COLOUR_NAMES = tuple(COLOURS)
 
 
@@ -398,17 +398,18 @@ def describe(scene: Scene) -> str:
 
 def questions(scene: Scene, rng: Random) -> Iterator[Question]:
     """One after the other without end, of kinds that suit the scene."""
-    makers = [_describe, _describe, _background, _exists, _exists, _count, _count, _count]
+    weights: dict[Any, float] = {_describe: 3, _background: 1, _exists: 2, _count: 4}
     if scene.shapes:
-        makers += [_shape, _shape, _colour, _colour, _place]
+        weights |= {_shape: 1.5, _colour: 1.5, _place: 1.5}
     if len(scene.shapes) > 1:
-        makers += [_where, _where, _where, _relation, _relation, _beside]
+        weights |= {_where: 5, _relation: 3.5, _beside: 0.7}
     if scene.written:
-        makers += [_read] * 6
+        weights |= {_read: 6}
     elif rng.random() < 0.2:
-        makers += [_read]
+        weights |= {_read: 1}
+    makers, shares = list(weights), list(weights.values())
     while True:
-        question = rng.choice(makers)(scene, rng)
+        question = rng.choices(makers, shares)[0](scene, rng)
         if question is not None:
             yield question
 

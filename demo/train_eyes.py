@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from demo.lessons import MAX_ANSWERS, Form, Lessons, Script
 from demo.scenes import COLOUR_NAMES, KINDS, MAX_THINGS, SHAPES
@@ -145,7 +146,7 @@ class Eyes(nn.Module):
         self.run_layer: Callable[[nn.Module, Tensor], Tensor] = _run
 
     def see(self, pictures_NHWC: Tensor) -> Tensor:
-        """uint8 to what the encoder's last layer gives, [N, P, X]."""
+        """Pixels of 0 to 255 to what the encoder's last layer gives, [N, P, X]."""
         x: Tensor = self.vision_tower.embeddings(pictures_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0)
         for layer in self.vision_tower.encoder.layers:
             x = self.run_layer(layer, x)
@@ -245,7 +246,8 @@ def decoder_layer(
     heads: tuple[int, int],
     eps: float,
 ) -> Tensor:
-    """One layer, behind tokens whose keys and values are known."""
+    """One layer, behind tokens whose keys and values are known. The heads of a group stand where more tokens would: `mask` has as
+    many rows."""
     norm_E, qkv, out, mlp_norm_E, gate_up, down = weights
     num, length = x_NLE.shape[:2]
     num_heads, num_kv = heads
@@ -254,10 +256,8 @@ def decoder_layer(
     turned = rotate(read[:, : num_heads + num_kv].float(), cos, sin).to(dtype)
     keys = torch.cat((keys_KCD.expand(num, -1, -1, -1), turned[:, num_heads:]), 2)
     values = torch.cat((values_KCD.expand(num, -1, -1, -1), read[:, num_heads + num_kv :]), 2)
-    group = num_heads // num_kv
-    mixed = F.scaled_dot_product_attention(
-        turned[:, :num_heads], keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), attn_mask=mask
-    )
+    queries = turned[:, :num_heads].reshape(num, num_kv, num_heads // num_kv * length, -1)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).view(num, num_heads, length, -1)
     x_NLE = x_NLE + F.linear(mixed.transpose(1, 2).reshape(num, length, -1), out)
     gate, up = F.linear(rms_norm(x_NLE, mlp_norm_E, eps).to(dtype), gate_up).chunk(2, -1)
     return x_NLE + F.linear(F.silu(gate) * up, down)
@@ -278,7 +278,7 @@ class Reader:
         def run(x_NLE: Tensor, weights: Any, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             return decoder_layer(x_NLE, weights, keys, values, mask, cos, sin, num_heads, eps)
 
-        self._run = run
+        self._run: Callable[..., Tensor] = run
 
         def read(*names: str) -> Tensor:
             return torch.cat([checkpoint.tensor(f"{name}.weight") for name in names]).to(device, self.dtype)
@@ -307,9 +307,15 @@ class Reader:
         self._before = [self._read_head(head) for head in heads]
         self.lengths_before = [len(head) for head in heads]
 
-    def compile(self) -> None:
-        """One layer, for all of them."""
-        self._run = torch.compile(self._run, dynamic=False)
+    def compile(self, kernel: str) -> None:
+        """One layer, for all of them, with this attention."""
+        run = torch.compile(self._run, dynamic=False)
+
+        def run_with(*arguments: Any) -> Tensor:
+            with sdpa_kernel([getattr(SDPBackend, kernel), SDPBackend.MATH], set_priority=True):
+                return run(*arguments)
+
+        self._run = run_with
 
     @torch.no_grad()
     def _read_head(self, ids: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
@@ -320,7 +326,7 @@ class Reader:
         assert count <= ROOM_BEFORE
         x = F.embedding(torch.tensor([ids], device=self.device), self.embedding_VE).float()
         cos, sin = self._cos[:count], self._sin[:count]
-        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()
+        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril().repeat(heads // kv, 1)
         nothing = torch.empty(kv, 0, spec.head_dim, dtype=self.dtype, device=self.device)
         out = []
         for weights in self._layers:
@@ -342,6 +348,7 @@ class Reader:
         before = (torch.arange(ROOM_BEFORE, device=self.device) < self.lengths_before[system]).expand(len(x_NLE), length, -1)
         mask = torch.zeros(len(x_NLE), 1, length, ROOM_BEFORE + length, dtype=self.dtype, device=self.device)
         mask.masked_fill_(~torch.cat((before, sees), -1)[:, None], -math.inf)
+        mask = mask.repeat(1, 1, self.spec.num_heads // self.spec.num_kv_heads, 1)
         cos, sin = self._cos[position_NL][:, None], self._sin[position_NL][:, None]
         x = x_NLE
         for weights, (keys, values) in zip(self._layers, self._before[system], strict=True):
@@ -498,6 +505,11 @@ class Course:
         self.teacher = Teacher(eyes, reader, text).to(self.device)
         self.places = torch.arange(form.num_patches, device=self.device)
 
+    def noisy(self, pictures_NHWC: Tensor) -> Tensor:
+        """Pictures of the world have been through a file or two."""
+        strength = 6.0 * torch.rand(len(pictures_NHWC), 1, 1, 1, device=self.device)
+        return (pictures_NHWC + strength * torch.randn(pictures_NHWC.shape, device=self.device)).clamp_(0, 255)
+
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
@@ -522,17 +534,23 @@ class Course:
                 group["lr"] = rate * min(1.0, (step + 1) / args.warmup) * (0.5 + 0.5 * math.cos(math.pi * share))
             yield share, optimiser
             step += 1
+            if step == 1 and not args.steps:
+                begun = time.perf_counter()  # the first step compiles
 
     def look(self) -> None:
         """The first stage."""
         args, teacher = self.args, self.teacher
-        parameters = [*self.eyes.parameters(), *teacher.parameters()]
+        # Eyes that begin with what they learned before wait until the heads have learned to ask.
+        waits = bool(args.start)
+        parameters = [*([] if waits else self.eyes.parameters()), *teacher.parameters()]
         figures, told, count = torch.zeros(4, device=self.device), -1.0, 0
         for share, optimiser in self.steps(args.look_s, args.look_rate, parameters):
-            self.fetch(8)
+            self.fetch(3)
             rows = self.rows.some(args.look_batch)
             with self.autocast():
-                loss, seen = teacher.loss(self.eyes, rows, self.eyes.see(rows["picture"]), with_words=True)
+                with torch.set_grad_enabled(not waits):
+                    features = self.eyes.see(self.noisy(rows["picture"]))
+                loss, seen = teacher.loss(self.eyes, rows, features, with_words=not waits)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -576,19 +594,19 @@ class Course:
         num_systems = len(self.reader.lengths_before)
         sums, told, count = torch.zeros(len(KINDS) + 1, 2, device=self.device), -1.0, 0
         for share, optimiser in self.steps(args.train_s, args.rate, parameters):
-            self.fetch(2 + args.batch // self.lessons.block)
+            self.fetch(1)
             system = torch.randint(num_systems, ()).item() if count % 6 == 5 else 0
             rows = self.rows.some(args.batch)
             self._shift(rows, int(system))
+            rows["picture"] = self.noisy(rows["picture"])
             losses, is_right, number, seen = self.answers(rows, int(system))
             # Long answers count for more than short ones, but not by as much as they have more tokens.
             sizes = torch.zeros(args.batch * MAX_ANSWERS, device=self.device).index_add_(0, number, torch.ones_like(losses))
             weights = sizes[number].rsqrt()
             loss = (losses * weights).sum() / weights.sum()
-            weight = LOOK_WEIGHT * max(0.0, 1.0 - 1.5 * share)
-            if weight:
-                with self.autocast():
-                    loss = loss + weight * teacher.loss(self.eyes, rows, seen, with_words=False)[0]
+            weight = LOOK_WEIGHT * (1.0 - share)
+            with self.autocast():
+                loss = loss + weight * teacher.loss(self.eyes, rows, seen, with_words=False)[0]
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(mine, 1.0)
@@ -647,17 +665,17 @@ def main() -> None:
     parser.add_argument("--train-s", type=float, default=330)
     parser.add_argument("--steps", type=int, default=0, help="of each stage, instead of the seconds, if not 0")
     parser.add_argument("--look-batch", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=128, help="rows of a step, each with several answers")
+    parser.add_argument("--batch", type=int, default=64, help="rows of a step, each with several answers")
     parser.add_argument("--look-rate", type=float, default=1e-3)
-    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=150, help="steps")
     parser.add_argument("--start", type=Path, help="model.safetensors to begin with")
+    parser.add_argument("--attention", default="EFFICIENT_ATTENTION", help="one of torch.nn.attention.SDPBackend")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.enable_cudnn_sdp(False)
     path, form = args.model or find_default_model(), Form()
     lessons = Lessons(path, form, f"train {args.seed}", num_workers=args.workers)
     held_lessons = Lessons(path, form, f"held out {args.seed}", num_workers=min(4, args.workers))
@@ -669,7 +687,7 @@ def main() -> None:
         if args.start:
             say(str(eyes.load_state_dict(load_file(args.start), strict=False)))
         if device.type == "cuda" and not args.eager:
-            reader.compile()
+            reader.compile(args.attention)
             eyes.run_layer = torch.compile(_run, dynamic=False)
         num_weights = sum(weight.numel() for weight in eyes.parameters())
         say(f"{path.name} on {device}; eyes of {num_weights / 1e6:.2f} million weights")
