@@ -110,6 +110,9 @@ def _check_size(header: Header, found: Format, param: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """What Pillow says, where it says it of the picture and not of Python."""
+    if isinstance(error, (struct.error, IndexError, EOFError)) or "unpack" in str(error):
+        return "it ends too soon"
     return str(error)[:100] or type(error).__name__
 
 

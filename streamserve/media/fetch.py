@@ -9,6 +9,7 @@ proxies, no cookies, no credentials, no compression, no connection that another 
 from collections.abc import Awaitable, Callable, Iterable
 from io import BytesIO
 from socket import SOCK_STREAM
+from ssl import SSLContext
 
 import httpx
 from anyio import CapacityLimiter, fail_after, getaddrinfo, to_thread
@@ -134,16 +135,17 @@ class Fetcher:
 
     async def _opened(self) -> httpx.AsyncBaseTransport:
         if self._transport is None:
-            made = await to_thread.run_sync(_make_transport)  # reads certificates
+            made = await to_thread.run_sync(make_transport)  # reads certificates
             if self._transport is None:  # others may have been waiting too
                 self._transport = made
         return self._transport
 
 
-def _make_transport() -> httpx.AsyncBaseTransport:
+def make_transport(verify: SSLContext | bool = True) -> httpx.AsyncBaseTransport:
     """Without a client around it, which would keep cookies. No connection is kept: it would be known by its address alone, and
     for another name there nobody would ask for a certificate."""
-    return httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
 
 
 def too_long(param: str, max_bytes: int) -> InvalidRequest:

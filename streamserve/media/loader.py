@@ -1,7 +1,7 @@
 """From what a client names (a data: URL, an http or https URL, the id of an uploaded file) to a decoded, prepared picture.
 
 Owns where that runs, and how much of it at once: reading and decoding happen in worker threads, half as many as there are cores,
-large pictures one at a time, and of a request's pictures a few at a time. Knows nothing of requests or of models.
+of large pictures half as many again, and of a request's pictures a few at a time. Knows nothing of requests or of models.
 """
 
 import os
@@ -39,8 +39,9 @@ class Loader:
         self._fetcher = fetcher
         self._find = find
         self._max_bytes = max_bytes
-        self._threads = CapacityLimiter(max(1, (os.cpu_count() or 2) // 2))
-        self._large = CapacityLimiter(1)
+        num_cores = os.cpu_count() or 2
+        self._threads = CapacityLimiter(max(1, num_cores // 2))
+        self._large = CapacityLimiter(max(1, num_cores // 4))  # what bounds memory: each may take 300 MiB while it is decoded
 
     async def load_all(
         self,

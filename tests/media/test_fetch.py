@@ -1,9 +1,13 @@
 """What clients may have fetched, and from where: nothing that only the server can reach, nothing endless, nothing repeated."""
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +15,7 @@ import pytest
 
 from streamserve.errors import InvalidRequest
 from streamserve.media.addresses import is_public
-from streamserve.media.fetch import MAX_REDIRECTS, Fetcher
+from streamserve.media.fetch import MAX_REDIRECTS, Fetcher, make_transport
 
 pytestmark = pytest.mark.anyio
 PARAM = "messages[0].content[0].image_url.url"
@@ -51,9 +55,9 @@ def reply(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def listening(answer: bytes | Talk = b"", host: str = "127.0.0.1") -> AsyncIterator[Listener]:
+async def listening(answer: bytes | Talk = b"", ssl: ssl.SSLContext | None = None) -> AsyncIterator[Listener]:
     listener = Listener(answer=answer)
-    server = await asyncio.start_server(listener, host, 0)
+    server = await asyncio.start_server(listener, "127.0.0.1", 0, ssl=ssl)
     listener.port = server.sockets[0].getsockname()[1]
     async with server:
         yield listener
@@ -286,6 +290,32 @@ async def test_nothing_of_the_server_goes_along(monkeypatch: pytest.MonkeyPatch)
         assert not [line for line in lines if line.startswith(("cookie", "authorization", "proxy", "referer"))]
         assert f"host: 127.0.0.1:{listener.port}" in lines
         assert "accept-encoding: identity" in lines
+
+
+def certificate_for(name: str, folder: Path) -> tuple[Path, Path]:
+    """A certificate that says so itself, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    words = f"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN={name} -addext subjectAltName=DNS:{name}"
+    command = ["openssl", *words.split(), "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here, which makes a certificate")
+async def test_a_certificate_has_to_be_vouched_for_and_of_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    certificate, key = certificate_for("pictures.example", tmp_path)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate, key)
+    known = names(pictures_example=["127.0.0.1"], other_example=["127.0.0.1"])
+    hosts = ("pictures.example", "other.example")
+    knowing = make_transport(ssl.create_default_context(cafile=certificate))
+    async with listening(reply(b"found"), ssl=serving) as listener:
+        right, wrong = (f"https://{host}:{listener.port}/" for host in hosts)
+        assert "cannot be connected to" in await refusal(fetching(*hosts, resolve=known), right)
+        assert listener.asked == []
+        assert await fetching(*hosts, resolve=known, transport=knowing).fetch(right, PARAM) == b"found"
+        assert "cannot be connected to" in await refusal(fetching(*hosts, resolve=known, transport=knowing), wrong)
+        assert len(listener.asked) == 1
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------------

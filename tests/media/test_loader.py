@@ -133,7 +133,7 @@ async def test_a_thousand_pictures_are_refused_before_any_is_read() -> None:
     assert refused.value.param == f"p[{MAX_PICTURES}]"
 
 
-async def test_large_pictures_are_decoded_one_at_a_time() -> None:
+async def test_few_large_pictures_are_decoded_at_once() -> None:
     lock, now, most = Lock(), 0, 0
 
     def prepare(picture: Picture) -> None:
@@ -146,7 +146,7 @@ async def test_large_pictures_are_decoded_one_at_a_time() -> None:
             now -= 1
 
     loader = Loader(Fetcher((), 1 << 20), found, 1 << 20)
-    loader._threads.total_tokens = 4
+    loader._threads.total_tokens, loader._large.total_tokens = 4, 1
     large = as_base64(file_of(image(np.zeros((2049, 2049, 3), np.uint8)).convert("1")))
     await loader.load_all([(large, "x")] * 4, prepare)
     assert most == 1
