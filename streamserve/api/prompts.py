@@ -19,7 +19,7 @@ from streamserve.messages import MEDIA_BASE, EngineFacts, Media, Span, media_tok
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
 from streamserve.text.pictures import token_id_of
-from streamserve.text.toolless import explained, spelt_out
+from streamserve.text.toolless import explained, pictures_apart, spelt_out
 from streamserve.text.tools.find import instructions
 from streamserve.text.tools.format import Tool
 
@@ -112,8 +112,11 @@ class Prompts:
         template = self._text.template
         if template is None:
             return messages, tools
+        marker = self._marks.get("marker")
         if not (template.renders_calls if tools else template.renders_calls_alone):
             messages = spelt_out(messages)
+        elif marker is not None and template.writes(marker) and not template.writes(marker, in_results=True):
+            messages = pictures_apart(messages)
         if tools and not template.renders_tools:
             words = instructions([_tool(shown) for shown in tools])
             return explained(messages, words, takes_system=template.takes_system), None

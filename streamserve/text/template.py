@@ -138,7 +138,7 @@ class ChatTemplate:
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
         self._takes_parts = self._wants_parts()
-        self._writes: dict[str, bool] = {}  # markers that were tried
+        self._writes: dict[tuple[str, bool], bool] = {}  # what was tried for a marker
         self.source = source if tool_source is None else tool_source
         read = meta.find_undeclared_variables(environment.parse(source)) | meta.find_undeclared_variables(
             environment.parse(self.source)
@@ -189,17 +189,22 @@ class ChatTemplate:
             chat.append(known)
         return chat
 
-    def writes(self, marker: str) -> bool:
-        """Whether the template writes this where a part of the content is a picture."""
-        known = self._writes.get(marker)
+    def writes(self, marker: str, *, in_results: bool = False) -> bool:
+        """Whether the template writes this where a part of a user's content is a picture; or of a tool's result."""
+        known = self._writes.get((marker, in_results))
         if known is None:
-            probe = chr(_PRIVATE_USE[0][0])
-            chat = [{"role": "user", "content": [{"type": PICTURE}, {"type": "text", "text": probe}]}]
+            content = [{"type": PICTURE}, {"type": "text", "text": _PROBES[2]}]
+            given = (
+                [*_PROBE_CHAT[:2], {**_PROBE_CHAT[2], "content": content}]
+                if in_results
+                else [{"role": "user", "content": content}]
+            )
+            tools = _PROBE_TOOLS if in_results else None
             try:
-                text = self._render(self._variables(chat, None, None), None, True)
+                text = self._render(self._variables(self.normalise(given), tools, None), tools, True)
             except InvalidRequest:
                 text = ""
-            known = self._writes[marker] = probe in text and text.count(marker) == 1
+            known = self._writes[marker, in_results] = _PROBES[2] in text and text.count(marker) == 1
         return known
 
     def _content(self, content: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tools for chat templates that know none: what such a template would leave out, as text of ordinary messages.
+"""Tools for chat templates that know none, or not all of them: what such a template would leave out, in ordinary messages.
 
 Owns how calls and their results look then: as in Hermes' format, which most models have read. Knows nothing of who parses the
 answer. The words that explain the tools come from text/tools/find.py.
@@ -50,6 +50,26 @@ def spelt_out(messages: Sequence[Message]) -> list[Message]:
     if results:
         chat.append({"role": "user", "content": _joined("\n", results)})
     return chat
+
+
+def pictures_apart(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with pictures of results in the user's message behind them, for a template that shows none in results."""
+    chat: list[Message] = []
+    waiting: list[Any] = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "tool" and isinstance(content, list):
+            texts = [part["text"] for part in content if "text" in part]
+            waiting += [part for part in content if "text" not in part]
+            message = {**message, "content": "\n".join(texts) or "The picture follows."}
+        elif message["role"] == "user" and waiting:
+            message = {**message, "content": _joined("\n", [waiting, content])}
+            waiting = []
+        elif message["role"] != "tool" and waiting:
+            chat.append({"role": "user", "content": waiting})
+            waiting = []
+        chat.append(message)
+    return [*chat, {"role": "user", "content": waiting}] if waiting else chat
 
 
 def _joined(between: str, contents: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.model import TextModel, load_text_model
 from streamserve.text.pictures import token_id_of
 from streamserve.text.template import ChatTemplate
-from streamserve.text.toolless import spelt_out
+from streamserve.text.toolless import pictures_apart, spelt_out
 from tests.text.toys import byte_level_folder
 
 # What templates of published vision models do, as short as can be: texts and parts (Qwen, Gemma, Mistral), parts only (SmolVLM),
@@ -155,6 +155,36 @@ def test_pictures_of_results_stand_in_the_users_message(folder: Path) -> None:
     ):
         text = model(folder, template)
         assert shown(text, text.encode_chat(chat, pictures=(TWO,), marker=MARK, token=MARK)).endswith(expected)
+
+
+def test_a_template_is_known_for_showing_pictures_of_results_or_not(folder: Path) -> None:
+    calls = "{% for c in m.tool_calls or () %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}"
+    shows = PARTS.replace("]{% endfor %}", calls + "]{% endfor %}{{ tools | tojson }}")
+    template, other = (
+        ChatTemplate(shows),
+        ChatTemplate(shows.replace("p.type == 'image'", "p.type == 'image' and m.role == 'user'")),
+    )
+    for one in (template, other):
+        assert one.renders_calls and one.writes(MARK) and not one.writes("<|start|>")
+    assert template.writes(MARK, in_results=True) and not other.writes(MARK, in_results=True)
+
+
+def test_pictures_of_results_can_stand_behind_them() -> None:
+    def tool(*parts: Any) -> dict[str, Any]:
+        return {**user(*parts), "role": "tool"}
+
+    one, two = {**IMAGE, "n": 1}, {**IMAGE, "n": 2}
+    answer = {"role": "assistant", "content": "x"}
+    chat = pictures_apart([tool("a", one, "b"), {"role": "tool", "content": "c"}, tool(two), {"role": "user", "content": "d"}])
+    assert [message["content"] for message in chat] == ["a\nb", "c", "The picture follows.", [one, two, *user("d")["content"]]]
+    chat = pictures_apart([tool("a", one), answer, tool(two)])
+    assert [(message["role"], message["content"]) for message in chat] == [
+        ("tool", "a"),
+        ("user", [one]),
+        ("assistant", "x"),
+        ("tool", "The picture follows."),
+        ("user", [two]),
+    ]
 
 
 @pytest.mark.parametrize(
