@@ -71,13 +71,13 @@ def decode(data: bytes, param: str) -> Picture:
     try:
         image = found.open(BytesIO(found.bare(data)))
         if image.size != (header.width, header.height):
-            raise ValueError("it says two sizes")
+            raise ValueError
         if (factor := _factor(image.width, image.height)) > 1:
             image.draft(None, (image.width // factor, image.height // factor))  # a JPEG is made smaller while it is decoded
         image.load()
         pixels = _rgb(image, _factor(image.width, image.height))
     except Exception as error:  # whatever Pillow raises on a broken file: OSError, SyntaxError, EOFError, IndexError, …
-        raise InvalidRequest(f"{param} is a {found.name} file that is broken or cut off: {_reason(error)}", param=param) from None
+        raise InvalidRequest(f"{param} is a {found.name} file that is broken or cut off; {_reason(error)}", param=param) from None
     return Picture(_upright(pixels, header.turn), sha256(data).digest())
 
 
@@ -110,10 +110,9 @@ def _check_size(header: Header, found: Format, param: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow says, where it says it of the picture and not of Python."""
-    if isinstance(error, (struct.error, IndexError, EOFError)) or "unpack" in str(error):
-        return "it ends too soon"
-    return str(error)[:100] or type(error).__name__
+    """In words of ours: Pillow's may quote the file, which whoever named its URL may not be meant to read."""
+    ends = isinstance(error, (struct.error, IndexError, EOFError)) or "runcated" in str(error) or "unpack" in str(error)
+    return "it ends too soon" if ends else "its data make no picture"
 
 
 # ---- which format ----------------------------------------------------------------------------------------------------
