@@ -558,7 +558,7 @@ def _where(scene: Scene, rng: Random) -> Question | None:
         f"What is the position of the {one} relative to the {two}?",
         f"Is the {one} left of, right of, above or below the {two}?",
     )  # fmt: skip
-    return Question("where", text, f"The {one} is {_SIDES[side]} the {two}.", side)
+    return Question("where", text, f"The {one} is {_SIDES[side]} the {two}.", (side, one))
 
 
 def _relation(scene: Scene, rng: Random) -> Question | None:
