@@ -3,8 +3,8 @@
     python demo/evaluate_eyes.py --seed N [--scenes 500] [--url http://127.0.0.1:30000]
 
 Without --url a server of the default model is started for it. Every scene is asked one question of each kind that it has an
-answer to, at temperature 0; the picture goes as a PNG in a data URL, before the text or behind it. `judge` says what counts as right: a
-description has to name everything that is there, nothing else, and how many of each.
+answer to, at temperature 0; the picture goes as a PNG in a data URL, before the text or behind it. `judge` says what counts as
+right: a description has to name everything that is there, nothing else, and how many of each.
 
 Owns the judgement. Sees only what a client sees.
 """
