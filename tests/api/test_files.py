@@ -14,6 +14,7 @@ from streamserve.api.files import MAX_TTL_S, MIN_TTL_S, TTL_S
 from streamserve.api.uploads import Upload, Uploads
 from streamserve.config import ServerConfig
 from streamserve.errors import RequestTooLarge
+from streamserve.media.fixed import NUM_PLACES, FixedFamily
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.conftest import client_of
 from tests.api.scripted import ScriptedEngine
@@ -93,6 +94,27 @@ async def test_a_file_is_its_keys_alone(engine: ScriptedEngine) -> None:
         assert [kept async for kept in theirs.files.list()] == []
         assert [kept.id async for kept in mine.files.list()] == [made.id]
         assert (await upload(http)).status_code == 401
+
+
+async def test_a_request_shows_a_file_by_its_id_to_the_key_that_sent_it(engine: ScriptedEngine) -> None:
+    config = ServerConfig(api_key=("one", "two"))
+    app = create_app(engine, byte_text_model(), config, model_name="tiny", family=FixedFamily())
+    async with client_of(app) as http:
+        mine, theirs = client_with(http, "one"), client_with(http, "two")
+        made = await mine.files.create(file=PNG, purpose="vision")
+        seen: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": made.id}}]}]
+        item: Any = [{"role": "user", "content": [{"type": "input_image", "file_id": made.id, "detail": "auto"}]}]
+        chat = await mine.chat.completions.create(model="tiny", messages=seen, max_tokens=4)
+        response = await mine.responses.create(model="tiny", input=item, max_output_tokens=16)
+        assert chat.usage is not None and response.usage is not None
+        assert min(chat.usage.prompt_tokens, response.usage.input_tokens) > NUM_PLACES
+        for ask in (
+            theirs.chat.completions.create(model="tiny", messages=seen),
+            theirs.responses.create(model="tiny", input=item),
+        ):
+            with pytest.raises(openai.BadRequestError, match="no such file") as refused:
+                await ask
+            assert refused.value.param is not None and "content[0]" in refused.value.param
 
 
 # ---- by hand ----------------------------------------------------------------------------------------------------------

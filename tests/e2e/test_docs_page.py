@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.e2e.test_playground import CHROMIUM, WATCH, get_json, serve
+from tests.media.pictures import file_of, image
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
@@ -56,6 +57,16 @@ def test_every_route_is_shown_and_can_be_tried(server: str) -> None:
         model.get_by_label("model_id").fill("fake")
         model.get_by_role("button", name="Send").click()
         expect(model.locator("pre")).to_contain_text('"id": "fake"')
+
+        page.fill("#filter", "post /v1/files")
+        upload = page.locator("details:visible")
+        upload.locator("summary").click()
+        expect(upload.locator("td code", has_text=re.compile("^purpose$"))).to_be_visible()
+        picture = {"name": "scene.png", "mimeType": "image/png", "buffer": file_of(image())}
+        upload.get_by_label("file", exact=True).set_input_files(picture)  # type: ignore[arg-type]
+        upload.get_by_label("purpose").fill("vision")
+        upload.get_by_role("button", name="Send").click()
+        expect(upload.locator("pre")).to_contain_text('"filename": "scene.png"')
 
         page.fill("#filter", "")
         for route in routes.all():
