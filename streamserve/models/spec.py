@@ -190,7 +190,7 @@ def _read_stretch(config: Mapping[str, Any], given: Mapping[str, Any], max_posit
     factor = float(given.get("factor") or 1.0)
     original = int(given.get("original_max_position_embeddings") or max_position)
     match kind:
-        case "default" | "mrope":
+        case "default" | "mrope" | "dynamic":  # the last stretches beyond max_position only, where nothing is served
             return Rope(theta)
         case "linear":
             return Rope(theta, "linear", factor)
@@ -216,7 +216,7 @@ def _read_stretch(config: Mapping[str, Any], given: Mapping[str, Any], max_posit
             )
         case "factors":
             return Rope(theta, "factors", factors=tuple(given["factors"]))
-    raise CheckpointError(f"config.json: rope type is {kind!r}; supported are default, linear, llama3 and yarn")
+    raise CheckpointError(f"config.json: rope type is {kind!r}; supported are default, dynamic, linear, llama3 and yarn")
 
 
 def _yarn_attention_factor(given: Mapping[str, Any], factor: float) -> float:

@@ -62,7 +62,7 @@ def test_a_wrong_shape_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not supported; supported are llama, mimo, mistral, qwen2, qwen3"),
+        ({"model_type": "mamba"}, "'mamba' is not supported; supported are gemma3_text, llama, mimo, mistral, qwen2, qwen3"),
         ({"model_type": "spec"}, "'spec' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is silu"),
         ({"num_hidden_layers": None}, "num_hidden_layers is None"),
