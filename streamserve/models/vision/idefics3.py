@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamserve.models.vision import Read
 from streamserve.models.vision import Vision as Base
-from streamserve.models.vision._pixels import normalised
+from streamserve.models.vision._pixels import normalised, to_device
 from streamserve.models.vision._siglip import Siglip, siglip_weights
 from streamserve.models.vision._text import text_config
 from streamserve.models.vision._tiles import joined_squares, of_pictures
@@ -81,7 +81,7 @@ class Vision(Base):
         if (rows, columns) not in self._positions:
             side = self._spec.side
             ids_RC = _buckets(rows, side)[:, None] * side + _buckets(columns, side)
-            self._positions[rows, columns] = ids_RC.flatten().to(self._device)
+            self._positions[rows, columns] = to_device(ids_RC.flatten().numpy(), self._device)
         return self._positions[rows, columns]
 
 
