@@ -135,7 +135,12 @@ class Completions:
             )
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
-        chat = messages_of(request.messages, takes_pictures=self._service.takes_pictures, names=source.names)
+        chat = messages_of(
+            request.messages,
+            takes_pictures=self._service.takes_pictures,
+            takes_videos=self._service.takes_videos,
+            names=source.names,
+        )
         if chat.pictures and request.prompt_logprobs is not None:
             raise InvalidRequest(
                 f"prompt_logprobs is {request.prompt_logprobs}, but the messages show a picture, whose places have no "

@@ -12,9 +12,10 @@ from typing import Any
 
 from streamserve.api.schema import PictureRef
 from streamserve.errors import InvalidRequest
-from streamserve.media.family import Family, Prepared
+from streamserve.media.family import ClipFamily, Family, Prepared
 from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
+from streamserve.media.video import Clip
 
 MAX_CACHE_BYTES = 64 << 20
 
@@ -40,6 +41,11 @@ class Pictures:
         self._kept: OrderedDict[bytes, Prepared] = OrderedDict()  # by the file's digest, least recently used first
         self._num_bytes = 0
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether a picture may be a video as well."""
+        return isinstance(self._family, ClipFamily)
+
     async def prepared(
         self, pictures: Sequence[PictureRef], caller: Caller = ANYBODY, known: dict[str, Prepared] | None = None
     ) -> list[Prepared]:
@@ -57,7 +63,10 @@ class Pictures:
                 wanted.setdefault(picture.source, picture.param)
         if wanted:
             async with caller.watch():
-                made = await self._loader.load_all(list(wanted.items()), self._prepare, caller.owner, self._find)
+                prepare_clip = self._prepare_clip if self.takes_videos else None
+                made = await self._loader.load_all(
+                    list(wanted.items()), self._prepare, caller.owner, self._find, prepare_clip=prepare_clip
+                )
             for source, (digest, prepared) in zip(wanted, made, strict=True):
                 known[source] = prepared
                 self._keep(digest, prepared)
@@ -66,6 +75,11 @@ class Pictures:
     def _prepare(self, picture: Picture) -> tuple[bytes, Prepared]:
         """In a worker thread."""
         return picture.digest, self._family.prepare(picture)
+
+    def _prepare_clip(self, clip: Clip) -> tuple[bytes, Prepared]:
+        """In a worker thread."""
+        assert isinstance(self._family, ClipFamily)
+        return clip.digest, self._family.prepare_clip(clip)
 
     def _find(self, digest: bytes) -> tuple[bytes, Prepared] | None:
         """In a worker thread."""

@@ -132,13 +132,15 @@ class ImageUrl(Struct):
 class Part(Struct):
     """One part of a message's content: text, or a picture where the model takes some. Other kinds are named to be refused.
 
-    A picture is `image_url` (type image_url; of type input_image, too, then as a text) or `file_id` (type input_image).
+    A picture is `image_url` (type image_url; of type input_image, too, then as a text) or `file_id` (type input_image); a video
+    is `video_url` (type video_url).
     """
 
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: ImageUrl | str | None = None
+    video_url: ImageUrl | str | None = None
     file_id: str | None = None
     detail: str | None = None
 
@@ -373,8 +375,9 @@ def client_id_of(request: Sampled) -> str | None:
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 PICTURED_ROLES = ("user", "tool", "function")  # whose messages may show pictures
 _ROLE_OF = {"developer": "system", "function": "tool"}  # newer and older names for the same things
-PICTURES = ("image_url", "input_image")
-NEITHER = ("input_audio", "audio_url", "video_url", "file", "input_file")  # parts that are neither text nor picture
+VIDEO = "video_url"
+PICTURES = ("image_url", "input_image", VIDEO)  # a video is shown as a picture is
+NEITHER = ("input_audio", "audio_url", "file", "input_file")  # parts that are neither text nor picture
 DETAILS = ("auto", "low", "high", "original")
 
 
@@ -405,12 +408,14 @@ class Conversation:
     warnings: list[str] = field(default_factory=list)
 
 
-def messages_of(messages: list[Message], *, takes_pictures: bool, names: Mapping[str, PartName] | None = None) -> Conversation:
+def messages_of(
+    messages: list[Message], *, takes_pictures: bool, takes_videos: bool = False, names: Mapping[str, PartName] | None = None
+) -> Conversation:
     """A conversation as templates take it. `names`: parts that another dialect calls otherwise, by their paths here. Raises
     InvalidRequest naming the message that cannot be."""
     if not messages:
         raise InvalidRequest("messages is []; at least one message is needed", param="messages")
-    reader = _ContentReader(takes_pictures, names or {}, Conversation([]))
+    reader = _ContentReader(takes_pictures, takes_videos, names or {}, Conversation([]))
     reader.into.messages.extend([_message(message, f"messages[{index}]", reader) for index, message in enumerate(messages)])
     return reader.into
 
@@ -452,6 +457,7 @@ class _ContentReader:
     """Reads contents, and collects the pictures in them."""
 
     takes_pictures: bool
+    takes_videos: bool
     names: Mapping[str, PartName]
     into: Conversation
 
@@ -478,6 +484,10 @@ class _ContentReader:
         name = self.names.get(where, PartName(where))
         if not self.takes_pictures:
             raise no_pictures(f"{name.part}.type is {name.kind or part.type}", f"{name.part}.type")
+        if part.type == VIDEO and not self.takes_videos:
+            raise InvalidRequest(
+                f"{name.part}.type is {VIDEO}; this model takes pictures, but no videos", param=f"{name.part}.type"
+            )
         if role not in PICTURED_ROLES:
             raise InvalidRequest(
                 f"{name.part}.type is {name.kind or part.type}; only messages of users and results of tools may show "
@@ -486,7 +496,7 @@ class _ContentReader:
             )
         source, field, detail = _source_of(part, name)
         if detail is not None and detail not in DETAILS:
-            place = f"{name.part}.{'image_url.detail' if isinstance(part.image_url, ImageUrl) else 'detail'}"
+            place = field.removesuffix("url") + "detail" if field.endswith(".url") else f"{name.part}.detail"
             raise InvalidRequest(f"{place} is {show(detail)}; allowed is {', '.join(DETAILS)}", param=place)
         warning = "detail of pictures has no effect: a picture is always shown to the model as its own settings say"
         if detail not in (None, "auto") and warning not in self.into.warnings:
@@ -495,8 +505,14 @@ class _ContentReader:
 
 
 def _source_of(part: Part, name: PartName) -> tuple[str, str, str | None]:
-    """Where a picture is, the field that says so, and the detail it is wanted in."""
-    url, file_id = part.image_url, part.file_id
+    """Where a picture or video is, the field that says so, and the detail it is wanted in."""
+    url, file_id, kind = part.image_url, part.file_id, "image_url"
+    if part.type == VIDEO:
+        url, file_id, kind = part.video_url, None, VIDEO
+    for other in ("image_url", "file_id", VIDEO):
+        if getattr(part, other) is not None and (other == VIDEO) != (part.type == VIDEO):
+            place = f"{name.part}.{other}"
+            raise InvalidRequest(f"{place} is given; a part of type {name.kind or part.type} has none", param=place)
     if part.type == "image_url" and file_id is not None:
         place = f"{name.part}.file_id"
         raise InvalidRequest(f"{place} is for parts of type input_image; here the id's place is image_url.url", param=place)
@@ -505,12 +521,12 @@ def _source_of(part: Part, name: PartName) -> tuple[str, str, str | None]:
             f"{name.part} has both image_url and file_id; a part shows one picture", param=f"{name.part}.file_id"
         )
     if isinstance(url, ImageUrl):
-        return url.url, f"{name.part}.image_url.url", url.detail if part.detail is None else part.detail
+        return url.url, f"{name.part}.{kind}.url", url.detail if part.detail is None else part.detail
     if url is not None:
-        return url, f"{name.part}.image_url", part.detail
+        return url, f"{name.part}.{kind}", part.detail
     if file_id is not None:
         return file_id, f"{name.part}.file_id", part.detail
-    raise InvalidRequest(f"{name.part}.image_url is missing", param=f"{name.part}.image_url")
+    raise InvalidRequest(f"{name.part}.{kind} is missing", param=f"{name.part}.{kind}")
 
 
 def no_pictures(what: str, param: str) -> InvalidRequest:
@@ -534,7 +550,7 @@ def _part_text(part: Part, where: str) -> str:
     if part.type == "refusal" and part.refusal is not None:
         return part.refusal
     if part.type != "text":
-        allowed = "text, image_url, input_image"
+        allowed = ", ".join(("text", *PICTURES))
         raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is {allowed}", param=f"{where}.type")
     if part.text is None:
         raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
@@ -575,8 +591,9 @@ def unread_in(messages: list[dict[str, Any]], prediction: dict[str, Any] | None 
 def _note_parts(content: Any, found: dict[str, str], path: str) -> None:
     for at, part in enumerate(content if isinstance(content, list) else ()):
         note_unread(part, _READ_OF_PART, found, f"{path}[{at}]")
-        if isinstance(url := part.get("image_url"), dict):
-            note_unread(url, _READ_OF_URL, found, f"{path}[{at}].image_url")
+        for name in ("image_url", "video_url"):
+            if isinstance(url := part.get(name), dict):
+                note_unread(url, _READ_OF_URL, found, f"{path}[{at}].{name}")
 
 
 def note_unread(given: Mapping[str, Any], read: frozenset[str], found: dict[str, str], path: str) -> None:

@@ -154,6 +154,11 @@ class Service:
         """Whether the model can be shown any."""
         return self.pictures is not None
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the model can be shown any."""
+        return self.pictures is not None and self.pictures.takes_videos
+
     async def prepared(
         self, pictures: Sequence[PictureRef], caller: Caller, known: dict[str, Prepared] | None = None
     ) -> list[Prepared]:

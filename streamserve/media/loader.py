@@ -17,6 +17,7 @@ from streamserve.media import data_url
 from streamserve.media.decode import MEGAPIXELS, decode, num_pixels_of
 from streamserve.media.fetch import Fetcher
 from streamserve.media.picture import Picture
+from streamserve.media.video import Clip, demuxer_of, open_clip
 
 MAX_PICTURES = 64  # of a request
 FILE_ID = "file-"  # how ids of uploaded files begin
@@ -49,6 +50,7 @@ class Loader:
         prepare: Callable[[Picture], T],
         owner: str = "",
         find: Callable[[bytes], T | None] = _nothing,
+        prepare_clip: Callable[[Clip], T] | None = None,
     ) -> list[T]:
         """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). Raises what the first
         that failed raised; the others are given up then."""
@@ -64,7 +66,7 @@ class Loader:
         async def load(index: int, source: str, param: str) -> None:
             async with at_once:
                 try:
-                    done[index] = await self.load(source, param, prepare, owner, find)
+                    done[index] = await self.load(source, param, prepare, owner, find, prepare_clip)
                 except Exception as error:
                     failed.append(error)
                     tasks.cancel_scope.cancel()
@@ -83,24 +85,32 @@ class Loader:
         prepare: Callable[[Picture], T],
         owner: str = "",
         find: Callable[[bytes], T | None] = _nothing,
+        prepare_clip: Callable[[Clip], T] | None = None,
     ) -> T:
-        """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns. `find`
-        gives, in a thread too, what was made before of a file with that digest, or None. Raises InvalidRequest, saying of
-        `param`, the field that `source` stands in, what is wrong."""
+        """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns; or
+        `prepare_clip` of a video, where it is given. `find` gives, in a thread too, what was made before of a file with that
+        digest, or None. Raises InvalidRequest, saying of `param`, the field that `source` stands in, what is wrong."""
         read = await self._reader(source, param, owner)
 
-        def look() -> tuple[bytes, int, T | None]:
+        def look() -> tuple[bytes, bool, T | None]:
             data = read()
-            known = find(sha256(data).digest())
-            return data, num_pixels_of(data, param) if known is None else 0, known
+            if (known := find(sha256(data).digest())) is not None:
+                return data, False, known
+            is_video = prepare_clip is not None and demuxer_of(data) is not None
+            return data, is_video or num_pixels_of(data, param) > LARGE_PIXELS, None
 
-        data, num_pixels, known = await to_thread.run_sync(look, limiter=self._threads)
+        def make() -> T:
+            if prepare_clip is not None and demuxer_of(data) is not None:
+                return prepare_clip(open_clip(data, param))
+            return prepare(decode(data, param))
+
+        data, is_large, known = await to_thread.run_sync(look, limiter=self._threads)
         if known is not None:
             return known
         async with AsyncExitStack() as held:
-            if num_pixels > LARGE_PIXELS:
+            if is_large:
                 await held.enter_async_context(self._large)
-            return await to_thread.run_sync(lambda: prepare(decode(data, param)), limiter=self._threads)
+            return await to_thread.run_sync(make, limiter=self._threads)
 
     async def _reader(self, source: str, param: str, owner: str) -> Callable[[], bytes]:
         """How to come by the bytes, in a thread."""

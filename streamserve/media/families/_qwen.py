@@ -20,7 +20,7 @@ from streamserve.media.picture import Picture
 from streamserve.media.video import Clip
 from streamserve.messages import Layout, Run
 
-TOKEN = "<|image_pad|>"
+BEGIN, TOKEN, END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 MIN_SQUARES, MAX_SQUARES = 128, 768  # of a frame of a clip, which is one place of the prompt each
 MAX_CLIP_PLACES = 8_192
 
@@ -43,7 +43,7 @@ class QwenFamily:
     encoder_defaults: ClassVar[Mapping[str, Any]] = {}  # of vision_config
     settings_defaults: ClassVar[Mapping[str, Any]] = {}  # of preprocessor_config.json
     numbers_per_second: float = 0.0  # how far apart a second lies in M-RoPE's numbers; 0: frames are counted
-    marker: str | None = TOKEN
+    marker: str | None = BEGIN + TOKEN + END  # all of it, since a clip may have several in its place
     token: str | None = TOKEN
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -101,13 +101,13 @@ class QwenFamily:
 
     def picture_layout(self, rows: int, columns: int) -> Layout:
         """What stands in a prompt for a picture of so many squares."""
-        return Layout(TOKEN * (rows * columns), (Run(rows * columns, (1, rows, columns)),))
+        return Layout(shown(rows * columns), (Run(rows * columns, (1, rows, columns)),))
 
     def clip_layout(self, times: Sequence[float], seconds_apart: float, rows: int, columns: int) -> Layout:
         """The same for a clip. `times`: the middle of each patch's frames, in seconds; frames are `seconds_apart`."""
         num_places, grid = len(times) * rows * columns, (len(times), rows, columns)
         frame_step = seconds_apart * self._frames * self.numbers_per_second or 1.0
-        return Layout(TOKEN * num_places, (Run(num_places, grid, frame_step),))
+        return Layout(shown(num_places), (Run(num_places, grid, frame_step),))
 
     def _prepared(self, source: Picture | Clip, pixels: NDArray[np.uint8], layout: Layout) -> Prepared:
         num_patches = layout.num_tokens * self._merge**2
@@ -117,6 +117,11 @@ class QwenFamily:
             layout=layout,
             cost=encoder_cost(num_patches, self._vision_size, self._text_size),
         )
+
+
+def shown(num_places: int) -> str:
+    """What stands in a prompt for so many places in a row."""
+    return BEGIN + TOKEN * num_places + END
 
 
 def _limit(settings: Mapping[str, Any], name: str, edge: str) -> int:

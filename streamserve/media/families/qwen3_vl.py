@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from streamserve.media.families._qwen import TOKEN, QwenFamily
+from streamserve.media.families._qwen import QwenFamily, shown
 from streamserve.messages import Layout, Run
-
-BEGIN, END = "<|vision_start|>", "<|vision_end|>"
 
 
 class Family(QwenFamily):
@@ -23,13 +21,8 @@ class Family(QwenFamily):
         "image_std": (0.5, 0.5, 0.5),
         "size": {"shortest_edge": 65536, "longest_edge": 16777216},
     }
-    marker: str | None = BEGIN + TOKEN + END  # all of it, since a clip has several in its place
-
-    def picture_layout(self, rows: int, columns: int) -> Layout:
-        plain = super().picture_layout(rows, columns)
-        return Layout(BEGIN + plain.text + END, plain.runs)
 
     def clip_layout(self, times: Sequence[float], seconds_apart: float, rows: int, columns: int) -> Layout:
-        shown = BEGIN + TOKEN * (rows * columns) + END
-        run = Run(rows * columns, (1, rows, columns))
-        return Layout("".join([f"<{time:.1f} seconds>{shown}" for time in times]), (run,) * len(times))
+        num_places, grid = rows * columns, (1, rows, columns)
+        text = "".join([f"<{time:.1f} seconds>{shown(num_places)}" for time in times])
+        return Layout(text, (Run(num_places, grid),) * len(times))
