@@ -348,8 +348,10 @@ def _has_holes(image: Image) -> bool:
 def _rgb(image: Image, factor: int) -> NDArray[np.uint8]:
     """Red, green and blue of a loaded picture on a white ground, made smaller by `factor`; strip by strip, so that there is no
     second picture of its size."""
-    out = np.empty((-(-image.height // factor), -(-image.width // factor), 3), np.uint8)
     num_rows = factor * max(1, STRIP_PIXELS // (image.width * factor))
+    if factor == 1 and image.height <= num_rows:
+        return _rgb_of_strip(image)
+    out = np.empty((-(-image.height // factor), -(-image.width // factor), 3), np.uint8)
     for top in range(0, image.height, num_rows):
         strip = _rgb_of_strip(image.crop((0, top, image.width, min(top + num_rows, image.height))))
         if factor > 1:
@@ -379,4 +381,6 @@ def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
         pixels = pixels[::-1]
     if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    pixels = np.ascontiguousarray(pixels)
+    pixels.flags.writeable = False  # some are already: they are a view of what Pillow gave
+    return pixels

@@ -105,6 +105,15 @@ def test_of_an_animation_the_first_frame_counts(format: str) -> None:
     assert np.array_equal(decode(data, PARAM).pixels, scene())
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_strips_join_without_a_seam(mode: str) -> None:
+    pixels = scene(1100, 1003)
+    picture = decode(file_of(fromarray(pixels).convert(mode), compress_level=1), PARAM)
+    assert np.array_equal(picture.pixels, pixels)
+    with pytest.raises(ValueError, match="read-only"):
+        picture.pixels[0] = 0
+
+
 # ---- how it is turned ------------------------------------------------------------------------------------------------
 
 
