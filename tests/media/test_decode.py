@@ -107,8 +107,9 @@ def test_of_an_animation_the_first_frame_counts(format: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_strips_join_without_a_seam(mode: str) -> None:
-    pixels = scene(1100, 1003)
-    picture = decode(file_of(fromarray(pixels).convert(mode), compress_level=1), PARAM)
+    pixels = scene(1100, 1003) & 0x80
+    image = fromarray(pixels)
+    picture = decode(file_of(image.quantize(8) if mode == "P" else image.convert(mode), compress_level=1), PARAM)
     assert np.array_equal(picture.pixels, pixels)
     with pytest.raises(ValueError, match="read-only"):
         picture.pixels[0] = 0
