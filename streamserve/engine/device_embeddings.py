@@ -8,21 +8,30 @@ of its own: what the device has to do for a picture runs beside the steps before
 for it, on the device. The loop waits only where a step needs what is not launched yet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamserve.engine.embeddings import Encoder
 from streamserve.engine.plan import Plan, Row
 from streamserve.engine.rotary import Rotary, rotary_positions
 from streamserve.kernels.devices.device import Device, Event
+from streamserve.kernels.devices.recorder import Recorder
 from streamserve.messages import Span
 
 Array = np.ndarray[Any, np.dtype[np.int32]]
+
+
+class DeviceEncoder(Protocol):
+    """Of the models' encoders what is needed here: models.vision.Vision."""
+
+    whole_spans: ClassVar[bool]
+    repeat: Callable[[Callable[[Tensor], Tensor], Tensor, Hashable], Tensor]
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]: ...
 
 
 class Piece(NamedTuple):
@@ -72,7 +81,7 @@ class DeviceEmbeddings:
     def __init__(
         self,
         device: Device,
-        encoder: Encoder | None,
+        encoder: DeviceEncoder | None,
         *,
         num_slots: int,
         width: int = 0,
@@ -82,6 +91,8 @@ class DeviceEmbeddings:
         assert encoder is None or not encoder.whole_spans  # refused at start
         self._device = device
         self._encoder = encoder
+        if encoder is not None:
+            encoder.repeat = Recorder(device)
         self._width, self._dtype = width, dtype
         self._kept: dict[bytes, Encoding] = {}
         self._places: dict[int, tuple[tuple[bytes, tuple[Span, ...]], ...]] = {}  # of slots that have media

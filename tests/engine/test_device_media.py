@@ -32,6 +32,7 @@ from streamserve.messages import Media, SamplingParams, Span, media_token_ids
 from streamserve.models.checkpoint import Checkpoint
 from streamserve.models.dummy import random_model
 from streamserve.models.network import build_network, choose_kernels
+from streamserve.models.vision import Repeat, at_once
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered"),  # numpy, in the interpreter: hashes wrap round
@@ -57,12 +58,13 @@ class Eyes:
     """Embeddings are given instead of pixels; of a picture without any there are none."""
 
     whole_spans: ClassVar[bool] = False
+    repeat: Repeat = staticmethod(at_once)
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        return [torch.from_numpy(one["embeds"]).to(self._device) for one in inputs]
+        return [self.repeat(torch.clone, torch.from_numpy(one["embeds"]).to(self._device), "embeds") for one in inputs]
 
 
 class Weights:

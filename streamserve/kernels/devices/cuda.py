@@ -78,9 +78,10 @@ class CUDA:
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Graph[T]:
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False, beside: bool = False) -> Graph[T]:
         """See Device. The calls that torch.cuda.graph() would make, without emptying torch's memory cache every time."""
-        current, side = torch.cuda.current_stream(self.torch_device), self._side
+        current, side = torch.cuda.current_stream(self.torch_device), self._second if beside else self._side
+        pool = self._second_pool if beside else self._graph_pool
         side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
@@ -88,7 +89,7 @@ class CUDA:
                 run()
             side.synchronize()
             # thread_local: other threads (weights, HTTP) may allocate meanwhile
-            graph.capture_begin(pool=self._graph_pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 out = run()
             finally:
@@ -117,6 +118,10 @@ class CUDA:
 
     @cached_property
     def _graph_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    @cached_property
+    def _second_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
 

@@ -71,11 +71,11 @@ class Device(Protocol):
         """Host memory, not cleared, that the device copies from and to without a stop."""
         ...
 
-    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Replay[T]:
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False, beside: bool = False) -> Replay[T]:
         """Record what `run` launches. It is called twice: once for real, so that kernels are compiled and libraries have their
         workspace, then recorded; `is_warm` says that the like has been run before, and it is only recorded. All tensors it
         touches must outlive the replay; those it allocates lie in one pool that all recordings share, so replays run one after
-        the other only. Blocks."""
+        the other only. Recordings made, and replayed, in the stream `beside` have a pool of their own. Blocks."""
         ...
 
     def beside(self) -> AbstractContextManager[Any]:

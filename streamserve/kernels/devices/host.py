@@ -59,7 +59,7 @@ class Host:
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def capture(self, run: Callable[[], T], *, is_warm: bool = False) -> Again[T]:
+    def capture(self, run: Callable[[], T], *, is_warm: bool = False, beside: bool = False) -> Again[T]:
         if not is_warm:
             run()
         return Again(run)

@@ -6,7 +6,7 @@ are whose only the family knows.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,12 @@ from torch import Tensor
 from streamserve.errors import CheckpointError
 
 Read = Callable[[str], Tensor]  # a weight by its canonical name, on the right device and in the right type
+Repeat = Callable[[Callable[[Tensor], Tensor], Tensor, Hashable], Tensor]
+
+
+def at_once(run: Callable[[Tensor], Tensor], x: Tensor, key: Hashable) -> Tensor:
+    """The Repeat of a device on which launches cost nothing."""
+    return run(x)
 
 
 class Vision:
@@ -22,9 +28,12 @@ class Vision:
 
     `num_deepstack`: so many further embeddings stand beside each, to be added to the stream behind the first layers (Qwen3-VL);
     what encode() returns is then (1 + num_deepstack) times as wide as the stream. `whole_spans`: places of a picture look at
-    each other in both directions, so that a run must be computed in one piece (Gemma 3).
+    each other in both directions, so that a run must be computed in one piece (Gemma 3). `repeat` calls functions that launch
+    alike whenever the key and the shape of what goes in are alike, and wait for nothing: a runner may put one here that records
+    them (kernels/devices/recorder.py).
     """
 
+    repeat: Repeat = staticmethod(at_once)
     num_deepstack: int = 0
     whole_spans: ClassVar[bool] = False
 

@@ -284,7 +284,7 @@ class QwenVision(Vision):
             tables = self.tables(rows, columns)
             parts = [self._embedded(inputs[at], tables) for at in members]
             passes = torch.split(_joined(parts), max(1, MAX_PATCHES // (rows * columns)))
-            y_FSX = _joined([self.forward(x_FNE, tables) for x_FNE in passes])
+            y_FSX = _joined([self._repeated(x_FNE, tables) for x_FNE in passes])
             if tables.back_S is not None:
                 y_FSX = y_FSX[:, tables.back_S]
             for at, part in zip(members, torch.split(y_FSX, [len(x_FNE) for x_FNE in parts]), strict=True):
@@ -300,6 +300,9 @@ class QwenVision(Vision):
         cut = pixels.view(-1, deep, *squares).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
         patches_FNX = cut.reshape(len(cut), tables.rows * tables.columns, -1)
         return self._patches(patches_FNX if tables.order_N is None else patches_FNX[:, tables.order_N], scale_3, shift_3)
+
+    def _repeated(self, x_FNE: Tensor, tables: Tables) -> Tensor:
+        return self.repeat(lambda x: self.forward(x, tables), x_FNE, (tables.rows, tables.columns))
 
     def tables(self, rows: int, columns: int) -> Tables:
         """Of frames of so many patches."""
