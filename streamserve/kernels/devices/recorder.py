@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 class _Recording(NamedTuple):
     x: Tensor
     replay: Replay[Tensor]
+    run: Callable[[Tensor], Tensor]  # what it holds is read by what was recorded: it must not be freed before that
 
 
 class Recorder:
@@ -58,7 +59,7 @@ class Recorder:
         """None where it cannot be: launched one by one, the work is the same."""
         given = x.clone()
         try:
-            return _Recording(given, self._device.capture(lambda: run(given), is_warm=True, beside=True))
+            return _Recording(given, self._device.capture(lambda: run(given), is_warm=True, beside=True), run)
         except RuntimeError as error:
             self._is_off = True
             log.warning("encoder_not_recorded", error=str(error))
