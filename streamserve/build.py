@@ -178,7 +178,8 @@ def _build_model(
 
 def max_media_tokens(checkpoint: "Checkpoint") -> int:
     """Embeddings of pictures that are kept."""
-    return MEDIA_BYTES // (4 * checkpoint.spec.hidden_size)
+    num_beside = 0 if checkpoint.vision is None else checkpoint.vision.num_deepstack
+    return MEDIA_BYTES // (4 * (1 + num_beside) * checkpoint.spec.hidden_size)
 
 
 class ClosableRunner(Runner, Protocol):

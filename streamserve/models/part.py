@@ -75,6 +75,11 @@ class OpenVision:
         return self._source.path
 
     @property
+    def num_deepstack(self) -> int:
+        """See Vision."""
+        return self.kind.deepstack_of(self.config)
+
+    @property
     def num_parameters(self) -> int:
         """Numbers in all weights of the encoder."""
         return sum(prod(shape) for shape in self._shapes.values())

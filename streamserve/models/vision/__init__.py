@@ -58,6 +58,11 @@ class Vision:
         """Canonical name and shape of every weight of encoder and projector."""
         raise NotImplementedError
 
+    @classmethod
+    def deepstack_of(cls, config: Mapping[str, Any]) -> int:
+        """`num_deepstack` before anything is loaded."""
+        return 0
+
     def __init__(self, config: Mapping[str, Any], read: Read, *, device: torch.device, dtype: torch.dtype) -> None:
         """`read` gives the weights by canonical name. `config` is the folder's whole config.json."""
         raise NotImplementedError

@@ -97,6 +97,10 @@ class Vision(QwenVision):
             shapes |= linear_shapes(f"{at}linear_fc2", spec.out_size, wide)
         return shapes
 
+    @classmethod
+    def deepstack_of(cls, config: Mapping[str, Any]) -> int:
+        return len(_known(config)["deepstack_visual_indexes"])
+
     def __init__(self, config: Mapping[str, Any], read: Read, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(config, read, device=device, dtype=dtype)
         spec, known = self._spec, _known(config)
@@ -109,7 +113,7 @@ class Vision(QwenVision):
             index: _Merger(read, _deep_name(i), spec.num_merged, is_square_normed=True)
             for i, index in enumerate(known["deepstack_visual_indexes"])
         }
-        self.num_deepstack = len(self._deep)
+        self.num_deepstack = self.deepstack_of(config)
 
     def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
         x_FNE = x_FNE + self._places(tables).to(x_FNE.dtype)

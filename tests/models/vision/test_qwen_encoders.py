@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from streamserve.build import max_media_tokens
 from streamserve.errors import CheckpointError
 from streamserve.media.families import find as find_family
 from streamserve.media.families._qwen import fitting_size
 from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.vision import Vision
 from streamserve.models.vision._qwen import patch_places, window_order
+from streamserve.resolve import MEDIA_BYTES
 from tests.models.vision import tiny_qwen
 from tests.models.vision.tiny_qwen import FAMILIES, picture
 
@@ -130,8 +132,10 @@ def test_random_weights_need_a_config_only(family: str, made: dict[str, tuple[An
     encoder = checkpoint.vision.load(torch.device("cpu"), torch.float32)
     prepared = family_of(tmp_path).prepare(picture(90, 30))
     (embeds,) = encoder.encode([prepared.inputs])
-    assert len(embeds) == prepared.layout.num_tokens
+    assert embeds.shape == (prepared.layout.num_tokens, 48 * (1 + checkpoint.vision.num_deepstack))
     assert embeds.isfinite().all()
+    assert checkpoint.vision.num_deepstack == encoder.num_deepstack == (2 if family == "qwen3_vl" else 0)
+    assert max_media_tokens(checkpoint) == MEDIA_BYTES // (4 * embeds.shape[1])
 
 
 def test_a_size_fits_as_transformers_says() -> None:
