@@ -25,7 +25,9 @@ SUPPORTED_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
 
 # llama.cpp stores q and k of this architecture for interleaved RoPE: inside each head the rows of the two halves alternate.
 _PERMUTED = ("llama",)
-_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# That of this one holds 1 + weight of every norm, where Hugging Face's files hold the weight.
+_GEMMA = "gemma3"
+_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", _GEMMA: "gemma3_text"}
 _LAYER_PARTS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -38,6 +40,12 @@ _LAYER_PARTS = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_GEMMA_PARTS = {
+    **_LAYER_PARTS,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 _TOP_PARTS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -162,6 +170,8 @@ class GGUFSource:
             raise CheckpointError(
                 f"{path} holds a network of architecture {architecture!r}; supported in GGUF are {', '.join(_MODEL_TYPES)}"
             )
+        parts = _GEMMA_PARTS if architecture == _GEMMA else _LAYER_PARTS
+        self._has_raised_norms = architecture == _GEMMA
         self._tensors: dict[str, GGUFTensor] = {}
         self._rope_factors: GGUFTensor | None = None
         for header in headers:
@@ -169,7 +179,7 @@ class GGUFSource:
                 if tensor.name == "rope_freqs.weight":
                     self._rope_factors = tensor
                 else:
-                    self._tensors[hf_name(tensor.name)] = tensor
+                    self._tensors[hf_name(tensor.name, parts)] = tensor
         self.config = self._read_config(architecture, headers[0])
         self.generation_config: dict[str, Any] = {}
         self._rows_per_head = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
@@ -196,6 +206,8 @@ class GGUFSource:
             )
         kind = GGMLQuantizationType[tensor.kind]
         values = dequantize(self._unpermuted(name, tensor.data), kind).reshape(tensor.shape)
+        if self._has_raised_norms and name.endswith("norm.weight"):
+            values = values - 1
         return torch.from_numpy(np.array(values, dtype=np.float32, order="C", copy=None if values.flags.writeable else True))
 
     def load(self, name: str, out: Tensor) -> None:
@@ -236,12 +248,12 @@ class GGUFSource:
             raise CheckpointError(f"{self.path}: RoPE over a part of each head is not supported")
         embedding = self._tensors.get("model.embed_tokens.weight")
         window = get("attention.sliding_window")
-        if window and architecture != "llama":
+        if window and architecture not in ("llama", _GEMMA):
             raise CheckpointError(f"{self.path}: a sliding window is not supported for architecture {architecture}")
         q_bias = "model.layers.0.self_attn.q_proj.bias" in self._tensors
         return {
             # Mistral is stored as a llama; only a window tells them apart.
-            "model_type": "mistral" if window else _MODEL_TYPES[architecture],
+            "model_type": "mistral" if window and architecture == "llama" else _MODEL_TYPES[architecture],
             "num_hidden_layers": get("block_count"),
             "hidden_size": hidden,
             "num_attention_heads": heads,
@@ -256,6 +268,7 @@ class GGUFSource:
             "attention_bias": q_bias,
             "mlp_bias": "model.layers.0.mlp.down_proj.bias" in self._tensors,
             "sliding_window": window,
+            **(_gemma_config(get, head_dim) if architecture == _GEMMA else {}),
             "eos_token_id": [
                 header.scalars[key]
                 for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
@@ -278,14 +291,26 @@ class GGUFSource:
         }
 
 
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a llama.cpp tensor; a name without counterpart is returned unchanged."""
+def _gemma_config(get: Any, head_dim: int) -> dict[str, Any]:
+    """What llama.cpp knows of Gemma 3 without a file saying so: scores are scaled by the head size, but in the 27B model, whose
+    layers are 62, by the stream's share of a head."""
+    is_27b = get("block_count") == 62
+    return {
+        "query_pre_attn_scalar": get("embedding_length") // get("attention.head_count") if is_27b else head_dim,
+        "rope_local_base_freq": get("rope.freq_base_swa", 10_000.0),
+        "sliding_window_pattern": 6,
+    }
+
+
+def hf_name(name: str, parts: Mapping[str, str]) -> str:
+    """Hugging Face's name of a llama.cpp tensor, `parts` of a layer being called so; a name without counterpart is returned
+    unchanged."""
     if name in _TOP_PARTS:
         return _TOP_PARTS[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _LAYER_PARTS:
+    if match is None or match[2] not in parts:
         return name
-    return f"model.layers.{match[1]}.{_LAYER_PARTS[match[2]]}.{match[3]}"
+    return f"model.layers.{match[1]}.{parts[match[2]]}.{match[3]}"
 
 
 def _parts(path: Path) -> Iterator[Path]:

@@ -41,6 +41,20 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GEMMA_NAMES = NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GEMMA = {
+    "num_hidden_layers": 7,  # the sixth has no window
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 64,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
 TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -75,7 +89,10 @@ def write(path: Path, model_type: str, kind: str, *, drop: str | None = None, **
     torch.manual_seed(3)
     config = transformers.AutoConfig.for_model(model_type, **{"tie_word_embeddings": False, **SHAPE, **more})
     model = from_config(config)
-    writer = gguf.GGUFWriter(path, model_type)
+    is_gemma = model_type == "gemma3_text"
+    writer = gguf.GGUFWriter(path, "gemma3" if is_gemma else model_type)
+    if is_gemma:
+        writer.add_sliding_window(config.sliding_window)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(64)
     writer.add_embedding_length(256)
@@ -104,7 +121,9 @@ def write(path: Path, model_type: str, kind: str, *, drop: str | None = None, **
             rows = interleave(rows, 4)
         if model_type == "llama" and ".k_proj" in name:
             rows = interleave(rows, 2)
-        writer.add_tensor(gguf_name(name), rows, raw_dtype=KIND[row_kind])
+        if is_gemma and name.endswith("norm.weight"):
+            rows = rows + np.float32(1)
+        writer.add_tensor(gguf_name(name, GEMMA_NAMES if is_gemma else NAMES), rows, raw_dtype=KIND[row_kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -112,12 +131,12 @@ def write(path: Path, model_type: str, kind: str, *, drop: str | None = None, **
     return model
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, parts: dict[str, str]) -> str:
     if name in TOP:
         return TOP[name]
     _, _, index, rest = name.split(".", 3)
     part, ending = rest.rsplit(".", 1)
-    return f"blk.{index}.{NAMES[part]}.{ending}"
+    return f"blk.{index}.{parts[part]}.{ending}"
 
 
 def compare(path: Path, model: Any) -> None:
@@ -140,6 +159,7 @@ def test_llama_of_every_kind_gives_transformers_logits(kind: str, tmp_path: Path
         ("llama", {"attention_bias": True}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("gemma3_text", {**GEMMA, "tie_word_embeddings": True}),
     ],
 )
 def test_every_architecture_gives_transformers_logits(model_type: str, more: dict[str, Any], tmp_path: Path) -> None:
