@@ -3,8 +3,11 @@
 Owns the shapes of these answers, which are SGLang's where it has such a route. Knows nothing of generation.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
 from time import monotonic, time
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,7 +24,7 @@ from streamserve.api.wire import Exchange
 from streamserve.engine.client import collect
 from streamserve.errors import EngineStopped, InvalidRequest, ModelNotFound, NotFound, QueueFull
 from streamserve.media.loader import MAX_PICTURES
-from streamserve.messages import FinishReason, GenerateRequest, PrefixSummary, SamplingParams
+from streamserve.messages import MEDIA_BASE, FinishReason, GenerateRequest, PrefixSummary, SamplingParams
 
 PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
 MAX_FLUSH_WAIT_S = 600.0
@@ -112,8 +115,14 @@ class Admin:
     def _prefix(self, prefix: PrefixSummary, shows_text: bool) -> dict[str, Any]:
         answer = asdict(prefix)
         first = answer.pop("first_token_ids")
-        answer["preview"] = self._service.text.tokenizer.decode(first, skip_special_tokens=False) if shows_text else None
+        answer["preview"] = self._preview(first) if shows_text else None
         return answer
+
+    def _preview(self, token_ids: Sequence[int]) -> str:
+        """Their text; of a picture that there is one."""
+        decode = partial(self._service.text.tokenizer.decode, skip_special_tokens=False)
+        runs = groupby(token_ids, lambda id: id >= MEDIA_BASE)
+        return "".join(["[picture]" if is_picture else decode(list(run)) for is_picture, run in runs])
 
     async def flush_cache(self, exchange: Exchange) -> None:
         """GET or POST /flush_cache: forget every cached prefix. While requests run that is refused, or waited for (`timeout`)."""

@@ -15,7 +15,7 @@ from streamserve.api.schema import show
 from streamserve.api.stream import Prompt
 from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.media.family import Family, Prepared
-from streamserve.messages import MEDIA_BASE, EngineFacts, Media, Span, media_token_ids
+from streamserve.messages import MEDIA_BASE, EngineFacts, Layout, Media, Span, media_token_ids
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
 from streamserve.text.pictures import token_id_of
@@ -94,6 +94,7 @@ class Prompts:
         num_chars = sum(chars_of(given) for given in (messages, tools, options.get("kwargs")) if given)
         layouts = [picture.layout for picture in pictures]
         num_chars += sum(len(layout.text) for layout in layouts)
+        self._refuse_hopeless_pictures(layouts)
 
         def encode() -> list[int]:
             try:
@@ -141,6 +142,16 @@ class Prompts:
                 f"{param} has {num_bytes} bytes, which make at least {at_least} tokens, but the context holds {context_len}; "
                 f"shorten it",
                 param=param,
+            )
+
+    def _refuse_hopeless_pictures(self, layouts: Sequence[Layout]) -> None:
+        """As for texts: with their places alone over the context, the rest need not be tokenised."""
+        num_places, context_len = sum(layout.num_tokens for layout in layouts), self._facts().context_len if layouts else 0
+        if num_places > context_len:
+            raise ContextOverflow(
+                f"messages show {len(layouts)} pictures, which take {num_places} tokens, but the context holds {context_len}; "
+                f"show fewer or smaller ones",
+                param="messages",
             )
 
     def _measure_longest_token(self) -> int:

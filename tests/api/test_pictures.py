@@ -286,6 +286,10 @@ async def test_pictures_that_do_not_fit_are_refused_with_the_numbers(http: httpx
     param, message = await refused(http, CHAT, {"messages": [user(*[shown()] * count)]})
     assert param == "messages"
     assert f"({CONTEXT_LEN} of them for pictures: {count}), but the context holds {CONTEXT_LEN}" in message
+    for path, more in ((CHAT, {}), (f"{MESSAGES}/count_tokens", {"model": "tiny"})):
+        body = {"messages": [user(*[base64() if more else shown()] * (count + 1))], **more}
+        message = (await refused(http, path, body))[1]
+        assert f"{count + 1} pictures, which take {CONTEXT_LEN + PLACES} tokens, but the context holds {CONTEXT_LEN}" in message
 
 
 async def test_tokens_of_pictures_are_counted(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
