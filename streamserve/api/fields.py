@@ -101,9 +101,9 @@ _BOTH: tuple[Field, ...] = (
 
 CHAT: tuple[Field, ...] = (
     *_supported(
-        messages="system, developer, user, assistant, tool, function; text and refusal parts; image_url and input_image parts of "
-        "users and tools, where the model takes pictures (docs/pictures.md); reasoning_content (or reasoning) and refusal of "
-        "assistants; audio is refused; what nothing reads is named in a warning",
+        messages="system, developer, user, assistant, tool, function; text and refusal parts; image_url, input_image and "
+        "video_url parts of users and tools, where the model takes pictures or videos (docs/pictures.md); reasoning_content (or "
+        "reasoning) and refusal of assistants; audio is refused; what nothing reads is named in a warning",
         max_completion_tokens="OpenAI's newer name for max_tokens; both, when they differ, are refused",
         logprobs="log-probabilities of the content's tokens",
         top_logprobs="0 to 20",
