@@ -123,6 +123,7 @@ export class Pictures {
     on("dragleave", (event) => {
       if (event.relatedTarget === null) target.hidden = true; // they left the window
     });
+    addEventListener("pointermove", () => (target.hidden = true)); // not while something is dragged: given up without a word
     on("drop", ({ dataTransfer }) => {
       target.hidden = true;
       this.#add([...dataTransfer.files]);
