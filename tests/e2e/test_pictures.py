@@ -87,6 +87,9 @@ async def test_a_picture_is_answered_encoded_once_and_found_in_the_cache(client:
     details = later.usage and later.usage.prompt_tokens_details
     assert details is not None and (details.cached_tokens or 0) > first.usage.prompt_tokens
     assert num_encoded(server) == 1
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        prefixes = (await http.get("/cache")).json()["top_prefixes"]
+    assert any(prefix["preview"] == "<|im_start|>user\n[picture]" for prefix in prefixes)
 
 
 async def test_another_picture_shares_nothing_from_its_first_place_on(client: AsyncOpenAI, server: FakeServer) -> None:
