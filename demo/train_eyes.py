@@ -257,7 +257,7 @@ def decoder_layer(
     keys = torch.cat((keys_KCD.expand(num, -1, -1, -1), turned[:, num_heads:]), 2)
     values = torch.cat((values_KCD.expand(num, -1, -1, -1), read[:, num_heads + num_kv :]), 2)
     queries = turned[:, :num_heads].reshape(num, num_kv, num_heads // num_kv * length, -1)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).view(num, num_heads, length, -1)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).reshape(num, num_heads, length, -1)
     x_NLE = x_NLE + F.linear(mixed.transpose(1, 2).reshape(num, length, -1), out)
     gate, up = F.linear(rms_norm(x_NLE, mlp_norm_E, eps).to(dtype), gate_up).chunk(2, -1)
     return x_NLE + F.linear(F.silu(gate) * up, down)
