@@ -67,6 +67,7 @@ class QwenFamily:
         self._settings = f"{config.get('model_type')} {self._min_pixels} {self._max_pixels}"
         text = config.get("text_config") or config
         self._vision_size = self.encoder_size(vision)
+        self._num_full = len(vision.get("fullatt_block_indexes", range(vision["depth"])))
         self._text_size = {key: int(text[key]) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")}
 
     def encoder_size(self, vision: Mapping[str, Any]) -> dict[str, int]:
@@ -111,11 +112,16 @@ class QwenFamily:
 
     def _prepared(self, source: Picture | Clip, pixels: NDArray[np.uint8], layout: Layout) -> Prepared:
         num_patches = layout.num_tokens * self._merge**2
+        # A layer in which patches look at all of their frame takes more, the larger that is: as if there were more patches.
+        _, rows, columns = layout.runs[0].grid or (1, 1, 1)
+        hidden, inner = self._vision_size["hidden_size"], self._vision_size["intermediate_size"]
+        looks = self._num_full * 2 * rows * columns * self._merge**2
+        of_weights = self._vision_size["num_hidden_layers"] * (4 * hidden + 3 * inner)
         return Prepared(
             key=key_of(source, self._settings),
             inputs={"pixels": pixels, **self._levels},
             layout=layout,
-            cost=encoder_cost(num_patches, self._vision_size, self._text_size),
+            cost=encoder_cost(num_patches + num_patches * looks // of_weights, self._vision_size, self._text_size),
         )
 
 

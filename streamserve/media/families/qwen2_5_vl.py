@@ -15,6 +15,7 @@ class Family(QwenFamily):
         "hidden_size": 3584,
         "intermediate_size": 3420,
         "patch_size": 14,
+        "fullatt_block_indexes": (7, 15, 23, 31),
     }
     settings_defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},

@@ -15,6 +15,7 @@ from streamserve.media.families import find as find_family
 from streamserve.media.families._qwen import fitting_size
 from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.vision import Vision
+from streamserve.models.vision import find as find_vision
 from streamserve.models.vision._qwen import patch_places, window_order
 from streamserve.resolve import MEDIA_BYTES
 from tests.models.vision import tiny_qwen
@@ -166,11 +167,50 @@ def test_patches_of_a_square_stand_together() -> None:
 
 def test_settings_that_mean_other_pictures_stop_the_start(tmp_path: Path) -> None:
     config = {"model_type": "qwen2_vl", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     wrong = {"resample": 2, "patch_size": 16, "do_resize": False, "size": {"height": 4}}
     for key, value in wrong.items():
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: value}))
         with pytest.raises(CheckpointError, match="min_pixels is None" if key == "size" else key):
-            find_family("qwen2_vl")(tmp_path, config)
+            family_of(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"max_pixels": 7 * 784, "min_pixels": 784}}))
-    family = find_family("qwen2_vl")(tmp_path, config)
-    assert family.prepare(picture(500, 500)).layout.num_tokens == 4
+    assert family_of(tmp_path).prepare(picture(500, 500)).layout.num_tokens == 4
+
+
+def test_an_encoder_whose_layers_look_further_costs_more(tmp_path: Path) -> None:
+    """As tokens of the language model: of Qwen2.5-VL-7B and a picture of 1,024 x 1,024, which has 5,476 patches."""
+    text = {"num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 12845056}))
+    costs = []
+    for full_layers in ([7, 15, 23, 31], list(range(32))):
+        config = {"model_type": "qwen2_5_vl", **text, "vision_config": {**vision, "fullatt_block_indexes": full_layers}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        prepared = family_of(tmp_path).prepare(picture(1024, 1024))
+        assert prepared.layout.num_tokens == 1369
+        costs.append(prepared.cost)
+    assert costs == [526, 827]
+
+
+def test_a_flat_config_is_read_like_a_nested_one() -> None:
+    """As published: Qwen2-VL-2B ties its head, and says so beside vision_config."""
+    kind = find_vision("qwen2_vl")
+    flat = {
+        "model_type": "qwen2_vl",
+        "eos_token_id": 5,
+        "hidden_size": 1536,
+        "tie_word_embeddings": True,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_config": {"embed_dim": 1280},
+    }
+    text = kind.text_config(flat)
+    nested = {"model_type": "qwen2_vl", "text_config": {**flat, "tie_word_embeddings": None}, "tie_word_embeddings": True}
+    assert kind.text_config(nested) == text
+    assert text["model_type"] == "qwen2"
+    assert text["tie_word_embeddings"] is True
+    assert text["rope_parameters"]["mrope_section"] == [16, 24, 24]
+    assert "vision_config" not in text
+    silent = find_vision("qwen3_vl").text_config({"text_config": {"hidden_size": 8}, "eos_token_id": 7})
+    assert silent["rope_parameters"] == {"mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    assert (silent["eos_token_id"], silent["head_dim"]) == (7, 128)
