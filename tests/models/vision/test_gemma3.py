@@ -68,7 +68,11 @@ class Tiny:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("gemma3")
+    return save(tmp_path_factory.mktemp("gemma3"))
+
+
+def save(folder: Path) -> Tiny:
+    """A random model, tokenizer and settings for pictures."""
     config = transformers.Gemma3Config(
         text_config=TEXT,
         vision_config={"model_type": "siglip_vision_model", **TOWER},

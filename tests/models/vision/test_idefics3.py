@@ -57,9 +57,14 @@ class Tiny:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder, (image_size, tile, longest) = tmp_path_factory.mktemp(request.param), VARIANTS[request.param]
+    return save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def save(variant: str, folder: Path) -> Tiny:
+    """A random model, tokenizer and settings for pictures."""
+    image_size, tile, longest = VARIANTS[variant]
     config = transformers.AutoConfig.for_model(
-        request.param,
+        variant,
         text_config=TEXT,
         vision_config={**TOWER, "image_size": image_size},
         image_token_id=IMAGE,
@@ -69,11 +74,11 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = randomised(auto.from_config(config, attn_implementation="eager"), seed=5)
     model.save_pretrained(folder)
     kind: Any = {"idefics3": transformers.Idefics3ImageProcessorPil, "smolvlm": transformers.SmolVLMImageProcessorPil}
-    images = kind[request.param](max_image_size={"longest_edge": tile}, size={"longest_edge": longest})
+    images = kind[variant](max_image_size={"longest_edge": tile}, size={"longest_edge": longest})
     made: Any = transformers.Idefics3Processor
     processor = made(images, tokenizer(SPECIALS), image_seq_len=(tile // 4 // 2) ** 2)
     processor.save_pretrained(folder)
-    return Tiny(folder, model, processor, find(request.param)(folder, config.to_dict()))
+    return Tiny(folder, model, processor, find(variant)(folder, config.to_dict()))
 
 
 def test_tiles_and_prompts_are_those_of_transformers(tiny: Tiny) -> None:

@@ -63,7 +63,12 @@ class Tiny:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder, (text, tower, tile) = tmp_path_factory.mktemp(request.param), VARIANTS[request.param]
+    return save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def save(variant: str, folder: Path) -> Tiny:
+    """A random model, tokenizer and settings for pictures."""
+    text, tower, tile = VARIANTS[variant]
     config = transformers.InternVLConfig(
         text_config={**TEXT, **text}, vision_config={**TOWER, **tower}, image_token_id=IMAGE, tie_word_embeddings=False
     )
