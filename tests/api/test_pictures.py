@@ -10,8 +10,10 @@ import pytest
 
 from streamserve.api.app import create_app
 from streamserve.config import ServerConfig
+from streamserve.media.family import Prepared
 from streamserve.media.loader import MAX_PICTURES
-from streamserve.messages import MEDIA_BASE, GenerateRequest, media_token_ids
+from streamserve.media.picture import Picture
+from streamserve.messages import MEDIA_BASE, GenerateRequest, Layout, Run, media_token_ids
 from streamserve.metrics import Metrics
 from streamserve.text.byte_tokenizer import ByteTokenizer, byte_text_model
 from streamserve.text.template import ChatTemplate
@@ -415,6 +417,27 @@ async def test_a_template_with_markers_shows_pictures_where_it_wants_them(engine
         assert prompt_of(engine.requests[-1]) == "a ... b"
         param, message = await refused(http, GENERATE, {"text": "a <image> b", "image_data": [RED_URL, BLUE_URL]})
         assert param == "text" and "1 of 2 pictures" in message
+
+
+class RowsFamily(CountingFamily):
+    """Two rows of places with a text between them, as Pixtral's; positions of three numbers, as Qwen's."""
+
+    def prepare(self, picture: Picture) -> Prepared:
+        made = super().prepare(picture)
+        text = f"<{self.token}>|{(self.token or '') * 2}"
+        return replace(made, layout=Layout(text, (Run(1, (1, 1, 1)), Run(2, (1, 1, 2)))))
+
+
+async def test_runs_of_a_picture_are_spans_with_their_grids(engine: ScriptedEngine) -> None:
+    family = RowsFamily(marker="<image>", token="<|endoftext|>")
+    app = create_app(engine, byte_text_model(), ServerConfig(), model_name="tiny", family=family)
+    async with client_of(app) as http:
+        await ok(http, CHAT, {"messages": [user("a", shown(), shown())]})
+    (request,) = engine.requests
+    assert prompt_of(request).startswith("<|im_start|>user\na\n<.>|..\n<.>|..<|im_end|>")
+    assert [[(span.num_tokens, span.grid) for span in media.spans] for media in request.media] == [
+        [(1, (1, 1, 1)), (2, (1, 1, 2))]
+    ] * 2
 
 
 async def test_base64_of_a_block_may_be_long(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
