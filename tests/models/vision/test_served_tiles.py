@@ -21,7 +21,8 @@ SAVE: dict[str, tuple[Callable[[Path], Any], list[Picture]]] = {
 }
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
-    "{% if p.type == 'image' %}MARKER{% else %}{{ p.text }}{% endif %}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{% if p.type == 'image' %}MARKER{% else %}{{ p.text }}{% endif %}"
+    "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 
