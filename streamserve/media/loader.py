@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from hashlib import sha256
 from typing import TypeVar
 
-from anyio import CapacityLimiter, create_task_group, to_thread
+from anyio import CapacityLimiter, create_task_group, from_thread, to_thread
 
 from streamserve.errors import InvalidRequest
 from streamserve.media import data_url
@@ -20,6 +20,7 @@ from streamserve.media.picture import Picture
 from streamserve.media.video import Clip, demuxer_of, open_clip
 
 MAX_PICTURES = 64  # of a request
+MAX_VIDEOS = 4  # among them: each may take seconds
 FILE_ID = "file-"  # how ids of uploaded files begin
 LARGE_PIXELS = 4 * MEGAPIXELS
 AT_ONCE = 4  # of one request
@@ -62,11 +63,19 @@ class Loader:
         done: dict[int, T] = {}
         failed: list[Exception] = []
         at_once = CapacityLimiter(AT_ONCE)
+        videos: list[Clip] = []
+
+        def prepare_one(clip: Clip) -> T:
+            videos.append(clip)
+            if len(videos) > MAX_VIDEOS:
+                raise InvalidRequest(f"{clip.param} is one video too many; a request may have {MAX_VIDEOS}", param=clip.param)
+            assert prepare_clip is not None
+            return prepare_clip(clip)
 
         async def load(index: int, source: str, param: str) -> None:
             async with at_once:
                 try:
-                    done[index] = await self.load(source, param, prepare, owner, find, prepare_clip)
+                    done[index] = await self.load(source, param, prepare, owner, find, prepare_clip and prepare_one)
                 except Exception as error:
                     failed.append(error)
                     tasks.cancel_scope.cancel()
@@ -101,7 +110,7 @@ class Loader:
 
         def make() -> T:
             if prepare_clip is not None and demuxer_of(data) is not None:
-                return prepare_clip(open_clip(data, param))
+                return prepare_clip(open_clip(data, param, from_thread.check_cancelled))
             return prepare(decode(data, param))
 
         data, is_large, known = await to_thread.run_sync(look, limiter=self._threads)

@@ -4,7 +4,7 @@ Owns the containers and codecs that are read, which frames are taken, and the li
 asked for: nobody holds all of them in their own size. Sound is left out. Knows nothing of where the bytes come from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
@@ -20,7 +20,7 @@ from streamserve.errors import InvalidRequest
 FRAMES_PER_SECOND = 2
 MIN_FRAMES, MAX_FRAMES = 4, 256  # where the file has so many
 MAX_PIXELS = 4096 * 2304  # of a frame
-MAX_SECONDS = 30.0  # of decoding
+MAX_SECONDS = 20.0  # of decoding
 CONTAINERS = "MP4, MOV, WebM and MKV"
 CODECS = {"h264": "H.264", "hevc": "H.265", "av1": "AV1", "vp8": "VP8", "vp9": "VP9"}
 PICTURE_BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"heim", b"heis"))
@@ -37,7 +37,8 @@ def demuxer_of(data: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """Frames of a video. `times`: of each frame, in seconds. `digest` is the SHA-256 of the file that it came in."""
+    """Frames of a video. `times`: of each frame, in seconds. `digest` is the SHA-256 of the file that it came in. `tick` is
+    called for every frame that is decoded: what it raises ends that."""
 
     data: bytes
     param: str
@@ -47,6 +48,7 @@ class Clip:
     rate: float  # of all frames, per second
     seconds: float
     digest: bytes
+    tick: Callable[[], None]
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -63,6 +65,7 @@ class Clip:
         next_place: int | None = next(wanted)
         with _opened(self.data, self.param) as file:
             for place, frame in enumerate(_decoded(file, self.param)):
+                self.tick()
                 while next_place == place:
                     yield _upright(frame)
                     next_place = next(wanted, None)
@@ -75,7 +78,11 @@ class Clip:
             next_place = next(wanted, None)
 
 
-def open_clip(data: bytes, param: str) -> Clip:
+def nothing() -> None:
+    """The tick of a clip that everybody waits for."""
+
+
+def open_clip(data: bytes, param: str, tick: Callable[[], None] = nothing) -> Clip:
     """The clip in a video file. Raises InvalidRequest, saying of `param` what is wrong; so it does where PyAV is missing."""
     with _opened(data, param) as file:
         stream = _stream(file, param)
@@ -88,7 +95,8 @@ def open_clip(data: bytes, param: str) -> Clip:
         num_frames = stream.frames or round(seconds * rate)
     if rate <= 0 or num_frames <= 0:
         raise InvalidRequest(f"{param} is a video that does not say how long it is", param=param)
-    return Clip(data, param, height, width, chosen(num_frames, rate), rate, num_frames / rate, sha256(data).digest())
+    places, digest = chosen(num_frames, rate), sha256(data).digest()
+    return Clip(data, param, height, width, places, rate, num_frames / rate, digest, tick)
 
 
 def chosen(num_frames: int, rate: float) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Video files as clips: which frames, which files, and what each refusal says."""
 
+from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from anyio import CancelScope, from_thread
 
 from streamserve.errors import InvalidRequest
 from streamserve.media import video
 from streamserve.media.families.qwen3_vl import Family
+from streamserve.media.fetch import Fetcher
+from streamserve.media.loader import Loader
 from streamserve.media.video import Clip, chosen, demuxer_of, open_clip
 
 av = pytest.importorskip("av")
@@ -26,7 +30,7 @@ def filmed(
         stream = file.add_stream(codec, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(num_frames):
-            pixels = np.full((size[1], size[0], 3), 8 * number, np.uint8)
+            pixels = np.full((size[1], size[0], 3), min(8 * number, 255), np.uint8)
             pixels[:, size[0] // 2 :] = 0
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         file.mux(stream.encode(None))
@@ -68,7 +72,7 @@ def test_short_and_long_clips_have_frames_within_limits() -> None:
 
 def test_a_file_that_holds_fewer_frames_than_it_says_repeats_its_last() -> None:
     clip = open_clip(filmed(), "url")
-    longer = Clip(clip.data, "url", 48, 64, (*clip.places, 40, 41), clip.rate, 4.2, clip.digest)
+    longer = Clip(clip.data, "url", 48, 64, (*clip.places, 40, 41), clip.rate, 4.2, clip.digest, video.nothing)
     assert brightness(longer) == [*clip.places, 29, 29]
 
 
@@ -98,6 +102,29 @@ def test_decoding_ends_in_time() -> None:
     clip = open_clip(filmed(), "url")
     with patch.object(video, "MAX_SECONDS", -1.0), pytest.raises(InvalidRequest, match="to decode"):
         list(clip.frames())
+
+
+@pytest.mark.anyio
+async def test_a_client_who_leaves_ends_the_decoding_and_many_videos_are_refused() -> None:
+    decoded: list[int] = []
+    loader = Loader(Fetcher([], 1 << 20), lambda *_: None, 1 << 20)
+    url = "data:video/mp4;base64," + b64encode(filmed(num_frames=200)).decode()
+
+    def watched(clip: Clip) -> int:
+        for frame in clip.frames():
+            decoded.append(len(frame))
+            from_thread.run_sync(scope.cancel)
+        return len(decoded)
+
+    with CancelScope() as scope:
+        await loader.load(url, "url", lambda _: 0, prepare_clip=watched)
+    assert scope.cancelled_caught
+    assert len(decoded) == 1
+    with pytest.raises(InvalidRequest, match="one video too many; a request may have 4"):
+        await loader.load_all([(url, f"urls[{i}]") for i in range(5)], lambda _: 0, prepare_clip=lambda _: 1)
+    assert await loader.load_all([(url, f"urls[{i}]") for i in range(4)], lambda _: 0, prepare_clip=lambda _: 1) == [1] * 4
+    with pytest.raises(InvalidRequest, match="MP4"):
+        await loader.load(url, "url", lambda _: 0)  # of a model that takes pictures only
 
 
 def test_without_pyav_a_video_is_refused_with_what_is_missing() -> None:
