@@ -9,9 +9,12 @@ import httpx
 import pytest
 
 from streamserve.api.app import create_app
+from streamserve.api.pictures import Pictures
+from streamserve.api.schema import PictureRef
 from streamserve.config import ServerConfig
 from streamserve.media.family import Prepared
-from streamserve.media.loader import MAX_PICTURES
+from streamserve.media.fetch import Fetcher
+from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
 from streamserve.messages import MEDIA_BASE, GenerateRequest, Layout, Run, media_token_ids
 from streamserve.metrics import Metrics
@@ -136,6 +139,15 @@ async def test_pictures_that_were_shown_before_are_not_prepared_again(
         await ok(http, CHAT, {"messages": turns})
     assert len(family.prepared) == 2
     assert [len(request.media) for request in engine.requests] == [1, 2, 2]
+
+
+async def test_what_was_not_shown_for_longest_is_prepared_again(family: CountingFamily) -> None:
+    loader = Loader(Fetcher((), 1 << 20), lambda id, owner: None, 1 << 20)
+    pictures = Pictures(family, loader, max_cache_bytes=2 * 12)  # an encoder's input has three numbers
+    refs = [PictureRef(data_url(png(shade)), "image") for shade in range(3)]
+    for shade in (0, 1, 0, 2, 0, 1):
+        await pictures.prepared([refs[shade]])
+    assert len(family.prepared) == 4 and family.prepared[1] == family.prepared[3]
 
 
 async def test_pictures_of_results_reach_the_model(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
