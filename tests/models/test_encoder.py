@@ -153,6 +153,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     "mistral": ("mistral", {"num_key_value_heads": 1, "sliding_window": 40}),
     "llama looking both ways": ("llama", {"num_key_value_heads": 2, "is_causal": False}),
+    "gemma3": ("gemma3_text", {"num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 6, "sliding_window": 40}),
 }
 
 
