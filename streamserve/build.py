@@ -32,9 +32,10 @@ from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.errors import ConfigError
 from streamserve.media.families import find as find_family
-from streamserve.media.family import Family
+from streamserve.media.family import Family, PictureFamily, Prepared, SoundFamily
 from streamserve.media.fixed import FixedFamily
 from streamserve.media.picture import Picture
+from streamserve.media.sound import Sound
 from streamserve.messages import SamplingParams
 from streamserve.resolve import MEDIA_BYTES, Reason, Resolved, decide_speculative
 from streamserve.speculative import Speculative
@@ -395,8 +396,7 @@ def _build_on_gpu(
         num_pages = -(-chunk // planned.page_size) + 1
         media_work = 0
         if (eyes := media()) is not None and pictures is not None:
-            blank = Picture(np.zeros((LARGE_SIDE, LARGE_SIDE, 3), np.uint8), bytes(32))
-            large, before = pictures.prepare(blank), gpu.memory()[0]
+            large, before = _large(pictures), gpu.memory()[0]
             eyes.warm_up(large.inputs, large.layout.num_tokens, MEDIA_BYTES)
             eyes.close()
             media_work = max(0, before - gpu.memory()[0] - MEDIA_BYTES)
@@ -420,7 +420,17 @@ def _build_on_gpu(
     return runner, text, grammars, resolved
 
 
-LARGE_SIDE = 2048  # pixels: what encoding such a picture takes of a GPU's memory is measured
+LARGE_SIDE = 2048  # pixels
+
+
+def _large(family: Family) -> Prepared:
+    """A picture, or the longest sound: what encoding it takes of a GPU's memory is measured."""
+    if isinstance(family, PictureFamily):
+        return family.prepare(Picture(np.zeros((LARGE_SIDE, LARGE_SIDE, 3), np.uint8), bytes(32)))
+    assert isinstance(family, SoundFamily)
+    return family.prepare_sound(Sound(np.zeros(int(family.max_seconds * family.rate), np.float32), family.rate, bytes(32)))
+
+
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
 
 

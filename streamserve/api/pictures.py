@@ -12,7 +12,7 @@ from typing import Any
 
 from streamserve.api.schema import PictureRef
 from streamserve.errors import InvalidRequest
-from streamserve.media.family import ClipFamily, Family, Prepared
+from streamserve.media.family import ClipFamily, Family, PictureFamily, Prepared
 from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
 from streamserve.media.video import Clip
@@ -74,6 +74,7 @@ class Pictures:
 
     def _prepare(self, picture: Picture) -> tuple[bytes, Prepared]:
         """In a worker thread."""
+        assert isinstance(self._family, PictureFamily)
         return picture.digest, self._family.prepare(picture)
 
     def _prepare_clip(self, clip: Clip) -> tuple[bytes, Prepared]:

@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from streamserve.api.fields import REFUSED
 from streamserve.errors import InvalidRequest
-from streamserve.media.families import supported_types
+from streamserve.media.families import types_that_take
+from streamserve.media.family import IMAGE
 
 MAX_CHOICES_PER_PROMPT = 128
 MAX_STOPS = 32
@@ -531,7 +532,7 @@ def _source_of(part: Part, name: PartName) -> tuple[str, str, str | None]:
 
 def no_pictures(what: str, param: str) -> InvalidRequest:
     """The refusal of a picture that the model cannot see; `what` says where there is one."""
-    others = f"; those of type {', '.join(kinds)} do (--model-path)" if (kinds := supported_types()) else ""
+    others = f"; those of type {', '.join(kinds)} do (--model-path)" if (kinds := types_that_take(IMAGE)) else ""
     return InvalidRequest(f"{what}; this model takes no pictures{others}", param=param)
 
 

@@ -82,7 +82,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "msgspec": ("api", "text", "messages"),
     "huggingface_hub": ("models.hub",),
     "llguidance": ("engine.grammar",),
-    "av": ("media.video",),
+    "av": ("media.sound", "media.video"),
     "PIL": ("media",),
     "httpx": ("media",),
     "python_multipart": ("api.multipart",),

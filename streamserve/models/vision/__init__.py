@@ -1,4 +1,4 @@
-"""Encoders of vision models, one file per family, named after Hugging Face's model_type: class Vision.
+"""Encoders of vision models, one file per family, named after Hugging Face's model_type: class Vision. Of what hears, too.
 
 Owns the type they share and how a file is found. A folder of such a model holds the weights of a language model as well; which
 are whose only the family knows.
@@ -24,7 +24,7 @@ def at_once(run: Callable[[Tensor], Tensor], x: Tensor, key: Hashable) -> Tensor
 
 
 class Vision:
-    """An encoder and the projector behind it: arrays of pictures to embeddings in the language model's stream.
+    """An encoder and the projector behind it: arrays of pictures (or sounds) to embeddings in the language model's stream.
 
     `num_deepstack`: so many further embeddings stand beside each, to be added to the stream behind the first layers (Qwen3-VL);
     what encode() returns is then (1 + num_deepstack) times as wide as the stream. `whole_spans`: places of a picture look at

@@ -93,7 +93,7 @@ def asked(input_ids: Sequence[int], image_token_id: int, prepared: Sequence[Prep
             for at in taken:
                 token_ids[at] = next(ids)
             spans.append(Span(taken[0], *run))
-        media.append(Media(one.key, tuple(spans), one.inputs, one.cost))
+        media.append(Media(one.key, tuple(spans), one.inputs, one.cost, one.kind))
     assert next(places, None) is None, "there are more image tokens than places"
     return Asked(tuple(token_ids), tuple(media), expected)
 
