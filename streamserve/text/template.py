@@ -311,18 +311,16 @@ def encode_chat(
     )
     if not pictures:
         return disguise.encode(text)
-    order: Sequence[int] = range(len(pictures))
     if is_marked:
         assert marker is not None
-        text = filled(text, marker, pictures)
+        text, order = filled(text, marker, pictures), list(range(len(pictures)))
     else:
-        found = re.findall(f"[{''.join(letters)}]", text)
-        check_shown(len(found) if len(set(found)) == len(found) else 0, pictures)
-        order = [letters.index(letter) for letter in found]
-        if token is not None:
-            text = re.sub(f"[{''.join(letters)}]", lambda match: pictures[letters.index(match[0])].text, text)
+        order = [letters.index(letter) for letter in re.findall(f"[{''.join(letters)}]", text)]
+        check_shown(len(order) if len(set(order)) == len(order) else 0, pictures)
     if token is None:
         return disguise.encode(text, {letter: slots(place, pictures[place]) for place, letter in enumerate(letters)})
+    for place, letter in enumerate(letters):
+        text = text.replace(letter, pictures[place].text)
     given_out = Slots(token_id_of(tokenizer, token), pictures, order)
     ids = disguise.encode(text, take=given_out.take)
     assert given_out.is_spent, "a picture's text has its image token once for every place"
@@ -364,8 +362,11 @@ class _Disguise:
         return _map_strings(given, self._hide) if self._letter_of else given
 
     def _hide_answer(self, message: Any) -> Any:
-        letter = self._answer_letter.get(message["content"]) if _is_answer(message) else None
-        return message if letter is None else {**message, "content": letter}
+        letter = self._answer_letter.get(_answer_of(message) or "")
+        if letter is None:
+            return message
+        is_text = isinstance(message["content"], str)
+        return {**message, "content": letter if is_text else [{**message["content"][0], "text": letter}]}
 
     def encode(
         self, text: str, more: Mapping[str, list[int]] | None = None, take: Callable[[Sequence[int]], list[int]] = list
@@ -402,12 +403,18 @@ def _any_of(texts: Sequence[str], more: re.Pattern[str] | None = None) -> re.Pat
     return re.compile("|".join([*patterns, *([more.pattern] if more is not None else [])]) or r"(?!)")
 
 
-def _is_answer(message: Any) -> bool:
-    return isinstance(message, Mapping) and message.get("role") == "assistant" and isinstance(message.get("content"), str)
+def _answer_of(message: Any) -> str | None:
+    """The text of an assistant's message, in either form that templates take; None for others."""
+    if not isinstance(message, Mapping) or message.get("role") != "assistant":
+        return None
+    content = message.get("content")
+    if isinstance(content, list) and len(content) == 1:
+        content = content[0].get("text")
+    return content if isinstance(content, str) else None
 
 
 def _answers(messages: Any) -> Iterator[str]:
-    yield from (message["content"] for message in messages if _is_answer(message))
+    yield from (answer for message in messages if (answer := _answer_of(message)))
 
 
 def _strings(value: Any) -> Iterator[str]:

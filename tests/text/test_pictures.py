@@ -7,6 +7,7 @@ import pytest
 
 from streamserve.errors import CheckpointError, InvalidRequest
 from streamserve.messages import Layout, Run
+from streamserve.text.answers import Answers
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.model import TextModel, load_text_model
 from streamserve.text.pictures import token_id_of
@@ -143,6 +144,18 @@ def test_a_chat_with_a_picture_can_be_continued(folder: Path) -> None:
         chat = [user(IMAGE, "what?"), {"role": "assistant", "content": "A "}]
         ids = text.encode_chat(chat, pictures=(TWO,), marker=MARK, token=MARK, continue_final_message=True)
         assert shown(text, ids).endswith("[assistant:A " if template != FIRST else "[assistant:A")
+
+
+@pytest.mark.parametrize("template", [BOTH, PARTS, TEXTS])
+def test_answers_keep_their_tokens_beside_pictures(folder: Path, template: str) -> None:
+    text = model(folder, template)
+    answers, answer = Answers(text.tokenizer), "the lazy dog"
+    apart = [id for letter in answer for id in text.tokenizer.encode(letter, continues=True)]
+    answers.note(answer, apart)
+    chat = [user(IMAGE, "what?"), {"role": "assistant", "content": answer}, user(IMAGE, "and?")]
+    ids = text.encode_chat(chat, pictures=(TWO, THREE), marker=MARK, token=MARK, answers=answers)
+    assert apart in [ids[place : place + len(apart)] for place in range(len(ids))]
+    assert shown(text, ids) == shown(text, text.encode_chat(chat, pictures=(TWO, THREE), marker=MARK, token=MARK))
 
 
 def test_pictures_of_results_stand_in_the_users_message(folder: Path) -> None:
