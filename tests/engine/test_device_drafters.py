@@ -248,6 +248,25 @@ def test_a_prefix_brings_its_memory_with_it_and_so_does_the_copy_of_a_page(bench
     bench.hand.close(first)
 
 
+def test_a_request_may_enter_its_slot_before_its_first_row(bench: Bench, alone: list[list[int]]) -> None:
+    """As one does whose picture is encoded beside the step."""
+    before, first = request(1, 1), request(0, 0)
+    bench.hand.step((before, ()))
+    plain_steps(bench, before, 3)  # so much of it is left unread in the slot
+    bench.hand.close(before)
+    first.slot, first.is_new, other = 1, False, request(1, 0)
+    entering = (
+        Admission(1, GREEDY, first.prompt, len(first.prompt), 0),
+        Admission(0, GREEDY, other.prompt, len(other.prompt), 1),
+    )
+    page = bench.hand._free.pop()
+    bench.execute(Plan(0, entering, (), (Row(0, 0, 1, other.prompt[:1], (page,), samples=False),)), Edits())
+    bench.hand._free.append(page)
+    [found] = bench.hand.step((first, ()), num_wanted=MAX_DRAFTS).rows
+    assert [*found.token_ids, *found.drafts] == alone[0][: 1 + MAX_DRAFTS]
+    bench.hand.close(first)
+
+
 def test_a_prefix_that_was_never_read_is_read_by_the_first_who_wants_guesses(bench: Bench, alone: list[list[int]]) -> None:
     """An answer for which nobody wanted guesses enters the tree: those who go on from there want some."""
     first = request(0, 0)

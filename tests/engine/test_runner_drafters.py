@@ -7,7 +7,7 @@ are compared with plain torch over whole sequences (tests/models/tiny_heads.py).
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from streamserve.engine.drafters import draft_model
 from streamserve.engine.drafters.find import Room, load_drafter
 from streamserve.engine.drafters.runner_drafter import RunnerDrafter
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
+from streamserve.engine.embeddings import Embeddings
 from streamserve.engine.plan import Admission, Append, Edits, Plan, Row, RowResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
@@ -37,7 +38,7 @@ from streamserve.engine.speculation import Offer, Speculation, StepCosts
 from streamserve.engine.stages import default_stages
 from streamserve.errors import CheckpointError, ConfigError
 from streamserve.kernels.ops import Batch
-from streamserve.messages import Delta, GenerateRequest, SamplingParams
+from streamserve.messages import Delta, GenerateRequest, Media, SamplingParams, Span, media_token_ids
 from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.drafting import open_drafter
 from streamserve.models.eagle import EagleFile
@@ -101,11 +102,31 @@ class Always(Speculation):
         return True
 
 
+class Eyes:
+    """An encoder of pictures that are a seed and a number of places."""
+
+    whole_spans = False
+
+    def __init__(self, hidden_size: int) -> None:
+        self._hidden_size = hidden_size
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        seeded = [(torch.Generator().manual_seed(one["seed"]), one["places"]) for one in inputs]
+        return [torch.randn(places, self._hidden_size, generator=generator) for generator, places in seeded]
+
+
 class Bench:
     """A tiny model, and what guesses for it; `kind` None: nothing."""
 
     def __init__(
-        self, model: Path, kind: str | None, path: Path | None = None, *, num_pages: int = 64, page_size: int = 4
+        self,
+        model: Path,
+        kind: str | None,
+        path: Path | None = None,
+        *,
+        num_pages: int = 64,
+        page_size: int = 4,
+        sees: bool = False,
     ) -> None:
         checkpoint = open_checkpoint(model)
         choices = choose_kernels(checkpoint, dtype="float32", page_size=page_size)
@@ -119,21 +140,29 @@ class Bench:
             room = Room(num_pages, page_size, self.num_slots, MAX_DRAFTS, torch.float32, 1, choices)
             self.watched = Watched(load_drafter(opened, self.network, room))
         sampler = Sampler(VOCAB, default_stages(frozenset()))
+        hidden = checkpoint.spec.hidden_size
+        eyes = Embeddings(Eyes(hidden), num_slots=self.num_slots, hidden_size=hidden, has_rotary=False) if sees else None
         self.runner = ModelRunner(
-            self.network, self.pool, sampler, num_slots=self.num_slots, max_len=CONTEXT, drafter=self.watched
+            *(self.network, self.pool, sampler),
+            num_slots=self.num_slots,
+            max_len=CONTEXT,
+            drafter=self.watched,
+            embeddings=eyes,
         )
         self.cache = KVCache(num_pages, page_size)
         limits = Limits(self.num_slots, 8, frozenset())
         speculation = None if kind is None else Always()
         scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"], speculation=speculation)
-        self.engine = Engine(scheduler, self.runner, EngineOptions(CONTEXT, VOCAB, frozenset(), seed=0))
+        self.engine = Engine(scheduler, self.runner, EngineOptions(CONTEXT, VOCAB, frozenset(), seed=0, takes_media=sees))
 
-    async def answers(self, *requests: tuple[Sequence[int], int], one_by_one: bool = False, **sampling: Any) -> list[Delta]:
-        """To prompts, with so many tokens each."""
+    async def answers(
+        self, *requests: tuple[Sequence[int], int], one_by_one: bool = False, media: tuple[Media, ...] = (), **sampling: Any
+    ) -> list[Delta]:
+        """To prompts, with so many tokens each; all have the same `media`."""
 
         async def ask(i: int, prompt: Sequence[int], num_new: int) -> Delta:
             params = SamplingParams(max_new_tokens=num_new, seed=i, ignore_eos=True, **sampling)
-            return await collect(await self.engine.submit(GenerateRequest(f"r{i}", tuple(prompt), params)))
+            return await collect(await self.engine.submit(GenerateRequest(f"r{i}", tuple(prompt), params, media=media)))
 
         running = asyncio.create_task(self.engine.run())
         try:
@@ -281,6 +310,21 @@ async def test_heads_change_no_answer_at_a_temperature_with_scarce_pages(kind: s
     assert bench.watched is not None and bench.watched.num_admissions > 4
     plain = await Bench(model, None).answers(*requests, temperature=0.9, top_p=0.95)
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in plain]
+
+
+@pytest.mark.parametrize("kind", ["eagle", "mtp", "draft_model"])
+async def test_guessers_change_no_answer_about_a_picture_that_is_computed_in_parts(
+    kind: str, llama: Path, mimo: Path, eagle: Path
+) -> None:
+    model = mimo if kind == "mtp" else llama
+    path = {"eagle": eagle, "mtp": None, "draft_model": llama}[kind]
+    media = (Media(b"cat", (Span(4, 21),), {"seed": 1, "places": 21}),)
+    requests = [([*prompt_of(4), *media_token_ids(b"cat", 21), *prompt_of(6, seed=n)], 20) for n in range(3)]
+    answers = await Bench(model, kind, path, sees=True).answers(*requests, media=media, temperature=0.0)
+    plain = await Bench(model, None, sees=True).answers(*requests, media=media, temperature=0.0)
+    assert [answer.error for answer in answers] == [None] * 3
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in plain]
+    assert accepted(answers)[0] > 0
 
 
 class Hand:

@@ -92,6 +92,7 @@ class DeviceDraftModel:
         self._unread: dict[int, int] = {}  # by slot: its first token that was not read; none: all before its next row were
         self._guessed: dict[int, int] = {}  # by slot, after guesses: from here on all before its next row will have been read
         self._prompt_lens: dict[int, int] = {}
+        self._admitted: dict[int, Admission] = {}  # by slot, until its first row: an encoder may be waited for before that
         self._memory = PageMemory(pool.num_pages, pool.page_size)
         where = device.torch_device
         self._kernels = GuessKernels(state.num_slots, max_len, window=self._window, vocab_size=vocab_size, device=where)
@@ -184,11 +185,11 @@ class DeviceDraftModel:
         spans: list[PromptRow] = []
         asking: list[tuple[int, int]] = []
         room = self._max_read
-        admissions = {admission.slot: admission for admission in plan.admissions}
+        self._admitted |= {admission.slot: admission for admission in plan.admissions}
         for i, row in enumerate(plan.rows):
             pages = self._state.pages_of(row.slot)
-            if row.slot in admissions:
-                start = self._open(admissions[row.slot], row, pages)
+            if (admission := self._admitted.pop(row.slot, None)) is not None:
+                start = self._open(admission, row, pages)
             else:
                 self._memory.fresh(row.new_pages)
                 if row.slot in self._guessed:
@@ -213,7 +214,7 @@ class DeviceDraftModel:
         return spans, asking
 
     def _open(self, admission: Admission, row: Row, pages: Sequence[int]) -> int:
-        """A request enters a slot, with its first row. Returns from where on it is to be read: what came out of the tree and was
+        """A request's first row in a slot. Returns from where on it is to be read: what came out of the tree and was
         never read, is now."""
         slot = admission.slot
         self._prompt_lens[slot] = admission.num_prompt

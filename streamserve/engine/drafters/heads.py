@@ -14,6 +14,7 @@ from streamserve.engine.drafters.draft_model import num_certain
 from streamserve.engine.drafters.passes import Guesser, Passes, Span
 from streamserve.engine.plan import Plan, RowResult
 from streamserve.kernels.ops import Batch
+from streamserve.messages import MEDIA_BASE
 from streamserve.models.heads import FeatureNetwork, Head
 
 
@@ -62,7 +63,7 @@ class HeadDrafter:
             if result.token_ids:
                 tokens.append(result.token_ids[-1])
             elif end < len(history):
-                tokens.append(history[end])
+                tokens.append(history[end] if history[end] < MEDIA_BASE else 0)  # as the batch has places of pictures
             else:
                 self._waiting[row.slot] = end - 1, features_CE[-1].clone()
             if tokens:
