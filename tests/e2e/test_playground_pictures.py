@@ -75,6 +75,10 @@ class PictureTab(Tab):
 
         socket.on("framesent", note)
 
+    def finish(self) -> None:
+        super().finish()
+        assert self.page.locator(".assistant:last-child .error").all_inner_texts() == []
+
     def choose(self, **files: bytes) -> None:
         """By the button's dialog; `_` in a name stands for the dot."""
         with self.page.expect_file_chooser() as chooser:
