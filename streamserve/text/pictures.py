@@ -13,12 +13,14 @@ from streamserve.messages import Layout
 from streamserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-PICTURE = "image"  # the type of a content part in whose place a picture stands; there is nothing else in it
+# Types of content parts in whose place a picture, a video or a sound stands; there is nothing else in them. What is said here of
+# pictures holds for all.
+PICTURES = ("image", "audio")
 
 
 def is_picture(part: Any) -> bool:
     """Whether a content part stands for a picture."""
-    return isinstance(part, Mapping) and part.get("type") == PICTURE
+    return isinstance(part, Mapping) and part.get("type") in PICTURES
 
 
 def num_pictures(messages: Sequence[Message]) -> int:

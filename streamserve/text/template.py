@@ -25,7 +25,7 @@ from streamserve.errors import CheckpointError, InvalidRequest
 from streamserve.messages import Layout
 from streamserve.text.answers import Answers
 from streamserve.text.pictures import (
-    PICTURE,
+    PICTURES,
     Slots,
     check_shown,
     filled,
@@ -190,22 +190,24 @@ class ChatTemplate:
         return chat
 
     def writes(self, marker: str, *, in_results: bool = False) -> bool:
-        """Whether the template writes this where a part of a user's content is a picture; or of a tool's result."""
+        """Whether the template writes this where a part of a user's content is a picture (or a sound: a marker stands for one of
+        them); or of a tool's result."""
         known = self._writes.get((marker, in_results))
         if known is None:
-            content = [{"type": PICTURE}, {"type": "text", "text": _PROBES[2]}]
-            given = (
-                [*_PROBE_CHAT[:2], {**_PROBE_CHAT[2], "content": content}]
-                if in_results
-                else [{"role": "user", "content": content}]
-            )
-            tools = _PROBE_TOOLS if in_results else None
-            try:
-                text = self._render(self._variables(self.normalise(given), tools, None), tools, True)
-            except InvalidRequest:
-                text = ""
-            known = self._writes[marker, in_results] = _PROBES[2] in text and text.count(marker) == 1
+            known = self._writes[marker, in_results] = any(self._writes_for(kind, marker, in_results) for kind in PICTURES)
         return known
+
+    def _writes_for(self, kind: str, marker: str, in_results: bool) -> bool:
+        content = [{"type": kind}, {"type": "text", "text": _PROBES[2]}]
+        given = (
+            [*_PROBE_CHAT[:2], {**_PROBE_CHAT[2], "content": content}] if in_results else [{"role": "user", "content": content}]
+        )
+        tools = _PROBE_TOOLS if in_results else None
+        try:
+            text = self._render(self._variables(self.normalise(given), tools, None), tools, True)
+        except InvalidRequest:
+            return False
+        return _PROBES[2] in text and text.count(marker) == 1
 
     def _content(self, content: Any) -> Any:
         """A string, with text parts joined by newlines; a list of parts for templates that take nothing else, and where there is
@@ -215,7 +217,9 @@ class ChatTemplate:
         if isinstance(content, str):
             return [{"type": "text", "text": content}] if self._takes_parts else content
         if any(map(is_picture, content)):
-            return [{"type": PICTURE} if is_picture(part) else {"type": "text", "text": _part_text(part)} for part in content]
+            return [
+                {"type": part["type"]} if is_picture(part) else {"type": "text", "text": _part_text(part)} for part in content
+            ]
         texts = [_part_text(part) for part in content]
         return [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
 
@@ -279,9 +283,9 @@ def encode_chat(
     Begin and end tokens are the template's business; none is added. An assistant's message that `answers` knows keeps the
     tokens it was generated with.
 
-    `pictures` are what the content parts of type "image" stand for, in order; where they are, the result has slots (see
-    text/pictures.py). `marker` is what the template writes for such a part, if it knows of pictures, and `token` the text of the
-    model's image token, if it has one: neither can be forged, whatever else is allowed.
+    `pictures` are what the content parts of type "image" or "audio" stand for, in order; where they are, the result has slots
+    (see text/pictures.py). `marker` is what the template writes for such a part, if it knows of pictures, and `token` the text of
+    the model's image token, if it has one: neither can be forged, whatever else is allowed.
     """
     assert num_pictures(messages) == len(pictures) and (marker is None or token is not None)
     reserved = tuple(filter(None, dict.fromkeys((marker, token))))
