@@ -30,10 +30,14 @@ def num_pictures(messages: Sequence[Message]) -> int:
 
 
 def lettered(messages: Sequence[Message], letters: Sequence[str]) -> list[Message]:
-    """The conversation with a letter, as a text part, in place of each picture: for templates that show texts only."""
+    """The conversation with a letter, as a text part, in place of each picture: for templates that show texts only. A message's
+    one picture comes before its texts where it stands behind them: a small model reads a question better that it knows the
+    picture of, and so do LLaVA's templates."""
     waiting = iter(letters)
 
     def parts(content: list[Any]) -> list[Any]:
+        if content and is_picture(content[-1]) and sum(map(is_picture, content)) == 1:
+            content = [content[-1], *content[:-1]]
         return [{"type": "text", "text": next(waiting)} if is_picture(part) else part for part in content]
 
     return [_with_parts(message, parts) for message in messages]

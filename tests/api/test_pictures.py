@@ -121,7 +121,7 @@ async def test_pictures_in_any_turn_have_ids_of_their_contents(
     assert ids[0] == ids[2] and ids[0][0] != ids[1][0]
     dots = "." * PLACES
     said_so = "<|im_start|>assistant\nSeen.<|im_end|>\n<|im_start|>user\n"
-    expected = f"user\nOne:\n{dots}\nand two:\n{dots}<|im_end|>\n{said_so}Again\n{dots}<|im_end|>\n<|im_start|>assistant\n"
+    expected = f"user\nOne:\n{dots}\nand two:\n{dots}<|im_end|>\n{said_so}{dots}\nAgain<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_of(first) == f"<|im_start|>{expected}"
 
 

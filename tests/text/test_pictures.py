@@ -80,6 +80,16 @@ def test_a_model_without_an_image_token_has_places_that_stand_alone() -> None:
     assert shown(text, ids) == expected
 
 
+def test_a_picture_behind_a_question_comes_first_where_the_template_knows_none() -> None:
+    text = byte_text_model()
+    three = (Layout("", (Run(3),)),)
+    for parts in (("What is this?", IMAGE), (IMAGE, "What is this?")):
+        ids = text.encode_chat([user(*parts)], pictures=three)
+        assert shown(text, ids).startswith("<|im_start|>user\n111\nWhat is this?<|im_end|>")
+    ids = text.encode_chat([user("One:", IMAGE, "two:", IMAGE)], pictures=(*three, *three))
+    assert shown(text, ids).startswith("<|im_start|>user\nOne:\n111\ntwo:\n222<|im_end|>")
+
+
 def test_the_text_around_a_picture_has_the_ids_of_the_whole(folder: Path) -> None:
     """As the model has been trained: tokenised once, with the picture's text in it."""
     text = model(folder, PARTS)
