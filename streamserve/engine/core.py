@@ -30,6 +30,7 @@ from streamserve.engine.grammar import Asked, Grammars
 from streamserve.engine.guide import Guide
 from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
+from streamserve.engine.rotary import rotary_lead
 from streamserve.engine.scheduler import Flight, Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
 from streamserve.messages import MEDIA_BASE, CacheSummary, EngineFacts, EngineLoad, GenerateRequest, Guidance, SamplingParams
@@ -197,6 +198,13 @@ class Engine:
                 f"the prompt has {num_prompt} tokens and {wanted or 1} more are asked for, but the context holds {context_len}; "
                 f"shorten the prompt or ask for at most {max(0, context_len - num_prompt)}",
                 param="max_tokens" if num_prompt < context_len else "prompt",
+            )
+        lead = rotary_lead(request.media)
+        if num_prompt + lead + (wanted or 1) > context_len:
+            raise ContextOverflow(
+                f"the prompt has {num_prompt} tokens and {wanted or 1} more are asked for, and the times of its videos are "
+                f"{lead} places longer than their frames, but the context holds {context_len}; send shorter videos",
+                param="prompt",
             )
         bad_asked = [t for t in request.sampling.logprob_token_ids if not 0 <= t < self._options.vocab_size]
         if bad_asked:

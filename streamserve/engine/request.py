@@ -18,6 +18,7 @@ from streamserve.cache.kv_cache import Lease
 from streamserve.engine.client import Mailbox, Turns
 from streamserve.engine.drafters.drafter import Drafts
 from streamserve.engine.guide import Guide
+from streamserve.engine.rotary import rotary_lead
 from streamserve.messages import GenerateRequest, SamplingParams, TokenLogprobs
 
 
@@ -92,7 +93,7 @@ class Request:
         self.submitted_s = submitted_s
         self.tokens = list(given.token_ids)
         self.num_prompt = len(given.token_ids)
-        room = context_len - self.num_prompt
+        room = context_len - rotary_lead(given.media) - self.num_prompt
         wanted = given.sampling.max_new_tokens
         self.max_len = self.num_prompt + (room if wanted is None else min(wanted, room))
         self.mailbox = Mailbox(given.id, turns)

@@ -15,6 +15,16 @@ from streamserve.messages import Media
 Rotary = NDArray[np.int32]
 
 
+def rotary_lead(media: Sequence[Media]) -> int:
+    """How far numbers run ahead of places behind a prompt with these, and nowhere further: a clip's frames may lie further apart
+    than they have places. 0: nowhere are they ahead."""
+    shift = 0
+    for span in (span for one in media for span in one.spans):
+        frames, rows, columns = span.grid or (1, 1, span.num_tokens)
+        shift += max(int((frames - 1) * span.frame_step), rows - 1, columns - 1) + 1 - span.num_tokens
+    return max(0, shift)
+
+
 def rotary_positions(num_prompt: int, media: Sequence[Media]) -> tuple[Rotary, int]:
     """[3, num_prompt], and what to add to a position behind the prompt for its number."""
     out = np.empty((3, num_prompt), np.int32)

@@ -20,7 +20,7 @@ from streamserve.engine.plan import NO_EDITS, Edits, Plan, StepResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.rotary import rotary_positions
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.errors import InvalidRequest
+from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.messages import (
     MEDIA_BASE,
     Delta,
@@ -224,6 +224,21 @@ async def test_ids_of_places_without_a_picture_are_refused_and_so_are_log_probab
         asked = request_of(3, ("cat", 5), 2)
         with pytest.raises(InvalidRequest, match="prompt_logprobs"):
             await bench.engine.submit(replace(asked, sampling=SamplingParams(max_new_tokens=1, prompt_logprobs=1)))
+
+
+async def test_a_clip_whose_times_reach_beyond_the_context_is_refused_and_one_that_fits_leaves_less_to_the_answer() -> None:
+    def watch(frame_step: float) -> GenerateRequest:
+        ids, span = media_token_ids(key_of("clip"), 40), Span(2, 40, (10, 2, 2), frame_step)
+        return GenerateRequest("", (1, 2, *ids, 3), media=(Media(key_of("clip"), (span,), {}),))
+
+    async with running(Bench(num_pages=32)) as bench:
+        for frame_step in (20.0, 1e12):
+            with pytest.raises(ContextOverflow, match="times of its videos"):
+                await bench.engine.submit(watch(frame_step))
+        short, long = await bench.ask("short", watch(1.0)), await bench.ask("long", watch(8.0))
+    context_len = 32 * 4 - 4
+    assert len(short.token_ids) == context_len - 43
+    assert len(long.token_ids) == context_len - 43 - (9 * 8 + 1 - 40)
 
 
 PIECES = st.lists(

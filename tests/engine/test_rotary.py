@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamserve.engine.rotary import rotary_positions
+from streamserve.engine.rotary import rotary_lead, rotary_positions
 from streamserve.kernels.ops import rope_angles
 from streamserve.messages import Media, Span
 from streamserve.models import find
@@ -84,6 +84,15 @@ def test_text_behind_a_clip_of_many_frames_goes_on_behind_the_last_frame() -> No
     positions, shift = rotary_positions(*laid_out([3, (9, 2, 2), 2]))
     assert positions[:, -2:].tolist() == [[12, 13]] * 3
     assert shift == 14 - (3 + 36 + 2)
+
+
+@pytest.mark.parametrize("frame_step", [1.0, 4.0, 30.5])
+def test_numbers_lead_by_as_much_as_a_clip_lasts_longer_than_its_places(frame_step: float) -> None:
+    spans = (Span(2, 40, (10, 2, 2), frame_step), Span(45, 30, (1, 5, 6)), Span(80, 9, (3, 1, 3), frame_step))
+    media = [Media(b"", (span,), {}) for span in spans]
+    positions, shift = rotary_positions(95, media)
+    assert rotary_lead(media) == max(0, shift)
+    assert positions.max() <= 94 + rotary_lead(media)
 
 
 def test_spans_of_one_media_may_have_text_between() -> None:
