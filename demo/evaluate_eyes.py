@@ -67,10 +67,11 @@ def judge(question: Question, answer: str) -> bool:
             said = _named(words, NUMBERS) or ({"zero"} if "no" in words else set())
             return said == {NUMBERS[facts]}
         case "where":
-            side, one = facts
-            if _named(words, _SIDES) != {side}:
+            sides, one = facts
+            said = _named(words, _SIDES)
+            if not said or not said <= sides:
                 return False
-            before = words[: words.index(side)]
+            before = words[: min(words.index(side) for side in said)]
             is_about_it = " ".join(words).startswith(f"the {one} ")
             return is_about_it or not any(word in _SHAPE_OF for word in before)  # "Left of it." is fine
         case "relation" | "exists":
@@ -134,7 +135,7 @@ def _server(arguments: Sequence[str]) -> Iterator[str]:
             if process.poll() is not None:
                 raise SystemExit(f"the server has ended: {' '.join(command)}")
             try:
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -172,7 +173,9 @@ async def _examine(url: str, args: argparse.Namespace, kinds: Sequence[str]) -> 
                 scene, asked = exam(args.seed, number, kinds)
                 picture = data_url(scene.picture)
                 for question in asked:
-                    answer = await _ask(client, model, picture, question, number % 2 == 1)
+                    answer = await _ask(
+                        client, model, picture, question, args.order == "text" or (args.order == "both" and number % 2 == 1)
+                    )
                     is_right = judge(question, answer)
                     kind = "count to four" if question.kind == "count" and question.facts <= 4 else question.kind
                     marks.setdefault("count, five and six" if kind == "count" else kind, []).append(is_right)
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--url", help="of a server that runs; else one is started")
     parser.add_argument("--kinds", help=f"only these, of {','.join(KINDS)}")
+    parser.add_argument("--order", choices=("both", "picture", "text"), default="both", help="what comes first in a message")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--show", action="store_true", help="print what was wrong")
     parser.add_argument("serve", nargs="*", help="arguments for the server that is started, behind --")

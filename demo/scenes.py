@@ -44,6 +44,7 @@ play eat run sale free help one two taxi bank hotel fire ice snow rain king quee
 WORDS = tuple(_WORD_LIST.split())
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 MAX_THINGS = 6
+CLEAR = 0.13  # share of the picture from which on something is left of (right of, above, below) something else
 
 # How the scenes of a lesson come: what is drawn, and how often.
 PLANS = (("few", 0.36), ("many", 0.23), ("pair", 0.27), ("text", 0.14))
@@ -527,14 +528,18 @@ def _count(scene: Scene, rng: Random) -> Question | None:
 _SIDES = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
 
-def _side(first: Thing, second: Thing) -> str | None:
-    """Where the first is, seen from the second, where that is plain."""
+def _distances(first: Thing, second: Thing) -> dict[str, float]:
+    """How far the first lies on each side of the second."""
     dx, dy = first.x - second.x, first.y - second.y
-    if max(abs(dx), abs(dy)) < 0.16 or min(abs(dx), abs(dy)) > 0.6 * max(abs(dx), abs(dy)):
+    return {"left": -dx, "right": dx, "above": -dy, "below": dy}
+
+
+def _side(first: Thing, second: Thing) -> str | None:
+    """Where the first is, seen from the second, where one side is the plain one."""
+    near, far = sorted(abs(distance) for distance in _distances(first, second).values())[1::2]
+    if far < 0.16 or near > 0.6 * far:
         return None
-    if abs(dx) > abs(dy):
-        return "left" if dx < 0 else "right"
-    return "above" if dy < 0 else "below"
+    return max(_distances(first, second).items(), key=lambda side: side[1])[0]
 
 
 def _two(scene: Scene, rng: Random) -> tuple[Thing, Thing, str, str] | None:
@@ -549,7 +554,7 @@ def _two(scene: Scene, rng: Random) -> tuple[Thing, Thing, str, str] | None:
 def _where(scene: Scene, rng: Random) -> Question | None:
     if (pair := _two(scene, rng)) is None or (side := _side(*pair[:2])) is None:
         return None
-    _, _, one, two = pair
+    first, second, one, two = pair
     text = _pick(
         rng,
         f"Where is the {one} relative to the {two}?", f"Where is the {one} relative to the {two}?",
@@ -558,7 +563,8 @@ def _where(scene: Scene, rng: Random) -> Question | None:
         f"What is the position of the {one} relative to the {two}?",
         f"Is the {one} left of, right of, above or below the {two}?",
     )  # fmt: skip
-    return Question("where", text, f"The {one} is {_SIDES[side]} the {two}.", (side, one))
+    true = {name for name, distance in _distances(first, second).items() if distance >= CLEAR}
+    return Question("where", text, f"The {one} is {_SIDES[side]} the {two}.", (true, one))
 
 
 def _relation(scene: Scene, rng: Random) -> Question | None:
@@ -566,8 +572,8 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
         return None
     first, second, one, two = pair
     way = rng.choice(tuple(_SIDES))
-    distance = {"left": second.x - first.x, "right": first.x - second.x, "above": second.y - first.y, "below": first.y - second.y}
-    if abs(distance[way]) < 0.13:
+    distance = _distances(first, second)[way]
+    if abs(distance) < CLEAR:
         return None
     words = {
         "left": ("to the left of", "left of", "on the left of"),
@@ -576,7 +582,7 @@ def _relation(scene: Scene, rng: Random) -> Question | None:
         "below": ("below", "below", "under"),
     }
     text = _pick(rng, f"Is the {one} {rng.choice(words[way])} the {two}?")
-    return Question("relation", text, "Yes." if distance[way] > 0 else "No.", distance[way] > 0)
+    return Question("relation", text, "Yes." if distance > 0 else "No.", distance > 0)
 
 
 def _beside(scene: Scene, rng: Random) -> Question | None:
