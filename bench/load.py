@@ -147,6 +147,54 @@ async def send_all(port: int, asks: Sequence[Ask], at_once: int, starts_s: float
     return [sent[number] for number in range(len(asks))]
 
 
+class Streams:
+    """Answers that are streamed beside whatever else is measured, until they are told to stop."""
+
+    def __init__(self, port: int, asks: Sequence[Ask], *, processes: int = PROCESSES) -> None:
+        context = multiprocessing.get_context("fork")
+        self._ends: list[Connection] = []
+        self._workers = []
+        for number in range(min(processes, len(asks))):
+            here, there = context.Pipe()
+            worker = context.Process(target=_stream, args=(port, asks[number::processes], there), daemon=True)
+            worker.start()
+            there.close()
+            self._ends.append(here)
+            self._workers.append(worker)
+
+    def stop(self) -> list[Answer]:
+        """Hang up. What came so far; `has_left` says that an answer was still under way."""
+        for end in self._ends:
+            end.send(None)
+        found = [answer for end in self._ends for answer in end.recv()]
+        for worker in self._workers:
+            worker.join()
+        return found
+
+
+def _stream(port: int, asks: Sequence[Ask], pipe: Connection) -> None:
+    """One client process of Streams."""
+
+    async def run() -> list[tuple[float, list[tuple[float, bytes]], bool]]:
+        loop = asyncio.get_running_loop()
+        lines = [(await loop.create_connection(_Line, "127.0.0.1", port))[1] for _ in asks]
+        sent_s = [time.perf_counter() for _ in asks]
+        tasks = [asyncio.create_task(line.send(one, 3600.0)) for line, one in zip(lines, asks, strict=True)]
+        await loop.run_in_executor(None, pipe.recv)
+        running = [not task.done() for task in tasks]
+        for line in lines:
+            line.close()
+        await asyncio.gather(*tasks)
+        return [(at, line.reads, is_running) for at, line, is_running in zip(sent_s, lines, running, strict=True)]
+
+    found = []
+    for sent_s, reads, is_running in asyncio.run(run()):
+        events = tuple(at for at, text in timed_events(reads) if is_output(text))
+        found.append(Answer(sent_s, events, has_left=is_running))
+    pipe.send(found)
+    pipe.close()
+
+
 class _Line(asyncio.Protocol):
     """A keep-alive connection that carries one request at a time."""
 
@@ -193,6 +241,11 @@ class _Line(asyncio.Protocol):
     def _end(self, why: str | None) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(why)
+
+    @property
+    def reads(self) -> list[tuple[float, bytes]]:
+        """What came of the last request."""
+        return self._reads
 
     def close(self) -> None:
         """Hang up."""

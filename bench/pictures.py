@@ -30,13 +30,13 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.load import Answer, Ask, Figures, ask, drive, failures, percentile, random_tokens
+from bench.load import Answer, Ask, Figures, Streams, ask, drive, failures, percentile, random_tokens
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import Server, split_arguments
 
 TEXT_PROMPT, ANSWER = 128, 64
-ALONE_S, GAP_S = 4.0, 3.0
+BEGIN_S, ALONE_S, GAP_S = 2.0, 3.0, 1.5  # until streams are under way; what they are looked at alone; between the others
 QUESTION = "What is in this picture?"
 IMAGE = "<|image_pad|>"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE)
@@ -173,7 +173,7 @@ def png(side: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def chat(model: str, image: bytes, max_tokens: int, at_s: float) -> Ask:
+def chat(model: str, image: bytes, max_tokens: int) -> Ask:
     """A streamed chat that shows a picture and asks about it."""
     url = "data:image/png;base64," + base64.b64encode(image).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
@@ -184,14 +184,14 @@ def chat(model: str, image: bytes, max_tokens: int, at_s: float) -> Ask:
         "temperature": 0.0,
         "ignore_eos": True,
     }
-    return ask(body, at_s=at_s, path="/v1/chat/completions")
+    return ask(body, path="/v1/chat/completions")
 
 
-def text(model: str, rng: Random, num_prompt: int, max_tokens: int, at_s: float) -> Ask:
+def text(model: str, rng: Random, num_prompt: int, max_tokens: int) -> Ask:
     """A streamed completion of random words."""
     prompt = random_tokens(rng, num_prompt, range(1000, 100_000))
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
-    return ask(body, at_s=at_s)
+    return ask(body)
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------------
@@ -233,14 +233,13 @@ def gaps(streams: Sequence[Answer], begin_s: float, end_s: float) -> Figures:
     return {"itl_p50_ms": percentile(found, 50), "itl_p99_ms": percentile(found, 99), "itl_max_ms": max(found)}
 
 
-def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *, is_chat: bool) -> tuple[Figures, float, float]:
-    """Figures of the time from the first request of these to the end of the last, and that time. A chat's first event only says
-    who speaks."""
+def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *, is_chat: bool) -> Figures:
+    """Figures of the time from the first request of these to the end of the last. A chat's first event only says who speaks."""
     begin_s, end_s = min(one.sent_s for one in answers), max(one.events_s[-1] for one in answers)
     firsts = [one.events_s[1 if is_chat and len(one.events_s) > 1 else 0] for one in answers]
     first_ms = [(at - one.sent_s) * 1e3 for at, one in zip(firsts, answers, strict=True)]
     took_s = max(firsts) - begin_s
-    found = gaps(streams, begin_s, end_s) | {
+    return gaps(streams, begin_s, end_s) | {
         "ttft_p50_ms": percentile(first_ms, 50),
         "ttft_p99_ms": percentile(first_ms, 99),
         "prompts_s": len(answers) / took_s,
@@ -250,7 +249,6 @@ def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *
         "cores": meter.cpu_s(begin_s, end_s) / (end_s - begin_s),
         "seconds": end_s - begin_s,
     }
-    return found, begin_s, end_s
 
 
 class Bench:
@@ -269,41 +267,40 @@ class Bench:
     def warm_up(self) -> None:
         """A few of each kind; says how many tokens a picture is."""
         rng = Random(-1)
-        asks = [chat(self.server.model, one, 8, 0.0) for one in self.pictures(3)]
-        asks += [text(self.server.model, rng, TEXT_PROMPT, 8, 0.0) for _ in range(8)]
+        asks = [chat(self.server.model, one, 8) for one in self.pictures(3)]
+        asks += [text(self.server.model, rng, TEXT_PROMPT, 8) for _ in range(8)]
         answers = checked(drive(self.server.port, asks, at_once=4))
         self.num_prompt = answers[0].num_prompt
 
     def round(self, number: int) -> None:
         """Streams of text; beside them pictures, then the control."""
-        args, model, rng = self.args, self.server.model, Random(number)
-        images = self.pictures(args.requests)
-        pictures_at, control_at = ALONE_S, ALONE_S + args.seconds + GAP_S
-        streams = [text(model, rng, TEXT_PROMPT, args.tokens, 0.0) for _ in range(args.streams)]
-        chats = [chat(model, image, ANSWER, pictures_at) for image in images]
-        control = [text(model, rng, self.num_prompt, ANSWER, control_at) for _ in range(args.requests)]
-        asks = streams + chats + control
+        args, model, rng, port = self.args, self.server.model, Random(number), self.server.port
+        chats = [chat(model, image, ANSWER) for image in self.pictures(args.requests)]
+        control = [text(model, rng, self.num_prompt, ANSWER) for _ in range(args.requests)]
+        # Longer than any round: they are hung up on.
+        longest = self.server.context_len() - TEXT_PROMPT - 1
+        streams = Streams(port, [text(model, rng, TEXT_PROMPT, longest) for _ in range(args.streams)])
         encoded = self._encoded()
         meter = Meter(self.server)
-        answers = checked(drive(self.server.port, asks, at_once=len(asks), limit_s=600.0))
+        time.sleep(BEGIN_S + ALONE_S)
+        alone_end_s = time.perf_counter()
+        seen = checked(drive(port, chats, at_once=len(chats)))
+        time.sleep(GAP_S)
+        plain = checked(drive(port, control, at_once=len(control)))
+        meter_end_s = time.perf_counter()
+        texts = streams.stop()
         meter.close()
         encoded = self._encoded() - encoded
         if encoded != args.requests:
             raise SystemExit(f"{args.requests} pictures were sent, and {encoded:g} went through the encoder")
-        texts, seen, plain = (answers[: args.streams], answers[args.streams :][: args.requests], answers[-args.requests :])
-        found, first_s, last_s = beside(seen, texts, meter, is_chat=True)
-        other, control_s, control_end_s = beside(plain, texts, meter, is_chat=False)
-        begin_s = max(one.events_s[0] for one in texts) + 1.0
-        end_s = min(one.events_s[-1] for one in texts)
-        if begin_s > first_s or last_s > control_s or control_end_s > end_s:
-            raise SystemExit(
-                f"times overlap: texts began by {begin_s - first_s:+.1f} s of the pictures' first request, pictures ended "
-                f"{last_s - control_s:+.1f} s, the control {control_end_s - end_s:+.1f} s from where they should; see --seconds, "
-                "--tokens"
-            )
+        if not all(one.has_left and one.events_s and one.events_s[-1] > meter_end_s - 5 for one in texts):
+            raise SystemExit("a text stream ended, failed or stood still before it was hung up on")
+        first_s, begin_s = alone_end_s, alone_end_s - ALONE_S
+        found, other = beside(seen, texts, meter, is_chat=True), beside(plain, texts, meter, is_chat=False)
         alone = gaps(texts, begin_s, first_s) | {"cores": meter.cpu_s(begin_s, first_s) / (first_s - begin_s)}
         for figures in (found, other):
             figures["itl_p99_ratio"] = figures["itl_p99_ms"] / alone["itl_p99_ms"]
+        found["itl_p99_to_control"] = found["itl_p99_ms"] / other["itl_p99_ms"]
         found["cpu_ms_per_picture"] = (found["cpu_s"] - other["cpu_s"]) / args.requests * 1e3
         found["megabytes_sent"] = sum(len(one.request) for one in chats) / 1e6
         for name, figures in (("alone", alone), ("pictures", found), ("control", other)):
@@ -329,8 +326,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--side", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=3000, help="of each text stream")
-    parser.add_argument("--seconds", type=float, default=12.0, help="that the pictures' requests are given to be answered in")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json")
     args = parser.parse_args(own)
