@@ -16,8 +16,13 @@ from torch import Tensor
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """A tensor of these numbers. Never waits for what a GPU is doing."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return torch.from_numpy(np.ascontiguousarray(array))
+    # Copied by numpy: torch would ask a thread of every core for a part, and those then spin for milliseconds.
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    staged = torch.empty(array.shape, dtype=kind, pin_memory=True)
+    staged.numpy()[...] = array
+    return staged.to(device, non_blocking=True)
 
 
 def normalised(inputs: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype) -> Tensor:
