@@ -59,7 +59,7 @@ async def test_the_key_opens(engine: ScriptedEngine, header: str | None, status:
         ("/health", 200),
         ("/ready", 200),
         ("/", 200),
-        ("/static/app.js", 200),
+        ("/static/js/main.js", 200),
         ("/v1/models", 401),
         ("/cache", 401),
         ("/v1/loads", 401),
@@ -270,7 +270,7 @@ async def test_loads_and_metrics(engine: ScriptedEngine) -> None:
 async def test_a_missing_or_switched_off_page_is_a_404(engine: ScriptedEngine) -> None:
     async with client_of(app_with(engine, disable_playground=True)) as http:
         assert (await http.get("/")).status_code == 404
-        assert (await http.get("/static/app.js")).status_code == 404
+        assert (await http.get("/static/js/main.js")).status_code == 404
     assert Playground(None)
 
 
@@ -282,7 +282,7 @@ async def test_the_page_comes_with_its_policy_and_is_sent_once(http: httpx.Async
     assert page.headers["x-content-type-options"] == "nosniff"
     again = await http.get("/", headers={"if-none-match": page.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    assert (await http.get("/static/app.js")).headers["content-type"] == "text/javascript; charset=utf-8"
+    assert (await http.get("/static/js/main.js")).headers["content-type"] == "text/javascript; charset=utf-8"
     for path in ("/static/", "/static/nope.js", "/static/../pyproject.toml", "/static//etc/passwd"):
         assert (await http.get(path)).status_code == 404
 

@@ -5,6 +5,7 @@
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
 import { byId, h, iconButton } from "./dom.js";
+import { Frame } from "./frame.js";
 import { Server } from "./net.js";
 import { Pictures } from "./pictures.js";
 import { Settings } from "./settings.js";
@@ -33,7 +34,7 @@ class App {
     this.server.onLost = () => this.#watchServer();
     this.store = new Store(undefined, (problem) => this.#showBanner(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
-    const say = (text) => (byId("status").textContent = text);
+    const say = (text) => this.say(text);
     this.blobs = new Blobs((problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.#showSend(),
@@ -49,6 +50,17 @@ class App {
       edit: (message) => this.#edit(message),
     });
     this.prompt = byId("prompt");
+    this.frame = new Frame(this);
+  }
+
+  /** The conversation on screen. */
+  get conversation() {
+    return this.#conversation;
+  }
+
+  /** Tells who cannot see the page. */
+  say(text) {
+    byId("status").textContent = text;
   }
 
   async start() {
@@ -59,6 +71,7 @@ class App {
     this.#wireKeyDialog();
     this.#drawExamples();
     addEventListener("hashchange", () => this.#openFromHash());
+    this.frame.views.onChange = (view) => this.#showView(view);
     addEventListener("storage", () => this.#drawChats());
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
     this.#watchServer();
@@ -85,6 +98,8 @@ class App {
 
   async #learnModel() {
     const [[card], info] = await Promise.all([this.server.models(), this.server.modelInfo()]);
+    this.card = card; // what the served model is, and takes
+    this.info = info;
     this.chat.model = card.id;
     this.#limit = card.max_model_len ?? 0;
     byId("model-name").textContent = card.id;
@@ -144,11 +159,22 @@ class App {
   // ------------------------------------------------------------------------------------------------------ conversations
 
   async #openFromHash() {
-    const id = new URLSearchParams(location.hash.slice(1)).get("c");
+    const hash = new URLSearchParams(location.hash.slice(1));
+    const id = hash.get("c");
+    this.frame.views.show(hash.get("v") ?? "chat");
     if (id === this.#conversation.id || (!id && location.hash)) return;
     const found = id && (this.chat.living(id) ?? (await this.store.load(id)));
     this.#show(found || newConversation(this.#conversation));
     if (id && !found) history.replaceState(null, "", location.pathname);
+  }
+
+  /** The hash says which view is shown, and of which conversation; never what was typed. */
+  #showView(view) {
+    const hash = new URLSearchParams(location.hash.slice(1));
+    if (view === (hash.get("v") ?? "chat")) return;
+    if (view === "chat") hash.delete("v");
+    else hash.set("v", view);
+    history.replaceState(null, "", String(hash) ? `#${hash}` : location.pathname);
   }
 
   #show(conversation) {

@@ -84,8 +84,20 @@ function pictureIn({ param }, conversation, message) {
   return said[turn - system.length]?.pictures?.[part]?.name ?? "";
 }
 
+/**
+ * What parts of the page may add to the chat, each a method they may have or lack:
+ *   contribute(body, {conversation, message})  adds fields to a body before it is sent
+ *   turns(message)  what the server gets for this message instead of its text: a list of messages, or nothing
+ *   sent(answer, body), chunk(answer, chunk), ended(answer)  an answer's life; `answer.message` is kept, with `answer.message.extra`
+ *   decorate(message, item)  the message's element was drawn
+ *   under(message, item)  nodes below it: cards, notes
+ *   actions(message, number)  buttons beside Copy and Regenerate
+ * @typedef {object} Plugin
+ */
+
 export class Chat {
   #answers = new Map(); // conversation id -> Answer
+  #plugins = [];
   #elements = new Map(); // message id -> <li>
   #isFollowing = true;
   #lastTop = 0;
@@ -108,7 +120,23 @@ export class Chat {
     this.list.addEventListener("click", (event) => this.#copyCode(event));
   }
 
+  /** From now on this part of the page adds to the chat. */
+  use(plugin) {
+    this.#plugins.push(plugin);
+    if (this.conversation) this.#draw();
+  }
+
+  /** What every part that has this method gives. */
+  #ask(method, ...given) {
+    return this.#plugins.flatMap((plugin) => plugin[method]?.(...given) ?? []);
+  }
+
   // ------------------------------------------------------------------------------------------------- what is on screen
+
+  /** Draws the conversation anew, because a part of the page knows more of its messages. */
+  redraw() {
+    if (this.conversation) this.#draw();
+  }
 
   show(conversation) {
     for (const answer of this.#answers.values()) answer.view = null;
@@ -146,6 +174,7 @@ export class Chat {
       text.hidden = !message.content; // pictures alone
     }
     this.#drawUnder(message);
+    this.#ask("decorate", message, item);
     return item;
   }
 
@@ -169,6 +198,7 @@ export class Chat {
       ...(message.error ? [h("p", { class: "error", role: isNews && "alert" }, message.error)] : []),
       ...(isStreaming ? [this.#liveFigures()] : []),
       ...(message.role === "assistant" ? this.#figures(message).filter(Boolean) : []),
+      ...this.#ask("under", message, item),
       ...(isStreaming ? [] : [this.#actions(message, number)]),
     );
   }
@@ -222,6 +252,7 @@ export class Chat {
     if (message.content) buttons.push(iconButton("copy", `Copy message ${number}`, (event) => copy(message.content, event.currentTarget)));
     if (message.role === "user") buttons.push(iconButton("edit", `Edit message ${number}`, () => this.page.edit(message)));
     else buttons.push(this.#againButton(message, number));
+    buttons.push(...this.#ask("actions", message, number));
     return h("div", { class: "actions" }, ...buttons);
   }
 
@@ -315,6 +346,8 @@ export class Chat {
 
   #send(answer, body) {
     if (answer.message.state !== "streaming") return; // stopped while pictures were read
+    this.#ask("contribute", body, answer);
+    this.#ask("sent", answer, body);
     answer.cancel = this.server.stream(body, {
       chunk: (chunk) => this.#arrived(answer, chunk),
       done: (usage) => this.#done(answer, usage),
@@ -325,11 +358,16 @@ export class Chat {
   async #body(conversation, message) {
     const { system, said } = askedWith(conversation, message);
     const rest = { stream: true, stream_options: STREAM_OPTIONS, return_draft_marks: true, ...samplingBody(conversation.sampling) };
-    const messages = [...system, ...(await Promise.all(said.map((other) => this.#turn(other))))];
+    const messages = [...system, ...(await Promise.all(said.map((other) => this.#turns(other)))).flat()];
     return { model: this.model || undefined, messages, ...rest };
   }
 
   /** A message as the server takes it: pictures first, as the page shows them. */
+  async #turns(message) {
+    const given = this.#ask("turns", message);
+    return given.length ? given : [await this.#turn(message)];
+  }
+
   async #turn({ role, content, pictures }) {
     if (!pictures) return { role, content };
     const urls = await Promise.all(pictures.map((picture) => this.blobs.dataUrl(picture)));
@@ -339,6 +377,7 @@ export class Chat {
 
   #arrived(answer, chunk) {
     answer.usage = chunk.usage ?? answer.usage;
+    this.#ask("chunk", answer, chunk);
     const choice = chunk.choices?.[0];
     if (!choice) return;
     if (choice.finish_reason) answer.message.finish = choice.finish_reason;
@@ -398,6 +437,7 @@ export class Chat {
     answer.view?.finish();
     this.#answers.delete(answer.conversation.id);
     this.#setStats(answer);
+    this.#ask("ended", answer);
     this.page.changed(answer.conversation);
     this.#keepEnd();
   }
