@@ -17,6 +17,7 @@ class Encodings:
         self._max_tokens = max_tokens
         self._kept: dict[bytes, int] = {}  # embeddings by key, least recently used first
         self._num_tokens = 0
+        self._gone: set[bytes] = set()  # the runner is to be told that these are not kept
         self.num_encoded = 0  # media encoded so far
 
     def has(self, media: Media) -> bool:
@@ -38,21 +39,19 @@ class Encodings:
         self.num_encoded += 1
 
     def shrink(self, used: Iterable[bytes]) -> tuple[bytes, ...]:
-        """Give up the least recently used ones beyond the limit, but none of `used`. Returns their keys."""
-        if self._num_tokens <= self._max_tokens:
-            return ()
-        held, gone = set(used), []
-        for key, num_tokens in list(self._kept.items()):
-            if self._num_tokens <= self._max_tokens:
-                break
-            if key not in held:
-                del self._kept[key]
-                self._num_tokens -= num_tokens
-                gone.append(key)
-        return tuple(gone)
+        """Give up the least recently used ones beyond the limit, but none of `used`. Returns their keys, and those of `drop`."""
+        if self._num_tokens > self._max_tokens:
+            held = set(used)
+            for key in [key for key in self._kept if key not in held]:
+                if self._num_tokens <= self._max_tokens:
+                    break
+                self.drop([key])
+        gone, self._gone = tuple(self._gone), set()
+        return gone
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """The step that was to encode them failed: they are not there."""
+        """Give these up: nobody may use them."""
         for key in keys:
             if (num_tokens := self._kept.pop(key, None)) is not None:
                 self._num_tokens -= num_tokens
+                self._gone.add(key)

@@ -19,7 +19,7 @@ stays together, and every answer goes on as far as it has got.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
@@ -35,7 +35,7 @@ from streamserve.engine.plan import Admission, Append, Encode, PageCopy, Plan, R
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
 from streamserve.engine.speculation import Offer, Speculation
-from streamserve.messages import Delta, FinishReason, TokenLogprobs
+from streamserve.messages import Delta, FinishReason, Media, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
@@ -116,6 +116,11 @@ class End(NamedTuple):
 
 
 _GOES_ON = End()
+
+
+def _needed(request: Request) -> Iterator[Media]:
+    """Media of a running request that have places which are not computed yet."""
+    return (media for media in request.given.media if media.spans[-1].end > request.computed)
 
 
 class Scheduler:
@@ -535,9 +540,8 @@ class Scheduler:
                     return
 
     def _keys_in_use(self, draft: Draft) -> set[bytes]:
-        """Media of prompts that are not computed yet, and those that are encoded now."""
-        waiting = (request for request in self._running if request.computed < request.num_prompt)
-        return {encode.key for encode in draft.encodes} | {media.key for request in waiting for media in request.given.media}
+        """Media that running prompts need, and those that are encoded now."""
+        return {encode.key for encode in draft.encodes} | {media.key for request in self._running for media in _needed(request)}
 
     def _without_part_of_span(self, request: Request, limit: int) -> int:
         """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""
@@ -817,18 +821,19 @@ class Scheduler:
         """End the requests whose media could not be encoded; nothing of what was computed for them is kept."""
         self._encodings.drop(failed)
         for request in list(self._running):  # whoever has the same picture may be in a step that was planned since
-            why = next((failed[media.key] for media in request.given.media if media.key in failed), None)
-            if why is not None and request.computed < request.num_prompt:
-                self.end_with_error(request, f"a picture could not be encoded: {why}")
+            for media in request.given.media:
+                if media.key in failed and any(s.start < request.planned and s.end > request.computed for s in media.spans):
+                    self.end_with_error(request, f"the prompt's {media.kind} could not be encoded: {failed[media.key]}")
+                    break
 
     def fail(self, flight: Flight, message: str) -> None:
         """A step raised: the requests in it end with an error; all others go on."""
         if flight.num_drafts:
             self._is_drafted = False
-        self._encodings.drop(encode.key for encode in flight.plan.encodes)
         for request, epoch in flight.owners:
             if request.state is State.RUNNING and request.epoch == epoch:
                 self.end_with_error(request, message)
+        self._end_failed({encode.key: message for encode in flight.plan.encodes})
 
     def end_with_error(self, request: Request, message: str, *, is_grammar_error: bool = False) -> None:
         """End a live request that cannot go on."""

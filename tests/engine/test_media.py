@@ -16,6 +16,7 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.encodings import Encodings
+from streamserve.engine.fake import FakeStep
 from streamserve.engine.plan import NO_EDITS, Edits, Plan, StepResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.rotary import rotary_positions
@@ -38,12 +39,23 @@ VOCAB = 1000
 Piece = int | tuple[str, int]  # so many words, or a picture by name and its places
 
 
-class _Failing(MemoryRunner):
-    """Cannot encode some pictures."""
+class _Lost(FakeStep):
+    async def done(self) -> StepResult:
+        await asyncio.sleep(0)
+        raise RuntimeError("lost")
 
-    def __init__(self, broken: frozenset[bytes], **more: object) -> None:
+
+class _Failing(MemoryRunner):
+    """Cannot encode some pictures; of others the first step that encodes them raises."""
+
+    def __init__(self, broken: frozenset[bytes], lost: frozenset[bytes], **more: object) -> None:
         super().__init__(**more)  # type: ignore[arg-type]
-        self._broken = broken
+        self._broken, self._lost = broken, set(lost)
+
+    def forward(self, plan: Plan) -> FakeStep:
+        step, lost = super().forward(plan), self._lost & {encode.key for encode in plan.encodes}
+        self._lost -= lost
+        return _Lost(self._clock, 0.0, lambda edits: StepResult(())) if lost else step
 
     def _sample(self, plan: Plan, prompt_logprobs: object, edits: Edits = NO_EDITS) -> StepResult:
         result = super()._sample(plan, prompt_logprobs, edits)  # type: ignore[arg-type]
@@ -62,9 +74,10 @@ class Bench:
         encodes_beside: bool = False,
         keeps: int = 10_000,
         broken: frozenset[bytes] = frozenset(),
+        lost: frozenset[bytes] = frozenset(),
     ) -> None:
         self.cache = KVCache(num_pages, 4)
-        self.runner = _Failing(broken, vocab_size=VOCAB, page_size=4)
+        self.runner = _Failing(broken, lost, vocab_size=VOCAB, page_size=4)
         self.runner.plans = []
         limits = Limits(max_running, max_step_tokens, frozenset(), has_whole_spans=has_whole_spans, encodes_beside=encodes_beside)
         self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"], encodings=Encodings(keeps))
@@ -188,6 +201,38 @@ async def test_a_picture_that_cannot_be_encoded_ends_its_own_requests_only() -> 
         assert failed.error is not None and "no such thing" in failed.error
     assert again.num_cached_tokens <= 3, "nothing that was computed without the picture is kept"
     assert good.finish_reason is words.finish_reason is FinishReason.LENGTH
+
+
+async def test_who_has_a_picture_of_a_step_that_raised_ends_with_it_and_the_next_one_encodes_it_anew() -> None:
+    async with running(Bench(lost=frozenset({key_of("cat")}))) as bench:
+        first, second, words = await asyncio.gather(
+            bench.ask("a", request_of(3, ("cat", 20), 5)),
+            bench.ask("b", request_of(4, ("cat", 20), 5)),  # in the step behind that one, and relies on it
+            bench.ask("c", request_of(30)),
+        )
+        later = await bench.ask("d", request_of(4, ("cat", 20), 5))
+    for ended in (first, second):
+        assert ended.finish_reason is FinishReason.ERROR and ended.error is not None and "lost" in ended.error
+    assert words.finish_reason is later.finish_reason is FinishReason.LENGTH
+    assert bench.encoded == [key_of("cat")] * 2
+
+
+async def test_the_runner_forgets_what_could_not_be_encoded() -> None:
+    async with running(Bench(broken=frozenset({key_of(f"bad{i}") for i in range(5)}))) as bench:
+        for i in range(5):
+            await bench.ask(f"{i}", request_of(3, (f"bad{i}", 20), 5))
+        await bench.ask("good", request_of(3, ("good", 20), 5))
+    assert bench.runner._encoded == {key_of("good")}
+
+
+async def test_a_long_prompt_gives_up_pictures_whose_places_are_computed() -> None:
+    async with running(Bench(keeps=50)) as bench:
+        await bench.ask("a", request_of(*(part for i in range(12) for part in (2, (f"p{i}", 20)))))
+    kept: set[bytes] = set()
+    for plan in bench.plans:
+        kept -= set(plan.forgets)
+        kept |= {encode.key for encode in plan.encodes}
+        assert len(kept) <= 5
 
 
 async def test_embeddings_that_are_not_used_make_room_for_new_ones() -> None:
