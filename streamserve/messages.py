@@ -186,6 +186,9 @@ class Span(NamedTuple):
         return self.start + self.num_tokens
 
 
+IMAGE, VIDEO, AUDIO = "image", "video", "audio"  # kinds of media; a video counts as a picture once it is prepared
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Media:
     """A picture (or clip, or sound) of a prompt, as it crosses the seam. Places of `spans`, in order, take its embeddings, in
@@ -199,7 +202,7 @@ class Media:
     spans: tuple[Span, ...]
     inputs: Mapping[str, Any]
     cost: int = 0
-    kind: str = "image"
+    kind: str = IMAGE
 
     @property
     def num_tokens(self) -> int:

@@ -24,7 +24,7 @@ from streamserve.api.wire import Exchange
 from streamserve.engine.client import collect
 from streamserve.errors import EngineStopped, InvalidRequest, ModelNotFound, NotFound, QueueFull
 from streamserve.media.loader import MAX_PICTURES
-from streamserve.messages import MEDIA_BASE, FinishReason, GenerateRequest, PrefixSummary, SamplingParams
+from streamserve.messages import AUDIO, IMAGE, MEDIA_BASE, VIDEO, FinishReason, GenerateRequest, PrefixSummary, SamplingParams
 
 PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
 MAX_FLUSH_WAIT_S = 600.0
@@ -154,7 +154,7 @@ class Admin:
                 "preferred_sampling_params": dict(service.defaults) or None,
                 "weight_version": "default",
                 "has_image_understanding": service.takes_pictures,
-                "has_audio_understanding": False,
+                "has_audio_understanding": AUDIO in service.takes,
                 "image_limits": self._image_limits(),
                 "max_model_len": facts.context_len,
                 "vocab_size": facts.vocab_size,
@@ -242,7 +242,7 @@ class Admin:
 
     def _card(self, name: str) -> dict[str, Any]:
         head = self._head(name, self._service.model_name, self._service.client.facts().context_len)
-        modalities = ["text", "image"] if self._service.takes_pictures else ["text"]
+        modalities = ["text", *sorted(self._service.takes, key=(IMAGE, VIDEO, AUDIO).index)]
         return {**head, "sampling_defaults": dict(self._service.defaults), "input_modalities": modalities}
 
     def _head(self, name: str, root: str, max_len: int) -> dict[str, Any]:

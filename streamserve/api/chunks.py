@@ -66,7 +66,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, **image_tokens(usage)},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, **media_tokens(usage)},
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning_tokens,
             "jumped_tokens": usage.jumped_tokens,
@@ -76,9 +76,10 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     }
 
 
-def image_tokens(usage: Usage) -> dict[str, int]:
-    """Of a prompt's tokens those of its pictures, where it has some."""
-    return {"image_tokens": usage.image_tokens} if usage.num_images else {}
+def media_tokens(usage: Usage) -> dict[str, int]:
+    """Of a prompt's tokens those of its pictures and sounds, where it has some."""
+    counts = {"image_tokens": usage.image_tokens, "audio_tokens": usage.audio_tokens}
+    return {name: count for name, count in counts.items() if count}
 
 
 def token_text(raw: bytes) -> str:

@@ -101,9 +101,10 @@ _BOTH: tuple[Field, ...] = (
 
 CHAT: tuple[Field, ...] = (
     *_supported(
-        messages="system, developer, user, assistant, tool, function; text and refusal parts; image_url, input_image and "
-        "video_url parts of users and tools, where the model takes pictures or videos (docs/pictures.md); reasoning_content (or "
-        "reasoning) and refusal of assistants; audio is refused; what nothing reads is named in a warning",
+        messages="system, developer, user, assistant, tool, function; text and refusal parts; image_url, input_image, "
+        "video_url, input_audio and audio_url parts of users and tools, where the model takes such (docs/pictures.md); "
+        "reasoning_content (or reasoning) and refusal of assistants; their audio is refused; what nothing reads is named in a "
+        "warning",
         max_completion_tokens="OpenAI's newer name for max_tokens; both, when they differ, are refused",
         logprobs="log-probabilities of the content's tokens",
         top_logprobs="0 to 20",

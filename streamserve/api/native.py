@@ -106,7 +106,7 @@ class Native:
             tokens = await prompts.of_text(request.prompt, "prompt", add_special_tokens=request.add_special_tokens)
         else:
             service = self._service
-            chat = messages_of(request.messages or [], takes_pictures=service.takes_pictures, takes_videos=service.takes_videos)
+            chat = messages_of(request.messages or [], takes=service.takes)
             options = chat_options(request, shown_tools(request.tools))
             pictures = await self._service.prepared(chat.pictures, self._service.caller(exchange))
             tokens = (await prompts.of_chat(chat.messages, options, pictures)).token_ids

@@ -137,13 +137,12 @@ class Completions:
         sampling = self._sampling(request, max_tokens, logprobs=top_logprobs, prompt_logprobs=request.prompt_logprobs)
         chat = messages_of(
             request.messages,
-            takes_pictures=self._service.takes_pictures,
-            takes_videos=self._service.takes_videos,
+            takes=self._service.takes,
             names=source.names,
         )
         if chat.pictures and request.prompt_logprobs is not None:
             raise InvalidRequest(
-                f"prompt_logprobs is {request.prompt_logprobs}, but the messages show a picture, whose places have no "
+                f"prompt_logprobs is {request.prompt_logprobs}, but the messages have a picture or sound, whose places have no "
                 f"log-probabilities; leave it out",
                 param="prompt_logprobs",
             )

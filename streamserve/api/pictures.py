@@ -1,4 +1,4 @@
-"""Pictures of requests, from the fields that hold them to what the model's encoder takes.
+"""Pictures, videos and sounds of requests, from the fields that hold them to what the model's encoder takes.
 
 Owns the cache of prepared pictures, so that a chat's next turn, which shows the earlier ones again, prepares only new ones. How
 a picture is loaded is media/loader.py's, what a model makes of it its family's. Knows no dialect.
@@ -12,10 +12,12 @@ from typing import Any
 
 from streamserve.api.schema import PictureRef
 from streamserve.errors import InvalidRequest
-from streamserve.media.family import ClipFamily, Family, PictureFamily, Prepared
+from streamserve.media.family import ClipFamily, Family, PictureFamily, Prepared, SoundFamily, kinds_of
 from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
+from streamserve.media.sound import decode_sound
 from streamserve.media.video import Clip
+from streamserve.messages import AUDIO, VIDEO
 
 MAX_CACHE_BYTES = 64 << 20
 
@@ -40,11 +42,7 @@ class Pictures:
         self._max_bytes = max_cache_bytes
         self._kept: OrderedDict[bytes, Prepared] = OrderedDict()  # by the file's digest, least recently used first
         self._num_bytes = 0
-
-    @property
-    def takes_videos(self) -> bool:
-        """Whether a picture may be a video as well."""
-        return isinstance(self._family, ClipFamily)
+        self.takes = kinds_of(family)
 
     async def prepared(
         self, pictures: Sequence[PictureRef], caller: Caller = ANYBODY, known: dict[str, Prepared] | None = None
@@ -52,9 +50,9 @@ class Pictures:
         """The pictures as the encoder takes them. One that is there twice is loaded once. `known`: what was loaded before for the
         same request, by its source; more is added to it. Raises InvalidRequest naming the field of a picture that cannot be."""
         if len(pictures) > MAX_PICTURES:
-            param = pictures[MAX_PICTURES].param
+            param, noun = pictures[MAX_PICTURES].param, "sounds" if AUDIO in self.takes else "pictures"
             raise InvalidRequest(
-                f"{param} is one of {len(pictures)} pictures; a request may have at most {MAX_PICTURES}", param=param
+                f"{param} is one of {len(pictures)} {noun}; a request may have at most {MAX_PICTURES}", param=param
             )
         known = {} if known is None else known
         wanted: dict[str, str] = {}
@@ -62,10 +60,12 @@ class Pictures:
             if picture.source not in known:
                 wanted.setdefault(picture.source, picture.param)
         if wanted:
+            # A model takes sounds or pictures; of one that takes both, a request could name one source for two kinds.
+            prepare_clip = self._prepare_clip if VIDEO in self.takes else None
+            prepare_sound = self._prepare_sound if AUDIO in self.takes else None
             async with caller.watch():
-                prepare_clip = self._prepare_clip if self.takes_videos else None
                 made = await self._loader.load_all(
-                    list(wanted.items()), self._prepare, caller.owner, self._find, prepare_clip=prepare_clip
+                    list(wanted.items()), self._prepare, caller.owner, self._find, prepare_clip, prepare_sound
                 )
             for source, (digest, prepared) in zip(wanted, made, strict=True):
                 known[source] = prepared
@@ -81,6 +81,15 @@ class Pictures:
         """In a worker thread."""
         assert isinstance(self._family, ClipFamily)
         return clip.digest, self._family.prepare_clip(clip)
+
+    def _prepare_sound(self, data: bytes, param: str) -> tuple[bytes, Prepared]:
+        """In a worker thread."""
+        assert isinstance(self._family, SoundFamily)
+        sound = decode_sound(data, param, rate=self._family.rate, max_seconds=self._family.max_seconds)
+        try:
+            return sound.digest, self._family.prepare_sound(sound)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{param}: {error}", param=param) from None
 
     def _find(self, digest: bytes) -> tuple[bytes, Prepared] | None:
         """In a worker thread."""

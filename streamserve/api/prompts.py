@@ -15,7 +15,7 @@ from streamserve.api.schema import show
 from streamserve.api.stream import Prompt
 from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.media.family import Family, Prepared
-from streamserve.messages import MEDIA_BASE, EngineFacts, Layout, Media, Span, media_token_ids
+from streamserve.messages import AUDIO, MEDIA_BASE, EngineFacts, Media, Span, media_token_ids
 from streamserve.text.answers import Answers
 from streamserve.text.model import TextModel
 from streamserve.text.pictures import token_id_of
@@ -94,7 +94,7 @@ class Prompts:
         num_chars = sum(chars_of(given) for given in (messages, tools, options.get("kwargs")) if given)
         layouts = [picture.layout for picture in pictures]
         num_chars += sum(len(layout.text) for layout in layouts)
-        self._refuse_hopeless_pictures(layouts)
+        self._refuse_hopeless_pictures(pictures)
 
         def encode() -> list[int]:
             try:
@@ -144,13 +144,13 @@ class Prompts:
                 param=param,
             )
 
-    def _refuse_hopeless_pictures(self, layouts: Sequence[Layout]) -> None:
+    def _refuse_hopeless_pictures(self, pictures: Sequence[Prepared]) -> None:
         """As for texts: with their places alone over the context, the rest need not be tokenised."""
-        num_places, context_len = sum(layout.num_tokens for layout in layouts), self._facts().context_len if layouts else 0
+        num_places, context_len = sum(one.layout.num_tokens for one in pictures), self._facts().context_len if pictures else 0
         if num_places > context_len:
             raise ContextOverflow(
-                f"messages show {len(layouts)} pictures, which take {num_places} tokens, but the context holds {context_len}; "
-                f"show fewer or smaller ones",
+                f"messages have {len(pictures)} {_noun(pictures)}, which take {num_places} tokens, but the context holds "
+                f"{context_len}; send fewer or smaller ones",
                 param="messages",
             )
 
@@ -193,8 +193,8 @@ class Prompts:
         index, bad = next((index, token) for index, token in enumerate(token_ids) if not 0 <= token < vocab_size)
         if MEDIA_BASE <= bad < 2 * MEDIA_BASE:
             return InvalidRequest(
-                f"{param}[{index}] is {bad}, which stands for a place of a picture: it has no text, and no meaning without the "
-                f"picture",
+                f"{param}[{index}] is {bad}, which stands for a place of a picture or sound: it has no text, and no meaning "
+                f"without them",
                 param=f"{param}[{index}]",
             )
         return InvalidRequest(f"{param}[{index}] is {bad}; token ids are 0 to {vocab_size - 1}", param=f"{param}[{index}]")
@@ -206,7 +206,7 @@ class Prompts:
         if num_prompt == 0:
             raise InvalidRequest(f"{prompt_param} has no tokens; at least 1 is needed", param=prompt_param)
         num_pictures = len(prompt.media)
-        which = "" if not num_pictures else f" ({prompt.num_media_tokens} of them for pictures: {num_pictures})"
+        which = "" if not num_pictures else f" ({prompt.num_media_tokens} of them for {_noun(prompt.media)}: {num_pictures})"
         if num_prompt >= context_len:
             raise ContextOverflow(
                 f"{prompt_param} has {num_prompt} tokens{which}, but the context holds {context_len} and needs room for an "
@@ -239,8 +239,12 @@ def _placed(token_ids: tuple[int, ...], pictures: Sequence[Prepared]) -> Prompt:
     for picture, found in zip(pictures, places, strict=True):
         for place, id in zip(found, media_token_ids(picture.key, len(found)), strict=True):
             ids[place] = id
-        media.append(Media(picture.key, _spans(picture, found), picture.inputs, picture.cost))
+        media.append(Media(picture.key, _spans(picture, found), picture.inputs, picture.cost, picture.kind))
     return Prompt(tuple(ids), media=tuple(sorted(media, key=lambda one: one.spans[0].start)))
+
+
+def _noun(media: Sequence[Prepared | Media]) -> str:
+    return "sounds" if all(one.kind == AUDIO for one in media) else "pictures"
 
 
 def _spans(picture: Prepared, places: Sequence[int]) -> tuple[Span, ...]:

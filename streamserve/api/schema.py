@@ -8,7 +8,7 @@ null means "not given" for every optional field. Fields that others define and t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,7 +21,8 @@ from msgspec import Struct
 from streamserve.api.fields import REFUSED
 from streamserve.errors import InvalidRequest
 from streamserve.media.families import types_that_take
-from streamserve.media.family import IMAGE
+from streamserve.messages import AUDIO, IMAGE
+from streamserve.messages import VIDEO as MOVING
 
 MAX_CHOICES_PER_PROMPT = 128
 MAX_STOPS = 32
@@ -130,11 +131,24 @@ class ImageUrl(Struct):
     detail: str | None = None
 
 
+class InputAudio(Struct):
+    """A sound: a file in base64. What file it is its bytes say; `format` is checked, and nothing else."""
+
+    data: str
+    format: str
+
+
+class AudioUrl(Struct):
+    """A sound: a data: URL, an https or http URL, or the id of an uploaded file."""
+
+    url: str
+
+
 class Part(Struct):
-    """One part of a message's content: text, or a picture where the model takes some. Other kinds are named to be refused.
+    """One part of a message's content: text, or a picture or sound where the model takes some. Others are named to be refused.
 
     A picture is `image_url` (type image_url; of type input_image, too, then as a text) or `file_id` (type input_image); a video
-    is `video_url` (type video_url).
+    is `video_url` (type video_url), a sound `input_audio` or `audio_url` (each of that type).
     """
 
     type: str
@@ -142,6 +156,8 @@ class Part(Struct):
     refusal: str | None = None
     image_url: ImageUrl | str | None = None
     video_url: ImageUrl | str | None = None
+    input_audio: InputAudio | None = None
+    audio_url: AudioUrl | str | None = None
     file_id: str | None = None
     detail: str | None = None
 
@@ -378,7 +394,9 @@ PICTURED_ROLES = ("user", "tool", "function")  # whose messages may show picture
 _ROLE_OF = {"developer": "system", "function": "tool"}  # newer and older names for the same things
 VIDEO = "video_url"
 PICTURES = ("image_url", "input_image", VIDEO)  # a video is shown as a picture is
-NEITHER = ("input_audio", "audio_url", "file", "input_file")  # parts that are neither text nor picture
+SOUNDS = ("input_audio", "audio_url")
+SOUND_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "webm", "m4a", "mp4", "aac")
+NEITHER = ("file", "input_file")  # parts that are neither text nor picture nor sound
 DETAILS = ("auto", "low", "high", "original")
 
 
@@ -393,30 +411,30 @@ class PartName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PictureRef:
-    """A picture that a request shows: a URL or the id of a file, and the field it stands in."""
+    """A picture (or video, or sound, as `kind` says) that a request shows: a URL or the id of a file, and the field it stands
+    in."""
 
     source: str
     param: str
+    kind: str = IMAGE
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as templates take them, and the pictures that their content parts of type "image" stand for, in order. `warnings`:
-    what is said of the pictures and has no effect."""
+    """Messages as templates take them, and the pictures or sounds that their content parts of type "image" or "audio" stand for,
+    in order. `warnings`: what is said of the pictures and has no effect."""
 
     messages: list[dict[str, Any]]
     pictures: list[PictureRef] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def messages_of(
-    messages: list[Message], *, takes_pictures: bool, takes_videos: bool = False, names: Mapping[str, PartName] | None = None
-) -> Conversation:
-    """A conversation as templates take it. `names`: parts that another dialect calls otherwise, by their paths here. Raises
-    InvalidRequest naming the message that cannot be."""
+def messages_of(messages: list[Message], *, takes: Collection[str], names: Mapping[str, PartName] | None = None) -> Conversation:
+    """A conversation as templates take it. `takes`: kinds of media that the model takes. `names`: parts that another dialect
+    calls otherwise, by their paths here. Raises InvalidRequest naming the message that cannot be."""
     if not messages:
         raise InvalidRequest("messages is []; at least one message is needed", param="messages")
-    reader = _ContentReader(takes_pictures, takes_videos, names or {}, Conversation([]))
+    reader = _ContentReader(takes, names or {}, Conversation([]))
     reader.into.messages.extend([_message(message, f"messages[{index}]", reader) for index, message in enumerate(messages)])
     return reader.into
 
@@ -455,18 +473,17 @@ def _message(message: Message, path: str, reader: "_ContentReader") -> dict[str,
 
 @dataclass(frozen=True, slots=True)
 class _ContentReader:
-    """Reads contents, and collects the pictures in them."""
+    """Reads contents, and collects the pictures and sounds in them."""
 
-    takes_pictures: bool
-    takes_videos: bool
+    takes: Collection[str]
     names: Mapping[str, PartName]
     into: Conversation
 
     def content(self, content: str | list[Part] | None, path: str, role: str) -> str | list[dict[str, Any]]:
-        """A text; or texts and pictures as parts, where there is a picture. Neighbouring texts are joined by newlines."""
+        """A text; or texts, pictures and sounds as parts, where it is not all text. Neighbouring texts are joined by newlines."""
         if content is None or isinstance(content, str):
             return content or ""
-        if not any(part.type in PICTURES for part in content):
+        if not any(part.type in PICTURES or part.type in SOUNDS for part in content):
             return _text(content, path)
         parts: list[dict[str, Any]] = []
         for index, part in enumerate(content):
@@ -474,6 +491,10 @@ class _ContentReader:
             if part.type in PICTURES:
                 self.into.pictures.append(self._picture(part, where, role))
                 parts.append({"type": "image"})
+                continue
+            if part.type in SOUNDS:
+                self.into.pictures.append(self._sound(part, where, role))
+                parts.append({"type": "audio"})
                 continue
             text = _part_text(part, where)
             if parts and "text" in parts[-1]:
@@ -483,9 +504,9 @@ class _ContentReader:
 
     def _picture(self, part: Part, where: str, role: str) -> PictureRef:
         name = self.names.get(where, PartName(where))
-        if not self.takes_pictures:
+        if IMAGE not in self.takes:
             raise no_pictures(f"{name.part}.type is {name.kind or part.type}", f"{name.part}.type")
-        if part.type == VIDEO and not self.takes_videos:
+        if part.type == VIDEO and MOVING not in self.takes:
             raise InvalidRequest(
                 f"{name.part}.type is {VIDEO}; this model takes pictures, but no videos", param=f"{name.part}.type"
             )
@@ -504,14 +525,41 @@ class _ContentReader:
             self.into.warnings.append(warning)
         return PictureRef(source, name.source or field)
 
+    def _sound(self, part: Part, where: str, role: str) -> PictureRef:
+        what, place = f"{where}.type is {part.type}", f"{where}.type"
+        if AUDIO not in self.takes:
+            raise InvalidRequest(
+                f"{what}; this model takes no sounds; those of type {', '.join(types_that_take(AUDIO))} do (--model-path)",
+                param=place,
+            )
+        if role not in PICTURED_ROLES:
+            raise InvalidRequest(
+                f"{what}; only messages of users and results of tools may have sounds, not {role}'s", param=place
+            )
+        for other in ("text", "input_audio", "audio_url", "image_url", "file_id", VIDEO):
+            if getattr(part, other) is not None and other != part.type:
+                raise InvalidRequest(f"{where}.{other} is given; a part of type {part.type} has none", param=f"{where}.{other}")
+        given = part.input_audio if part.type == "input_audio" else part.audio_url
+        if given is None:
+            raise InvalidRequest(f"{where}.{part.type} is missing", param=f"{where}.{part.type}")
+        if isinstance(given, InputAudio):
+            if given.format not in SOUND_FORMATS:
+                place = f"{where}.input_audio.format"
+                raise InvalidRequest(f"{place} is {show(given.format)}; allowed is {', '.join(SOUND_FORMATS)}", param=place)
+            return PictureRef(f"data:audio/{given.format};base64,{given.data}", f"{where}.input_audio.data", AUDIO)
+        if isinstance(given, AudioUrl):
+            return PictureRef(given.url, f"{where}.audio_url.url", AUDIO)
+        return PictureRef(given, f"{where}.audio_url", AUDIO)
+
 
 def _source_of(part: Part, name: PartName) -> tuple[str, str, str | None]:
     """Where a picture or video is, the field that says so, and the detail it is wanted in."""
     url, file_id, kind = part.image_url, part.file_id, "image_url"
     if part.type == VIDEO:
         url, file_id, kind = part.video_url, None, VIDEO
-    for other in ("image_url", "file_id", VIDEO):
-        if getattr(part, other) is not None and (other == VIDEO) != (part.type == VIDEO):
+    fields = (VIDEO,) if part.type == VIDEO else ("image_url", "file_id")
+    for other in ("image_url", "file_id", VIDEO, *SOUNDS):
+        if getattr(part, other) is not None and other not in fields:
             place = f"{name.part}.{other}"
             raise InvalidRequest(f"{place} is given; a part of type {name.kind or part.type} has none", param=place)
     if part.type == "image_url" and file_id is not None:
@@ -544,14 +592,14 @@ def _text(content: str | list[Part] | None, path: str) -> str:
 
 
 def _part_text(part: Part, where: str) -> str:
-    if part.type in PICTURES:
+    if part.type in PICTURES or part.type in SOUNDS:
         raise InvalidRequest(f"{where}.type is {part.type}; allowed is text", param=f"{where}.type")
     if part.type in NEITHER:
-        raise InvalidRequest(f"{where}.type is {part.type}; allowed are text and pictures", param=f"{where}.type")
+        raise InvalidRequest(f"{where}.type is {part.type}; allowed are text, pictures and sounds", param=f"{where}.type")
     if part.type == "refusal" and part.refusal is not None:
         return part.refusal
     if part.type != "text":
-        allowed = ", ".join(("text", *PICTURES))
+        allowed = ", ".join(("text", *PICTURES, *SOUNDS))
         raise InvalidRequest(f"{where}.type is {show(part.type)}; allowed is {allowed}", param=f"{where}.type")
     if part.text is None:
         raise InvalidRequest(f"{where}.text is missing", param=f"{where}.text")
@@ -568,7 +616,12 @@ def prediction_of(prediction: Prediction) -> str:
 # Fields of messages that say something, and those that come back with answers (the openai client's parse() adds some).
 _READ_OF_MESSAGE = frozenset((*Message.__struct_fields__, "annotations", "parsed"))
 _READ_OF_PART = frozenset(Part.__struct_fields__)
-_READ_OF_URL = frozenset(ImageUrl.__struct_fields__)
+_READ_OF_URL = {
+    "image_url": frozenset(ImageUrl.__struct_fields__),
+    "video_url": frozenset(ImageUrl.__struct_fields__),
+    "audio_url": frozenset(AudioUrl.__struct_fields__),
+    "input_audio": frozenset(InputAudio.__struct_fields__),
+}
 _READ_OF_CALL = frozenset((*ToolCall.__struct_fields__, "index"))
 _READ_OF_FUNCTION = frozenset((*ToolFunction.__struct_fields__, "parsed_arguments"))
 _MAX_UNREAD = 8
@@ -592,9 +645,9 @@ def unread_in(messages: list[dict[str, Any]], prediction: dict[str, Any] | None 
 def _note_parts(content: Any, found: dict[str, str], path: str) -> None:
     for at, part in enumerate(content if isinstance(content, list) else ()):
         note_unread(part, _READ_OF_PART, found, f"{path}[{at}]")
-        for name in ("image_url", "video_url"):
+        for name, read in _READ_OF_URL.items():
             if isinstance(url := part.get(name), dict):
-                note_unread(url, _READ_OF_URL, found, f"{path}[{at}].{name}")
+                note_unread(url, read, found, f"{path}[{at}].{name}")
 
 
 def note_unread(given: Mapping[str, Any], read: frozenset[str], found: dict[str, str], path: str) -> None:

@@ -27,7 +27,7 @@ from streamserve.engine.client import EngineClient
 from streamserve.errors import InvalidRequest, ModelNotFound, StreamServeError
 from streamserve.media.family import Family, Prepared
 from streamserve.media.loader import Loader
-from streamserve.messages import EngineLoad
+from streamserve.messages import IMAGE, EngineLoad
 from streamserve.text.model import TextModel
 
 log = structlog.get_logger(__name__)
@@ -152,12 +152,12 @@ class Service:
     @property
     def takes_pictures(self) -> bool:
         """Whether the model can be shown any."""
-        return self.pictures is not None
+        return IMAGE in self.takes
 
     @property
-    def takes_videos(self) -> bool:
-        """Whether the model can be shown any."""
-        return self.pictures is not None and self.pictures.takes_videos
+    def takes(self) -> frozenset[str]:
+        """Kinds of media that the model takes: image, video, audio."""
+        return frozenset() if self.pictures is None else self.pictures.takes
 
     async def prepared(
         self, pictures: Sequence[PictureRef], caller: Caller, known: dict[str, Prepared] | None = None

@@ -21,7 +21,17 @@ from streamserve.api.answer import TOOL_CALLS, AnswerReader, Content, Event, Rea
 from streamserve.api.wire import one_error
 from streamserve.engine.client import EngineClient, Mailbox
 from streamserve.errors import DeadlineExceeded, GrammarFailed, StepFailed
-from streamserve.messages import Delta, FinishReason, GenerateRequest, Guidance, Media, SamplingParams, TokenLogprobs
+from streamserve.messages import (
+    AUDIO,
+    IMAGE,
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Guidance,
+    Media,
+    SamplingParams,
+    TokenLogprobs,
+)
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.stops import StopStrings
@@ -40,8 +50,12 @@ class Prompt:
 
     @property
     def num_media_tokens(self) -> int:
-        """Of the tokens those that are places of pictures."""
-        return sum(media.num_tokens for media in self.media)
+        """Of the tokens those that are places of pictures and sounds."""
+        return self.num_tokens_of(*{media.kind for media in self.media})
+
+    def num_tokens_of(self, *kinds: str) -> int:
+        """Of the tokens those that are places of these kinds of media."""
+        return sum(media.num_tokens for media in self.media if media.kind in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +143,7 @@ def events_of(piece: Piece) -> tuple[Event, ...]:
 class Usage:
     """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own. Of
     `drafted_tokens`, guesses of what would come, `accepted_tokens` stand in the answer. `image_tokens` of the prompts are places
-    of their `num_images` pictures."""
+    of their `num_images` pictures, `audio_tokens` of their sounds."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -140,6 +154,7 @@ class Usage:
     accepted_tokens: int = 0
     image_tokens: int = 0
     num_images: int = 0
+    audio_tokens: int = 0
 
 
 class Choice:
@@ -653,8 +668,9 @@ class Run:
             sum(choice.num_jumped for choice in self.choices),
             sum(choice.num_drafted for choice in self.choices),
             sum(choice.num_accepted for choice in self.choices),
-            sum(prompt.num_media_tokens for prompt in self.call.prompts),
-            sum(len(prompt.media) for prompt in self.call.prompts),
+            sum(prompt.num_tokens_of(IMAGE) for prompt in self.call.prompts),
+            sum(media.kind == IMAGE for prompt in self.call.prompts for media in prompt.media),
+            sum(prompt.num_tokens_of(AUDIO) for prompt in self.call.prompts),
         )
 
 

@@ -1,4 +1,5 @@
-"""data: URLs to bytes. Owns how they are read: strictly. Knows nothing of pictures and videos beyond the word in a media type."""
+"""data: URLs to bytes. Owns how they are read: strictly. Knows nothing of pictures, videos and sounds beyond the word in a media
+type."""
 
 import re
 from binascii import Error, a2b_base64
@@ -9,7 +10,7 @@ from streamserve.media.fetch import too_long
 
 SCHEME = "data:"
 MAX_HEAD = 256  # characters before the comma
-_TYPES = re.compile(r"((image|video)/[\w.+-]+|application/octet-stream|)", re.ASCII)
+_TYPES = re.compile(r"((image|video|audio)/[\w.+-]+|application/octet-stream|)", re.ASCII)
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
@@ -20,7 +21,9 @@ def bytes_of(url: str, max_bytes: int, param: str) -> bytes:
         raise InvalidRequest(f"{param} is a data: URL without a comma before its data", param=param)
     kind, *options = [part.strip().lower() for part in url[len(SCHEME) : comma].split(";")]
     if not _TYPES.fullmatch(kind):
-        raise InvalidRequest(f"{param} is a data: URL of type {kind[:60]!r}; allowed are image/… and video/…", param=param)
+        raise InvalidRequest(
+            f"{param} is a data: URL of type {kind[:60]!r}; allowed are image/…, video/… and audio/…", param=param
+        )
     is_base64 = options[-1:] == ["base64"]
     # Checked before anything is copied: three escapes, or four digits for three bytes, are the most that a byte can take.
     if (len(url) - comma - 1) * (3 if is_base64 else 4) > max_bytes * (12 if "%" in url else 4):

@@ -13,9 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from streamserve.media.picture import Picture
 from streamserve.media.sound import Sound
 from streamserve.media.video import Clip
-from streamserve.messages import Layout
-
-IMAGE, VIDEO, AUDIO = "image", "video", "audio"  # kinds of media
+from streamserve.messages import AUDIO, IMAGE, VIDEO, Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,5 @@
-"""From what a client names (a data: URL, an http or https URL, the id of an uploaded file) to a decoded, prepared picture.
+"""From what a client names (a data: URL, an http or https URL, the id of an uploaded file) to a decoded, prepared picture,
+video or sound.
 
 Owns where that runs, and how much of it at once: reading and decoding happen in worker threads, half as many as there are cores,
 of large pictures half as many again, and of a request's pictures a few at a time. Knows nothing of requests or of models.
@@ -52,6 +53,7 @@ class Loader:
         owner: str = "",
         find: Callable[[bytes], T | None] = _nothing,
         prepare_clip: Callable[[Clip], T] | None = None,
+        prepare_sound: Callable[[bytes, str], T] | None = None,
     ) -> list[T]:
         """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). Raises what the first
         that failed raised; the others are given up then."""
@@ -75,7 +77,9 @@ class Loader:
         async def load(index: int, source: str, param: str) -> None:
             async with at_once:
                 try:
-                    done[index] = await self.load(source, param, prepare, owner, find, prepare_clip and prepare_one)
+                    done[index] = await self.load(
+                        source, param, prepare, owner, find, prepare_clip and prepare_one, prepare_sound
+                    )
                 except Exception as error:
                     failed.append(error)
                     tasks.cancel_scope.cancel()
@@ -95,20 +99,26 @@ class Loader:
         owner: str = "",
         find: Callable[[bytes], T | None] = _nothing,
         prepare_clip: Callable[[Clip], T] | None = None,
+        prepare_sound: Callable[[bytes, str], T] | None = None,
     ) -> T:
         """What `prepare` makes of a picture, in the thread that decodes it, so that its pixels are gone when this returns; or
-        `prepare_clip` of a video, where it is given. `find` gives, in a thread too, what was made before of a file with that
-        digest, or None. Raises InvalidRequest, saying of `param`, the field that `source` stands in, what is wrong."""
+        `prepare_clip` of a video, where it is given. With `prepare_sound` it is a sound, and that has its bytes. `find` gives,
+        in a thread too, what was made before of a file with that digest, or None. Raises InvalidRequest, saying of `param`, the
+        field that `source` stands in, what is wrong."""
         read = await self._reader(source, param, owner)
 
         def look() -> tuple[bytes, bool, T | None]:
             data = read()
             if (known := find(sha256(data).digest())) is not None:
                 return data, False, known
+            if prepare_sound is not None:
+                return data, False, None
             is_video = prepare_clip is not None and demuxer_of(data) is not None
             return data, is_video or num_pixels_of(data, param) > LARGE_PIXELS, None
 
         def make() -> T:
+            if prepare_sound is not None:
+                return prepare_sound(data, param)
             if prepare_clip is not None and demuxer_of(data) is not None:
                 return prepare_clip(open_clip(data, param, from_thread.check_cancelled))
             return prepare(decode(data, param))

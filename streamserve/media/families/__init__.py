@@ -4,7 +4,8 @@ import importlib
 import pkgutil
 
 from streamserve.errors import CheckpointError
-from streamserve.media.family import AUDIO, MakeFamily
+from streamserve.media.family import MakeFamily
+from streamserve.messages import AUDIO
 
 HEARING = frozenset({"qwen2_audio"})  # these take sounds, and no pictures
 

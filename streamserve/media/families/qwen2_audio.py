@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from streamserve.errors import CheckpointError, InvalidRequest
 from streamserve.media.families._images import read_processor, read_settings
-from streamserve.media.family import AUDIO, Prepared, encoder_cost, key_of
+from streamserve.media.family import Prepared, encoder_cost, key_of
 from streamserve.media.sound import Sound
-from streamserve.messages import Layout, Run
+from streamserve.messages import AUDIO, Layout, Run
 
 BEGIN, TOKEN, END = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
 # What preprocessor_config.json, and audio_config and text_config, mean where they are silent.

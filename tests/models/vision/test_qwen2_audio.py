@@ -16,8 +16,9 @@ from transformers.models.whisper import feature_extraction_whisper
 from streamserve.errors import CheckpointError, InvalidRequest
 from streamserve.media.families import find
 from streamserve.media.families.qwen2_audio import BEGIN, END, TOKEN, Family
-from streamserve.media.family import AUDIO, Prepared
+from streamserve.media.family import Prepared
 from streamserve.media.sound import Sound
+from streamserve.messages import AUDIO
 from streamserve.models.vision.qwen2_audio import Vision
 from tests.models.vision import words
 from tests.models.vision.parity import asked, check_parity, greedy, loaded, randomised, same_embeddings, texts_of
