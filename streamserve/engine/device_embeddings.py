@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from streamserve.engine.rotary import Rotary, rotary_positions
 from streamserve.kernels.devices.device import Device, Event
 from streamserve.kernels.devices.recorder import Recorder
 from streamserve.messages import Span
+
+log = structlog.get_logger(__name__)
 
 Array = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -137,16 +140,19 @@ class DeviceEmbeddings:
                         done += span.num_tokens
         return found
 
-    def of(self, pieces: Sequence[Piece]) -> Tensor:
-        """What these places take, one below the other."""
-        parts = []
-        for piece in pieces:
-            embeds_NX = self._kept[piece.key].embeds(self._device)
-            if embeds_NX is None:  # whose request ends with an error
-                parts.append(torch.zeros((piece.num_tokens, self._width), dtype=self._dtype, device=self._device.torch_device))
-            else:
-                parts.append(embeds_NX[piece.begin : piece.begin + piece.num_tokens])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def buffer(self, num_tokens: int) -> Tensor | None:
+        """What `fill` fills for a step of so many tokens; None where nothing is encoded."""
+        if self._encoder is None:
+            return None
+        return torch.zeros((num_tokens, self._width), dtype=self._dtype, device=self._device.torch_device)
+
+    def fill(self, out_NX: Tensor, piece: Piece) -> None:
+        """With what these places take. Never waits for the device."""
+        embeds_NX = self._kept[piece.key].embeds(self._device)
+        if embeds_NX is None:  # whose request ends with an error
+            out_NX.zero_()
+        else:
+            out_NX.copy_(embeds_NX[piece.begin : piece.begin + piece.num_tokens])
 
     def write_rope(self, out_3N: Array, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Rope positions of tokens of any slots."""
@@ -188,9 +194,13 @@ class DeviceEmbeddings:
     def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event]:
         """In the thread: launches, and an event behind them."""
         assert self._encoder is not None
-        with self._device.beside():
-            (embeds_NX,) = self._encoder.encode((inputs,))
-            assert len(embeds_NX) == num_tokens, f"{len(embeds_NX)} embeddings for {num_tokens} places"
-            event = self._device.event()
-            event.record()
-            return embeds_NX, event
+        try:
+            with self._device.beside():
+                (embeds_NX,) = self._encoder.encode((inputs,))
+                assert len(embeds_NX) == num_tokens, f"{len(embeds_NX)} embeddings for {num_tokens} places"
+                event = self._device.event()
+                event.record()
+                return embeds_NX, event
+        except Exception as error:
+            log.error("media_not_encoded", exc_info=error)
+            raise

@@ -1,19 +1,22 @@
 """Embeddings of media as a runner keeps them, and which tokens of a step they take the places of.
 
-Owns the tensors by key, and each slot's media. Which to encode and which to give up the scheduler says (engine/encodings.py).
+Owns the tensors by key, and each slot's places. Which to encode and which to give up the scheduler says (engine/encodings.py).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
 from streamserve.engine.plan import Plan
 from streamserve.engine.rotary import Rotary, rotary_positions
 from streamserve.kernels.ops import Embedded
-from streamserve.messages import Media
+from streamserve.messages import Span
+
+log = structlog.get_logger(__name__)
 
 
 class Encoder(Protocol):
@@ -31,7 +34,7 @@ class Embeddings:
         self._encoder = encoder
         self._hidden_size = hidden_size
         self._kept: dict[bytes, Tensor] = {}
-        self._media: list[tuple[Media, ...]] = [()] * num_slots
+        self._places: list[Sequence[tuple[bytes, tuple[Span, ...]]]] = [()] * num_slots  # the arrays of media are not kept
         self._has_rotary = has_rotary
         self._rotary: list[Rotary | None] = [None] * num_slots
         self._shift = np.zeros(num_slots, np.int64)
@@ -40,7 +43,7 @@ class Embeddings:
         """The plan's admissions, then what it gives up and encodes. Returns what could not be encoded (zeros), and why."""
         failed: dict[bytes, str] = {}
         for admission in plan.admissions:
-            self._media[admission.slot] = admission.media
+            self._places[admission.slot] = [(media.key, media.spans) for media in admission.media]
             if self._has_rotary:
                 positions, shift = rotary_positions(admission.num_prompt, admission.media) if admission.media else (None, 0)
                 self._rotary[admission.slot], self._shift[admission.slot] = positions, shift
@@ -52,6 +55,7 @@ class Embeddings:
                 (embeds,) = self._encoder.encode((encode.inputs,))
                 assert len(embeds) == encode.num_tokens, f"{len(embeds)} embeddings for {encode.num_tokens} places"
             except Exception as error:
+                log.error("media_not_encoded", exc_info=error)
                 failed[encode.key] = f"{type(error).__name__}: {error}"
                 embeds = torch.zeros(encode.num_tokens, self._hidden_size)
             self._kept[encode.key] = embeds
@@ -63,14 +67,14 @@ class Embeddings:
         until: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         parts: list[Tensor] = []
         for row, first in sorted(zip(plan.rows, firsts, strict=True), key=lambda pair: pair[1]):
-            for media in self._media[row.slot]:
+            for key, spans in self._places[row.slot]:
                 done = 0
-                for span in media.spans:
+                for span in spans:
                     begin, end = max(span.start, row.start), min(span.end, row.start + row.num_tokens)
                     if begin < end:
                         places.append(np.arange(begin, end) - row.start + first)
                         until.append(np.full(end - begin, span.end - 1))
-                        parts.append(self._kept[media.key][done + begin - span.start : done + end - span.start])
+                        parts.append(self._kept[key][done + begin - span.start : done + end - span.start])
                     done += span.num_tokens
         if not parts:
             return None
