@@ -9,7 +9,7 @@ The buffer of a step with T tokens (rounded up to 4), R rows of logits and P pro
     prompt starts P + 1 | parts of attention's work on decode rows (engine/prefix_groups.py) | in a drafted step R: how many
     guesses a logit row stands behind | page-table entries | sampling parameters | page copies: sources, targets
 
-Places of media have token 0 here; their embeddings come beside it (engine/device_embeddings.py), in steps that are not captured.
+Places of media have token MEDIA_BASE here; their embeddings are copied to the lines of these tokens in a buffer beside it.
 
 A drafted row of a known token and k guesses is laid out as 1 + k decode rows of its slot, one behind the other.
 
@@ -36,7 +36,8 @@ from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_group
 from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
 from streamserve.kernels.impl.triton_sampling import Drafted
-from streamserve.kernels.ops import Embedded, Grouping, PromptRow, StepInputs
+from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
+from streamserve.messages import MEDIA_BASE
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
 MAX_PROMPTS = 16  # prompt rows of a captured step
@@ -209,6 +210,7 @@ class DeviceState:
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
         self.last_token_S = torch.zeros(num_slots, dtype=torch.int32, device=where)
         self.params_SP = torch.zeros((num_slots, PARAMS), dtype=torch.int32, device=where)
+        self.media_TX = self._media.buffer(tokens)
         self._ints = torch.zeros(words, dtype=torch.int32, device=where)
         self._turns = [device.pinned((words,), torch.int32) for _ in range(TURNS)]
         self._arrays = [turn.numpy() for turn in self._turns]
@@ -292,9 +294,7 @@ class DeviceState:
         described, logit_tokens = self._describe(rows, prompts, num_decode)
         is_grouped = self._parts is not None and not is_drafted and self._parts.find(answers, self._pages)
         pieces = self._media.pieces(rows)
-        size = None
-        if not logit_tokens and not pieces:
-            size = self._fitting(num_decode, described, is_grouped=is_grouped, is_drafted=is_drafted)
+        size = None if logit_tokens else self._fitting(num_decode, described, is_grouped=is_grouped, is_drafted=is_drafted)
         prompts_sampling = [i for i in prompts if rows[i].samples]
         slots = laid_out.slots + [rows[i].slot for i in prompts_sampling]
         if size is None:
@@ -316,7 +316,8 @@ class DeviceState:
         self._write_tokens(array, layout, laid_out, rows, prompts, described)
         if layout.has_rotary:
             self._write_rope(array, layout, laid_out, described)
-        embedded = self._embedded(array, layout, pieces, rows, decode, prompts, described) if pieces else None
+        if pieces:
+            self._write_media(array, pieces, rows, decode, prompts, described)
         self._write_logit_rows(array, layout, num_decode, slots, rows, prompts, described)
         offsets = self._write_offsets(array, layout, laid_out, slots)
         if layout.num_parts:
@@ -329,7 +330,7 @@ class DeviceState:
         if intake is not None:
             array[at : layout.end + 3 * _INTAKE_PAGES] = -1
             intake.replay()
-            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets, None)
+            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
         params_at = at
         for slot, words in params:
             array[at] = slot
@@ -356,7 +357,7 @@ class DeviceState:
         if num_copies:
             copies = self._ints[copies_at : copies_at + 2 * num_copies]
             self._pool.copy_pages(copies[:num_copies], copies[num_copies:])
-        return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets, embedded)
+        return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
 
     def _loaded(
         self,
@@ -367,9 +368,8 @@ class DeviceState:
         slots: list[int],
         logit_tokens: dict[int, int],
         offsets: list[int] | None,
-        embedded: Embedded | None,
     ) -> Loaded:
-        inputs = self._fixed[size][1] if size in self._fixed else self._inputs(layout, described, embedded)
+        inputs = self._fixed[size][1] if size in self._fixed else self._inputs(layout, described)
         if size is not None and not size.num_prompt:
             self._fixed[size] = layout, inputs  # a dozen views are a good part of the time that a step takes to launch
         drafted = None if offsets is None else DraftedRows(offsets, Drafted(self._offsets(layout), inputs.tokens_T))
@@ -415,25 +415,23 @@ class DeviceState:
             self._media.write_prompt_rope(rope_3T[:, prompt.first : end], prompt.slot, prompt.start)
         rope_3T[:, end:] = 0
 
-    def _embedded(
+    def _write_media(
         self,
         array: Array,
-        layout: Layout,
         pieces: Sequence[Piece],
         rows: Sequence[Row],
         decode: Sequence[int],
         prompts: Sequence[int],
         described: Sequence[PromptRow],
-    ) -> Embedded:
-        """What takes the places of tokens, which are none of the vocabulary's."""
+    ) -> None:
+        """Mark the places of media, and bring their embeddings."""
+        assert self.media_TX is not None
         firsts = {i: prompt.first for i, prompt in zip(prompts, described, strict=True)}
         firsts |= zip(decode, accumulate((rows[i].num_tokens for i in decode), initial=0), strict=False)
-        begins = [firsts[piece.row] + piece.first for piece in pieces]
-        places = np.concatenate([np.arange(at, at + piece.num_tokens) for at, piece in zip(begins, pieces, strict=True)])
-        array[places] = 0
-        staged = self._device.pinned((len(places),), torch.int64)
-        staged.numpy()[:] = places
-        return Embedded(staged.to(self._device.torch_device, non_blocking=True), self._media.of(pieces))
+        for piece in pieces:
+            at = firsts[piece.row] + piece.first
+            array[at : at + piece.num_tokens] = MEDIA_BASE
+            self._media.fill(self.media_TX[at : at + piece.num_tokens], piece)
 
     @staticmethod
     def _write_logit_rows(
@@ -494,7 +492,7 @@ class DeviceState:
         counts = (size.num_tokens, size.num_decode, size.num_logits, num_prompts, grouping)
         return Layout(*counts, is_drafted=size.is_drafted, has_rotary=self._media.has_rotary)
 
-    def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...], embedded: Embedded | None = None) -> StepInputs:
+    def _inputs(self, layout: Layout, prompts: tuple[PromptRow, ...]) -> StepInputs:
         def ints(at: int, count: int) -> Tensor:
             return self._ints[at : at + count]
 
@@ -516,7 +514,7 @@ class DeviceState:
             v=self._pool.v,
             parts_PR=parts.view(layout.num_parts, layout.part_width) if layout.num_parts else None,
             is_drafted=layout.is_drafted,
-            embedded=embedded,
+            media_TX=None if self.media_TX is None else self.media_TX[: layout.num_tokens],
             rope_3T=rope_3T,
         )
 

@@ -207,7 +207,9 @@ class StepInputs:
     v: Tensor  # [L, pages, K, S, D]
     parts_PR: Tensor | None = None  # int32 [P, R + 3]; None: no row is known to share anything
     is_drafted: bool = False
-    embedded: Embedded | None = None  # never in a captured step
+    # Of a model that takes media: line t is what token t takes instead of its embedding, if it is MEDIA_BASE; as wide as
+    # Embedded.embeds_MX. None of another model.
+    media_TX: Tensor | None = None
     rope_3T: Tensor | None = None  # int32 [3, T]: see Batch; for models with M-RoPE, in every step
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
+from streamserve.kernels.impl.triton_norm import add_media, add_rms_norm, embed, rms_norm
+from streamserve.messages import MEDIA_BASE
 
 EPS = 1e-5
 SHAPES = [(1, 64), (5, 576), (3, 200), (2, 4096)]
@@ -37,6 +38,18 @@ def test_a_surplus_row_reads_a_row_that_exists(device: str, dtype: torch.dtype) 
     table = draw(4, 64, dtype=dtype, device=device)
     found = embed(torch.tensor([2, -1], dtype=torch.int32, device=device), table)
     assert found.equal(table[[2, 0]])
+
+
+def test_places_of_media_take_their_line_and_what_it_adds_later(device: str, dtype: torch.dtype) -> None:
+    size = 1030  # more than a block
+    table, media = (torch.randn(rows, width, device=device).to(dtype) for rows, width in ((5, size), (4, 2 * size)))
+    tokens = torch.tensor([3, MEDIA_BASE, -1, MEDIA_BASE], dtype=torch.int32, device=device)
+    found = embed(tokens, table, media)
+    assert found.equal(torch.stack([table[3], media[1, :size], table[0], media[3, :size]]))
+    before = found.clone()
+    add_media(found, tokens, media, 1)
+    assert found[[0, 2]].equal(before[[0, 2]])
+    assert found[[1, 3]].equal(before[[1, 3]] + media[[1, 3], size:])
 
 
 @pytest.mark.parametrize(("rows", "size"), SHAPES)

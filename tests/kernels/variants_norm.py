@@ -19,7 +19,15 @@ def _variants() -> list[tuple[Any, dict[str, str], dict[str, Any], dict[str, Any
         found.append((triton_norm._add_rms_norm, {**x, "delta_ptr": _BF16}, consts, options))
         if size == 4096:
             embed = {"tokens": "*i32", "table": _BF16, "out": _BF16}
-            found.append((triton_norm._embed, embed, {**consts, "BLOCK": 1024}, {**options, "num_warps": 4}))
+            plain = {**consts, "BLOCK": 1024, "media": None, "X": 0}
+            found.append((triton_norm._embed, embed, plain, {**options, "num_warps": 4}))
+            with_media = {**consts, "BLOCK": 1024, "X": 4 * size}
+            found.append((triton_norm._embed, {**embed, "media": _BF16}, with_media, {**options, "num_warps": 4}))
+            added = {"tokens": "*i32", "media": _BF16, "x_ptr": _BF16}
+            if not pdl:
+                found.append(
+                    (triton_norm._add_media, added, {"PART": 1, "E": size, "X": 4 * size, "BLOCK": 1024}, {"num_warps": 4})
+                )
     return found
 
 

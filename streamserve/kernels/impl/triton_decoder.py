@@ -19,7 +19,7 @@ from streamserve.kernels.impl.triton_decode_attention import DecodeAttention
 from streamserve.kernels.impl.triton_drafted_attention import DraftedAttention
 from streamserve.kernels.impl.triton_linear import linear as invariant_linear
 from streamserve.kernels.impl.triton_mlp import silu_mul
-from streamserve.kernels.impl.triton_norm import add_rms_norm, embed, rms_norm
+from streamserve.kernels.impl.triton_norm import add_media, add_rms_norm, embed, rms_norm
 from streamserve.kernels.impl.triton_prompt_attention import PromptAttention
 from streamserve.kernels.impl.triton_rope import pick_angles, rope_table, write_prompt
 from streamserve.kernels.ops import DeviceNetwork, Grouping, NetworkParts, NetworkShape, PromptRow, StepInputs, Weights
@@ -158,20 +158,16 @@ class TritonDecoder:
         return self._forward(inputs, every_token=True)
 
     def _forward(self, inputs: StepInputs, *, every_token: bool) -> Tensor:
-        x_TE = embed(inputs.tokens_T, self._embedding_VE)
-        added: list[Tensor] = []
-        if inputs.embedded is not None:
-            first_ME, *added = torch.split(inputs.embedded.embeds_MX.to(x_TE.dtype), x_TE.shape[1], dim=1)
-            x_TE.index_copy_(0, inputs.embedded.tokens_M, first_ME)
+        x_TE = embed(inputs.tokens_T, self._embedding_VE, inputs.media_TX)
         cos_sin = self._cos_sin
         if inputs.rope_3T is not None:
             assert self._axes_d is not None
             cos_sin = pick_angles(cos_sin, inputs.rope_3T, self._axes_d)
         if not inputs.prompts and len(x_TE) <= self._max_few:
-            return self._forward_few(x_TE, inputs, cos_sin, added)
-        return self._forward_many(x_TE, inputs, cos_sin, added, every_token or not inputs.prompts)
+            return self._forward_few(x_TE, inputs, cos_sin)
+        return self._forward_many(x_TE, inputs, cos_sin, every_token or not inputs.prompts)
 
-    def _forward_few(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, added: list[Tensor]) -> Tensor:
+    def _forward_few(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor) -> Tensor:
         """Decode rows, up to few_rows(): five kernels per layer."""
         eps, pdl = self._eps, self._pdl
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
@@ -182,10 +178,10 @@ class TritonDecoder:
             gemv.linear_add(out_TX, layer.o, x_TE, pdl=pdl)
             inner_TF = gemv.norm_gate_up(x_TE, layer.mlp_norm, layer.gate_up, eps, pdl=pdl)
             gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
-            self._add_embedded(x_TE, inputs, added, i)
+            self._add_media(x_TE, inputs, i)
         return x_TE
 
-    def _forward_many(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, added: list[Tensor], every_token: bool) -> Tensor:
+    def _forward_many(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, every_token: bool) -> Tensor:
         eps, num_decode, has_prompts = self._eps, inputs.num_decode, bool(inputs.prompts)
         decode = self._attention(inputs)
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
@@ -201,20 +197,21 @@ class TritonDecoder:
             if num_decode:
                 decode.attend(qkv_TJ, inputs, i, cos_sin, layer.q_norm, layer.k_norm, eps, out_TX)
             next_norm_E = None if is_last else self._layers[i + 1].attention_norm
-            if i < len(added):
+            if i < self._num_added(inputs):
                 self._finish(x_TE, out_TX, layer, None)
-                self._add_embedded(x_TE, inputs, added, i)
+                self._add_media(x_TE, inputs, i)
                 h_TE = x_TE if next_norm_E is None else rms_norm(x_TE, next_norm_E, eps)
             else:
                 h_TE = self._finish(x_TE, out_TX, layer, next_norm_E)
         return x_TE
 
-    @staticmethod
-    def _add_embedded(x_TE: Tensor, inputs: StepInputs, added: list[Tensor], layer: int) -> None:
-        """What embeddings of media add to the stream behind one of the first layers (DeepStack)."""
-        if layer < len(added):
-            assert inputs.embedded is not None
-            x_TE.index_add_(0, inputs.embedded.tokens_M, added[layer])
+    def _num_added(self, inputs: StepInputs) -> int:
+        """Layers behind which media add to the stream (DeepStack)."""
+        return 0 if inputs.media_TX is None else inputs.media_TX.shape[1] // self._shape.hidden_size - 1
+
+    def _add_media(self, x_TE: Tensor, inputs: StepInputs, layer: int) -> None:
+        if inputs.media_TX is not None and layer < self._num_added(inputs):
+            add_media(x_TE, inputs.tokens_T, inputs.media_TX, 1 + layer)
 
     def _attention(self, inputs: StepInputs) -> DecodeAttention | DraftedAttention:
         """Of the step's decode rows."""

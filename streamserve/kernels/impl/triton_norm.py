@@ -14,11 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streamserve.messages import MEDIA_BASE
+
 _EMBED_BLOCK = 1024
+_MEDIA = tl.constexpr(MEDIA_BASE)
 
 
 @triton.jit(do_not_specialize_on_alignment=["tokens"])
-def _embed(tokens, table, out, E: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _embed(tokens, table, media, out, E: tl.constexpr, X: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -26,8 +29,23 @@ def _embed(tokens, table, out, E: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.con
     # A surplus row may hold any token; it must read the table all the same.
     token = tl.maximum(tl.load(tokens + row), 0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if media is not None:
+        is_media = token == _MEDIA
+        token = tl.where(is_media, 0, token)
     x = tl.load(table + token * E + col, mask=col < E)
+    if media is not None:
+        x = tl.where(is_media, tl.load(media + row * X + col, mask=(col < E) & is_media, other=0.0), x)
     tl.store(out + row * E + col, x, mask=col < E)
+
+
+@triton.jit(do_not_specialize_on_alignment=["tokens"])
+def _add_media(tokens, media, x_ptr, PART: tl.constexpr, E: tl.constexpr, X: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(tokens + row) == _MEDIA:
+        col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * E + col, mask=col < E).to(tl.float32)
+        x += tl.load(media + row * X + PART * E + col, mask=col < E).to(tl.float32)
+        tl.store(x_ptr + row * E + col, x.to(x_ptr.dtype.element_ty), mask=col < E)
 
 
 @triton.jit
@@ -81,14 +99,27 @@ def pdl_options(pdl: bool) -> dict[str, Any]:
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 
-def embed(tokens_T: Tensor, table_VE: Tensor, *, pdl: bool = False) -> Tensor:
-    """Rows of the table: [T, E]. A token below 0 counts as 0."""
+def embed(tokens_T: Tensor, table_VE: Tensor, media_TX: Tensor | None = None, *, pdl: bool = False) -> Tensor:
+    """Rows of the table: [T, E]. A token below 0 counts as 0; one that is MEDIA_BASE takes its line of `media_TX`, X >= E."""
     assert table_VE.is_contiguous() and tokens_T.is_contiguous()
     num_tokens, size = len(tokens_T), table_VE.shape[1]
+    width = 0
+    if media_TX is not None:
+        width = media_TX.shape[1]
+        assert media_TX.is_contiguous() and len(media_TX) >= num_tokens and width % size == 0 and media_TX.dtype == table_VE.dtype
     out_TE = torch.empty((num_tokens, size), dtype=table_VE.dtype, device=table_VE.device)
     grid = (num_tokens, triton.cdiv(size, _EMBED_BLOCK))
-    _embed[grid](tokens_T, table_VE, out_TE, E=size, BLOCK=_EMBED_BLOCK, num_warps=4, **pdl_options(pdl))
+    options = {"BLOCK": _EMBED_BLOCK, "num_warps": 4, **pdl_options(pdl)}
+    _embed[grid](tokens_T, table_VE, media_TX, out_TE, E=size, X=width, **options)
     return out_TE
+
+
+def add_media(x_TE: Tensor, tokens_T: Tensor, media_TX: Tensor, part: int) -> None:
+    """Add part `part` of their lines of `media_TX`, E numbers each, to those of `x_TE` whose token is MEDIA_BASE."""
+    num_tokens, size = x_TE.shape
+    assert x_TE.is_contiguous() and media_TX.is_contiguous() and (part + 1) * size <= media_TX.shape[1]
+    kernel: Any = _add_media[(num_tokens, triton.cdiv(size, _EMBED_BLOCK))]
+    kernel(tokens_T, media_TX, x_TE, PART=part, E=size, X=media_TX.shape[1], BLOCK=_EMBED_BLOCK, num_warps=4)
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, rows_R: Tensor | None = None, *, pdl: bool = False) -> Tensor:
