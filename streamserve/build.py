@@ -586,9 +586,14 @@ def _text_and_grammars(config: Config, checkpoint: "Checkpoint") -> tuple[TextMo
     return text, grammars
 
 
+MIN_HELD_BYTES = 1 << 30  # of pictures and the like in requests under way; a sixteenth of the machine's memory, if that is more
+
+
 def _options(
     config: Config, context_len: int, vocab_size: int, eos: frozenset[int], *, takes_media: bool = False
 ) -> EngineOptions:
+    from streamserve.kernels.devices.cpu import CPU
+
     return EngineOptions(
         context_len,
         vocab_size,
@@ -597,6 +602,7 @@ def _options(
         seed=config.scheduler.random_seed,
         takes_priorities=config.scheduler.schedule_policy == "priority",
         takes_media=takes_media,
+        max_media_bytes=max(MIN_HELD_BYTES, CPU.here().memory()[1] // 16),
     )
 
 

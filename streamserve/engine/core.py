@@ -66,7 +66,7 @@ class StepObserver(Protocol):
 class EngineOptions:
     """Limits at the engine's door. `seed` feeds the seeds of requests that bring none. `takes_priorities`: whether the
     scheduler's policy looks at requests' priorities; one that would have no effect is refused. `takes_media`: the runner has an
-    encoder."""
+    encoder. `max_media_bytes`: of what live requests hold for it; a single one may hold more."""
 
     context_len: int
     vocab_size: int
@@ -75,6 +75,7 @@ class EngineOptions:
     seed: int | None = None
     takes_priorities: bool = True
     takes_media: bool = False
+    max_media_bytes: int = 1 << 30
 
 
 class Engine:
@@ -218,11 +219,21 @@ class Engine:
                 f"logit_bias names token {bad_bias[0]}; allowed is 0 to {self._options.vocab_size - 1}", param="logit_bias"
             )
         waiting = self._scheduler.num_waiting
+        retry_after_s = max(1.0, waiting * self._busy_s / max(1, self._scheduler.num_finished))
         if waiting >= self._options.max_queued:
             raise QueueFull(
                 f"{waiting} requests are waiting already; at most {self._options.max_queued} may (--max-queued-requests)",
-                retry_after_s=max(1.0, waiting * self._busy_s / max(1, self._scheduler.num_finished)),
+                retry_after_s=retry_after_s,
             )
+        if request.media:
+            held, most = self._scheduler.held, self._options.max_media_bytes
+            more = held.more(request.media)
+            if more and held.num_bytes and held.num_bytes + more > most:
+                raise QueueFull(
+                    f"requests under way hold {held.num_bytes >> 20} MiB of pictures and the like, and this one brings "
+                    f"{more >> 20} MiB more; at most {most >> 20} MiB are held",
+                    retry_after_s=retry_after_s,
+                )
 
     def abort(self, request_id: str) -> bool:
         """See EngineClient."""

@@ -30,6 +30,7 @@ from streamserve.cache.kv_cache import KVCache, Lease
 from streamserve.engine.drafters.drafter import Drafts
 from streamserve.engine.encodings import Encodings
 from streamserve.engine.guide import Guide
+from streamserve.engine.held_inputs import HeldInputs
 from streamserve.engine.pause import BurstLimits, Pause
 from streamserve.engine.plan import Admission, Append, Encode, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
@@ -150,6 +151,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
         self._encodings = encodings or Encodings()
+        self.held = HeldInputs()
         self._live: dict[str, Request] = {}
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._step = 0
@@ -194,6 +196,7 @@ class Scheduler:
                 self.num_finished += 1
                 return
         self._live[request.id] = request
+        self.held.hold(request.given.media)
         self._waiting.append(request)
 
     def live(self) -> list[Request]:
@@ -870,6 +873,7 @@ class Scheduler:
             self._drafts_of(request).close()  # told of the last tokens, too: others may look them up
         request.move(State.FINISHED)
         del self._live[request.id]
+        self.held.release(request.given.media)
         self.num_finished += 1
 
     def _preempt(self, request: Request) -> None:

@@ -95,6 +95,7 @@ TORCH_FREE = (
     "streamserve.api",
     "streamserve.engine.client",
     "streamserve.engine.encodings",
+    "streamserve.engine.held_inputs",
     "streamserve.engine.rotary",
     "streamserve.engine.embedder",
     "streamserve.engine.pause",

@@ -21,7 +21,7 @@ from streamserve.engine.plan import NO_EDITS, Edits, Plan, StepResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.rotary import rotary_positions
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.errors import ContextOverflow, InvalidRequest
+from streamserve.errors import ContextOverflow, InvalidRequest, QueueFull
 from streamserve.messages import (
     MEDIA_BASE,
     Delta,
@@ -75,13 +75,14 @@ class Bench:
         keeps: int = 10_000,
         broken: frozenset[bytes] = frozenset(),
         lost: frozenset[bytes] = frozenset(),
+        max_media_bytes: int = 1 << 30,
     ) -> None:
         self.cache = KVCache(num_pages, 4)
         self.runner = _Failing(broken, lost, vocab_size=VOCAB, page_size=4)
         self.runner.plans = []
         limits = Limits(max_running, max_step_tokens, frozenset(), has_whole_spans=has_whole_spans, encodes_beside=encodes_beside)
         self.scheduler = Scheduler(self.cache, limits, POLICIES["fcfs"], encodings=Encodings(keeps))
-        options = EngineOptions(num_pages * 4 - 4, VOCAB, frozenset(), seed=0, takes_media=True)
+        options = EngineOptions(num_pages * 4 - 4, VOCAB, frozenset(), seed=0, takes_media=True, max_media_bytes=max_media_bytes)
         self.engine = Engine(self.scheduler, self.runner, options)
 
     async def ask(self, name: str, request: GenerateRequest) -> Delta:
@@ -269,6 +270,27 @@ async def test_ids_of_places_without_a_picture_are_refused_and_so_are_log_probab
         asked = request_of(3, ("cat", 5), 2)
         with pytest.raises(InvalidRequest, match="prompt_logprobs"):
             await bench.engine.submit(replace(asked, sampling=SamplingParams(max_new_tokens=1, prompt_logprobs=1)))
+
+
+async def test_pictures_of_requests_that_wait_are_bounded_by_their_bytes() -> None:
+    def show(name: str, num_bytes: int) -> GenerateRequest:
+        asked = request_of(3, (name, 8), 2, num_new=20)
+        (media,) = asked.media
+        return replace(asked, media=(replace(media, inputs={"pixels": np.zeros(num_bytes, np.uint8), "scale": 1}),))
+
+    async with running(Bench(max_media_bytes=100)) as bench:
+        large, half = show("large", 300), show("half", 50)
+        alone = await bench.engine.submit(replace(large, id="alone"))
+        same = await bench.engine.submit(replace(large, id="same"))  # as n = 2 brings the same arrays
+        with pytest.raises(QueueFull, match="hold 0 MiB"):
+            await bench.engine.submit(replace(half, id="too much"))
+        assert bench.engine.abort("alone")
+        with pytest.raises(QueueFull):
+            await bench.engine.submit(replace(half, id="too much"))
+        await asyncio.gather(collect(alone), collect(same))
+        answers = await asyncio.gather(bench.ask("half", half), bench.ask("other half", show("other half", 50)))
+    assert [len(answer.token_ids) for answer in answers] == [20, 20]
+    assert bench.scheduler.held.num_bytes == 0
 
 
 async def test_a_clip_whose_times_reach_beyond_the_context_is_refused_and_one_that_fits_leaves_less_to_the_answer() -> None:
