@@ -245,14 +245,14 @@ def _build_on_cpu(config: Config, checkpoint: "Checkpoint", cpu: "CPU", display:
         num_slots=resolved.max_running_requests,
         max_len=resolved.context_len,
         drafter=drafter,
-        embeddings=_embeddings(checkpoint, resolved.max_running_requests, display),
+        embeddings=_embeddings(checkpoint, resolved.max_running_requests, resolved.threads, display),
     )
     runner.execute(_warm_up_plan())
     return runner, text, grammars, resolved
 
 
-def _embeddings(checkpoint: "Checkpoint", num_slots: int, display: Display) -> "Embeddings | None":
-    """Of a model that takes pictures, its encoder loaded."""
+def _embeddings(checkpoint: "Checkpoint", num_slots: int, threads: int, display: Display) -> "Embeddings | None":
+    """Of a model that takes pictures, its encoder loaded. It computes between the network's steps, with as many threads."""
     if checkpoint.vision is None:
         return None
     import torch
@@ -260,6 +260,7 @@ def _embeddings(checkpoint: "Checkpoint", num_slots: int, display: Display) -> "
     from streamserve.engine.embeddings import Embeddings
 
     with display.phase("encoder of pictures"):
+        torch.set_num_threads(threads)  # a network that is not torch's leaves this to us
         vision = checkpoint.vision.load(torch.device("cpu"), torch.float32)
     spec = checkpoint.spec
     width = (1 + vision.num_deepstack) * spec.hidden_size
