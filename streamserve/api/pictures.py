@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamserve.api.schema import PictureRef
-from streamserve.errors import InvalidRequest
+from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.media.family import ClipFamily, Family, PictureFamily, Prepared, SoundFamily, kinds_of
 from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
@@ -34,11 +34,14 @@ ANYBODY = Caller()
 
 
 class Pictures:
-    """Loads and prepares pictures for one model."""
+    """Loads and prepares pictures for one model, whose context has room for `context_len` places."""
 
-    def __init__(self, family: Family, loader: Loader, *, max_cache_bytes: int = MAX_CACHE_BYTES) -> None:
+    def __init__(
+        self, family: Family, loader: Loader, context_len: Callable[[], int], *, max_cache_bytes: int = MAX_CACHE_BYTES
+    ) -> None:
         self._family = family
         self._loader = loader
+        self._context_len = context_len
         self._max_bytes = max_cache_bytes
         self._kept: OrderedDict[bytes, Prepared] = OrderedDict()  # by the file's digest, least recently used first
         self._num_bytes = 0
@@ -63,9 +66,21 @@ class Pictures:
             # A model takes sounds or pictures; of one that takes both, a request could name one source for two kinds.
             prepare_clip = self._prepare_clip if VIDEO in self.takes else None
             prepare_sound = self._prepare_sound if AUDIO in self.takes else None
+            context_len = self._context_len()
+
+            def check(made: Sequence[tuple[bytes, Prepared]]) -> None:
+                """More than fits is not worth loading, nor the memory."""
+                num_places = sum(prepared.layout.num_tokens for _, prepared in made)
+                if num_places > context_len:
+                    raise ContextOverflow(
+                        f"{len(made)} of {len(pictures)} pictures or sounds take {num_places} tokens by themselves, but the "
+                        f"context holds {context_len}; send fewer or smaller ones",
+                        param=pictures[0].param,
+                    )
+
             async with caller.watch():
                 made = await self._loader.load_all(
-                    list(wanted.items()), self._prepare, caller.owner, self._find, prepare_clip, prepare_sound
+                    list(wanted.items()), self._prepare, caller.owner, self._find, prepare_clip, prepare_sound, check
                 )
             for source, (digest, prepared) in zip(wanted, made, strict=True):
                 known[source] = prepared

@@ -104,7 +104,9 @@ class Service:
         self.meter = meter
         self.door = Door(config)
         self.prompts = Prompts(text, client.facts, family)
-        self.pictures = None if family is None or loader is None else Pictures(family, loader)
+        self.pictures = None
+        if family is not None and loader is not None:
+            self.pictures = Pictures(family, loader, lambda: client.facts().context_len)
         self._pace = Pace(config.send_interval_ms)
         self.max_body_bytes = config.max_body_mb * MIB
         self.streams = Streams(

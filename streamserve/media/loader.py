@@ -31,8 +31,8 @@ T = TypeVar("T")
 Find = Callable[[str, str], bytes | None]
 
 
-def _nothing(digest: bytes) -> None:
-    """Where nothing is known from before."""
+def _nothing(given: object) -> None:
+    """Where nothing is known from before, and nothing is too much."""
 
 
 class Loader:
@@ -54,9 +54,11 @@ class Loader:
         find: Callable[[bytes], T | None] = _nothing,
         prepare_clip: Callable[[Clip], T] | None = None,
         prepare_sound: Callable[[bytes, str], T] | None = None,
+        check: Callable[[Sequence[T]], None] = _nothing,
     ) -> list[T]:
-        """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). Raises what the first
-        that failed raised; the others are given up then."""
+        """What `prepare` makes of each of a request's pictures, given as (source, the field it stands in). `check` is told, after
+        each, what is done so far, and raises if that is too much. Raises what the first that failed raised; the others are given
+        up then."""
         if len(sources) > MAX_PICTURES:
             param = sources[MAX_PICTURES][1]
             raise InvalidRequest(
@@ -80,6 +82,7 @@ class Loader:
                     done[index] = await self.load(
                         source, param, prepare, owner, find, prepare_clip and prepare_one, prepare_sound
                     )
+                    check(list(done.values()))
                 except Exception as error:
                     failed.append(error)
                     tasks.cancel_scope.cancel()

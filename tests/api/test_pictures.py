@@ -12,6 +12,7 @@ from streamserve.api.app import create_app
 from streamserve.api.pictures import Pictures
 from streamserve.api.schema import PictureRef
 from streamserve.config import ServerConfig
+from streamserve.errors import ContextOverflow
 from streamserve.media.family import Prepared
 from streamserve.media.fetch import Fetcher
 from streamserve.media.loader import MAX_PICTURES, Loader
@@ -143,11 +144,21 @@ async def test_pictures_that_were_shown_before_are_not_prepared_again(
 
 async def test_what_was_not_shown_for_longest_is_prepared_again(family: CountingFamily) -> None:
     loader = Loader(Fetcher((), 1 << 20), lambda id, owner: None, 1 << 20)
-    pictures = Pictures(family, loader, max_cache_bytes=2 * 12)  # an encoder's input has three numbers
+    pictures = Pictures(family, loader, lambda: 1000, max_cache_bytes=2 * 12)  # an encoder's input has three numbers
     refs = [PictureRef(data_url(png(shade)), "image") for shade in range(3)]
     for shade in (0, 1, 0, 2, 0, 1):
         await pictures.prepared([refs[shade]])
     assert len(family.prepared) == 4 and family.prepared[1] == family.prepared[3]
+
+
+async def test_no_more_pictures_are_prepared_than_the_context_has_room_for(family: CountingFamily) -> None:
+    loader = Loader(Fetcher((), 1 << 20), lambda id, owner: None, 1 << 20)
+    pictures = Pictures(family, loader, lambda: 3 * PLACES)
+    refs = [PictureRef(data_url(png(shade)), f"messages[{shade}]") for shade in range(40)]
+    assert len(await pictures.prepared(refs[:3])) == 3
+    with pytest.raises(ContextOverflow, match="of 40 pictures") as refused:
+        await pictures.prepared(refs)
+    assert refused.value.param == "messages[0]" and len(family.prepared) < 3 + 12
 
 
 async def test_pictures_of_results_reach_the_model(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
