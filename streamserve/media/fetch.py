@@ -25,7 +25,7 @@ FETCH_S, CONNECT_S = 10.0, 3.0
 MAX_FETCHES = 32  # at once
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {
-    "accept": "image/png, image/jpeg, image/webp, image/gif, image/bmp",
+    "accept": "image/png, image/jpeg, image/webp, image/gif, image/bmp, video/*, audio/*",
     "accept-encoding": "identity",
     "user-agent": f"StreamServe/{__version__}",
 }

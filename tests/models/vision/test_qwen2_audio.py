@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from transformers.models.whisper import feature_extraction_whisper
 
 from streamserve.errors import CheckpointError, InvalidRequest
-from streamserve.media.families import find
+from streamserve.media.families import HEARING, find, supported_types, types_that_take
 from streamserve.media.families.qwen2_audio import BEGIN, END, TOKEN, Family
 from streamserve.media.family import Prepared
 from streamserve.media.sound import Sound
-from streamserve.messages import AUDIO
+from streamserve.messages import AUDIO, IMAGE
 from streamserve.models.vision.qwen2_audio import Vision
 from tests.models.vision import words
 from tests.models.vision.parity import asked, check_parity, greedy, loaded, randomised, same_embeddings, texts_of
@@ -182,6 +182,11 @@ def test_a_config_that_is_no_encoders_stops_the_start() -> None:
     for audio, says in (({"model_type": "whisper"}, "model_type"), ({"d_model": 30, "encoder_attention_heads": 4}, "no encoder")):
         with pytest.raises(CheckpointError, match=says):
             Vision.weights({"audio_config": audio})
+
+
+def test_it_is_known_which_models_hear() -> None:
+    assert {kind for kind in supported_types() if hasattr(find(kind), "prepare_sound")} == HEARING == set(types_that_take(AUDIO))
+    assert set(types_that_take(IMAGE)) == set(supported_types()) - HEARING
 
 
 def test_a_silent_config_means_what_it_means_in_transformers() -> None:
