@@ -19,6 +19,7 @@ from torch import Tensor
 
 from streamserve.engine.plan import Plan, Row
 from streamserve.engine.rotary import Rotary, rotary_positions
+from streamserve.errors import ConfigError
 from streamserve.kernels.devices.device import Device, Event
 from streamserve.kernels.devices.recorder import Recorder
 from streamserve.messages import Span
@@ -49,9 +50,10 @@ class Piece(NamedTuple):
 
 
 class Encoding:
-    """One media under way through the encoder, or through it."""
+    """One media under way through the encoder, or through it. `job` brings embeddings and an event behind them, or says why not
+    (what was raised is not kept)."""
 
-    def __init__(self, key: bytes, num_tokens: int, job: "Future[tuple[Tensor, Event]]") -> None:
+    def __init__(self, key: bytes, num_tokens: int, job: "Future[tuple[Tensor, Event] | str]") -> None:
         self.key = key
         self.num_tokens = num_tokens
         self._job = job
@@ -63,14 +65,15 @@ class Encoding:
 
     def why_not(self) -> str | None:
         """Why there are no embeddings; None where there are."""
-        error = self._job.exception()
-        return None if error is None else f"{type(error).__name__}: {error}"
+        found = self._job.result()
+        return found if isinstance(found, str) else None
 
     def embeds(self, device: Device) -> Tensor | None:
         """For what this thread launches from now on; it waits for them on the device. None: there are none."""
-        if self._job.exception() is not None:
+        found = self._job.result()
+        if isinstance(found, str):
             return None
-        embeds_NX, event = self._job.result()
+        embeds_NX, event = found
         if not self._is_awaited:
             event.wait()  # all later steps come behind this one
             self._is_awaited = True
@@ -177,7 +180,9 @@ class DeviceEmbeddings:
         assert self._thread is not None
         self._thread.submit(self._reserve, store_bytes).result()
         for _ in range(2):
-            self._thread.submit(self._encode, inputs, num_tokens).result()
+            found = self._thread.submit(self._encode, inputs, num_tokens).result()
+            if isinstance(found, str):
+                raise ConfigError(f"a large picture cannot be encoded on this device, beside the weights: {found}")
         self._device.synchronize()
 
     def close(self) -> None:
@@ -191,8 +196,9 @@ class DeviceEmbeddings:
             torch.empty(num_bytes, dtype=torch.uint8, device=self._device.torch_device)
 
     @torch.inference_mode()
-    def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event]:
-        """In the thread: launches, and an event behind them."""
+    def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event] | str:
+        """In the thread: launches, and an event behind them. What is raised stays here: it would hold on to what the encoder had
+        on the device, which may be why it failed."""
         assert self._encoder is not None
         try:
             with self._device.beside():
@@ -203,4 +209,4 @@ class DeviceEmbeddings:
                 return embeds_NX, event
         except Exception as error:
             log.error("media_not_encoded", exc_info=error)
-            raise
+            return f"{type(error).__name__}: {error}"

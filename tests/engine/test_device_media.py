@@ -1,5 +1,7 @@
 """Pictures on a GPU: the same plans on its runner and on the CPU's give the same answers. Without one in Triton's interpreter."""
 
+import gc
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -200,3 +202,22 @@ def test_a_picture_that_cannot_be_encoded_harms_nobody_else() -> None:
     check(run(runner, after), reference.execute(after))
     reference.close()
     runner.close()
+
+
+def test_what_an_encoder_had_when_it_failed_is_let_go() -> None:
+    """It may have failed because there was no room for more."""
+    held: list[weakref.ref[Tensor]] = []
+
+    class Greedy(Eyes):
+        def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+            half_done = torch.zeros(4)
+            held.append(weakref.ref(half_done))
+            raise MemoryError("no more than this")
+
+    device = CUDA() if HAS_GPU else Host()
+    media = DeviceEmbeddings(device, Greedy(device.torch_device), num_slots=1, width=32)
+    (encoding,) = media.take_in(Plan(1, (), (), (), encodes=(Encode(b"1", 6, {}),)))
+    assert encoding.why_not() == "MemoryError: no more than this" and encoding.embeds(device) is None
+    gc.collect()  # a pretty traceback goes round in circles
+    assert held[0]() is None
+    media.close()
