@@ -127,7 +127,8 @@ def _stream(file: Any, param: str) -> Any:
     if not file.streams.video:
         raise InvalidRequest(f"{param} is a file without pictures; a video has some", param=param)
     stream = file.streams.video[0]
-    codec = stream.codec_context.codec.canonical_name
+    context = stream.codec_context  # None: a codec that FFmpeg does not know
+    codec = "an unknown codec" if context is None else context.codec.canonical_name
     if codec not in CODECS:
         raise InvalidRequest(f"{param} is a video in {codec}; allowed are {', '.join(CODECS.values())}", param=param)
     stream.codec_context.thread_count = 1  # how many videos are decoded at once is said elsewhere

@@ -208,6 +208,10 @@ def test_a_video_without_sound_is_refused() -> None:
     assert "a file without sound" in refusal(data.getvalue())
 
 
+def test_a_sound_in_a_codec_that_nobody_knows_is_refused() -> None:
+    assert "a codec that nobody knows" in refusal(encoded("webm", "libopus", format="flt").replace(b"A_OPUS", b"A_XYZW"))
+
+
 def test_without_its_extra_a_server_reads_wav_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     other = encoded("mp3", "libmp3lame")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -85,6 +85,7 @@ def test_a_file_that_holds_fewer_frames_than_it_says_repeats_its_last() -> None:
         (b"\0\0\0\x18ftypisom" + bytes(200), "video"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "no video that is known here"),
         (filmed("mov", "mpeg4"), "a video in mpeg4; allowed are H.264"),
+        (filmed("matroska", "libvpx-vp9").replace(b"V_VP9", b"V_XYZ"), "a video in an unknown codec; allowed are H.264"),
     ],
 )
 def test_what_cannot_be_read_is_refused(data: bytes, says: str) -> None:
