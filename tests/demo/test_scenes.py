@@ -111,10 +111,11 @@ def test_a_written_word_is_no_thing() -> None:
         ("count", 0, ["Zero.", "None.", "There are no circles"], ["One.", ""]),
         (
             "where",
-            ("left", "circle"),
+            ({"left"}, "circle"),
             ["Left.", "The circle is to the left of the square."],
             ["The square is left of it.", "Right."],
         ),
+        ("where", ({"above", "left"}, "circle"), ["Above it.", "left", "Above and left."], ["Below or above.", "below", ""]),
         ("exists", True, ["Yes.", "yes, there is"], ["No.", "Yes and no."]),
         ("relation", False, ["No."], ["Yes.", "maybe"]),
         ("read", "stop", ["stop.", 'It says "STOP".'], ["shop", "stop go", ""]),
