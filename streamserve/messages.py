@@ -346,6 +346,59 @@ class PrefixSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSummary:
+    """One node of the prefix tree by itself. `id` names the prefix that ends with it while it lives; `parent` 0 is the root.
+
+    `num_tokens` are its own, `end` counts those down to its end. `num_requests` (running) and `num_pins` stand at it or below.
+    """
+
+    id: int
+    parent: int
+    num_tokens: int
+    end: int
+    num_pages: int
+    num_requests: int
+    num_pins: int
+    is_pinned: bool
+    hits: int
+    age_s: float  # since a request let go of it; 0 while one holds it
+    num_children: int
+    is_salted: bool
+    first_token_ids: tuple[int, ...]
+
+
+class MatchEnd(StrEnum):
+    """Why the cache knows no more of a prompt."""
+
+    COMPLETE = "complete"  # it knows all that it may: the last token is always computed
+    DIFFERS = "differs"  # it goes on, but with other tokens
+    EVICTED = "evicted"  # it went on until lately
+    NEW = "new"  # nothing of what follows was computed, or that is long forgotten
+    OTHER_SALT = "other_salt"  # more is known under another salt
+    OFF = "off"  # nothing is kept
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """What the cache knows of a prompt: `num_tokens` of it, in these nodes from the top. `other` is the token that it has where
+    the prompt differs, if that is one."""
+
+    num_tokens: int
+    path: tuple[int, ...]
+    end: MatchEnd
+    other: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinSummary:
+    """What pins hold of the memory."""
+
+    num_pins: int = 0
+    pinned_tokens: int = 0
+    max_pinned_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSummary:
     """The prefix cache at one moment. Rates are over all prompts since the start."""
 
@@ -357,6 +410,7 @@ class CacheSummary:
     prompt_tokens_seen: int = 0
     prompt_tokens_hit: int = 0
     top_prefixes: tuple[PrefixSummary, ...] = ()
+    pins: PinSummary = PinSummary()
 
     @property
     def hit_rate(self) -> float:

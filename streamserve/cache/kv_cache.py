@@ -16,16 +16,17 @@ step that is still running when its lease is closed goes to a position nobody ha
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 from time import monotonic
 
 from streamserve.cache.keys import pack
 from streamserve.cache.pages import Pages
 from streamserve.cache.radix import Node, PrefixTree
-from streamserve.messages import CacheSummary, PrefixSummary
+from streamserve.messages import CacheSummary, MatchEnd, NodeSummary, PinSummary, PrefixMatch, PrefixSummary
 
 _PREVIEW_TOKENS = 16
+_MAX_BEGINNINGS = 4096  # looked at to see whether another salt knows a prompt
 
 
 class Lease:
@@ -60,6 +61,8 @@ class KVCache:
         self._pages = Pages(num_pages)
         self._tree = PrefixTree(page_size, self._pages, now)
         self._leases: set[Lease] = set()
+        self._pins: dict[Node, None] = {}  # oldest first
+        self._pinned_pages: Counter[int] = Counter()  # by how many pins
         self._prompt_tokens_seen = 0
         self._prompt_tokens_hit = 0
 
@@ -179,7 +182,7 @@ class KVCache:
     # ---- the whole ---------------------------------------------------------------------------------------------
 
     def flush(self) -> int:
-        """Forget every prefix that no lease holds. Returns the number of pages freed."""
+        """Forget every prefix that no lease and no pin holds. Returns the number of pages freed."""
         return self._tree.evict(self.num_pages + 1)
 
     def note_prompt(self, num_tokens: int, num_cached: int) -> None:
@@ -199,6 +202,7 @@ class KVCache:
             prompt_tokens_seen=self._prompt_tokens_seen,
             prompt_tokens_hit=self._prompt_tokens_hit,
             top_prefixes=self._top_prefixes(max_prefixes),
+            pins=self.pin_summary(),
         )
 
     def _top_prefixes(self, max_prefixes: int) -> tuple[PrefixSummary, ...]:
@@ -209,17 +213,152 @@ class KVCache:
         return tuple(
             PrefixSummary(
                 num_tokens=node.end,
-                num_requests=node.locks,
+                num_requests=node.locks - node.pins,
                 hits=node.hits,
-                age_s=0.0 if node.locks else max(0.0, now_s - node.released_s),
+                age_s=_age_s(node, now_s),
                 first_token_ids=_first_token_ids(node),
             )
             for node in best
         )
 
+    @property
+    def hits(self) -> tuple[int, int]:
+        """Prompt tokens since the start, and those of them that were found."""
+        return self._prompt_tokens_seen, self._prompt_tokens_hit
+
+    # ---- for those who look --------------------------------------------------------------------------------------
+
+    def nodes(self, node_id: int, depth: int, limit: int, num_first: int) -> tuple[tuple[NodeSummary, ...], bool] | None:
+        """So many levels below a node (0: the root), behind the node itself if it is not the root; at most `limit` nodes. And
+        whether that left any out. With the first `num_first` tokens of each. None: there is no such node."""
+        node = self._tree.find(node_id)
+        if node is None:
+            return None
+        own = [] if node is self._tree.root else [node]
+        found, is_cut = self._tree.below(node, depth, limit - len(own))
+        return self._summaries([*own, *found], num_first), is_cut
+
+    def pinned_nodes(self, num_first: int) -> tuple[NodeSummary, ...]:
+        """Those with a pin, the oldest first."""
+        return self._summaries(self._pins, num_first)
+
+    def _summaries(self, nodes: Iterable[Node], num_first: int) -> tuple[NodeSummary, ...]:
+        now_s, salted = self._now(), dict[Node | None, bool]()
+        summaries = []
+        for node in nodes:  # parents before their children: salts are looked for once
+            known = salted.get(node.parent)
+            salted[node] = node.salt != "" if known is None else known
+            summaries.append(self._summary_of(node, now_s, num_first, salted[node]))
+        return tuple(summaries)
+
+    def _summary_of(self, node: Node, now_s: float, num_first: int, is_salted: bool) -> NodeSummary:
+        assert node.parent is not None
+        return NodeSummary(
+            id=node.id,
+            parent=node.parent.id,
+            num_tokens=len(node.tokens),
+            end=node.end,
+            num_pages=len(node.pages),
+            num_requests=node.locks - node.pins,
+            num_pins=node.pins,
+            is_pinned=node in self._pins,
+            hits=node.hits,
+            age_s=_age_s(node, now_s),
+            num_children=len(node.children),
+            is_salted=is_salted,
+            first_token_ids=tuple(node.tokens[:num_first]),
+        )
+
+    def look_up(self, salt: str, token_ids: Sequence[int], limit: int, *, looks_elsewhere: bool) -> PrefixMatch:
+        """What open() would find, and why no more. Changes nothing. `looks_elsewhere`: see whether another salt knows more."""
+        limit = max(0, min(limit, len(token_ids)))
+        if not self.reuse:
+            return PrefixMatch(0, (), MatchEnd.OFF)
+        node, matched = self._match(salt, token_ids, limit)
+        path = tuple([part.id for part in node.path()])
+        if matched >= limit:
+            return PrefixMatch(matched, path, MatchEnd.COMPLETE)
+        if looks_elsewhere:
+            for other in self._tree.elsewhere(salt, token_ids[0], _MAX_BEGINNINGS):
+                if self._match(other, token_ids, limit)[1] > matched:
+                    return PrefixMatch(matched, path, MatchEnd.OTHER_SALT)
+        if matched < node.end:
+            return PrefixMatch(matched, path, MatchEnd.DIFFERS, node.tokens[matched - node.start])
+        if self._tree.was_evicted(node, salt, matched, token_ids[matched]):
+            return PrefixMatch(matched, path, MatchEnd.EVICTED)
+        if node.children and node is not self._tree.root:
+            child = next(iter(node.children.values())) if len(node.children) == 1 else None
+            return PrefixMatch(matched, path, MatchEnd.DIFFERS, child.tokens[0] if child is not None else None)
+        return PrefixMatch(matched, path, MatchEnd.NEW)
+
+    # ---- pins ----------------------------------------------------------------------------------------------------
+
+    def pin_summary(self) -> PinSummary:
+        """How much of the memory pins hold, and how much they may: half of it."""
+        size = self.page_size
+        return PinSummary(len(self._pins), len(self._pinned_pages) * size, self.num_pages // 2 * size)
+
+    def has_node(self, node_id: int) -> bool:
+        """Whether there is a node of that number. The root is none."""
+        return node_id != self._tree.root.id and self._tree.find(node_id) is not None
+
+    def pin(self, node_id: int) -> bool:
+        """Keep the path down to a node from being evicted. False, and no change, if pins would hold more than half of all pages.
+        A pinned node stays so."""
+        node = self._node(node_id)
+        if node in self._pins:
+            return True
+        pages = _pages_of(node)
+        num_new = sum(page not in self._pinned_pages for page in pages)
+        if len(self._pinned_pages) + num_new > self.num_pages // 2:
+            return False
+        self._tree.pin(node)
+        self._pins[node] = None
+        self._pinned_pages.update(pages)
+        return True
+
+    def unpin(self, node_id: int) -> None:
+        """Let go of a node, if it is pinned: it may be evicted from now on, as if it had just been used."""
+        node = self._node(node_id)
+        if node in self._pins:
+            self._unpin(node)
+
+    def give_up_pin(self) -> bool:
+        """Let go of the oldest pin. False: there is none."""
+        node = next(iter(self._pins), None)
+        if node is not None:
+            self._unpin(node)
+        return node is not None
+
+    def _unpin(self, node: Node) -> None:
+        del self._pins[node]
+        for page in _pages_of(node):  # the same as when it was pinned: what is held only ever splits
+            self._pinned_pages[page] -= 1
+            if not self._pinned_pages[page]:
+                del self._pinned_pages[page]
+        self._tree.unpin(node)
+
+    def holders_of(self, node_id: int) -> tuple[int, int]:
+        """How many running requests, and how many pins, stand on a node or below it."""
+        node = self._node(node_id)
+        return node.locks - node.pins, node.pins
+
+    def evict(self, node_id: int) -> tuple[int, int]:
+        """Forget a node that nobody holds, and all below it. Returns how many nodes and how many pages that freed."""
+        num_free = self._pages.num_free
+        num_nodes = self._tree.evict_from(self._node(node_id))
+        return num_nodes, self._pages.num_free - num_free
+
+    def _node(self, node_id: int) -> Node:
+        node = self._tree.find(node_id)
+        assert node is not None and node is not self._tree.root
+        return node
+
     def check(self) -> None:
         """Assert that all books agree: no page lost, none with two owners, every count right. For tests and idle times."""
-        refs, pins = self._tree.check(Counter(lease.node for lease in self._leases))
+        refs, pins = self._tree.check(Counter(lease.node for lease in self._leases), Counter(self._pins.keys()))
+        assert self._pinned_pages == Counter(page for node in self._pins for page in _pages_of(node)), "pins are miscounted"
+        assert len(self._pinned_pages) <= self.num_pages // 2, "pins hold more than half"
         owner: dict[int, Lease] = {}
         for lease in self._leases:
             found = self._tree.page_table(lease.node)[: lease.num_shared]
@@ -233,6 +372,15 @@ class KVCache:
             for page in node.pages:
                 assert page not in owner or node.end <= owner[page].node.end, "the tree has positions not yet committed"
         self._pages.check(refs, pins)
+
+
+def _age_s(node: Node, now_s: float) -> float:
+    return 0.0 if node.locks > node.pins else max(0.0, now_s - node.released_s)
+
+
+def _pages_of(node: Node) -> set[int]:
+    """What holding the path down to a node holds."""
+    return {page for part in node.path() for page in part.pages}
 
 
 def _first_token_ids(node: Node) -> tuple[int, ...]:

@@ -12,15 +12,20 @@ is the one of the deepest node that has it:
              ├── B [6, 10)                |  p1: 4 5 6 7 | p2: 8 9       the request that wrote A went on in p1
              └── C [6, 7)                 |  p3: 4 5 6                   another one copied 4 5 to p3 and wrote its own 6
 
-A node is locked as often as running requests stand on it or below it. Nodes without a lock are idle: they can be
+A node is locked as often as running requests, and pins, stand on it or below it. Nodes without a lock are idle: they can be
 evicted, from the leaves upwards, oldest first.
+
+A node has a number of its own while it lives: it names the prefix that ends with the node. The lower half of a node that is
+split keeps it, with its children, its holders and its pin; the upper half is new.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import count, islice
 from typing import Optional
 
 from streamserve.cache.evict import LeastRecentlyUsed
+from streamserve.cache.forgotten import Forgotten
 from streamserve.cache.keys import Packed, common_len, edge, pack
 from streamserve.cache.pages import Pages
 
@@ -28,9 +33,10 @@ from streamserve.cache.pages import Pages
 class Node:
     """A run of tokens in the tree. Read by everybody, written only by PrefixTree."""
 
-    __slots__ = ("children", "edge", "hits", "locks", "pages", "parent", "released_s", "start", "tokens")
+    __slots__ = ("children", "edge", "hits", "id", "locks", "pages", "parent", "pins", "released_s", "start", "tokens")
 
-    def __init__(self, parent: Optional["Node"], edge: Hashable, start: int, tokens: Packed, pages: list[int]) -> None:
+    def __init__(self, id: int, parent: Optional["Node"], edge: Hashable, start: int, tokens: Packed, pages: list[int]) -> None:
+        self.id = id
         self.parent = parent
         self.edge = edge  # its key among the parent's children
         self.start = start
@@ -38,12 +44,24 @@ class Node:
         self.pages = pages
         self.children: dict[Hashable, Node] = {}
         self.locks = 0
+        self.pins = 0  # of the locks those that no request has
         self.hits = 0  # opens that matched into it
         self.released_s = 0.0  # when a request let go of it last
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def salt(self) -> str:
+        """Its namespace."""
+        node = self
+        while node.start:
+            assert node.parent is not None
+            node = node.parent
+        namespace = node.edge[0] if isinstance(node.edge, tuple) else ""
+        assert isinstance(namespace, str)
+        return namespace
 
     def path(self) -> list["Node"]:
         """From the first node below the root down to this one."""
@@ -58,7 +76,10 @@ class PrefixTree:
     """All computed prefixes of all namespaces. Takes part in the page accounting of `pages`."""
 
     def __init__(self, page_size: int, pages: Pages, now: Callable[[], float]) -> None:
-        self.root = Node(None, None, 0, pack(()), [])  # empty; never locked, idle or evicted
+        self._ids = count()
+        self.root = Node(next(self._ids), None, None, 0, pack(()), [])  # empty; never locked, idle or evicted
+        self._by_id = {self.root.id: self.root}
+        self._forgotten = Forgotten()
         self.num_nodes = 0
         self.num_tokens = 0
         self._page_size = page_size
@@ -97,6 +118,36 @@ class PrefixTree:
         for part in node.path():
             table[part.start // self._page_size :] = part.pages
         return table
+
+    def find(self, id: int) -> Node | None:
+        """The node of that number, if it lives."""
+        return self._by_id.get(id)
+
+    def below(self, node: Node, depth: int, limit: int) -> tuple[list[Node], bool]:
+        """Nodes of so many levels below a node, at most `limit`: level by level, of a node's children the newest first. And
+        whether the limit left out any. Looks at no more nodes than it returns."""
+        found: list[Node] = []
+        waiting = deque([(node, depth)])
+        while waiting:
+            above, levels = waiting.popleft()
+            for child in reversed(above.children.values()):
+                if len(found) == limit:
+                    return found, True
+                found.append(child)
+                if levels > 1 and child.children:
+                    waiting.append((child, levels - 1))
+        return found, False
+
+    def was_evicted(self, node: Node, namespace: str, position: int, token: int) -> bool:
+        """Whether something that began with this token stood behind `position`, at the end of `node`, and was evicted lately."""
+        return (node.id, position, edge(namespace, position, token)) in self._forgotten
+
+    def elsewhere(self, namespace: str, token: int, most: int) -> Iterator[str]:
+        """Other namespaces in which a prompt begins with this token, found among the newest `most` beginnings."""
+        for key in islice(reversed(self.root.children), most):
+            assert isinstance(key, tuple)
+            if key[1] == token and key[0] != namespace:
+                yield key[0]
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the root, parents first."""
@@ -137,6 +188,18 @@ class PrefixTree:
                 self._idle.add(node)  # after everything below it, as the order needs
             node = node.parent
 
+    def pin(self, node: Node) -> None:
+        """Hold the path down to a node for nobody: until it is unpinned."""
+        self.hold(node, node.end, above=self.root)
+        for part in node.path():
+            part.pins += 1
+
+    def unpin(self, node: Node) -> None:
+        """Undo one pin. Counts as a use."""
+        for part in node.path():
+            part.pins -= 1
+        self.release(node)
+
     # ---- growing and shrinking -----------------------------------------------------------------------------------
 
     def insert(self, parent: Node, namespace: str, tokens: Packed, pages: list[int]) -> Node:
@@ -155,10 +218,15 @@ class PrefixTree:
             return parent
         key = edge(namespace, parent.end, tokens[0])
         assert key not in parent.children, "the parent has this branch already"
-        node = Node(parent, key, parent.end, tokens, pages)
+        node = self._new_node(parent, key, parent.end, tokens, pages)
         node.locks = 1
         self._pages.add_pinned(pages)
         parent.children[key] = node
+        return node
+
+    def _new_node(self, parent: Node, key: Hashable, start: int, tokens: Packed, pages: list[int]) -> Node:
+        node = Node(next(self._ids), parent, key, start, tokens, pages)
+        self._by_id[node.id] = node
         self.num_nodes += 1
         return node
 
@@ -178,6 +246,16 @@ class PrefixTree:
             freed += self._shrink(leaf, num_pages - freed)
         return freed
 
+    def evict_from(self, node: Node) -> int:
+        """Forget an idle node and all below it. Returns how many nodes that were."""
+        nodes = [node]
+        for part in nodes:  # grows while it is walked: parents before their children
+            assert part.locks == 0
+            nodes += part.children.values()
+        for part in reversed(nodes):
+            self._shrink(part, self._pages.num_pages + 1)
+        return len(nodes)
+
     def _shrink(self, leaf: Node, num_pages: int) -> int:
         """Drop pages from the end of an idle leaf until `num_pages` are free or the leaf is gone."""
         assert not leaf.children and leaf.parent is not None
@@ -186,10 +264,13 @@ class PrefixTree:
             freed += self._pages.drop([leaf.pages.pop()])
         if leaf.pages:
             end = (leaf.start // self._page_size + len(leaf.pages)) * self._page_size
+            self._forgotten.add((leaf.id, end, leaf.tokens[end - leaf.start]))
             del leaf.tokens[end - leaf.start :]
             self.num_tokens -= old_len - len(leaf.tokens)
         else:
+            self._forgotten.add((leaf.parent.id, leaf.start, leaf.edge))
             del leaf.parent.children[leaf.edge]
+            del self._by_id[leaf.id]
             self._idle.remove(leaf)
             self.num_tokens -= old_len
             self.num_nodes -= 1
@@ -203,8 +284,8 @@ class PrefixTree:
         """
         assert node.start < position < node.end and node.parent is not None
         cut, num_pages = position - node.start, self._num_pages_to(node, position)
-        upper = Node(node.parent, node.edge, node.start, node.tokens[:cut], node.pages[:num_pages])
-        upper.locks, upper.hits, upper.released_s = node.locks, node.hits, node.released_s
+        upper = self._new_node(node.parent, node.edge, node.start, node.tokens[:cut], node.pages[:num_pages])
+        upper.locks, upper.pins, upper.hits, upper.released_s = node.locks, node.pins, node.hits, node.released_s
         node.parent.children[node.edge] = upper
         if position % self._page_size:
             num_pages -= 1
@@ -217,7 +298,6 @@ class PrefixTree:
         upper.children[node.edge] = node
         if upper.locks == 0:
             self._idle.add(upper)
-        self.num_nodes += 1
         return upper
 
     def _num_pages_to(self, node: Node, position: int) -> int:
@@ -226,23 +306,23 @@ class PrefixTree:
 
     # ---- checking ------------------------------------------------------------------------------------------------
 
-    def check(self, holders: Counter[Node]) -> tuple[Counter[int], Counter[int]]:
-        """Assert the tree's invariants, given how many requests stand on each node. Returns its references and pins."""
+    def check(self, holders: Counter[Node], pinned: Counter[Node]) -> tuple[Counter[int], Counter[int]]:
+        """Assert the tree's invariants, given how many requests, and how many pins, stand on each node. Returns its references
+        and the pinned ones among them."""
         refs: Counter[int] = Counter()
         pins: Counter[int] = Counter()
         nodes = list(self.nodes())
-        locks: Counter[Node] = Counter()
-        for node, count in holders.items():
-            for part in node.path():
-                locks[part] += count
+        locks, num_pins = _at_or_below(holders + pinned), _at_or_below(pinned)
         for node in nodes:
             self._check_node(node)
             assert node.locks == locks[node], f"{node.locks} locks, {locks[node]} holders at or below"
+            assert node.pins == num_pins[node], f"{node.pins} pins, {num_pins[node]} at or below"
             refs.update(node.pages)
             if node.locks:
                 pins.update(node.pages)
         assert locks.keys() <= set(nodes), "a held node is not in the tree"
         assert self.num_nodes == len(nodes), "nodes are miscounted"
+        assert self._by_id == {node.id: node for node in [self.root, *nodes]}, "a node is not found by its number"
         assert self.num_tokens == sum(len(node.tokens) for node in nodes), "tokens are miscounted"
         order = {node: place for place, node in enumerate(self._idle)}
         assert order.keys() == {node for node in nodes if not node.locks}, "the order of eviction is not that of idle nodes"
@@ -256,3 +336,12 @@ class PrefixTree:
         assert len(set(node.pages)) == len(node.pages), "a node uses a page twice"
         first = node.edge[1] if isinstance(node.edge, tuple) else node.edge
         assert first == node.tokens[0] and isinstance(node.edge, tuple) == (node.start == 0), "a node is filed wrongly"
+
+
+def _at_or_below(counts: Counter[Node]) -> Counter[Node]:
+    """For every node of these paths how many stand on it or below it."""
+    sums: Counter[Node] = Counter()
+    for node, number in counts.items():
+        for part in node.path():
+            sums[part] += number
+    return sums

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from streamserve.cache.kv_cache import KVCache, Lease
+from streamserve.cache.radix import Node
+from streamserve.messages import MatchEnd
 
 
 class Prefixes:
@@ -72,6 +74,11 @@ class Driver:
         self._memory: dict[tuple[int, int], int] = {}
         self._copies: list[tuple[int, int]] = []  # of leases opened since the last step
         self._flight: Step | None = None
+        self._pinned: dict[int, tuple[str, list[int]]] = {}  # by number: what is to stay, oldest first
+        self._names: dict[int, tuple[str, list[int]]] = {}  # by number: the prefix that a node had when it was last looked at
+        self.num_pins_refused = 0
+        self.num_pinned = 0
+        self.num_node_evictions = 0
 
     # ---- operations --------------------------------------------------------------------------------------------
 
@@ -167,11 +174,97 @@ class Driver:
         self._check()
 
     def flush(self) -> None:
+        """Pinned prefixes stay."""
         evictable, free = self.cache.num_evictable_pages, self.cache.num_free_pages
         assert self.cache.flush() == evictable
         assert self.cache.num_free_pages == free + evictable and self.cache.num_evictable_pages == 0
         self._ever_committed &= self._in_tree()
         self._check()
+
+    def pin(self, random: Random) -> None:
+        """Pin some node, which must be possible just when the pages of its path are not too many."""
+        node = self._some_node(random)
+        if node is None:
+            return
+        held = {page for id in self._pinned for page in self._path_pages(self._node(id))}
+        fits = len(held | self._path_pages(node)) <= self.cache.num_pages // 2
+        before = self._everything()
+        assert self.cache.pin(node.id) == (fits or node.id in self._pinned)
+        if not fits or node.id in self._pinned:
+            self.num_pins_refused += 1
+            assert self._everything() == before
+            return
+        self.num_pinned += 1
+        self._pinned[node.id] = (node.salt, self._tokens_to(node))
+        assert self.cache.pin_summary().pinned_tokens == len(held | self._path_pages(node)) * self.page_size
+        self._check_names()
+
+    def unpin(self, random: Random) -> None:
+        if self._pinned and random.random() < 0.7:
+            id = random.choice(list(self._pinned))
+            del self._pinned[id]
+            self.cache.unpin(id)
+        elif self._pinned:
+            assert self.cache.give_up_pin()
+            del self._pinned[next(iter(self._pinned))]
+        else:
+            assert not self.cache.give_up_pin()
+        self._check_names()
+
+    def evict(self, random: Random) -> None:
+        """Forget a part of the tree that nobody holds."""
+        node = self._some_node(random)
+        if node is None:
+            return
+        subtree = [n for n in self.cache._tree.nodes() if node in n.path()]
+        requests = sum(running.lease.node in subtree for running in self.running)
+        pins = sum(self._node(id) in subtree for id in self._pinned)
+        assert self.cache.holders_of(node.id) == (requests, pins)
+        if requests or pins:
+            return
+        self.num_node_evictions += 1
+        parent, start, tokens = node.parent, node.start, self._tokens_to(node)
+        assert parent is not None
+        salt, num_free = node.salt, self.cache.num_free_pages
+        num_nodes, num_pages = self.cache.evict(node.id)
+        assert num_nodes == len(subtree) and self.cache.num_free_pages == num_free + num_pages
+        assert not any(self.cache.has_node(n.id) for n in subtree)
+        self._ever_committed &= self._in_tree()
+        match = self.cache.look_up(salt, tokens, len(tokens), looks_elsewhere=False)
+        assert (match.num_tokens, match.end) == (start, MatchEnd.EVICTED)
+        assert match.path == tuple(part.id for part in parent.path())
+        self._check_names()
+
+    def look(self, random: Random) -> None:
+        """Walk a part of the tree, and look a prompt up: nothing changes, and the slow way finds the same."""
+        before = self._everything()
+        node = self._some_node(random) if random.random() < 0.5 else None
+        depth, limit = random.randint(1, 4), random.randint(1, 12)
+        found = self.cache.nodes(0 if node is None else node.id, depth, limit, 3)
+        assert found is not None
+        nodes, is_cut = found
+        expected = self._levels(self.cache._tree.root if node is None else node, depth)
+        expected = expected if node is None else [node, *expected]
+        assert [summary.id for summary in nodes] == [n.id for n in expected[:limit]]
+        assert is_cut == (len(expected) > limit)
+        for summary, n in zip(nodes, expected, strict=False):
+            assert summary.num_requests == sum(n in running.lease.node.path() for running in self.running)
+            assert summary.num_pins == sum(n in self._node(id).path() for id in self._pinned)
+            assert summary.is_pinned == (n.id in self._pinned) and summary.is_salted == (n.salt != "")
+            assert (summary.end, summary.num_children) == (n.end, len(n.children))
+            assert summary.first_token_ids == tuple(n.tokens[:3])
+        tokens = [*self.known_beginning(random), *(random.randrange(3) for _ in range(random.randrange(4)))] or [0]
+        match = self.cache.look_up("", tokens, len(tokens), looks_elsewhere=True)
+        longest = self._longest(self._prefixes.of("", tokens), self._in_tree())
+        elsewhere = self._longest(self._prefixes.of("other", tokens), self._in_tree())
+        if self.cache.reuse:
+            assert match.num_tokens == longest
+            assert (match.end is MatchEnd.COMPLETE) == (longest == len(tokens))
+            assert (match.end is MatchEnd.OTHER_SALT) == (longest < len(tokens) and elsewhere > longest)
+            if match.other is not None:
+                assert match.end is MatchEnd.DIFFERS and match.other != tokens[longest]
+                assert self._prefixes.of("", [*tokens[:longest], match.other])[-1] in self._in_tree()
+        assert self._everything() == before, "looking has changed something"
 
     def finish(self) -> None:
         """Land and close everything; afterwards every page must be free or evictable, and free after a flush."""
@@ -179,7 +272,10 @@ class Driver:
         self.land(set())
         for running in list(self.running):
             self.close(running, keep=True)
-        assert self.cache.num_available_pages == self.cache.num_pages
+        for id in list(self._pinned):
+            del self._pinned[id]
+            self.cache.unpin(id)
+        assert self.cache.num_available_pages == self.cache.num_pages and self.cache.pin_summary().num_pins == 0
         self.flush()
         assert self.cache.num_free_pages == self.cache.num_pages
         assert self.cache.summary(5).num_nodes == 0
@@ -202,8 +298,16 @@ class Driver:
             self.step({running: random.randint(1, max_len // 2) for running in rows}, committing)
         elif choice < 0.78:
             self.commit(random.choice(self.running))
-        elif choice < 0.97:
+        elif choice < 0.93:
             self.close(random.choice(self.running), keep=random.random() < 0.8)
+        elif choice < 0.94:
+            self.pin(random)
+        elif choice < 0.947:
+            self.unpin(random)
+        elif choice < 0.962:
+            self.evict(random)
+        elif choice < 0.97:
+            self.look(random)
         elif choice < 0.98:
             self.flush()
         else:
@@ -260,11 +364,52 @@ class Driver:
             found = running.lease.num_cached
             assert self.cache.match_len(running.salt, running.tokens, found) == (found if self.cache.reuse else 0)
 
+        for salt, tokens in self._pinned.values():
+            assert self.cache.match_len(salt, tokens, len(tokens)) == len(tokens), "what was pinned is gone"
+
+    def _check_names(self) -> None:
+        """A number names one prefix as long as it lives: one that grows at its end while it is computed, or is cut there."""
+        self._check()
+        names = {n.id: (n.salt, self._tokens_to(n)) for n in self.cache._tree.nodes()}
+        for id in names.keys() & self._names.keys():
+            (salt, now), (old_salt, before) = names[id], self._names[id]
+            both = min(len(now), len(before))
+            assert salt == old_salt and now[:both] == before[:both], "a number names another prefix than it did"
+        self._names = names
+
+    def _some_node(self, random: Random) -> Node | None:
+        nodes = list(self.cache._tree.nodes())
+        return random.choice(nodes) if nodes else None
+
+    def _node(self, id: int) -> Node:
+        node = self.cache._tree.find(id)
+        assert node is not None, "a pinned node is gone"
+        return node
+
+    @staticmethod
+    def _tokens_to(node: Node) -> list[int]:
+        return [token for part in node.path() for token in part.tokens]
+
+    @staticmethod
+    def _path_pages(node: Node) -> set[int]:
+        return {page for part in node.path() for page in part.pages}
+
+    @staticmethod
+    def _levels(node: Node, depth: int) -> list[Node]:
+        found: list[Node] = []
+        level = [node]
+        for _ in range(depth):
+            level = [child for above in level for child in reversed(above.children.values())]
+            found += level
+        return found
+
     def _available(self) -> int:
-        """Pages that no running request needs, counted the slow way."""
+        """Pages that no running request and no pin needs, counted the slow way."""
         held = {page for running in self.running for page in running.lease.pages}
         for running in self.running:
             held.update(page for node in running.lease.node.path() for page in node.pages)
+        for id in self._pinned:
+            held |= self._path_pages(self._node(id))
         return self.cache.num_pages - len(held)
 
     def _in_tree(self) -> set[int]:
@@ -290,7 +435,7 @@ class Driver:
         """The whole state of the cache, to see that an operation has changed nothing."""
         cache = self.cache
         nodes = [
-            (id(n), n.start, tuple(n.tokens), tuple(n.pages), n.locks, n.hits, n.released_s, id(n.parent))
+            (n.id, n.start, tuple(n.tokens), tuple(n.pages), n.locks, n.pins, n.hits, n.released_s, id(n.parent))
             for n in cache._tree.nodes()
         ]
         order = [id(node) for node in cache._tree._idle]

@@ -15,6 +15,7 @@ def test_10000_random_operations_lose_no_page_and_own_none_twice() -> None:
     for _ in range(10_000):
         driver.random_operation(random, vocab_size=3, max_len=64)
     assert driver.num_found > 10_000 and driver.num_copies > 500 and driver.num_refused > 100, "the run has met too little"
+    assert driver.num_pinned > 20 and driver.num_pins_refused > 20 and driver.num_node_evictions > 10
     driver.finish()
 
 
@@ -93,6 +94,22 @@ class Requests(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.driver.flush()
+
+    @rule(random=st.randoms(use_true_random=False))
+    def pin(self, random: Random) -> None:
+        self.driver.pin(random)
+
+    @rule(random=st.randoms(use_true_random=False))
+    def unpin(self, random: Random) -> None:
+        self.driver.unpin(random)
+
+    @rule(random=st.randoms(use_true_random=False))
+    def evict(self, random: Random) -> None:
+        self.driver.evict(random)
+
+    @rule(random=st.randoms(use_true_random=False))
+    def look(self, random: Random) -> None:
+        self.driver.look(random)
 
     @invariant()
     def books_agree(self) -> None:
