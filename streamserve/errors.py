@@ -11,6 +11,7 @@
     │   ├── NotFound                 404  no such route or object
     │   ├── MethodNotAllowed         405  the route exists, the method does not
     │   ├── StreamTaken              409  another connection reads the stream now
+    │   ├── Conflict                 409  not as things stand now
     │   ├── StreamGone               410  the events asked for are no longer kept
     │   ├── RequestTooLarge          413  body or frame over the limit
     │   └── QueueFull                429  too many requests wait; try again after `retry_after_s`
@@ -109,6 +110,13 @@ class StreamTaken(RequestError):
 
     status: ClassVar[int] = 409
     code: ClassVar[str] = "stream_taken"
+
+
+class Conflict(RequestError):
+    """What is asked for cannot be done as things stand now; the message says why."""
+
+    status: ClassVar[int] = 409
+    code: ClassVar[str] = "conflict"
 
 
 class StreamGone(RequestError):

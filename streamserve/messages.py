@@ -272,6 +272,7 @@ class Delta(Struct, frozen=True, gc=False):
     num_drafted: int = 0
     num_accepted: int = 0
     accepted: tuple[bool, ...] = ()  # parallel to token_ids, or empty
+    queued_s: float = 0.0  # how long the request waited before its prompt was begun; on the first delta with tokens only
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
@@ -294,6 +295,7 @@ class Delta(Struct, frozen=True, gc=False):
             num_drafted=last.num_drafted,
             num_accepted=last.num_accepted,
             accepted=_joined_marks(deltas),
+            queued_s=max([delta.queued_s for delta in deltas]),
         )
 
 
@@ -375,6 +377,7 @@ class MatchEnd(StrEnum):
     EVICTED = "evicted"  # it went on until lately
     NEW = "new"  # nothing of what follows was computed, or that is long forgotten
     OTHER_SALT = "other_salt"  # more is known under another salt
+    PICTURE = "picture"  # it ends inside a picture, which this model computes whole or not at all
     OFF = "off"  # nothing is kept
 
 
@@ -391,11 +394,54 @@ class PrefixMatch:
 
 @dataclass(frozen=True, slots=True)
 class PinSummary:
-    """What pins hold of the memory."""
+    """What pins hold of the memory, and how many had to be given up for a request that needed more."""
 
     num_pins: int = 0
     pinned_tokens: int = 0
     max_pinned_tokens: int = 0
+    num_given_up: int = 0
+
+
+class StepRecord(NamedTuple):
+    """What a step was, in numbers. Made for every step, so it is a tuple.
+
+    `time_s` on the engine's clock is when it was taken in, `ms` how long after the one before (or after its start on an idle
+    engine). Of its rows `decode_rows` were answers', `prompt_rows` parts of prompts with `prompt_tokens`. From `running` on it is
+    the state behind it: requests, KV tokens, and prompt tokens that were asked for and found since the start.
+    """
+
+    step: int
+    time_s: float
+    ms: float
+    decode_rows: int
+    prompt_rows: int
+    prompt_tokens: int
+    drafted: int
+    accepted: int
+    encodes: int
+    jumped: int
+    preemptions: int
+    running: int
+    waiting: int
+    used_tokens: int
+    evictable_tokens: int
+    free_tokens: int
+    prompt_tokens_seen: int
+    prompt_tokens_hit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSummary:
+    """A live request as an operator sees it. `num_computed` of its tokens are in KV memory, found ones included; `age_s` since it
+    was submitted."""
+
+    id: str
+    is_running: bool
+    num_prompt: int
+    num_computed: int
+    num_cached: int
+    num_generated: int
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)

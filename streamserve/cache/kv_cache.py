@@ -63,6 +63,7 @@ class KVCache:
         self._leases: set[Lease] = set()
         self._pins: dict[Node, None] = {}  # oldest first
         self._pinned_pages: Counter[int] = Counter()  # by how many pins
+        self.num_pins_given_up = 0  # for requests that could not run beside them
         self._prompt_tokens_seen = 0
         self._prompt_tokens_hit = 0
 
@@ -296,7 +297,7 @@ class KVCache:
     def pin_summary(self) -> PinSummary:
         """How much of the memory pins hold, and how much they may: half of it."""
         size = self.page_size
-        return PinSummary(len(self._pins), len(self._pinned_pages) * size, self.num_pages // 2 * size)
+        return PinSummary(len(self._pins), len(self._pinned_pages) * size, self.num_pages // 2 * size, self.num_pins_given_up)
 
     def has_node(self, node_id: int) -> bool:
         """Whether there is a node of that number. The root is none."""
@@ -324,11 +325,13 @@ class KVCache:
             self._unpin(node)
 
     def give_up_pin(self) -> bool:
-        """Let go of the oldest pin. False: there is none."""
+        """Let go of the oldest pin, for a request that cannot run beside it. False: there is none."""
         node = next(iter(self._pins), None)
-        if node is not None:
-            self._unpin(node)
-        return node is not None
+        if node is None:
+            return False
+        self._unpin(node)
+        self.num_pins_given_up += 1
+        return True
 
     def _unpin(self, node: Node) -> None:
         del self._pins[node]

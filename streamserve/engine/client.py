@@ -8,7 +8,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from streamserve.messages import CacheSummary, Delta, EncoderFacts, EncoderInput, EngineFacts, GenerateRequest
+from streamserve.messages import (
+    CacheSummary,
+    Delta,
+    EncoderFacts,
+    EncoderInput,
+    EngineFacts,
+    GenerateRequest,
+    NodeSummary,
+    PinSummary,
+    PrefixMatch,
+    RequestSummary,
+    StepRecord,
+)
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -145,8 +157,62 @@ class Mailbox:
             self._reader()
 
 
+class Inspection(Protocol):
+    """What there is to see inside an engine, and what operators do to its cache. All methods are called on the event loop; what
+    one costs depends on what it gives, not on how large the cache is.
+
+    A method that names a node raises NotFound when that is gone.
+    """
+
+    def nodes(self, node_id: int, *, depth: int, limit: int, num_first: int) -> tuple[tuple[NodeSummary, ...], bool]:
+        """So many levels of the prefix tree below a node (0: the root), behind the node itself unless that is the root: at most
+        `limit` nodes, level by level, newest children first, and whether that left any out. With the first `num_first` tokens of
+        each."""
+        ...
+
+    def pinned_nodes(self, *, num_first: int) -> tuple[NodeSummary, ...]:
+        """Those with a pin, the oldest first."""
+        ...
+
+    def look_up(self, request: GenerateRequest, *, looks_elsewhere: bool) -> PrefixMatch:
+        """What the cache knows of a prompt, as if it were submitted now. Changes nothing, not even what is evicted next.
+        `looks_elsewhere`: whether to see if another salt knows more."""
+        ...
+
+    def pin(self, node_id: int) -> PinSummary:
+        """Keep a node, and the path to it, from being evicted as long as every request can run beside it. Raises Conflict where
+        pins would hold more than half of the memory."""
+        ...
+
+    def unpin(self, node_id: int) -> PinSummary:
+        """Undo that; nothing where it is not pinned."""
+        ...
+
+    def evict(self, node_id: int) -> tuple[int, int]:
+        """Forget a node and all below it. Returns how many nodes and how many tokens of memory that freed. Raises Conflict while
+        a request or a pin holds any of them."""
+        ...
+
+    def steps(self, since: int) -> tuple[tuple[StepRecord, ...], int]:
+        """Steps with a higher number, oldest first, as far as they are remembered; and how many of them are not."""
+        ...
+
+    def requests(self, most: int) -> tuple[RequestSummary, ...]:
+        """So many live requests: running ones first, then waiting ones, each in order of arrival."""
+        ...
+
+    def now_s(self) -> float:
+        """The engine's clock."""
+        ...
+
+
 class EngineClient(Protocol):
     """What the API may ask of an engine. All methods are called on the event loop; none blocks it."""
+
+    @property
+    def inspection(self) -> Inspection:
+        """Its insides."""
+        ...
 
     async def submit(self, request: GenerateRequest) -> Mailbox:
         """Queue a request. Raises ContextOverflow, QueueFull, EngineStopped, or InvalidRequest for a grammar that does not
@@ -165,7 +231,7 @@ class EngineClient(Protocol):
         ...
 
     def flush_cache(self) -> bool:
-        """Forget every cached prefix. False, and nothing is done, while requests are live."""
+        """Forget every cached prefix but pinned ones. False, and nothing is done, while requests are live."""
         ...
 
     def facts(self) -> EngineFacts:

@@ -28,12 +28,22 @@ from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox, Turns
 from streamserve.engine.grammar import Asked, Grammars
 from streamserve.engine.guide import Guide
+from streamserve.engine.inspector import Inspector
 from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.rotary import rotary_lead
 from streamserve.engine.scheduler import Flight, Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
-from streamserve.messages import MEDIA_BASE, CacheSummary, EngineFacts, EngineLoad, GenerateRequest, Guidance, SamplingParams
+from streamserve.messages import (
+    MEDIA_BASE,
+    CacheSummary,
+    EngineFacts,
+    EngineLoad,
+    GenerateRequest,
+    Guidance,
+    SamplingParams,
+    StepRecord,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -102,11 +112,13 @@ class Engine:
         self._idle = Event()
         self._idle.set()
         self._turns = Turns()
+        self.inspection = Inspector(scheduler, now)
         self._stopped: str | None = None  # why no request is taken any more
         self._broken = False
         self._num_preemptions = 0
         self._num_jumped = 0
         self._num_drafted = self._num_accepted = 0
+        self._num_given_up = 0
         self._busy_s = 0.0
         self._cache: KVCache = scheduler.cache
         self._facts = EngineFacts(
@@ -401,17 +413,45 @@ class Engine:
             log.info("request_preempted", running=self._scheduler.num_running, waiting=self._scheduler.num_waiting)
             if self._observer is not None:
                 self._observer.request_preempted()
+        num_preempted = self._scheduler.num_preemptions - self._num_preemptions
         self._num_preemptions = self._scheduler.num_preemptions
         num_jumped, self._num_jumped = self._scheduler.num_jumped - self._num_jumped, self._scheduler.num_jumped
         drafted, accepted = self._scheduler.num_drafted, self._scheduler.num_accepted
         num_drafted, num_accepted = drafted - self._num_drafted, accepted - self._num_accepted
         self._num_drafted, self._num_accepted = drafted, accepted
+        self._note_pins()
+        plan, load = flight.plan, self.load()
+        self.inspection.add(
+            StepRecord(
+                plan.step,
+                self._now(),
+                seconds * 1000,
+                len(plan.rows) - flight.prompt_rows,
+                flight.prompt_rows,
+                flight.prompt_tokens,
+                num_drafted,
+                num_accepted,
+                len(plan.encodes),
+                num_jumped,
+                num_preempted,
+                load.running,
+                load.waiting,
+                load.total_tokens - load.free_tokens - load.evictable_tokens,
+                load.evictable_tokens,
+                load.free_tokens,
+                *self._cache.hits,
+            )
+        )
         if self._observer is not None:
-            plan = flight.plan
             if num_jumped:
                 self._observer.tokens_jumped(num_jumped)
             if num_drafted:
                 self._observer.tokens_drafted(num_drafted, num_accepted)
             if plan.encodes:
                 self._observer.media_encoded(len(plan.encodes))
-            self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=self.load())
+            self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=load)
+
+    def _note_pins(self) -> None:
+        given_up, self._num_given_up = self._num_given_up, self._cache.num_pins_given_up
+        if given_up != self._num_given_up:
+            log.warning("pins_given_up", count=self._num_given_up - given_up, reason="a request had no room to run beside them")

@@ -64,6 +64,7 @@ class Request:
         "pages_sent",
         "planned",
         "prompt_logprobs",
+        "queued_s",
         "sampling",
         "seed",
         "slot",
@@ -91,6 +92,7 @@ class Request:
         self.sampling = sampling or given.sampling
         self.seed = seed
         self.submitted_s = submitted_s
+        self.queued_s: float | None = None  # how long it waited before its prompt was begun for the first time
         self.tokens = list(given.token_ids)
         self.num_prompt = len(given.token_ids)
         room = context_len - rotary_lead(given.media) - self.num_prompt

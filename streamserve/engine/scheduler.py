@@ -21,7 +21,7 @@ stays together, and every answer goes on as far as it has got.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from time import monotonic
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from streamserve.engine.plan import Admission, Append, Encode, PageCopy, Plan, R
 from streamserve.engine.policy import Policy
 from streamserve.engine.request import Request, State
 from streamserve.engine.speculation import Offer, Speculation
-from streamserve.messages import Delta, FinishReason, Media, TokenLogprobs
+from streamserve.messages import Delta, FinishReason, GenerateRequest, Media, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
@@ -78,6 +78,8 @@ class Draft:
     owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
     is_guided: bool = False  # somebody's next token may depend on the one before
     num_drafts: int = 0  # guesses in its rows
+    prompt_rows: int = 0
+    prompt_tokens: int = 0
     has_chunks: bool = False  # rows that are neither one token nor that and guesses
 
     @property
@@ -89,7 +91,7 @@ class Draft:
 class Flight:
     """A plan that was handed to the runner, and whose rows it holds. `awaits_commit`: what may be sampled depends on the tokens
     of the step before it. `num_drafts`: guesses in it. `is_decode`: there is nothing in it but answers' rows.
-    `wants_guesses`: the runner makes some behind it."""
+    `wants_guesses`: the runner makes some behind it. `prompt_rows` of its rows compute `prompt_tokens` of prompts."""
 
     plan: Plan
     owners: tuple[tuple[Request, int], ...]
@@ -97,6 +99,8 @@ class Flight:
     num_drafts: int = 0
     is_decode: bool = False
     wants_guesses: bool = False
+    prompt_rows: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,10 @@ class Scheduler:
         """All requests that have not finished."""
         return list(self._live.values())
 
+    def first_live(self, most: int) -> list[Request]:
+        """So many of them: running ones first, in order of their admission, then waiting ones."""
+        return list(islice(chain(self._running, self._waiting), most))
+
     # ---- planning ----------------------------------------------------------------------------------------------
 
     def next_plan(self) -> Flight | None:
@@ -239,7 +247,16 @@ class Scheduler:
             self._encodings.shrink(self._keys_in_use(draft)) if draft.encodes else (),
         )
         self._is_drafted = draft.num_drafts > 0
-        return Flight(plan, tuple(draft.owners), draft.is_guided, draft.num_drafts, not draft.has_chunks, self._wants)
+        return Flight(
+            plan,
+            tuple(draft.owners),
+            draft.is_guided,
+            draft.num_drafts,
+            not draft.has_chunks,
+            self._wants,
+            draft.prompt_rows,
+            draft.prompt_tokens,
+        )
 
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
@@ -497,6 +514,8 @@ class Scheduler:
             num_tokens, cost = self._with_media(draft, request, num_tokens, budget)
             if not num_tokens:
                 return cost
+        draft.prompt_rows += 1
+        draft.prompt_tokens += num_tokens
         self._draw(draft, request, num_tokens, tuple(request.tokens[request.planned : request.planned + num_tokens]))
         return num_tokens + cost
 
@@ -546,12 +565,12 @@ class Scheduler:
         """Media that running prompts need, and those that are encoded now."""
         return {encode.key for encode in draft.encodes} | {media.key for request in self._running for media in _needed(request)}
 
-    def _without_part_of_span(self, request: Request, limit: int) -> int:
+    def without_part_of_span(self, given: GenerateRequest, tokens: Sequence[int], limit: int) -> int:
         """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""
-        if not self.limits.has_whole_spans or not request.given.media:
+        if not self.limits.has_whole_spans or not given.media:
             return limit
-        matched = self.cache.match_len(request.given.salt, request.tokens, limit)
-        for media in request.given.media:
+        matched = self.cache.match_len(given.salt, tokens, limit)
+        for media in given.media:
             for span in media.spans:
                 if span.start < matched < span.end:
                     return span.start
@@ -609,15 +628,18 @@ class Scheduler:
         num_tokens = len(request.tokens)
         limit = 0 if request.given.sampling.prompt_logprobs is not None else num_tokens - 1
         salt, tokens = request.given.salt, request.tokens
-        limit = self._without_part_of_span(request, limit)
+        limit = self.without_part_of_span(request.given, tokens, limit)
         # One page in hand for every running request keeps a new prompt from preempting them at once.
         reserve = len(self._running)
         if self.cache.pages_needed(salt, tokens, limit, num_tokens) + reserve > self.cache.num_available_pages:
             if self._running:
                 return False
             # Alone and still too big: a found prefix holds a page more for every place where it was split inside a page.
-            # Computed afresh the request always fits.
+            # Computed afresh the request always fits, unless pins hold too much: none is worth more than that anything runs.
             limit = 0
+            while self.cache.pages_needed(salt, tokens, limit, num_tokens) > self.cache.num_available_pages:
+                has_given_up = self.cache.give_up_pin()
+                assert has_given_up, "a request fits into all pages"
         lease = self.cache.open(salt, tokens, limit)
         has_pages = lease is not None and self.cache.grow(lease, num_tokens)
         assert lease is not None and has_pages, "pages_needed() is exact"
@@ -625,6 +647,8 @@ class Scheduler:
         self._running.append(request)
         request.move(State.RUNNING)
         request.lease = lease
+        if request.queued_s is None:
+            request.queued_s = max(0.0, self._now() - request.submitted_s)
         request.slot = self._free_slots.pop()
         request.pages_sent = 0
         request.computed = request.planned = lease.num_cached
@@ -807,6 +831,7 @@ class Scheduler:
             request.num_drafted,
             request.num_accepted,
             (True,) * num_guessed + (False,) * (num_new - num_guessed) if num_guessed else (),
+            request.queued_s or 0.0 if num_delivered == 0 else 0.0,
         )
         request.mailbox.put_nowait(delta)
 

@@ -5,7 +5,11 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox
+from streamserve.engine.inspector import Inspector
+from streamserve.engine.policy import POLICIES
+from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.errors import StreamServeError
 from streamserve.messages import (
     CacheSummary,
@@ -76,7 +80,8 @@ def _logprobs(request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...]
 
 
 class ScriptedEngine:
-    """EngineClient for tests. `requests` and `aborted` say what happened; `refusal` is raised by submit."""
+    """EngineClient for tests. `requests` and `aborted` say what happened; `refusal` is raised by submit. `cache` is what its
+    inspection shows; no request gets there."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("Hello!")
@@ -84,6 +89,8 @@ class ScriptedEngine:
         self.aborted: list[str] = []
         self.live: dict[str, PlayedMailbox] = {}
         self.refusal: StreamServeError | None = None
+        self.cache = KVCache(40, 16, now=lambda: 0.0)
+        self.inspection = Inspector(Scheduler(self.cache, Limits(4, 64, frozenset()), POLICIES["fcfs"]), lambda: 0.0)
         self.state = EngineFacts(CONTEXT_LEN, VOCAB_SIZE, frozenset({END_OF_TURN}), 16, load=EngineLoad(1, 2, 300, 40, 640))
 
     async def submit(self, request: GenerateRequest) -> Mailbox:
