@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from streamserve.api.answer import TOOL_CALLS, CallBegan, CallGrew, Content, Event, MadeCall, Thought, fold
-from streamserve.api.stream import Piece, Run, Usage, events_of
+from streamserve.api.stream import Piece, Run, Timings, Usage, events_of
 from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class Wishes:
 
     `has_thoughts`, `has_calls`: a chat's answer may hold such. `is_legacy`: a call has OpenAI's older form, function_call.
     `best`: of each prompt's choices only so many are shown, the likeliest; None: all. `marks`: which parts of a text were
-    guessed before they were sampled.
+    guessed before they were sampled. `timings`: how long the parts of the answer took, when it is over.
     """
 
     usage: bool = False
@@ -38,6 +38,29 @@ class Wishes:
     is_legacy: bool = False
     best: int | None = None
     marks: bool = False
+    timings: bool = False
+
+
+def timings_json(timings: Timings) -> dict[str, Any]:
+    """Timings as llama.cpp writes them, and the time in the queue. Rates of what took no time are left out."""
+    shown: dict[str, Any] = {
+        "queue_ms": round(timings.queue_s * 1000, 3),
+        "cache_n": timings.num_cached,
+        "prompt_n": timings.num_computed,
+        "prompt_ms": round(timings.prompt_s * 1000, 3),
+        "predicted_n": timings.num_predicted,
+        "predicted_ms": round(timings.predicted_s * 1000, 3),
+    }
+    if timings.num_computed and timings.prompt_s:
+        shown["prompt_per_token_ms"] = round(timings.prompt_s * 1000 / timings.num_computed, 4)
+        shown["prompt_per_second"] = round(timings.num_computed / timings.prompt_s, 2)
+    num_timed = timings.num_predicted - timings.num_first  # the first tokens came at the end of prompt_ms
+    if num_timed > 0 and timings.predicted_s:
+        shown["predicted_per_token_ms"] = round(timings.predicted_s * 1000 / num_timed, 4)
+        shown["predicted_per_second"] = round(num_timed / timings.predicted_s, 2)
+    if timings.num_drafted:
+        shown |= {"draft_n": timings.num_drafted, "draft_n_accepted": timings.num_accepted}
+    return shown
 
 
 class Shape(Protocol):
@@ -133,7 +156,13 @@ class _Shape:
 
     def closing(self) -> list[bytes]:
         """See Shape."""
-        return [self._chunk_head + b',"choices":[]' + self._usage()] if self._wishes.usage else []
+        if not self._wishes.usage and not self._wishes.timings:
+            return []
+        more = b"," + orjson.dumps(self._timings())[1:-1] if self._wishes.timings else b""
+        return [self._chunk_head + b',"choices":[]' + more + (self._usage() if self._wishes.usage else self._tail)]
+
+    def _timings(self) -> dict[str, Any]:
+        return {"timings": timings_json(self._run.timings)} if self._wishes.timings else {}
 
     def _shows(self, piece: Piece) -> bool:
         if piece.text:
@@ -266,6 +295,7 @@ class ChatShape(_Shape):
             **self._head,
             "choices": [self._choice(piece) for piece in pieces],
             "usage": usage_json(self._run.usage),
+            **self._timings(),
         }
         if self._wishes.token_ids and pieces[0].prompt is not None:
             answer["prompt_token_ids"] = pieces[0].prompt.token_ids
@@ -351,7 +381,7 @@ class TextShape(_Shape):
         """See Shape."""
         pieces = self._best(pieces)
         choices = [self._choice(piece, piece.finish_reason, piece.matched_stop) for piece in pieces]
-        return {**self._head, "choices": choices, "usage": usage_json(self._run.usage)}
+        return {**self._head, "choices": choices, "usage": usage_json(self._run.usage), **self._timings()}
 
     def _best(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Of each prompt's choices the ones that are to be shown, likeliest first, numbered anew."""

@@ -67,6 +67,7 @@ _BOTH: tuple[Field, ...] = (
         return_progress="comments in a stream, frames on a socket: how much of a long prompt is computed",
         stream_options="include_usage, continuous_usage_stats; include_obfuscation true is accepted with a warning",
         return_token_ids="token_ids and prompt_token_ids beside the text",
+        return_timings="timings beside the usage: milliseconds in the queue, for the prompt, for the answer (llama.cpp's names)",
         return_draft_marks="draft_marks beside the text: which parts of it were guessed before they were sampled",
         prompt_logprobs="vLLM's: log-probabilities of the prompt's tokens, with so many alternatives",
         cache_salt="prompts of different salts share no cached prefix",

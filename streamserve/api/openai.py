@@ -409,6 +409,7 @@ def wishes_of(request: Sampled, top_logprobs: int | None) -> Wishes:
         top_logprobs=top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         marks=request.return_draft_marks,
+        timings=request.return_timings,
     )
 
 

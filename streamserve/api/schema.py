@@ -67,6 +67,7 @@ class Sampled(Struct, kw_only=True):
     resumable: bool = False  # a stream whose client may leave and come back: api/resume.py
     return_progress: bool = False  # of a prompt that takes several steps
     return_token_ids: bool = False
+    return_timings: bool = False  # how long the answer's parts took, in llama.cpp's names
     return_draft_marks: bool = False  # which parts of the text were guessed before they were sampled
     prompt_logprobs: int | None = None
     cache_salt: str = ""

@@ -157,6 +157,23 @@ class Usage:
     audio_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a call went. `queue_s` its first choice waited; `prompt_s` later came the first tokens, `num_first` of
+    them; `predicted_s` later the last. Choices side by side share these times. `num_cached` tokens of the prompts were found,
+    `num_computed` were not."""
+
+    queue_s: float
+    prompt_s: float
+    predicted_s: float
+    num_cached: int
+    num_computed: int
+    num_predicted: int
+    num_first: int
+    num_drafted: int
+    num_accepted: int
+
+
 class Choice:
     """One sequence: engine deltas in, pieces of text out."""
 
@@ -169,11 +186,15 @@ class Choice:
         "_reader",
         "_stops",
         "_unplaced",
+        "first_s",
         "index",
         "is_finished",
+        "last_s",
         "mailbox",
+        "num_first",
         "num_tokens",
         "prompt",
+        "queued_s",
         "request",
     )
 
@@ -207,6 +228,9 @@ class Choice:
         self.mailbox: Mailbox | None = None
         self.is_finished = False
         self.num_tokens = 0
+        self.queued_s = 0.0  # how long it waited for its turn
+        self.first_s = self.last_s = 0.0  # when its first tokens came, num_first of them, and its last
+        self.num_first = 0
         self._last: Delta | None = None
         self._num_cut = 0  # tokens that were guessed rightly, but stand behind the answer's end
 
@@ -255,6 +279,7 @@ class Choice:
         self._last = delta
         if self._is_first:
             self._is_first = False
+            self.queued_s = delta.queued_s
             piece.prompt = self.prompt
             piece.prompt_logprobs = delta.prompt_logprobs
         if self._call.drops_output:
@@ -506,6 +531,7 @@ class Run:
         "_limit_s",
         "_pace",
         "_started_s",
+        "_submitted_s",
         "_watch",
         "call",
         "choices",
@@ -528,7 +554,7 @@ class Run:
         self._watch = watch
         self._is_cancelled = False
         self._limit_s: float | None = None  # the time that was allowed, once it is over
-        self._started_s = 0.0
+        self._started_s = self._submitted_s = 0.0
         self.on_progress: Callable[[Progress], Awaitable[None] | None] | None = None
         self.outcome = FinishReason.ABORT.value  # until a choice has finished
         self.call = call
@@ -540,6 +566,7 @@ class Run:
         try:
             for choice in self.choices:
                 choice.mailbox = await self._client.submit(choice.request)
+                self._submitted_s = self._submitted_s or monotonic()  # its grammar is compiled: from here on it waits or runs
         except BaseException:
             self.abort()
             raise
@@ -600,11 +627,13 @@ class Run:
                 return
             try:
                 delta = mailbox.take()
-                if watch is not None and delta.token_ids:
-                    now_s = monotonic()
+                if delta.token_ids:
+                    now_s = choice.last_s = monotonic()
                     if choice.num_tokens == 0:
-                        watch.first_token(now_s - last_s)
-                    else:
+                        choice.first_s, choice.num_first = now_s, len(delta.token_ids)
+                        if watch is not None:
+                            watch.first_token(now_s - last_s)
+                    elif watch is not None:
                         watch.next_tokens(len(delta.token_ids), now_s - last_s)
                     last_s = now_s
                 piece = choice.take(delta)
@@ -671,6 +700,25 @@ class Run:
             sum(prompt.num_tokens_of(IMAGE) for prompt in self.call.prompts),
             sum(media.kind == IMAGE for prompt in self.call.prompts for media in prompt.media),
             sum(prompt.num_tokens_of(AUDIO) for prompt in self.call.prompts),
+        )
+
+    @property
+    def timings(self) -> Timings:
+        """Times so far."""
+        usage, begun = self.usage, [choice for choice in self.choices if choice.first_s]
+        queue_s = min([choice.queued_s for choice in begun], default=0.0)
+        first_s = min([choice.first_s for choice in begun], default=self._submitted_s + queue_s)
+        last_s = max([choice.last_s for choice in begun], default=first_s)
+        return Timings(
+            queue_s,
+            max(0.0, first_s - self._submitted_s - queue_s),
+            last_s - first_s,
+            usage.cached_tokens,
+            usage.prompt_tokens - usage.cached_tokens,
+            usage.completion_tokens,
+            sum([min(choice.num_first, choice.num_tokens) for choice in begun]),
+            usage.drafted_tokens,
+            usage.accepted_tokens,
         )
 
 

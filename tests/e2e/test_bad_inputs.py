@@ -35,6 +35,7 @@ SHARED: list[tuple[str, list[Any]]] = [
     ("skip_special_tokens", ["x"]),
     ("no_stop_trim", [1]),
     ("return_token_ids", ["x"]),
+    ("return_timings", ["x", 1]),
     ("return_draft_marks", ["x", 1]),
     ("cache_salt", [5, "x" * 300]),
     ("rid", [5, "", "x" * 300]),

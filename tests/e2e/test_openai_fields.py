@@ -626,6 +626,18 @@ async def return_token_ids(ask: Asker) -> None:
 
 
 @shows(CHAT, COMPLETION)
+async def return_timings(ask: Asker) -> None:
+    answer = await ask(return_timings=True, seed=1)
+    usage, timings = answer.body["usage"], answer.body["timings"]
+    assert timings["cache_n"] + timings["prompt_n"] == usage["prompt_tokens"]
+    assert timings["predicted_n"] == usage["completion_tokens"]
+    events, _ = await ask.events(return_timings=True, seed=1)
+    assert [event["timings"]["predicted_n"] for event in events if "timings" in event] == [timings["predicted_n"]]
+    events, _ = await ask.events(seed=1)
+    assert not any("timings" in event for event in events)
+
+
+@shows(CHAT, COMPLETION)
 async def return_draft_marks(ask: Asker) -> None:
     answer = await ask(return_draft_marks=True, seed=1)
     assert "".join(mark["text"] for mark in answer.choice["draft_marks"]) == answer.text
