@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 from anyio import move_on_after, sleep
 
 from streamserve import __version__
+from streamserve.api.auth import given_key
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.results import CacheInfo, Done, Loads, ModelCard, ModelInfo, ModelList, ServerInfo, Status
 from streamserve.api.routes import Key, RouteSpec
@@ -106,7 +107,7 @@ class Admin:
     async def cache(self, exchange: Exchange) -> None:
         """GET /cache: the prefix tree in numbers. Texts of prefixes only where nobody else's can be read."""
         summary = self._service.client.cache_summary()
-        shows_text = self._service.door.may_see_texts(exchange.scope)
+        shows_text = self._service.door.may_see_texts(exchange.scope, given_key(exchange.scope))
         answer = asdict(summary)
         answer["hit_rate"] = summary.hit_rate
         answer["top_prefixes"] = [self._prefix(prefix, shows_text) for prefix in summary.top_prefixes]

@@ -96,16 +96,33 @@ class Door:
             (b"access-control-max-age", str(PREFLIGHT_AGE_S).encode()),
         )
 
-    def may_see_texts(self, scope: Scope) -> bool:
-        """Whether previews of other requests' texts may be shown: no key is set, the server is bound to loopback, and
-        the asker is a program or our own page, not a foreign one that reached loopback through the user's browser."""
-        if self._keys or self._admin_keys or not self._is_loopback:
-            return False
+    def is_admin(self, key: bytes | None) -> bool:
+        """Whether this key opens the routes that ask for the admin's, or they are open to everybody."""
+        allowed = self._allowed(is_admin=True)
+        return not allowed or (key is not None and _is_among(key, allowed))
+
+    def may_see_texts(self, scope: Scope, key: bytes | None) -> bool:
+        """Whether previews of other requests' texts may be shown."""
+        return self.why_no_texts(scope, key) is None
+
+    def why_no_texts(self, scope: Scope, key: bytes | None) -> str | None:
+        """Why other requests' texts may not be shown to whoever asks with this key; None: they may. The key is the admin's; or no
+        key is set, the server is bound to loopback, and the asker is a program or our own page, not a foreign one that reached
+        loopback through the user's browser."""
+        if self._admin_keys and key is not None and _is_among(key, self._admin_keys):
+            return None
+        if self._admin_keys:
+            return "texts of other requests are shown to the admin key only (--admin-api-key)"
+        if self._keys:
+            return "keys are set: texts of other requests are shown to an admin key only (--admin-api-key)"
+        if not self._is_loopback:
+            return "other machines may call: texts of other requests are shown to an admin key only (--admin-api-key)"
         place = _split(b"//" + (header_of(scope, b"host") or b""))
-        if place is None or place.hostname is None or not is_loopback(place.hostname.decode("latin1")):
-            return False
         origin = header_of(scope, b"origin")
-        return origin is None or is_same_host(scope, origin)
+        is_ours = place is not None and place.hostname is not None and is_loopback(place.hostname.decode("latin1"))
+        if is_ours and (origin is None or is_same_host(scope, origin)):
+            return None
+        return "texts of other requests are shown to this machine's own page and programs only"
 
 
 def given_key(scope: Scope) -> bytes | None:

@@ -17,6 +17,7 @@ from streamserve.errors import ContextOverflow, InvalidRequest
 from streamserve.media.family import Family, Prepared
 from streamserve.messages import AUDIO, MEDIA_BASE, EngineFacts, Media, Span, media_token_ids
 from streamserve.text.answers import Answers
+from streamserve.text.message_ranges import Placing, Range, message_ranges
 from streamserve.text.model import TextModel
 from streamserve.text.pictures import token_id_of
 from streamserve.text.toolless import explained, pictures_apart, spelt_out
@@ -24,6 +25,7 @@ from streamserve.text.tools.find import instructions
 from streamserve.text.tools.format import Tool
 
 INLINE_CHARS = 2000  # about a millisecond of tokenising: less than handing it to a thread and back can cost a busy loop
+INLINE_TOKENS = 500
 LONG_CHARS = 20_000  # longer than whatever is done on the loop
 MIXED = "{} mixes texts, token ids and lists; allowed is a list of one kind"
 SURE_BYTES_PER_TOKEN = 8  # texts under this many bytes per token of context are not suspicious
@@ -105,6 +107,22 @@ class Prompts:
             return self._text.encode_chat(chat, **given, answers=self.answers, pictures=layouts)
 
         return _placed(await self._encode(encode, texts, "messages", is_long=num_chars > INLINE_CHARS), pictures)
+
+    async def ranges_of(
+        self, messages: list[dict[str, Any]], options: Mapping[str, Any], pictures: Sequence[Prepared], token_ids: Sequence[int]
+    ) -> list[Range | None] | None:
+        """Where in a prompt that `of_chat` made each message's own tokens are, its pictures not counted; see message_ranges."""
+        template = self._text.template
+        assert template is not None
+        placing = Placing([picture.layout for picture in pictures], **self._marks)
+        names = ("add_generation_prompt", "continue_final_message", "kwargs", "tools")
+        given = {name: options[name] for name in names if name in options}
+
+        def find() -> list[Range | None] | None:
+            tokenizer = self._text.tokenizer
+            return message_ranges(tokenizer, template, messages, token_ids, fit=self._fitted, placing=placing, **given)
+
+        return find() if len(token_ids) <= INLINE_TOKENS else await to_thread.run_sync(find, limiter=self._limiter)
 
     def _fitted(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None

@@ -175,7 +175,7 @@ class ChatTemplate:
         variables = self._variables(chat, tools, kwargs)
         if not continue_final_message:
             return self._render(variables, tools, add_generation_prompt)
-        mark = next(_free_letters((chat, tools, kwargs)))
+        mark = next(free_letters((chat, tools, kwargs)))
         chat[-1] = _with_mark(chat[-1], mark + " ")
         return _cut_at_mark(self._render(variables, tools, False), mark)
 
@@ -295,9 +295,9 @@ def encode_chat(
     try:
         if is_marked:
             pattern = _any_of(reserved, tokenizer.control_pattern)
-            messages, seam = seamed(messages, pattern, lambda: next(_free_letters((messages, tools, kwargs))))
+            messages, seam = seamed(messages, pattern, lambda: next(free_letters((messages, tools, kwargs))))
         elif pictures:
-            letters = list(islice(_free_letters((messages, tools, kwargs)), len(pictures)))
+            letters = list(islice(free_letters((messages, tools, kwargs)), len(pictures)))
             messages = lettered(messages, letters)
         given = {"messages": template.normalise(messages), "tools": tools, "kwargs": kwargs}
         disguise = _Disguise(
@@ -353,7 +353,7 @@ class _Disguise:
         known = {text: ids for text in _answers(given["messages"]) if (ids := answers.get(text))} if answers is not None else {}
         strings = _strings(given) if hides_control_tokens or reserved else ()
         found = {text for string in strings for text in self._pattern.findall(string)}
-        letters = _free_letters(given) if found or known else iter(())
+        letters = free_letters(given) if found or known else iter(())
         self._letter_of = {text: next(letters) for text in sorted(found)}
         self._answer_letter = {text: next(letters) for text in sorted(known)}
         self._answer_ids = {self._answer_letter[text]: list(ids) for text, ids in known.items()}
@@ -444,7 +444,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _free_letters(given: Any) -> Iterator[str]:
+def free_letters(given: Any) -> Iterator[str]:
     """Letters of Unicode's private use areas that occur nowhere in a JSON value."""
     taken = {ord(letter) for letter in set().union(*map(set, _strings(given))) if letter >= "\ue000"}
     yield from (chr(code) for area in _PRIVATE_USE for code in area if code not in taken)
