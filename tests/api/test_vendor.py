@@ -1,5 +1,6 @@
 """The libraries that the page brings along are the files that vendor.json says, each with its licence."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -39,3 +40,18 @@ def test_every_library_that_the_page_names_is_there() -> None:
     }
     assert named
     assert [name for name in named if not (VENDOR / name).is_file()] == []
+
+
+def test_script_that_the_page_needs_before_first_use_is_small() -> None:
+    start = STATIC / "js" / "main.js"
+    eager, waiting = {start}, [start]
+    while waiting:
+        path = waiting.pop()
+        for name in re.findall(r'^(?:import|export)\b[^;]*?from "(\.[^"]+)"|^import "(\.[^"]+)"', path.read_text(), re.MULTILINE):
+            found = (path.parent / (name[0] or name[1])).resolve()
+            if found not in eager:
+                eager.add(found)
+                waiting.append(found)
+    sizes = {path.name: len(gzip.compress(path.read_bytes())) for path in eager}
+    assert "marked-18.2.1.js" in sizes and "temml-0.13.5.js" not in sizes and "core.js" not in sizes
+    assert sum(sizes.values()) <= 60_000, sizes
