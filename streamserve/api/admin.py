@@ -3,11 +3,8 @@
 Owns the shapes of these answers, which are SGLang's where it has such a route. Knows nothing of generation.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
-from itertools import groupby
 from time import monotonic, time
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +14,7 @@ from anyio import move_on_after, sleep
 from streamserve import __version__
 from streamserve.api.auth import given_key
 from streamserve.api.encoders import EncoderModel
+from streamserve.api.prefixes import preview
 from streamserve.api.results import CacheInfo, Done, Loads, ModelCard, ModelInfo, ModelList, ServerInfo, Status
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.service import ANY, Service
@@ -25,7 +23,7 @@ from streamserve.api.wire import Exchange
 from streamserve.engine.client import collect
 from streamserve.errors import EngineStopped, InvalidRequest, ModelNotFound, NotFound, QueueFull
 from streamserve.media.loader import MAX_PICTURES
-from streamserve.messages import AUDIO, IMAGE, MEDIA_BASE, VIDEO, FinishReason, GenerateRequest, PrefixSummary, SamplingParams
+from streamserve.messages import AUDIO, IMAGE, VIDEO, FinishReason, GenerateRequest, PrefixSummary, SamplingParams
 
 PROBE_WAIT_S = 20.0  # SGLang's time to a health check's token
 MAX_FLUSH_WAIT_S = 600.0
@@ -116,17 +114,12 @@ class Admin:
     def _prefix(self, prefix: PrefixSummary, shows_text: bool) -> dict[str, Any]:
         answer = asdict(prefix)
         first = answer.pop("first_token_ids")
-        answer["preview"] = self._preview(first) if shows_text else None
+        answer["preview"] = preview(self._service.text.tokenizer, first) if shows_text else None
         return answer
 
-    def _preview(self, token_ids: Sequence[int]) -> str:
-        """Their text; of a picture that there is one."""
-        decode = partial(self._service.text.tokenizer.decode, skip_special_tokens=False)
-        runs = groupby(token_ids, lambda id: id >= MEDIA_BASE)
-        return "".join(["[picture]" if is_picture else decode(list(run)) for is_picture, run in runs])
-
     async def flush_cache(self, exchange: Exchange) -> None:
-        """GET or POST /flush_cache: forget every cached prefix. While requests run that is refused, or waited for (`timeout`)."""
+        """GET or POST /flush_cache: forget every cached prefix that is not pinned. While requests run that is refused, or
+        waited for (`timeout`)."""
         wait_s = timeout_of(exchange)
         until = monotonic() + wait_s
         client = self._service.client
@@ -139,7 +132,9 @@ class Admin:
                     param="timeout",
                 )
             await sleep(LOOK_EVERY_S)
-        await exchange.answer_json({"success": True, "message": "the cache is empty"})
+        kept = client.cache_summary(0).pins
+        stays = f"what is not pinned is forgotten; {kept.num_pins} pins keep {kept.pinned_tokens} tokens"
+        await exchange.answer_json({"success": True, "message": stays if kept.num_pins else "the cache is empty"})
 
     async def model_info(self, exchange: Exchange) -> None:
         """GET /model_info: what the served model is and takes."""
@@ -156,19 +151,12 @@ class Admin:
                 "weight_version": "default",
                 "has_image_understanding": service.takes_pictures,
                 "has_audio_understanding": AUDIO in service.takes,
-                "image_limits": self._image_limits(),
+                "image_limits": image_limits(self._service),
                 "max_model_len": facts.context_len,
                 "vocab_size": facts.vocab_size,
                 "eos_token_ids": sorted(facts.eos_token_ids),
             }
         )
-
-    def _image_limits(self) -> dict[str, Any] | None:
-        """What pictures a request may have, for pages that look before they send."""
-        if not self._service.takes_pictures:
-            return None
-        max_bytes = self._service.max_body_bytes
-        return {"max_images": MAX_PICTURES, "max_file_bytes": max_bytes, "max_body_bytes": max_bytes, "types": MEDIA_TYPES}
 
     async def server_info(self, exchange: Exchange) -> None:
         """GET /server_info: the settings, what was decided where one was open, and the engine's state. No secrets."""
@@ -263,6 +251,14 @@ class Admin:
             "max_tokens": max_len,
             "lifecycle": "active",
         }
+
+
+def image_limits(service: Service) -> dict[str, Any] | None:
+    """What pictures a request may have, for pages that look before they send."""
+    if not service.takes_pictures:
+        return None
+    max_bytes = service.max_body_bytes
+    return {"max_images": MAX_PICTURES, "max_file_bytes": max_bytes, "max_body_bytes": max_bytes, "types": MEDIA_TYPES}
 
 
 def timeout_of(exchange: Exchange) -> float:

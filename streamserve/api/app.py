@@ -23,10 +23,13 @@ from streamserve.api.fields import why_unserved
 from streamserve.api.files import Files
 from streamserve.api.gate import run_lifespan
 from streamserve.api.kinds import Kinds
+from streamserve.api.live import LiveView
 from streamserve.api.native import Native
 from streamserve.api.openai import Completions
 from streamserve.api.openapi import OpenApi
+from streamserve.api.page_config import PageConfig
 from streamserve.api.playground import Playground, static_folder
+from streamserve.api.prefixes import Prefixes
 from streamserve.api.response_socket import ResponseSockets
 from streamserve.api.response_store import MemoryStore, ResponseStore
 from streamserve.api.responses import Responses
@@ -193,7 +196,7 @@ async def _not_a_page(exchange: Exchange) -> None:
 def _router(service: Service, completions: Completions, responses: Responses, files: Files) -> tuple[Router, list[RouteSpec]]:
     streams = service.streams
     native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
-    embeddings = Embeddings(service)
+    embeddings, view = Embeddings(service), LiveView(service)
     playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
         RouteSpec(
@@ -224,6 +227,9 @@ def _router(service: Service, completions: Completions, responses: Responses, fi
         *admin.routes(),
         *embeddings.routes(),
         *Scoring(service).routes(),
+        *Prefixes(service, completions.forms).routes(),
+        *view.routes(),
+        *PageConfig(service, completions.forms).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/docs", playground.docs, key=Key.NONE, is_shown=False),
         RouteSpec("GET", "/static/{name:path}", playground.file, key=Key.NONE, is_shown=False),
@@ -237,7 +243,7 @@ def _router(service: Service, completions: Completions, responses: Responses, fi
         for route in routes
     ]
     sockets = [
-        WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings, service.owner_with))),
+        WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings, service.owner_with), view)),
         WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),
     ]
     return Router([*table, *sockets], redirect_slashes=False, default=_nowhere), routes

@@ -16,6 +16,7 @@ from msgspec import Struct
 from streamserve import __version__
 from streamserve.api.fields import TABLES, Decision, Field
 from streamserve.api.generate_schema import NativeRequest, NativeSampling
+from streamserve.api.prefixes import LookupRequest
 from streamserve.api.results import AnthropicErrorAnswer, ErrorAnswer
 from streamserve.api.routes import Key, RouteSpec
 from streamserve.api.schema import (
@@ -63,6 +64,7 @@ ASKED: Mapping[str, Mapping[str, Any]] = {
 ONE_OF: Mapping[str, tuple[str, ...]] = {
     NativeRequest.__name__: ("text", "input_ids"),
     TokenizeRequest.__name__: ("prompt", "messages"),
+    LookupRequest.__name__: ("prompt", "messages"),
     AbortRequest.__name__: ("rid", "abort_all"),
 }
 KEYWORDS = {"string": {"minLength", "maxLength", "enum"}, "array": {"minItems", "maxItems"}, "object": {"maxProperties"}}
@@ -74,6 +76,7 @@ ERRORS = {
     401: "The API key is missing or wrong.",
     403: "A page of this origin may not call the server (--cors-origins).",
     404: "There is no such model or object.",
+    409: "It cannot be done as things stand now; the message says why.",
     413: "The body is over --max-body-mb, or there is no room for what it holds.",
     429: "Too many requests wait; the header Retry-After says when to come back.",
     500: "The server failed.",

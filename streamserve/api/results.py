@@ -269,6 +269,170 @@ class ServerInfo(Struct):
     internal_states: list[dict[str, Any]]
 
 
+class TreeNode(Struct):
+    """A node of the prefix tree. `end` counts the tokens from the root to its end; `requests` run, and `pins` stand, at it or
+    below. `preview` where texts may be shown."""
+
+    id: int
+    parent: int
+    num_tokens: int
+    end: int
+    num_pages: int
+    requests: int
+    is_pinned: bool
+    pins: int
+    hits: int
+    age_s: float
+    num_children: int
+    is_salted: bool
+    preview: str = ""
+
+
+class CacheTree(Struct):
+    """The answer of GET /cache/tree: behind the node that was asked for, unless it is the root, those below it. `is_cut`: the
+    limit left out some."""
+
+    node: int
+    nodes: list[TreeNode]
+    is_cut: bool
+    num_nodes: int
+    cached_tokens: int
+    evictable_tokens: int
+    free_tokens: int
+    total_tokens: int
+    prompt_tokens_seen: int
+    prompt_tokens_hit: int
+    hit_rate: float
+    num_pins: int
+    pinned_tokens: int
+    max_pinned_tokens: int
+    pins_given_up: int
+    previews: bool
+    previews_reason: str | None
+
+
+class PinnedNodes(Struct):
+    """The answer of GET /cache/pins."""
+
+    nodes: list[TreeNode]
+    num_pins: int
+    pinned_tokens: int
+    max_pinned_tokens: int
+    pins_given_up: int
+    previews: bool
+    previews_reason: str | None
+
+
+class PinState(Struct):
+    """What became of a pin, and what all of them hold."""
+
+    node: int
+    is_pinned: bool
+    num_pins: int
+    pinned_tokens: int
+    max_pinned_tokens: int
+    pins_given_up: int
+
+
+class Evicted(Struct):
+    """The answer of POST /cache/evict."""
+
+    node: int
+    num_nodes: int
+    freed_tokens: int
+
+
+class MessageMatch(Struct):
+    """Of a prompt the tokens from the first to the last of a message's own; null where they are not known."""
+
+    index: int
+    role: str
+    start: int | None
+    tokens: int | None
+    matched: int | None
+
+
+class PictureMatch(Struct):
+    """Of a prompt the places of a picture, a video or a sound."""
+
+    index: int
+    message: int
+    kind: str
+    start: int
+    tokens: int
+    matched: int
+
+
+class MatchReason(Struct):
+    """Why the cache knows no more of a prompt. `token` stands at `position` of the prompt, `cached_token` there in the cache,
+    where that is one and may be shown."""
+
+    code: Literal["complete", "differs", "evicted", "new", "other_salt", "picture", "off"]
+    message: str
+    position: int
+    in_message: int | None
+    token: str
+    cached_token: str | None
+
+
+class LookedUp(Struct):
+    """The answer of POST /cache/lookup. `path`: the nodes of the known part, from the top."""
+
+    tokens: int
+    matched: int
+    path: list[int]
+    per_message: list[MessageMatch] | None
+    per_message_reason: str | None
+    pictures: list[PictureMatch]
+    reason: MatchReason
+
+
+class LiveRequest(Struct):
+    """A request that runs or waits. Ids are null where the asker may not see them."""
+
+    id: str | None
+    client_id: str | None
+    state: Literal["running", "waiting"]
+    prompt_tokens: int
+    computed_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    age_s: float
+
+
+class EngineSteps(Struct):
+    """The answer of GET /engine/steps. Of a step there is one number for each of `columns`; `missed` steps are forgotten, or over
+    the limit."""
+
+    now_s: float
+    columns: list[str]
+    steps: list[list[float]]
+    last: int
+    missed: int
+    load: dict[str, int]
+    hit_rate: float
+    num_requests: int
+    requests: list[LiveRequest]
+    shows_ids: bool
+
+
+class PageSettings(Struct):
+    """The answer of GET /playground/config.json."""
+
+    version: str
+    model: str
+    aliases: list[str]
+    context_len: int
+    max_body_bytes: int
+    max_logprobs: int
+    resume_window_s: float
+    sampling_defaults: dict[str, float]
+    image_limits: dict[str, Any] | None
+    takes: dict[str, bool]
+    cache: dict[str, Any]
+    allowed: dict[str, Any]
+
+
 class CacheInfo(Struct):
     """The answer of GET /cache."""
 

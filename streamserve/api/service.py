@@ -262,6 +262,10 @@ class Service:
         """The live runs of that very id, or of that name given by their client."""
         return [run for run in self._runs if name in (run.call.id, run.call.client_id)]
 
+    def names_of_runs(self) -> dict[str, str | None]:
+        """Of every live run, by its id, the name that its client gave it."""
+        return {run.call.id: run.call.client_id for run in self._runs}
+
     def abort(self, prefix: str) -> int:
         """Abort the live runs whose id, or the name their client gave them, starts with `prefix`; "" means all."""
         named = [run for run in self._runs if run.call.is_named(prefix)]

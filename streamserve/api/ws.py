@@ -10,6 +10,8 @@
         a further field "timeout_s": N                     how long after this frame the request may take
     {"type": "cancel", "id": I}                           ends it: a last chunk says finish_reason "abort", then done
     {"type": "control", "id": I, "action": "end_reasoning"}  the answer begins with the next token
+    {"type": "engine.subscribe", "interval_ms": N}        the engine at work, again and again; once more: another interval
+    {"type": "engine.unsubscribe"}                         no more of that
     {"type": "ping"}                                       any further fields come back
 
     server -> client
@@ -20,6 +22,8 @@
     {"type": "done", "id": I, "usage": {…}}                the request is over; its id is free again
     {"type": "error", "id": I, "error": {…}}               the request is over, or never began; the socket lives
     {"type": "error", "id": null, "error": {…}}            a frame that names no request
+    {"type": "engine", "engine": {…}}                      what GET /engine/steps answers, of steps that were not told yet
+    {"type": "engine.ok", "subscribed": B}                 the answer to both of the above
     {"type": "auth.ok"}   {"type": "pong"}   {"type": "control.ok", "id": I, "action": A, "ended": N}
 
 An id is a string of 1 to 128 characters, chosen by the client, unique among its live requests on this socket. A second
@@ -32,6 +36,7 @@ Owns a socket's live requests. Frames and their turns are socket.py's. Knows not
 
 from asyncio import TimerHandle, get_running_loop
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from math import inf
 from typing import Any, ClassVar
 
@@ -42,6 +47,7 @@ from starlette.types import Receive, Scope
 
 from streamserve.api.chunks import usage_json
 from streamserve.api.kinds import Kinds
+from streamserve.api.live import LiveView, Watcher
 from streamserve.api.openai import DONE, END_REASONING
 from streamserve.api.schema import show
 from streamserve.api.service import MAX_DEADLINE_S, Service
@@ -51,6 +57,8 @@ from streamserve.api.wire import BoundedSend, unforeseen
 from streamserve.errors import DeadlineExceeded, InvalidRequest, QueueFull, StreamServeError, error_body
 
 MAX_ID_CHARS = 128
+SUBSCRIBE, UNSUBSCRIBE = "engine.subscribe", "engine.unsubscribe"
+INTERVAL_MS, MIN_INTERVAL_MS, MAX_INTERVAL_MS = 250, 50, 10_000
 
 
 class DuplicateId(InvalidRequest):
@@ -68,14 +76,15 @@ class UnknownId(InvalidRequest):
 class Sockets:
     """The route /v1/ws."""
 
-    def __init__(self, service: Service, kinds: Kinds) -> None:
+    def __init__(self, service: Service, kinds: Kinds, view: LiveView) -> None:
         self._service = service
         self._kinds = kinds
+        self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         """Serve one socket until either side closes it."""
         link = await opened(self._service, scope, receive, send)
-        await link.serve(Socket(self._service, self._kinds, link))
+        await link.serve(Socket(self._service, self._kinds, link, self._view, scope))
 
 
 class Ticket:
@@ -154,11 +163,17 @@ class Frames:
 class Socket:
     """One open socket. A Talk."""
 
-    def __init__(self, service: Service, kinds: Kinds, link: Link) -> None:
+    def __init__(self, service: Service, kinds: Kinds, link: Link, view: LiveView, scope: Scope) -> None:
         self._service = service
         self._kinds = kinds
         self._link = link
         self._live: dict[str, Ticket] = {}
+        self._watcher = Watcher(
+            view,
+            partial(link.outbox.put, Lane()),
+            lambda: {ticket.run.call.id: ticket.id for ticket in self._live.values() if ticket.run is not None},
+            lambda: service.door.may_see_texts(scope, link.key),
+        )
 
     @property
     def num_live(self) -> int:
@@ -193,10 +208,18 @@ class Socket:
             self._named(frame).cancel()
         elif kind == "control":
             await self._control(frame)
+        elif kind == SUBSCRIBE:
+            check_fields(frame, "type", "interval_ms")
+            self._watcher.start(checked_interval(frame), tasks)
+            await self._link.reply(orjson.dumps({"type": "engine.ok", "subscribed": True}))
+        elif kind == UNSUBSCRIBE:
+            check_fields(frame, "type")
+            self._watcher.stop()
+            await self._link.reply(orjson.dumps({"type": "engine.ok", "subscribed": False}))
         elif isinstance(kind, str) and kind in self._kinds.names:
             self._create(kind, frame, tasks)
         else:
-            allowed = ", ".join([*self._kinds.names, "cancel", "control", "ping", "auth"])
+            allowed = ", ".join([*self._kinds.names, "cancel", "control", SUBSCRIBE, UNSUBSCRIBE, "ping", "auth"])
             raise InvalidRequest(f"type is {show(kind)}; allowed is {allowed}", param="type")
 
     async def _control(self, frame: dict[str, Any]) -> None:
@@ -306,6 +329,19 @@ def checked_timeout(frame: dict[str, Any]) -> float | None:
             f"timeout_s is {show(timeout_s)}; allowed is above 0 up to {MAX_DEADLINE_S:g} seconds", param="timeout_s"
         )
     return float(timeout_s)
+
+
+def checked_interval(frame: dict[str, Any]) -> float:
+    """How often a socket wants to be told of the engine, in seconds."""
+    interval_ms = frame.get("interval_ms")
+    if interval_ms is None:
+        return INTERVAL_MS / 1000
+    is_number = isinstance(interval_ms, int | float) and not isinstance(interval_ms, bool)
+    if not is_number or not MIN_INTERVAL_MS <= interval_ms <= MAX_INTERVAL_MS:
+        raise InvalidRequest(
+            f"interval_ms is {show(interval_ms)}; allowed is {MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}", param="interval_ms"
+        )
+    return float(interval_ms) / 1000
 
 
 def check_fields(frame: dict[str, Any], *names: str) -> None:

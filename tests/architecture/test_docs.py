@@ -7,7 +7,15 @@ import pytest
 from streamserve.flags import ALIASES, settings
 from tests.architecture.source import PACKAGE, ROOT, modules
 
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/embeddings.md", "docs/speculation.md", "docs/websocket.md")
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "docs/embeddings.md",
+    "docs/inspection.md",
+    "docs/speculation.md",
+    "docs/websocket.md",
+)
 
 
 def _text(name: str) -> str:

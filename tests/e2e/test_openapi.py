@@ -50,6 +50,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "CreateResponse": {"input": "x", "previous_response_id": None},
     "CountInputTokens": {"input": "x", "previous_response_id": None},
     "TokenizeRequest": {"prompt": "x", "messages": None},
+    "LookupRequest": {"messages": HI, "prompt": None},
     "DetokenizeRequest": {"tokens": [1, 2]},
 }
 
