@@ -18,6 +18,7 @@ step that is still running when its lease is closed goes to a position nobody ha
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
+from itertools import islice
 from time import monotonic
 
 from streamserve.cache.keys import pack
@@ -26,7 +27,7 @@ from streamserve.cache.radix import Node, PrefixTree
 from streamserve.messages import CacheSummary, MatchEnd, NodeSummary, PinSummary, PrefixMatch, PrefixSummary
 
 _PREVIEW_TOKENS = 16
-_MAX_BEGINNINGS = 4096  # looked at to see whether another salt knows a prompt
+_MAX_BEGINNINGS, _MAX_SALTS = 4096, 64  # looked at, and tried, to see whether another salt knows a prompt
 
 
 class Lease:
@@ -280,7 +281,7 @@ class KVCache:
         if matched >= limit:
             return PrefixMatch(matched, path, MatchEnd.COMPLETE)
         if looks_elsewhere:
-            for other in self._tree.elsewhere(salt, token_ids[0], _MAX_BEGINNINGS):
+            for other in islice(self._tree.elsewhere(salt, token_ids[0], _MAX_BEGINNINGS), _MAX_SALTS):
                 if self._match(other, token_ids, limit)[1] > matched:
                     return PrefixMatch(matched, path, MatchEnd.OTHER_SALT)
         if matched < node.end:

@@ -1,11 +1,23 @@
 """Looking into an engine changes nothing; pins hold against pressure, but never against a request that has no other room."""
 
+from dataclasses import replace
+
 import pytest
 
 from streamserve.engine.client import collect
 from streamserve.engine.inspector import NUM_STEPS
 from streamserve.errors import Conflict, NotFound
-from streamserve.messages import Delta, GenerateRequest, MatchEnd, NodeSummary, PrefixMatch, SamplingParams
+from streamserve.messages import (
+    Delta,
+    GenerateRequest,
+    MatchEnd,
+    Media,
+    NodeSummary,
+    PrefixMatch,
+    SamplingParams,
+    Span,
+    media_token_ids,
+)
 from tests.engine.memory import expected_tokens
 from tests.engine.test_engine import Bench, prompt_of, running
 
@@ -150,3 +162,21 @@ async def test_live_requests_are_listed_running_ones_first() -> None:
         answers = [Delta.merged([first, await collect(boxes[0])]), *[await collect(box) for box in boxes[1:]]]
         assert bench.engine.inspection.requests(10) == ()
     assert 0 <= answers[0].queued_s < answers[1].queued_s < answers[2].queued_s, "how long each waited for its turn"
+
+
+async def test_a_match_that_ends_inside_a_picture_is_none_where_pictures_are_computed_whole() -> None:
+    bench = Bench(num_pages=64)
+    bench.scheduler.limits = replace(bench.scheduler.limits, has_whole_spans=True)
+    picture = media_token_ids(b"picture", 10)
+    known = [*prompt_of(6), *picture[:4]]  # as after a cut by eviction
+    lease = bench.cache.open("", known, 0)
+    assert lease is not None and bench.cache.grow(lease, len(known))
+    bench.cache.close(lease, known)
+    prompt = (*prompt_of(6), *picture, 1, 2)
+    media = Media(b"picture", (Span(6, 10),), {})
+    request = GenerateRequest("x", prompt, media=(media,))
+    found = bench.engine.inspection.look_up(request, looks_elsewhere=False)
+    assert (found.num_tokens, found.end) == (6, MatchEnd.PICTURE)
+    bench.scheduler.limits = replace(bench.scheduler.limits, has_whole_spans=False)
+    found = bench.engine.inspection.look_up(request, looks_elsewhere=False)
+    assert (found.num_tokens, found.end) == (10, MatchEnd.NEW)
