@@ -58,7 +58,11 @@ class Requests(RuleBasedStateMachine):
     def has_running(self) -> bool:
         return bool(self.driver.running)
 
-    @rule(salt=st.sampled_from(("", "other")), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30), short=st.integers(-1, 2))
+    @rule(
+        salt=st.sampled_from(("", "other")),
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        short=st.integers(-1, 2),
+    )
     def open(self, salt: str, tokens: list[int], short: int) -> None:
         self.driver.open(salt, tokens, len(tokens) - short)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.e2e.test_playground import CHROMIUM, WATCH, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, WATCH, get_json, serve
 from tests.media.pictures import file_of, image
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.test_playground import serve
+from tests.e2e.playground.browser import serve
 from tests.media.pictures import file_of, image, png_chunk, png_header
 from tests.media.test_fetch import Listener, listening, reply
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Locator, Page, Route, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, WebSocket, expect
 
-from tests.e2e.test_playground import CHROMIUM, Tab, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, Tab, get_json, serve
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
@@ -136,14 +136,6 @@ def is_painted(image: Locator) -> bool:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serve(tmp_path_factory.mktemp("server") / "log.txt", "--max-body-mb", "1") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""Servers and tabs for tests of the playground, shared by all of them: a browser takes seconds to start. Not by tests elsewhere:
+while playwright runs, no event loop can be run beside it."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.e2e.playground.browser import CHROMIUM, Tab, serve
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """For tests that act while an answer is under way: eight seconds of it."""
+    with serve(tmp_path_factory.mktemp("slow") / "log.txt", step_ms=20) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(tmp_path_factory.mktemp("locked") / "log.txt", "--api-key", "sesame") as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Browser, server: str) -> Iterator[Tab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield Tab(context.new_page(), server)
+    context.close()
+
+
+@pytest.fixture
+def slow_tab(chromium: Browser, slow_server: str) -> Iterator[Tab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield Tab(context.new_page(), slow_server)
+    context.close()
+
+
+@pytest.fixture
+def locked_tab(chromium: Browser, locked_server: str) -> Iterator[Tab]:
+    context = chromium.new_context()
+    yield Tab(context.new_page(), locked_server)
+    context.close()
