@@ -104,7 +104,7 @@ export class Chat {
   #frame = 0;
 
   /**
-   * `page` is what this list needs of the page: save(conversation), changed(conversation) when a stream starts or ends,
+   * `page` is what this list needs of the page: extended() settles when every plugin is there, save(conversation), changed(conversation) when a stream starts or ends,
    * refused(ApiError, conversation, question), say(text) for the status region, edit(message) to take a question back to the composer.
    */
   constructor(server, blobs, page) {
@@ -344,7 +344,8 @@ export class Chat {
     );
   }
 
-  #send(answer, body) {
+  async #send(answer, body) {
+    await this.page.extended();
     if (answer.message.state !== "streaming") return; // stopped while pictures were read
     this.#ask("contribute", body, answer);
     this.#ask("sent", answer, body);

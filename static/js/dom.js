@@ -37,3 +37,16 @@ export function icon(name) {
 export function iconButton(name, label, onclick) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick }, icon(name));
 }
+
+const sheets = new Map(); // name -> promise
+
+/** Brings css/<name>.css, once; settles when its rules hold. A sheet that cannot be had costs only the looks. */
+export function useStyle(name) {
+  if (!sheets.has(name)) {
+    const link = h("link", { rel: "stylesheet", href: new URL(`../css/${name}.css`, import.meta.url) });
+    const settled = new Promise((resolve) => ["load", "error"].forEach((event) => link.addEventListener(event, resolve)));
+    document.head.append(link);
+    sheets.set(name, settled);
+  }
+  return sheets.get(name);
+}

@@ -8,15 +8,23 @@
  * @property {HTMLElement} element  its root, put into the page when it is first shown
  * @property {() => void} [shown]  it can be seen from now on
  * @property {() => void} [gone]  it cannot be seen any longer: timers and subscriptions end
+ *
+ * An entry below: {name, title, load, style}; `style` names its sheet in css/, brought with it.
  */
 
-import { byId, h } from "./dom.js";
+import { byId, h, useStyle } from "./dom.js";
 
 /** Name, title and maker of each view beside the chat. */
 const VIEWS = [];
 
 /** Of each panel beside the settings. */
 const PANELS = [];
+
+/**
+ * What adds to the chat without being looked at first: each module's class is made with the page and handed to chat.use(). They are
+ * brought once the page stands; what is sent before waits for them.
+ */
+const PLUGINS = [];
 
 /** A row of tabs over elements of which one is shown; arrow keys move between tabs, as WAI-ARIA's pattern has it. */
 class Tabs {
@@ -32,7 +40,7 @@ class Tabs {
   }
 
   /** A tab for an element that is there, or for a part that `load` brings. */
-  add({ name, title, body = null, load = null }) {
+  add({ name, title, body = null, load = null, style = null }) {
     const id = `${this.row.id}-${name}`;
     const tab = h("button", { type: "button", role: "tab", id, "aria-selected": "false", tabindex: "-1", onclick: () => this.show(name) }, title);
     body ??= h("section", { class: `part ${name}`, hidden: true });
@@ -42,7 +50,7 @@ class Tabs {
     tab.setAttribute("aria-controls", body.id);
     if (!body.isConnected) this.place.append(body);
     this.row.append(tab);
-    this.#entries.set(name, { tab, body, load, part: null });
+    this.#entries.set(name, { tab, body, load, style, part: null });
   }
 
   get current() {
@@ -70,7 +78,7 @@ class Tabs {
     const entry = this.#entries.get(name);
     if (entry.part || !entry.load) return entry.part;
     try {
-      const Part = await entry.load();
+      const [Part] = await Promise.all([entry.load(), entry.style && useStyle(entry.style)]);
       entry.part ??= new Part(this.page);
       entry.body.replaceChildren(entry.part.element);
     } catch (error) {
@@ -93,6 +101,7 @@ class Tabs {
 
 export class Frame {
   constructor(page) {
+    this.page = page;
     this.views = new Tabs(byId("views"), byId("main"), page);
     this.views.add({ name: "chat", title: "Chat", body: byId("view-chat") });
     for (const view of VIEWS) this.views.add(view);
@@ -102,5 +111,15 @@ export class Frame {
     byId("views").hidden = VIEWS.length === 0;
     byId("panels").hidden = PANELS.length === 0;
     this.panels.show("settings");
+  }
+
+  /** Brings the plugins. A part that cannot be loaded is missed alone. */
+  async extend() {
+    const brought = await Promise.allSettled(PLUGINS.map(async ({ load, style }) => {
+      const [Plugin] = await Promise.all([load(), style && useStyle(style)]);
+      this.page.chat.use(new Plugin(this.page));
+    }));
+    const lost = brought.filter(({ status }) => status === "rejected");
+    for (const { reason } of lost) this.page.say(`A part of the page could not be loaded: ${reason.message}`);
   }
 }

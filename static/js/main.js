@@ -1,5 +1,8 @@
 /**
  * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, composer, key dialog.
+ *
+ * Parts (frame.js) are made with it. They listen to its events: "conversation" (another one is shown), "ready" (the server takes
+ * questions; `config` is known), "answers" (an answer began or ended in the conversation of `event.detail`).
  */
 
 import { Blobs } from "./blobs.js";
@@ -20,16 +23,19 @@ const EXAMPLES = [
   "Write a Python function that tells whether a word is a palindrome.",
 ];
 
-class App {
+class App extends EventTarget {
   #conversation = newConversation();
   #saveTimer = 0;
   #undoTimer = 0;
   #editing = null; // the question being edited
   #askAgain = false; // a question waits for the key
   #limit = 0; // tokens the model's context holds
+  #extend = () => {};
   #drafts = new Map(); // conversation id -> pictures of the message being written
 
   constructor() {
+    super();
+    this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
     this.server.onLost = () => this.#watchServer();
     this.store = new Store(undefined, (problem) => this.#showBanner(problem));
@@ -43,6 +49,7 @@ class App {
       say,
     });
     this.chat = new Chat(this.server, this.blobs, {
+      extended: () => this.extended,
       save: (conversation) => this.#save(conversation),
       changed: (conversation) => this.#streamChanged(conversation),
       refused: (error, conversation, question) => this.#refused(error, conversation, question),
@@ -51,6 +58,7 @@ class App {
     });
     this.prompt = byId("prompt");
     this.frame = new Frame(this);
+    this.extended = new Promise((resolve) => (this.#extend = resolve));
   }
 
   /** The conversation on screen. */
@@ -78,6 +86,7 @@ class App {
     await this.#openFromHash();
     await this.#drawChats();
     if (!isTouch()) this.prompt.focus();
+    this.#extend(this.frame.extend());
   }
 
   // ------------------------------------------------------------------------------------------------------------- server
@@ -97,18 +106,18 @@ class App {
   }
 
   async #learnModel() {
-    const [[card], info] = await Promise.all([this.server.models(), this.server.modelInfo()]);
-    this.card = card; // what the served model is, and takes
-    this.info = info;
-    this.chat.model = card.id;
-    this.#limit = card.max_model_len ?? 0;
-    byId("model-name").textContent = card.id;
-    document.title = `${card.id} · StreamServe`;
-    this.settings.showDefaults(card.sampling_defaults ?? {});
-    this.pictures.allow(info.image_limits);
+    this.config = await this.server.get("playground/config.json");
+    const { model, context_len, sampling_defaults, image_limits } = this.config;
+    this.chat.model = model;
+    this.#limit = context_len;
+    byId("model-name").textContent = model;
+    document.title = `${model} · StreamServe`;
+    this.settings.showDefaults(sampling_defaults);
+    this.pictures.allow(image_limits);
     this.server.connect();
     this.#showState("ready", "Ready");
     this.#showContext();
+    this.dispatchEvent(new Event("ready"));
   }
 
   #showState(state, words, reason = "") {
@@ -186,6 +195,7 @@ class App {
     this.#showContext();
     this.#showSend();
     this.#markCurrent();
+    this.dispatchEvent(new Event("conversation"));
   }
 
   newChat() {
@@ -373,6 +383,7 @@ class App {
   }
 
   #streamChanged(conversation) {
+    this.dispatchEvent(new CustomEvent("answers", { detail: conversation }));
     this.#drawChats();
     if (conversation !== this.#conversation) return;
     this.#showSend();

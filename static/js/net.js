@@ -48,16 +48,6 @@ export class Server {
     this.#socket = null;
   }
 
-  /** The served models' cards. */
-  async models() {
-    return (await this.#get("v1/models")).data;
-  }
-
-  /** What the served model is and takes. */
-  modelInfo() {
-    return this.#get("model_info");
-  }
-
   /** `null` when the server takes questions, else its own words for why not yet. Throws ApiError when unreachable. */
   async whyNotReady() {
     const response = await this.#fetch("ready");
@@ -66,8 +56,22 @@ export class Server {
     return String(body.error?.message ?? body.status ?? "starting");
   }
 
-  async #get(path) {
-    const response = await this.#fetch(path);
+  /** The JSON at a path. Throws ApiError. */
+  get(path) {
+    return this.#json(path);
+  }
+
+  /** The JSON answered to a JSON body. Throws ApiError; `signal` ends the wait with an AbortError. */
+  post(path, body, signal) {
+    return this.#json(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  }
+
+  delete(path) {
+    return this.#json(path, { method: "DELETE" });
+  }
+
+  async #json(path, options = {}) {
+    const response = await this.#fetch(path, options);
     if (!response.ok) throw await errorOf(response);
     return response.json();
   }
