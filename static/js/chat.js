@@ -29,6 +29,7 @@ class Answer {
     this.savedAt = this.sentAt;
     this.shownAt = this.sentAt;
     this.usage = null; // the server's latest count
+    this.sources = new Map(); // of a turn in the body: the id of the message that it was made of
   }
 
   /** Counts as the server gave them last, times as this page saw them. */
@@ -73,7 +74,7 @@ function endOf({ state, finish, content }) {
 
 /** What is sent to have this message answered: the system prompt, and the messages above it that say something. */
 function askedWith(conversation, message) {
-  const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content));
+  const said = pathOf(conversation).filter((other) => other !== message && (other.role === "user" || other.content || other.extra));
   return { system: conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [], said };
 }
 
@@ -88,6 +89,8 @@ function pictureIn({ param }, conversation, message) {
  * What parts of the page may add to the chat, each a method they may have or lack:
  *   contribute(body, {conversation, message})  adds fields to a body before it is sent
  *   turns(message)  what the server gets for this message instead of its text: a list of messages, or nothing
+ *   before(answer, body)  a promise that the question waits for; it bounds itself, to what nobody notices. answer.sources names the
+ *     page's message that each of body.messages was made of
  *   sent(answer, body), chunk(answer, chunk), ended(answer)  an answer's life; `answer.message` is kept, with `answer.message.extra`
  *   decorate(message, item)  the message's element was drawn
  *   under(message, item)  nodes below it: cards, notes
@@ -150,19 +153,19 @@ export class Chat {
     const answer = this.#answers.get(this.conversation.id);
     if (answer) answer.pending = ""; // the message's text has it, and is drawn whole below
     this.#elements.clear();
-    this.list.replaceChildren(...path.map((message, k) => this.#element(message, k + 1)));
+    this.list.replaceChildren(...path.map((message, k) => this.#element(message, path.slice(0, k + 1).filter(({ role }) => role === message.role).length)));
     byId("welcome").hidden = path.length > 0;
     this.list.hidden = path.length === 0;
     this.#keepEnd();
   }
 
-  #element(message, number) {
+  #element(message, ordinal) {
     const isAnswer = message.role === "assistant";
     const text = h("div", { class: "text", dir: "auto" });
     const item = h(
       "li",
       { class: `message ${message.role}`, "data-id": message.id },
-      h("h2", { class: "hidden" }, isAnswer ? `Answer ${number / 2}` : `Question ${(number + 1) / 2}`),
+      h("h2", { class: "hidden" }, `${isAnswer ? "Answer" : "Question"} ${ordinal}`),
       message.pictures && h("ul", { class: "sent", "aria-label": "Pictures" }, ...message.pictures.map((picture) => h("li", {}, this.blobs.thumbnail(picture)))),
       text,
       h("div", { class: "under" }),
@@ -327,11 +330,29 @@ export class Chat {
     this.page.say("Stopped");
   }
 
+  /** Asks for one more answer below this one, as after the results of a model's calls; the message, or null while another runs. */
+  answerBelow(message) {
+    return this.isStreaming ? null : this.#answer(message.id);
+  }
+
+  /** Settles to the body that would be sent if this were asked now. Parts that add to a body are asked too. */
+  async bodyFor(text, pictures = [], parent = this.conversation.head) {
+    const { conversation } = this;
+    const isAsked = Boolean(text || pictures.length);
+    const question = { id: "draft-question", parent, role: "user", content: text, pictures: pictures.length ? pictures : undefined };
+    const message = { id: "draft-answer", parent: isAsked ? question.id : parent, role: "assistant", content: "", state: "draft" };
+    const messages = [...conversation.messages, ...(isAsked ? [question] : []), message];
+    const body = await this.#body({ ...conversation, messages, head: message.id }, message);
+    await this.page.extended();
+    this.#ask("contribute", body, { conversation, message });
+    return body;
+  }
+
   #answer(questionId) {
     const { conversation } = this;
     const message = addMessage(conversation, questionId, "assistant", "", { state: "streaming" });
     const answer = new Answer(conversation, message);
-    const asked = this.#body(conversation, message);
+    const asked = this.#body(conversation, message, answer.sources);
     this.#answers.set(conversation.id, answer);
     this.page.save(conversation);
     this.#draw();
@@ -342,12 +363,15 @@ export class Chat {
       (body) => this.#send(answer, body),
       (error) => message.state === "streaming" && this.#failed(answer, error), // a picture is gone
     );
+    return message;
   }
 
   async #send(answer, body) {
     await this.page.extended();
     if (answer.message.state !== "streaming") return; // stopped while pictures were read
     this.#ask("contribute", body, answer);
+    await Promise.allSettled(this.#ask("before", answer, body));
+    if (answer.message.state !== "streaming") return; // stopped meanwhile
     this.#ask("sent", answer, body);
     answer.cancel = this.server.stream(body, {
       chunk: (chunk) => this.#arrived(answer, chunk),
@@ -356,17 +380,20 @@ export class Chat {
     });
   }
 
-  async #body(conversation, message) {
+  async #body(conversation, message, sources = new Map()) {
     const { system, said } = askedWith(conversation, message);
     const rest = { stream: true, stream_options: STREAM_OPTIONS, return_draft_marks: true, ...samplingBody(conversation.sampling) };
-    const messages = [...system, ...(await Promise.all(said.map((other) => this.#turns(other)))).flat()];
+    const turns = await Promise.all(said.map((other) => this.#turns(other)));
+    said.forEach((other, k) => turns[k].forEach((turn) => sources.set(turn, other.id)));
+    const messages = [...system, ...turns.flat()];
     return { model: this.model || undefined, messages, ...rest };
   }
 
   /** A message as the server takes it: pictures first, as the page shows them. */
   async #turns(message) {
     const given = this.#ask("turns", message);
-    return given.length ? given : [await this.#turn(message)];
+    if (given.length) return given;
+    return message.role === "user" || message.content ? [await this.#turn(message)] : [];
   }
 
   async #turn({ role, content, pictures }) {
