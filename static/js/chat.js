@@ -91,6 +91,7 @@ function pictureIn({ param }, conversation, message) {
  *   turns(message)  what the server gets for this message instead of its text: a list of messages, or nothing
  *   before(answer, body)  a promise that the question waits for; it bounds itself, to what nobody notices. answer.sources names the
  *     page's message that each of body.messages was made of
+ *   opened(answer, {status, headers})  HTTP's answer began, where it came that way
  *   sent(answer, body), chunk(answer, chunk), ended(answer)  an answer's life; `answer.message` is kept, with `answer.message.extra`
  *   decorate(message, item)  the message's element was drawn
  *   under(message, item)  nodes below it: cards, notes
@@ -348,11 +349,16 @@ export class Chat {
     return body;
   }
 
-  #answer(questionId) {
+  /** Streams one more answer to this question, to exactly this body; the message, or null while another runs. */
+  answerTo(body, questionId) {
+    return this.isStreaming ? null : this.#answer(questionId, body);
+  }
+
+  #answer(questionId, exactBody = null) {
     const { conversation } = this;
     const message = addMessage(conversation, questionId, "assistant", "", { state: "streaming" });
     const answer = new Answer(conversation, message);
-    const asked = this.#body(conversation, message, answer.sources);
+    const asked = exactBody ? Promise.resolve(exactBody) : this.#body(conversation, message, answer.sources);
     this.#answers.set(conversation.id, answer);
     this.page.save(conversation);
     this.#draw();
@@ -360,20 +366,21 @@ export class Chat {
     this.page.changed(conversation);
     this.page.say("Generating");
     asked.then(
-      (body) => this.#send(answer, body),
+      (body) => this.#send(answer, body, Boolean(exactBody)),
       (error) => message.state === "streaming" && this.#failed(answer, error), // a picture is gone
     );
     return message;
   }
 
-  async #send(answer, body) {
+  async #send(answer, body, isExact) {
     await this.page.extended();
     if (answer.message.state !== "streaming") return; // stopped while pictures were read
-    this.#ask("contribute", body, answer);
+    if (!isExact) this.#ask("contribute", body, answer);
     await Promise.allSettled(this.#ask("before", answer, body));
     if (answer.message.state !== "streaming") return; // stopped meanwhile
     this.#ask("sent", answer, body);
     answer.cancel = this.server.stream(body, {
+      opened: (head) => this.#ask("opened", answer, head),
       chunk: (chunk) => this.#arrived(answer, chunk),
       done: (usage) => this.#done(answer, usage),
       error: (error) => this.#failed(answer, error),
@@ -407,7 +414,7 @@ export class Chat {
     answer.usage = chunk.usage ?? answer.usage;
     this.#ask("chunk", answer, chunk);
     const choice = chunk.choices?.[0];
-    if (!choice) return;
+    if (!choice || choice.index > 0) return;
     if (choice.finish_reason) answer.message.finish = choice.finish_reason;
     const text = choice.delta?.content;
     if (!text) return;
