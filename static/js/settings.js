@@ -11,7 +11,7 @@ import { byId, h } from "./dom.js";
  * Fields in the order shown. `parse` makes the JSON value of what was typed; `otherwise` is what holds where neither this
  * page nor the model says anything.
  */
-const FIELDS = [
+export const FIELDS = [
   { name: "temperature", label: "Temperature", help: "0: always the likeliest", parse: number, otherwise: 1 },
   { name: "max_tokens", label: "Max tokens", help: "Longest answer", parse: number, otherwise: "no limit" },
   { name: "top_p", label: "Top p", help: "Share of likeliest tokens", parse: number, otherwise: 1 },
