@@ -253,7 +253,8 @@ class Delta(Struct, frozen=True, gc=False):
     the answer's tokens so far that cost no step of their own; `num_thought` those of its thought. A delta without tokens and
     without an end says how much of the prompt is computed: `num_computed`, cached tokens included.
     `is_grammar_error`: what `error` says is the doing of the request's own grammar. Of the answer's tokens so far `num_accepted`
-    were guessed before they were sampled, out of `num_drafted` guesses; `accepted` says which of `token_ids` were, where any was.
+    were guessed before they were sampled, out of `num_drafted` guesses; `accepted` says which of `token_ids` were, where any was,
+    and `jumped` which of them a grammar forced.
 
     Made for every row of every step, so it is a Struct: a frozen dataclass takes ten times as long to make.
     """
@@ -273,6 +274,7 @@ class Delta(Struct, frozen=True, gc=False):
     num_accepted: int = 0
     accepted: tuple[bool, ...] = ()  # parallel to token_ids, or empty
     queued_s: float = 0.0  # how long the request waited before its prompt was begun; on the first delta with tokens only
+    jumped: tuple[bool, ...] = ()  # parallel to token_ids, or empty
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
@@ -294,15 +296,17 @@ class Delta(Struct, frozen=True, gc=False):
             num_computed=last.num_computed,
             num_drafted=last.num_drafted,
             num_accepted=last.num_accepted,
-            accepted=_joined_marks(deltas),
+            accepted=_joined_marks([(delta.accepted, len(delta.token_ids)) for delta in deltas]),
             queued_s=max([delta.queued_s for delta in deltas]),
+            jumped=_joined_marks([(delta.jumped, len(delta.token_ids)) for delta in deltas]),
         )
 
 
-def _joined_marks(deltas: Sequence[Delta]) -> tuple[bool, ...]:
-    if not any(delta.accepted for delta in deltas):
+def _joined_marks(parts: Sequence[tuple[tuple[bool, ...], int]]) -> tuple[bool, ...]:
+    """Marks of so many tokens each, where there are any, as one."""
+    if not any(marks for marks, _ in parts):
         return ()
-    return tuple([mark for delta in deltas for mark in delta.accepted or (False,) * len(delta.token_ids)])
+    return tuple([mark for marks, num_tokens in parts for mark in marks or (False,) * num_tokens])
 
 
 @dataclass(frozen=True, slots=True)

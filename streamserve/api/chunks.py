@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from streamserve.api.answer import TOOL_CALLS, CallBegan, CallGrew, Content, Event, MadeCall, Thought, fold
-from streamserve.api.stream import Piece, Run, Timings, Usage, events_of
+from streamserve.api.stream import Mark, Piece, Run, Timings, Usage, events_of
 from streamserve.messages import TokenLogprobs
 from streamserve.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class Wishes:
 
     `has_thoughts`, `has_calls`: a chat's answer may hold such. `is_legacy`: a call has OpenAI's older form, function_call.
     `best`: of each prompt's choices only so many are shown, the likeliest; None: all. `marks`: which parts of a text were
-    guessed before they were sampled. `timings`: how long the parts of the answer took, when it is over.
+    guessed before they were sampled, or forced. `timings`: how long the parts of the answer took, when it is over.
     """
 
     usage: bool = False
@@ -105,6 +105,11 @@ def media_tokens(usage: Usage) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def _shown(mark: Mark) -> dict[str, Any]:
+    shown = {"text": mark.text, "drafted": mark.is_drafted}
+    return {**shown, "forced": True} if mark.is_forced else shown
+
+
 def token_text(raw: bytes) -> str:
     """A token as text. Part of a character is shown by its bytes, as OpenAI does, so that different tokens stay different."""
     try:
@@ -170,10 +175,10 @@ class _Shape:
         return bool(piece.logprobs or piece.prompt_logprobs or (self._wishes.token_ids and piece.token_ids))
 
     def _add_marks(self, piece: Piece, to: dict[str, Any]) -> None:
-        """Ours: the text once more, in parts that were guessed before they were sampled, and parts that were not."""
+        """Ours: the text once more, in parts: those guessed before they were sampled, those that a grammar forced, the rest."""
         if self._wishes.marks:
-            marks = piece.marks or (((piece.text, False),) if piece.text else ())
-            to["draft_marks"] = [{"text": text, "drafted": is_drafted} for text, is_drafted in marks]
+            marks = piece.marks or ((Mark(piece.text),) if piece.text else ())
+            to["draft_marks"] = [_shown(mark) for mark in marks]
 
     def _add_prompt_logprobs(self, piece: Piece, to: dict[str, Any]) -> None:
         """vLLM's form: per prompt token the token itself and the best ones, by id."""

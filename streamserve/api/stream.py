@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 from anyio import create_task_group
@@ -66,7 +66,7 @@ class Call:
     a choice stays in its text. `drops_output`: only the prompt is wanted (echo with max_tokens 0). `scores_stop`: a final stop
     token has its log-probability too, though no text; not with a `reading`: how thoughts and calls are found in the answers
     (None: there are none). `deadline_s`: how long after its start the call may take. `prediction`: what much of each answer is
-    expected to be. `wants_marks`: which parts of a text were guessed is to be shown.
+    expected to be. `wants_marks`: which parts of a text were guessed, or forced by a grammar, is to be shown.
     """
 
     id: str
@@ -108,7 +108,12 @@ class Progress:
         return {"index": self.index, "processed": self.computed, "total": self.total, "cache": self.cached}
 
 
-Mark = tuple[str, bool]
+class Mark(NamedTuple):
+    """A part of a text: whether it was guessed before it was sampled, or was not sampled since a grammar left no choice."""
+
+    text: str
+    is_drafted: bool = False
+    is_forced: bool = False
 
 
 class Piece(Struct, gc=False):
@@ -116,7 +121,7 @@ class Piece(Struct, gc=False):
     final stop token.
 
     `events` is set where the call has a reading: content, thoughts and calls in order; `text` is the content among them.
-    `marks`, where the call wants them: the text in parts, and whether guesses were behind each.
+    `marks`, where the call wants them: the text in parts, and what was behind each.
     """
 
     index: int
@@ -292,7 +297,7 @@ class Choice:
             self._num_cut = sum(delta.accepted[len(piece.token_ids) :])
         if piece.prompt is not None and self.prompt.echo is not None:
             piece.text = self.prompt.echo + piece.text
-            piece.marks = ((self.prompt.echo, False), *piece.marks) if piece.marks else ()
+            piece.marks = (Mark(self.prompt.echo), *piece.marks) if piece.marks else ()
         self.is_finished = piece.finish_reason is not None
         return piece
 
@@ -305,18 +310,18 @@ class Choice:
             self._take_until_stop(delta, piece, self._stops)
 
     def _take_marked(self, delta: Delta, piece: Piece) -> None:
-        """As if what was guessed and what was not had come one after the other. Text that waits, for the rest of a character or
-        to see whether a stop string follows, has the mark of the token that brings it."""
+        """As if what was guessed, what was forced and the rest had come one after the other. Text that waits, for the rest of a
+        character or to see whether a stop string follows, has the mark of the token that brings it."""
         whole = Collected(self.index)
         marks: list[Mark] = []
-        for part, is_accepted in _parts_of(delta):
+        for part, is_accepted, is_forced in _parts_of(delta):
             gained = Piece(self.index)
             if part.finish_reason is not None:
                 gained.finish_reason, gained.matched_stop = piece.finish_reason, piece.matched_stop
             self._take(part, gained)
             whole.add(gained)
             if gained.text:
-                marks.append((gained.text, is_accepted))
+                marks.append(Mark(gained.text, is_accepted, is_forced))
             if gained.finish_reason is not None:
                 break
         gained = whole.as_piece()
@@ -438,13 +443,13 @@ class Choice:
         return found
 
 
-def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool]]:
-    """A delta cut where its tokens' marks change."""
-    if not delta.accepted:
-        yield delta, False
+def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool, bool]]:
+    """A delta cut where its tokens' marks change: whether those of a part were accepted guesses, or forced."""
+    if not (delta.accepted or delta.jumped):
+        yield delta, False, False
         return
-    start = 0
-    for is_accepted, run in groupby(delta.accepted):
+    start, none = 0, (False,) * len(delta.token_ids)
+    for (is_accepted, is_forced), run in groupby(zip(delta.accepted or none, delta.jumped or none, strict=True)):
         end = start + sum(1 for _ in run)
         is_last = end == len(delta.token_ids)
         yield (
@@ -455,6 +460,7 @@ def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool]]:
                 matched_stop=delta.matched_stop if is_last else None,
             ),
             is_accepted,
+            is_forced,
         )
         start = end
 
@@ -768,7 +774,7 @@ class Collected:
 
 def _joined_marks(marks: list[Mark]) -> tuple[Mark, ...]:
     """Neighbours of one kind as one."""
-    return tuple(("".join([text for text, _ in group]), is_drafted) for is_drafted, group in groupby(marks, itemgetter(1)))
+    return tuple(Mark("".join([mark.text for mark in group]), *kind) for kind, group in groupby(marks, itemgetter(1, 2)))
 
 
 async def collect(run: Run) -> list[Piece]:

@@ -49,6 +49,7 @@ class Request:
         "given",
         "guide",
         "is_drafted",
+        "jumped",
         "lease",
         "mailbox",
         "max_len",
@@ -112,6 +113,7 @@ class Request:
         self.num_delivered = 0  # tokens of the answer that are in the mailbox
         self.num_jumped = 0  # tokens of the answer that were appended, not sampled
         self.num_jumped_sent = 0  # those in the mailbox
+        self.jumped: list[int] = []  # where the others stand in `tokens`
         self.appended: list[int] = []  # those the runner has not been told of
         self.is_drafted = False  # a row with guesses is under way
         self.num_drafted = 0  # guesses that were computed

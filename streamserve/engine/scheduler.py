@@ -796,6 +796,7 @@ class Scheduler:
     def _append(self, request: Request, guide: Guide, token_ids: Sequence[int]) -> End:
         """Known tokens join the answer, up to where it ends. What a guide says of its end holds behind them."""
         for i, token_id in enumerate(token_ids, 1):
+            request.jumped.append(len(request.tokens))
             request.tokens.append(token_id)
             request.appended.append(token_id)
             request.num_jumped += 1
@@ -814,6 +815,11 @@ class Scheduler:
         num_delivered, wants_prompt = request.num_delivered, request.given.sampling.prompt_logprobs is not None
         request.num_delivered = request.num_generated
         num_new = request.num_generated - num_delivered
+        jumped: tuple[bool, ...] = ()
+        if request.jumped:
+            places = set(request.jumped)
+            jumped = tuple([place in places for place in range(len(request.tokens) - num_new, len(request.tokens))])
+            request.jumped.clear()
         self.num_jumped += request.num_jumped - request.num_jumped_sent
         request.num_jumped_sent = request.num_jumped
         delta = Delta(
@@ -832,6 +838,7 @@ class Scheduler:
             request.num_accepted,
             (True,) * num_guessed + (False,) * (num_new - num_guessed) if num_guessed else (),
             request.queued_s or 0.0 if num_delivered == 0 else 0.0,
+            jumped,
         )
         request.mailbox.put_nowait(delta)
 

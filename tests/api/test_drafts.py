@@ -186,6 +186,34 @@ async def test_a_whole_answer_has_one_mark_for_neighbours_of_a_kind(http: httpx.
     assert choice["draft_marks"] == as_marks([("ab", False), ("cdef", True), ("gh", False)])
 
 
+async def test_marks_say_which_parts_a_grammar_forced(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.script = lambda request: [
+        Delta(tuple(b'{"a"'), jumped=(True, True, True, False), num_jumped=3),
+        Delta(
+            tuple(b'": 1'),
+            accepted=(True, False, False, False),
+            jumped=(False, True, False, True),
+            num_jumped=5,
+            num_drafted=1,
+            num_accepted=1,
+        ),
+        Delta(tuple(b"1}"), finish_reason=FinishReason.LENGTH, num_jumped=5, num_drafted=1, num_accepted=1),
+    ]
+    (choice,) = (await post(http, CHAT, return_draft_marks=True))["choices"]
+    assert choice["draft_marks"] == [
+        {"text": '{"a', "drafted": False, "forced": True},
+        {"text": '"', "drafted": False},
+        {"text": '"', "drafted": True},
+        {"text": ":", "drafted": False, "forced": True},
+        {"text": " ", "drafted": False},
+        {"text": "1", "drafted": False, "forced": True},
+        {"text": "1}", "drafted": False},
+    ]
+    chunks = await chunks_of(http, return_draft_marks=True)
+    streamed = [mark for chunk in chunks for mark in chunk["choices"][0].get("draft_marks", ())]
+    assert "".join(mark["text"] for mark in streamed if mark.get("forced")) == '{"a:1'
+
+
 async def test_an_echoed_prompt_is_marked_as_not_guessed(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     engine.script = drafted(("xy", "z"), num_drafted=2)
     (choice,) = (await post(http, TEXT, echo=True, return_draft_marks=True))["choices"]

@@ -165,6 +165,22 @@ async def test_forced_tokens_cost_no_steps_of_their_own() -> None:
     assert num_jumping <= len(answer.token_ids) - answer.num_jumped < num_walking
 
 
+@pytest.mark.parametrize("grammar", GRAMMARS)
+async def test_an_answer_says_which_of_its_tokens_were_forced(grammar: str) -> None:
+    async with running(Bench(num_pages=32)) as bench:  # some are preempted in between
+        answers = await asyncio.gather(*[bench.ask(f"{seed}", prompt_of(9, seed), grammar) for seed in range(4)])
+        for answer in answers:
+            assert sum(answer.jumped) == answer.num_jumped and len(answer.jumped) in (0, len(answer.token_ids))
+            matcher, _ = await bench.grammars.matcher(grammar, "")
+            for token_id, is_forced in zip(answer.token_ids, answer.jumped, strict=False):
+                words_W = np.frombuffer(matcher.compute_bitmask(), np.int32)
+                num_allowed = int(np.unpackbits(words_W.view(np.uint8)).sum())
+                assert num_allowed == 1 or not is_forced
+                matcher.consume_token(token_id)
+        walked = await bench.ask("walks", prompt_of(9), grammar, may_jump=False)
+        assert walked.jumped == ()
+
+
 async def test_an_answer_without_choices_needs_no_step_at_all() -> None:
     async with running(Bench()) as bench:
         answer = await bench.ask("const", prompt_of(9), CONST)
