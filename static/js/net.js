@@ -34,6 +34,7 @@ export class Server {
   #opening = null;
   #noSocketUntil = 0;
   #numStreams = 0;
+  #engine = null; // a promise of who shares out what is seen of it
 
   constructor(key = "", base = new URL(".", location.href)) {
     this.base = base;
@@ -135,6 +136,21 @@ export class Server {
     return socket;
   }
 
+  /**
+   * Watches the engine: calls `onEngine(engine)` about every `intervalMs` with what GET /engine/steps answers, each step once, and
+   * `restarted: true` where the server began anew. Goes on over lost connections. Returns what ends it.
+   */
+  watchEngine(intervalMs, onEngine) {
+    let stop = null;
+    let isOver = false;
+    this.#engine ??= import("./engine-watch.js").then(({ EngineWatch }) => new EngineWatch({ socket: () => this.#openSocket(), get: (path) => this.get(path) }));
+    this.#engine.then((watch) => isOver || (stop = watch.add(intervalMs, onEngine)));
+    return () => {
+      isOver = true;
+      stop?.();
+    };
+  }
+
   #streamOverSse(body, on) {
     const controller = new AbortController();
     this.#readSse(body, on, controller.signal).catch((error) => {
@@ -192,6 +208,7 @@ async function* sseEvents(stream) {
 /** One open WebSocket that carries any number of answers, each under an id. */
 class Socket {
   #streams = new Map();
+  #engine = null; // who watches it
   #ping = 0;
 
   /** An open socket, or null when it does not open in time. Sends the key first where there is one. */
@@ -244,6 +261,17 @@ class Socket {
     return () => this.#send({ type: "cancel", id });
   }
 
+  /** Subscribes to the engine at work, or to another interval. `onLost` is called when this socket closes. */
+  watchEngine(intervalMs, onEngine, onLost) {
+    this.#engine = { onEngine, onLost };
+    this.#send({ type: "engine.subscribe", interval_ms: intervalMs });
+  }
+
+  unwatchEngine() {
+    this.#engine = null;
+    if (this.isUsable) this.#send({ type: "engine.unsubscribe" });
+  }
+
   #send(frame) {
     if (this.isUsable) this.ws.send(JSON.stringify(frame));
     else this.#closed("");
@@ -260,6 +288,7 @@ class Socket {
     this.isAlive = true;
     const on = this.#streams.get(frame.id);
     if (frame.type === "chunk") on?.chunk(frame.chunk);
+    else if (frame.type === "engine") this.#engine?.onEngine(frame.engine);
     else if (frame.type === "done") this.#end(frame.id, (stream) => stream.done(frame.usage ?? null));
     else if (frame.type === "error") {
       const error = ApiError.fromBody(frame);
@@ -282,6 +311,7 @@ class Socket {
     clearInterval(this.#ping);
     const why = reason ? `The server closed the connection: ${reason}` : "The connection to the server was lost";
     this.#failAll(new ApiError(`${why}. What had arrived is kept.`, { code: "broken_stream" }));
+    this.#engine?.onLost();
     this.onClosed();
   }
 }
