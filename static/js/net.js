@@ -88,7 +88,8 @@ export class Server {
   }
 
   /**
-   * Asks for a streamed answer to a chat body, which says so itself. Calls `on.chunk(chunk)` for each chunk and then exactly one of
+   * Asks for a streamed answer to a chat body, which says so itself. Calls `on.opened({status, headers})`, where there is one, when the
+   * answer comes by HTTP, `on.chunk(chunk)` for each chunk and then exactly one of
    * `on.done(usage)` and `on.error(ApiError)`. Returns a function that cancels: the server is told at once, and chunks
    * that are already under way are dropped; `on.done` may still follow with the usage of what was made.
    */
@@ -98,6 +99,7 @@ export class Server {
     let cancelled = false;
     let cancel = () => {};
     const guarded = {
+      opened: (head) => on.opened?.(head),
       chunk: (chunk) => cancelled || on.chunk(chunk),
       done: on.done,
       error: (error) => (cancelled ? on.done(null) : on.error(error)),
@@ -167,6 +169,7 @@ export class Server {
       body: JSON.stringify(body),
       signal,
     });
+    on.opened({ status: response.status, headers: [...response.headers] });
     if (!response.ok) throw await errorOf(response);
     let usage = null;
     for await (const data of sseEvents(response.body)) {
