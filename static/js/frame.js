@@ -18,13 +18,18 @@ import { byId, h, useStyle } from "./dom.js";
 const VIEWS = [];
 
 /** Of each panel beside the settings. */
-const PANELS = [];
+const PANELS = [
+  { name: "raw", title: "Raw", load: () => import("./panels/raw.js").then((m) => m.RawPanel), style: "raw" },
+];
 
 /**
  * What adds to the chat without being looked at first: each module's class is made with the page and handed to chat.use(). They are
  * brought once the page stands; what is sent before waits for them.
  */
-const PLUGINS = [];
+const PLUGINS = [
+  { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
+  { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
+];
 
 /** A row of tabs over elements of which one is shown; arrow keys move between tabs, as WAI-ARIA's pattern has it. */
 class Tabs {
