@@ -322,8 +322,8 @@ export class Chat {
     if (last?.role === "assistant") this.regenerate(last);
   }
 
-  stop() {
-    const answer = this.#answers.get(this.conversation?.id);
+  /** Stops this answer, or the one on screen. */
+  stop(answer = this.#answers.get(this.conversation?.id)) {
     if (!answer) return;
     answer.message.state = "stopped";
     answer.cancel();
@@ -384,6 +384,7 @@ export class Chat {
       chunk: (chunk) => this.#arrived(answer, chunk),
       done: (usage) => this.#done(answer, usage),
       error: (error) => this.#failed(answer, error),
+      cancel: () => this.stop(answer),
     });
   }
 

@@ -34,6 +34,7 @@ export class Server {
   #opening = null;
   #noSocketUntil = 0;
   #numStreams = 0;
+  #running = new Map(); // id of a stream's frame -> what ends it
   #engine = null; // a promise of who shares out what is seen of it
 
   constructor(key = "", base = new URL(".", location.href)) {
@@ -91,7 +92,8 @@ export class Server {
    * Asks for a streamed answer to a chat body, which says so itself. Calls `on.opened({status, headers})`, where there is one, when the
    * answer comes by HTTP, `on.chunk(chunk)` for each chunk and then exactly one of
    * `on.done(usage)` and `on.error(ApiError)`. Returns a function that cancels: the server is told at once, and chunks
-   * that are already under way are dropped; `on.done` may still follow with the usage of what was made.
+   * that are already under way are dropped; `on.done` may still follow with the usage of what was made. `on.cancel()`, where there is
+   * one, is how the asker itself would have it cancelled by `cancel(id)`.
    */
   stream(body, on) {
     this.#numStreams += 1;
@@ -101,17 +103,27 @@ export class Server {
     const guarded = {
       opened: (head) => on.opened?.(head),
       chunk: (chunk) => cancelled || on.chunk(chunk),
-      done: on.done,
-      error: (error) => (cancelled ? on.done(null) : on.error(error)),
+      done: (usage) => {
+        this.#running.delete(id);
+        on.done(usage);
+      },
+      error: (error) => (cancelled ? guarded.done(null) : this.#running.delete(id) && on.error(error)),
     };
-    this.#openSocket().then((socket) => {
-      if (cancelled) return on.done(null);
-      cancel = socket ? socket.ask(id, body, guarded) : this.#streamOverSse(body, guarded);
-    });
-    return () => {
+    const end = () => {
       cancelled = true;
       cancel();
     };
+    this.#running.set(id, on.cancel ?? end);
+    this.#openSocket().then((socket) => {
+      if (cancelled) return guarded.done(null);
+      cancel = socket ? socket.ask(id, body, guarded) : this.#streamOverSse(body, guarded);
+    });
+    return end;
+  }
+
+  /** Ends the stream whose frame has this id, as its asker would. */
+  cancel(id) {
+    this.#running.get(id)?.();
   }
 
   /** Opens the socket before it is needed, so that the first question does not wait for it. */
