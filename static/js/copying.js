@@ -1,0 +1,24 @@
+/**
+ * Copying a text to the clipboard, with the outcome shown on the button for a moment and said to who cannot see it.
+ */
+
+import { byId } from "./dom.js";
+
+const SHOWN_MS = 1_500;
+
+/** `button` shows words; it shows how it went until it shows them again. */
+export async function copyText(text, button) {
+  const worked = await navigator.clipboard.writeText(text).then(
+    () => true,
+    () => false,
+  );
+  byId("status").textContent = worked ? "Copied" : "Copying is not allowed here";
+  if (button.dataset.worked) return;
+  const before = button.textContent;
+  button.dataset.worked = String(worked);
+  button.textContent = worked ? "Copied" : "Not allowed";
+  setTimeout(() => {
+    button.textContent = before;
+    delete button.dataset.worked;
+  }, SHOWN_MS);
+}

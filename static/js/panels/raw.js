@@ -1,0 +1,205 @@
+/**
+ * The developer's view of one answer: its request, which can be edited and sent, the events it came in, and programs that ask the
+ * same.
+ *
+ * Owns which answer is looked at. What was recorded is recorder.js's; each of the three sections has a file of its own.
+ */
+
+import { byId, h } from "../dom.js";
+import { recorderOf } from "../recorder.js";
+import { segments } from "../segments.js";
+import { addMessage, pathOf } from "../store.js";
+import { visible } from "../text.js";
+import { CodeSection } from "./raw-code.js";
+import { EventsSection } from "./raw-events.js";
+import { RequestSection } from "./raw-request.js";
+
+const NEXT = "next"; // of the picker: what would be sent now
+const DRAW_MS = 200; // news of a running answer are shown this often
+
+export class RawPanel {
+  #message = null; // null: the request that would be sent now
+  #isShown = false;
+  #timer = 0;
+  #asked = 0; // number of the last body asked for; a later one makes it stale
+  #body = null;
+
+  constructor(page) {
+    this.page = page;
+    this.recorder = recorderOf(page);
+    this.picker = h("select", { id: "raw-of", onchange: () => this.#pick(this.picker.value) });
+    this.request = new RequestSection({
+      send: (body) => this.#send(body),
+      edited: (body) => this.code.show(body ?? this.#body, this.#target(), body === null),
+    });
+    this.events = new EventsSection();
+    this.code = new CodeSection();
+    this.sections = { request: this.request, events: this.events, code: this.code };
+    this.element = h(
+      "div",
+      { class: "raw-panel" },
+      h("div", { class: "raw-pick" }, h("label", { for: "raw-of" }, "Request for"), this.picker),
+      segments("raw-section", "What to show", { request: "Request", events: "Events", code: "Code" }, "request", (name) => this.#showSection(name)),
+      ...Object.values(this.sections).map(({ element }) => element),
+    );
+    this.#showSection("request");
+    this.#message = this.recorder?.wanted ?? this.#lastAnswer();
+    this.recorder?.addEventListener("record", ({ detail }) => this.#recorded(detail));
+    this.recorder?.addEventListener("look", ({ detail }) => this.#look(detail));
+    page.addEventListener("conversation", () => this.#select(this.#lastAnswer()));
+    page.addEventListener("ready", () => this.#draw());
+    page.addEventListener("answers", ({ detail }) => detail === page.conversation && this.#answersChanged());
+    for (const place of ["prompt", "settings"]) byId(place).addEventListener("input", () => this.#isNext() && this.#later());
+  }
+
+  shown() {
+    this.#isShown = true;
+    this.#draw();
+  }
+
+  gone() {
+    this.#isShown = false;
+  }
+
+  // ------------------------------------------------------------------------------------------------------ which answer
+
+  #lastAnswer() {
+    return pathOf(this.page.conversation).findLast(({ role }) => role === "assistant") ?? null;
+  }
+
+  #isNext() {
+    return this.#message === null;
+  }
+
+  #look(message) {
+    this.#select(message);
+    this.picker.focus();
+  }
+
+  #pick(id) {
+    this.#select(pathOf(this.page.conversation).find((message) => message.id === id) ?? null);
+  }
+
+  #select(message) {
+    this.#message = message;
+    this.request.forget();
+    this.#draw();
+  }
+
+  /** An answer began or ended: the newest is shown, unless another's request is being edited. */
+  #answersChanged() {
+    const last = this.#lastAnswer();
+    if (this.page.chat.isStreaming && last !== this.#message && !this.request.isEdited) this.#select(last);
+    else this.#later();
+  }
+
+  #recorded(message) {
+    if (message === this.#message) this.#later();
+  }
+
+  // --------------------------------------------------------------------------------------------------------- what is shown
+
+  #later() {
+    if (this.#isShown) this.#timer ||= setTimeout(() => this.#draw(), DRAW_MS);
+  }
+
+  #showSection(name) {
+    for (const [other, { element }] of Object.entries(this.sections)) element.hidden = other !== name;
+  }
+
+  #draw() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    if (!this.#isShown) return;
+    this.#drawPicker();
+    const record = this.recorder?.of(this.#message);
+    this.events.show(this.#message, record);
+    this.request.showHead(record?.head ?? null);
+    this.request.block(this.page.chat.isStreaming ? "An answer is under way." : this.page.config ? "" : "The server is not ready.");
+    if (record?.body) return this.#showBody(record.body, sentText(record, this.#message));
+    this.#showUnsent();
+  }
+
+  #drawPicker() {
+    const path = pathOf(this.page.conversation);
+    const answers = path.map((message, k) => ({ message, k })).filter(({ message }) => message.role === "assistant");
+    const options = answers.map(({ message, k }) => ({ value: message.id, text: `Message ${k + 1}: ${plain(path[k - 1]?.content ?? "")}` }));
+    options.push({ value: NEXT, text: "What would be sent now" });
+    const shown = [...this.picker.options].map(({ value, text }) => `${value} ${text}`).join("\n");
+    if (shown !== options.map(({ value, text }) => `${value} ${text}`).join("\n")) this.picker.replaceChildren(...options.map(({ value, text }) => h("option", { value }, text)));
+    if (this.#message && !answers.some(({ message }) => message === this.#message)) this.#message = this.#lastAnswer();
+    this.picker.value = this.#message?.id ?? NEXT;
+  }
+
+  /** The request that would be sent, or that the conversation says was. */
+  async #showUnsent() {
+    const message = this.#message;
+    const number = (this.#asked += 1);
+    try {
+      const { chat } = this.page;
+      const pictures = this.page.pictures?.chosen ?? [];
+      const body = message ? await chat.bodyFor("", [], message.parent) : await chat.bodyFor(byId("prompt").value.trim(), pictures);
+      if (number === this.#asked) this.#showBody(body, message ? rebuiltText(message) : NEXT_TEXT);
+    } catch (error) {
+      if (number === this.#asked) this.request.fail(error.message); // a picture is gone
+    }
+  }
+
+  #showBody(body, words) {
+    this.#asked += 1;
+    this.#body = body;
+    this.request.show(body, words);
+    if (!this.request.isEdited) this.code.show(body, this.#target());
+  }
+
+  #target() {
+    const { base, key } = this.page.server;
+    return { base: new URL(base.pathname, base.origin).href, hasKey: Boolean(key) };
+  }
+
+  // ----------------------------------------------------------------------------------------------------------------- sending
+
+  /** Asks with exactly this body: one more answer to the question it was of, or to the one it holds. */
+  #send(body) {
+    const { chat, conversation } = this.page;
+    const isEdited = this.request.isEdited;
+    const parent = this.#message ? this.#message.parent : this.#addQuestion(body, conversation);
+    this.request.forget();
+    const answer = chat.answerTo(body, parent);
+    if (!answer) return;
+    if (isEdited) (answer.extra ??= {}).raw = { edited: true };
+    this.#message = answer;
+    this.#draw();
+  }
+
+  #addQuestion(body, conversation) {
+    const last = body.messages?.findLast?.((message) => message?.role === "user");
+    const parts = Array.isArray(last?.content) ? last.content.map((part) => part?.text).filter((text) => typeof text === "string") : [last?.content];
+    const text = parts.filter((part) => typeof part === "string").join("\n");
+    const prompt = byId("prompt");
+    if (prompt.value.trim() === text.trim()) {
+      prompt.value = "";
+      prompt.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    return addMessage(conversation, conversation.head, "user", text).id;
+  }
+}
+
+const NEXT_TEXT = "Not sent yet. What you write in the message box goes into it.";
+
+function rebuiltText(message) {
+  const edited = message.extra?.raw?.edited ? " That request was edited before it was sent; this is the unedited one." : "";
+  return `Built again from the conversation and today's settings: what was sent is kept for one visit only.${edited}`;
+}
+
+function sentText({ sentAt, size, head, endMs }, message) {
+  const time = new Date(sentAt).toLocaleTimeString();
+  const took = endMs ? `, over after ${(endMs / 1000).toFixed(2)} s` : "";
+  return `Sent at ${time} ${head ? "by HTTP" : "over the socket"}, ${size.toLocaleString("en")} characters${took}.${message.error ? ` Refused: ${message.error}` : ""}`;
+}
+
+/** A question's beginning in one line, where nothing can hide. */
+function plain(text) {
+  const line = visible(text.slice(0, 60).replace(/\s+/g, " ")).map((part) => (typeof part === "string" ? part : `[${part.attributes["data-name"]}]`)).join("");
+  return line.length > 40 ? `${line.slice(0, 39)}…` : line || "a picture";
+}
