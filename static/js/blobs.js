@@ -1,9 +1,9 @@
 /**
  * The bytes of pictures, and how they are shown.
  *
- * A message only names its pictures; their bytes lie here: in memory, and from when they were sent on in IndexedDB, where there
- * is room for them, unlike in the storage of conversations. Where the browser refuses that, they stay in memory, and
- * `onProblem` is told what that means.
+ * A message only names its pictures; their bytes lie here, under their hash, so that the same picture lies here once: in memory, and
+ * from when they were sent on in the database. Where the browser refuses that, they stay in memory, and `onProblem` is told
+ * what that means.
  *
  * Owns the bytes. Knows nothing of messages, of the composer or of the server.
  */
@@ -11,8 +11,8 @@
 import { h } from "./dom.js";
 import { newId } from "./store.js";
 
-const DATABASE = "streamserve.pictures";
-const TABLE = "pictures";
+const MOST_OF_QUOTA = 0.5; // a browser that runs out of room may throw everything away
+const ORPHAN_MS = 86_400_000; // what no message names by then was left by a page that went away
 
 /** @typedef {{id: string, name: string, size: number}} Picture */
 
@@ -22,32 +22,36 @@ export function sizeText(bytes, round = Math.ceil) {
 }
 
 export class Blobs {
-  #memory = new Map(); // id -> Blob
-  #database = null;
+  #memory = new Map(); // id -> {blob, count}: how often it was added
 
-  constructor(onProblem = () => {}) {
+  constructor(database, onProblem = () => {}) {
+    this.database = database;
     this.onProblem = onProblem;
   }
 
-  /** @returns {Picture} */
-  add(name, blob) {
-    const picture = { id: newId(), name, size: blob.size };
-    this.#memory.set(picture.id, blob);
+  /** @returns {Promise<Picture>} */
+  async add(name, blob) {
+    const picture = { id: await hashOf(blob), name, size: blob.size };
+    const count = (this.#memory.get(picture.id)?.count ?? 0) + 1;
+    this.#memory.set(picture.id, { blob, count });
     return picture;
   }
 
-  /** The picture is gone, unless it was kept. */
+  /** The picture is gone, unless it was kept or added once more. */
   drop(picture) {
-    this.#memory.delete(picture.id);
+    const held = this.#memory.get(picture.id);
+    if (held && (held.count -= 1) <= 0) this.#memory.delete(picture.id);
   }
 
   /** Makes them outlive the page. */
   async keep(pictures) {
     for (const { id, name } of pictures) {
-      const blob = this.#memory.get(id);
-      if (!blob) continue; // kept already
+      const held = this.#memory.get(id);
+      if (!held) continue; // kept already
       try {
-        await this.#do("readwrite", (table) => table.put(blob, id));
+        const { usage = 0, quota = Infinity } = (await navigator.storage?.estimate?.()) ?? {};
+        if (usage + held.blob.size > quota * MOST_OF_QUOTA) throw new Error("half of the room that this browser gives is used");
+        await this.database.run("readwrite", ["blobs"], (blobs) => blobs.put({ blob: held.blob, kept: Date.now() }, id));
         this.#memory.delete(id);
       } catch (error) {
         const why = error.name === "QuotaExceededError" ? "this browser's storage is full" : error.message;
@@ -56,18 +60,40 @@ export class Blobs {
     }
   }
 
-  /** Makes them end with the page; until then keep() brings them back. */
+  /** Makes those that no kept message names end with the page; until then keep() brings them back. */
   async forget(pictures) {
     for (const { id } of pictures) {
-      const blob = await this.#find(id);
-      if (blob) this.#memory.set(id, blob);
-      await this.#do("readwrite", (table) => table.delete(id)).catch(() => {}); // nothing can be kept in this browser
+      const blob = await this.find(id);
+      const drop = (messages, blobs) => {
+        const uses = messages.index("pictures").count(id);
+        uses.onsuccess = () => uses.result || blobs.delete(id);
+        return uses;
+      };
+      const numUses = await this.database.run("readwrite", ["messages", "blobs"], drop).catch(() => 0); // nothing can be kept here
+      if (blob && !numUses && !this.#memory.has(id)) this.#memory.set(id, { blob, count: 1 });
     }
+  }
+
+  /** Deletes what is named by no message, and has not been for long. */
+  async sweep() {
+    const sweep = (messages, blobs) => {
+      const walk = blobs.openCursor();
+      walk.onsuccess = () => {
+        const at = walk.result;
+        if (!at) return;
+        const uses = messages.index("pictures").count(at.key);
+        uses.onsuccess = () => {
+          if (!uses.result && Date.now() - at.value.kept > ORPHAN_MS) blobs.delete(at.primaryKey);
+          at.continue();
+        };
+      };
+    };
+    await this.database.run("readwrite", ["messages", "blobs"], sweep).catch(() => {}); // nothing is kept: nothing is left
   }
 
   /** As a data: URL. Throws an Error that says which picture is not there any more. */
   async dataUrl(picture) {
-    const blob = await this.#find(picture.id);
+    const blob = await this.find(picture.id);
     if (!blob) throw new Error(`${picture.name} is not kept in this browser any more. Edit its message, or begin a new chat.`);
     return new Promise((resolve, reject) => {
       const reader = new FileReader();
@@ -80,7 +106,7 @@ export class Blobs {
   /** A small view of it; of one that is gone its name alone. */
   thumbnail(picture) {
     const image = h("img", { class: "thumbnail", alt: picture.name, title: picture.name, draggable: "false" });
-    this.#find(picture.id).then((blob) => {
+    this.find(picture.id).then((blob) => {
       if (!blob) return image.replaceWith(h("span", { class: "thumbnail gone" }, `${picture.name} (no longer here)`));
       const url = URL.createObjectURL(blob);
       image.onload = image.onerror = () => URL.revokeObjectURL(url); // it has what it shows
@@ -89,28 +115,16 @@ export class Blobs {
     return image;
   }
 
-  async #find(id) {
-    return this.#memory.get(id) ?? (await this.#do("readonly", (table) => table.get(id)).catch(() => null)) ?? null;
-  }
-
-  /** The result of one request to the database. */
-  async #do(mode, ask) {
-    this.#database ??= openDatabase();
-    const database = await this.#database;
-    return new Promise((resolve, reject) => {
-      const transaction = database.transaction(TABLE, mode);
-      const request = ask(transaction.objectStore(TABLE));
-      transaction.oncomplete = () => resolve(request.result);
-      transaction.onerror = transaction.onabort = () => reject(transaction.error ?? request.error);
-    });
+  /** The bytes of the picture with this id, or null. @returns {Promise<Blob|null>} */
+  async find(id) {
+    const held = this.#memory.get(id)?.blob;
+    return held ?? (await this.database.run("readonly", ["blobs"], (blobs) => blobs.get(id)).catch(() => null))?.blob ?? null;
   }
 }
 
-function openDatabase() {
-  return new Promise((resolve, reject) => {
-    const request = indexedDB.open(DATABASE, 1);
-    request.onupgradeneeded = () => request.result.createObjectStore(TABLE);
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-  });
+/** A name that the same bytes always get; over plain HTTP from another machine browsers give no hash, and it is one of its own. */
+async function hashOf(blob) {
+  if (!crypto.subtle) return newId();
+  const digest = await crypto.subtle.digest("SHA-256", await blob.arrayBuffer());
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

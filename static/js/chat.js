@@ -108,7 +108,7 @@ export class Chat {
   #frame = 0;
 
   /**
-   * `page` is what this list needs of the page: extended() settles when every plugin is there, save(conversation), changed(conversation) when a stream starts or ends,
+   * `page` is what this list needs of the page: extended() settles when every plugin is there, save(conversation, message) where message is all of it that is new, changed(conversation) when a stream starts or ends,
    * refused(ApiError, conversation, question), say(text) for the status region, edit(message) to take a question back to the composer.
    */
   constructor(server, blobs, page) {
@@ -427,7 +427,7 @@ export class Chat {
     this.#frame ||= requestAnimationFrame(() => this.#paint());
     if (answer.lastAt - answer.savedAt > SAVE_MS) {
       answer.savedAt = answer.lastAt;
-      this.page.save(answer.conversation);
+      this.page.save(answer.conversation, answer.message);
     }
   }
 

@@ -41,7 +41,7 @@ class App extends EventTarget {
     this.store = new Store(undefined, (problem) => this.#showBanner(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
     const say = (text) => this.say(text);
-    this.blobs = new Blobs((problem) => this.pictures.say(problem));
+    this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.#showSend(),
       removed: (picture) => this.#removedPicture(picture),
@@ -50,7 +50,7 @@ class App extends EventTarget {
     });
     this.chat = new Chat(this.server, this.blobs, {
       extended: () => this.extended,
-      save: (conversation) => this.#save(conversation),
+      save: (conversation, message) => this.#save(conversation, message),
       changed: (conversation) => this.#streamChanged(conversation),
       refused: (error, conversation, question) => this.#refused(error, conversation, question),
       say,
@@ -80,7 +80,7 @@ class App extends EventTarget {
     this.#drawExamples();
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
-    addEventListener("storage", () => this.#drawChats());
+    this.store.addEventListener("change", ({ detail }) => detail.isElsewhere && this.#drawChats());
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
     this.#watchServer();
     await this.#openFromHash();
@@ -205,10 +205,10 @@ class App extends EventTarget {
     this.prompt.focus();
   }
 
-  async #save(conversation) {
+  async #save(conversation, message) {
     const hash = `#c=${conversation.id}`;
     if (conversation === this.#conversation && location.hash !== hash) history.replaceState(null, "", hash);
-    await this.store.save(conversation);
+    await this.store.save(conversation, message);
   }
 
   /** A conversation is kept from its first question on; until then its settings live only on the page. */

@@ -164,7 +164,7 @@ export class Pictures {
     const head = String.fromCharCode(...new Uint8Array(bytes, 0, Math.min(MAGIC_BYTES, bytes.byteLength)));
     const format = formats.find(({ magic }) => magic.test(head));
     if (!format) return `${file.name} is no picture that the server reads; it takes ${formats.map(({ name }) => name).join(", ")}.`;
-    into.push(this.blobs.add(unusedName(file.name, into), new Blob([bytes], { type: format.type })));
+    into.push(await this.blobs.add(unusedName(file.name, into), new Blob([bytes], { type: format.type })));
     this.page.say(`Added ${into.at(-1).name}`);
     return "";
   }

@@ -1,5 +1,5 @@
 /**
- * Conversations: what they hold, and where they are kept.
+ * Conversations: what they hold, and how they are kept.
  *
  * A conversation is a tree of messages, so that regenerating or editing never loses what was there: `head` is the last
  * message of the path that is shown, and each message names its parent. Everything is plain data, written as JSON.
@@ -7,11 +7,14 @@
  * Owns the shape of a conversation and its storage. Knows nothing of the server or of the page.
  */
 
+import { Database } from "./database.js";
+
 const FORMAT = 1;
-const PREFIX = "streamserve.chat.";
+const OLD_PREFIX = "streamserve.chat."; // of conversations that an older page kept in localStorage
+const ALIVE_MS = 5_000; // an answer that was written to within this time is still being written
 
 /** @typedef {{id: string, parent: string|null, role: "user"|"assistant", content: string, created: number,
- *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted", finish?: string, error?: string, stats?: object, marks?: number[], pictures?: Picture[]}} Message: `marks` as marks.js has them, `pictures` as blobs.js */
+ *   state: "streaming"|"done"|"stopped"|"failed"|"interrupted"|"elsewhere", finish?: string, error?: string, stats?: object, marks?: number[], pictures?: Picture[]}} Message: `marks` as marks.js has them, `pictures` as blobs.js */
 /** @typedef {{format: 1, id: string, title: string, created: number, updated: number, system: string,
  *   sampling: Object<string, string>, draft: string, head: string|null, messages: Message[]}} Conversation */
 
@@ -69,45 +72,165 @@ export function showVariant(conversation, message) {
 }
 
 /**
- * Keeps conversations between visits. Every method is asynchronous and none of them throws: when the browser refuses
- * (storage full or blocked) the page goes on from memory and `onProblem` is told once what is wrong, and `null` when it
- * is well again. A backend has list(), read(id), write(conversation) and remove(id), and may throw.
+ * Keeps conversations between visits: one row for each, and one for each message, so that a growing answer costs only itself and two
+ * tabs add to one conversation without losing anything. Every method is asynchronous and none of them throws: when the browser
+ * refuses (storage full or blocked) the page goes on from memory and `onProblem` is told once what is wrong, and `null` when it
+ * is well again.
+ *
+ * Event "change": a conversation was written or removed; detail {id, isRemoved, isElsewhere}, the last for another tab.
  */
-export class Store {
-  #memory = new Map();
+export class Store extends EventTarget {
+  #memory = new Map(); // id -> conversation that could not be written
+  #known = new Map(); // id -> Map of message id -> {print, order}, as they were written or read here
   #problem = null;
+  #channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("streamserve") : null;
+  #tab = recall("tab", "session") || newId();
+  #moved = null;
+  #asked = false; // for storage that the browser does not clear by itself
 
-  constructor(backend = new LocalBackend(), onProblem = () => {}) {
-    this.backend = backend;
+  constructor(database = new Database(), onProblem = () => {}) {
+    super();
+    this.database = database;
     this.onProblem = onProblem;
+    this.presets = new Presets(database);
+    remember("tab", this.#tab, "session");
+    this.#channel?.addEventListener("message", ({ data: { id, isRemoved } }) => {
+      if (isRemoved) this.#known.delete(id); // saved again it is written whole
+      this.#tell({ id, isRemoved, isElsewhere: true });
+    });
   }
 
   /** Titles and ids, the last used first. */
   async list() {
-    const kept = await this.#try(() => this.backend.list(), []);
-    const entries = new Map(kept.map((entry) => [entry.id, entry]));
+    const kept = await this.#try(() => this.#run("readonly", ["conversations"], (conversations) => conversations.getAll()), []);
+    const entries = new Map(kept.map(({ id, title, updated }) => [id, { id, title, updated }]));
     for (const { id, title, updated } of this.#memory.values()) entries.set(id, { id, title, updated });
     return [...entries.values()].sort((a, b) => b.updated - a.updated);
   }
 
   /** The conversation, or null. An answer that was on its way when the page closed is marked as cut off. */
   async load(id) {
-    const conversation = this.#memory.get(id) ?? (await this.#try(() => this.backend.read(id), null));
-    for (const message of conversation?.messages ?? []) if (message.state === "streaming") message.state = "interrupted";
-    return conversation;
+    return this.#memory.get(id) ?? (await this.#try(() => this.#read(id), null));
   }
 
-  async save(conversation) {
-    this.#memory.set(conversation.id, conversation);
-    const isKept = await this.#try(() => this.backend.write(conversation).then(() => true), false);
-    if (!isKept) return;
-    this.#memory.delete(conversation.id);
-    this.#tell(null);
+  async #read(id) {
+    const found = await this.#run("readonly", ["conversations", "messages"], (conversations, messages) => [
+      conversations.get(id),
+      messages.getAll(rowsOf(id)),
+    ]);
+    const [row, rows] = found.map(({ result }) => result);
+    if (!row || row.format !== FORMAT) return null; // written by a newer page; left as it is
+    rows.sort((a, b) => a.order - b.order || a.message.created - b.message.created);
+    for (const { by, at, message } of rows) {
+      const isAlive = by !== this.#tab && Date.now() - at < ALIVE_MS;
+      if (message.state === "streaming") message.state = isAlive ? "elsewhere" : "interrupted";
+    }
+    this.#known.set(id, new Map(rows.map(({ order, message }) => [message.id, { print: printOf(message), order }])));
+    return { ...row, messages: rows.map(({ message }) => message) };
+  }
+
+  /** Writes what changed of it; of its messages only this one, where one is given. */
+  async save(conversation, message = null) {
+    const { id } = conversation;
+    const isWhole = !message || !this.#known.has(id);
+    const rows = this.#changed(conversation, isWhole ? conversation.messages : [message]);
+    const gone = isWhole ? this.#gone(conversation) : [];
+    const { messages: _, ...head } = conversation;
+    this.#memory.set(id, conversation);
+    const write = (conversations, messages, transaction) => {
+      conversations.put(head);
+      for (const row of rows) messages.put(row, [id, row.message.id]);
+      for (const key of gone) messages.delete([id, key]);
+      transaction.commit?.();
+    };
+    const isKept = await this.#try(() => this.#run("readwrite", ["conversations", "messages"], write).then(() => true), false);
+    if (!isKept) return this.#known.delete(id); // the next time all of it is written
+    this.#memory.delete(id);
+    this.#report(null);
+    this.#persist();
+    if (isWhole) this.#announce({ id, isRemoved: false });
+  }
+
+  /** Rows of those messages that are not as they were written last. */
+  #changed(conversation, messages) {
+    const known = this.#known.get(conversation.id) ?? new Map();
+    this.#known.set(conversation.id, known);
+    let last = -1;
+    for (const { order } of known.values()) last = Math.max(last, order);
+    const rows = [];
+    for (const message of messages) {
+      const before = known.get(message.id);
+      const now = { print: printOf(message), order: before?.order ?? (last += 1) };
+      if (before?.print === now.print) continue;
+      known.set(message.id, now);
+      const pictures = (message.pictures ?? []).map((picture) => picture.id);
+      rows.push({ conversation: conversation.id, order: now.order, by: this.#tab, at: Date.now(), pictures, message });
+    }
+    return rows;
+  }
+
+  /** Ids of messages that were there and were taken out here. What another tab added is not known here, and stays. */
+  #gone({ id, messages }) {
+    const known = this.#known.get(id);
+    const here = new Set(messages.map((message) => message.id));
+    const gone = [...known.keys()].filter((key) => !here.has(key));
+    for (const key of gone) known.delete(key);
+    return gone;
   }
 
   async remove(id) {
     this.#memory.delete(id);
-    await this.#try(() => this.backend.remove(id), null);
+    this.#known.delete(id);
+    const erase = (conversations, messages) => {
+      conversations.delete(id);
+      messages.delete(rowsOf(id));
+    };
+    const isGone = await this.#try(() => this.#run("readwrite", ["conversations", "messages"], erase).then(() => true), false);
+    this.#announce({ id, isRemoved: true });
+    if (isGone) for (const waiting of [...this.#memory.values()]) await this.save(waiting); // there may be room now
+  }
+
+  /** Every conversation that is kept, one after the other. */
+  async *all() {
+    for (const { id } of await this.list()) {
+      const conversation = await this.load(id);
+      if (conversation) yield conversation;
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- inside
+
+  async #run(mode, names, ask) {
+    if (!this.#moved) this.#moved = this.#move();
+    if (this.#moved !== true) await this.#moved;
+    return this.database.run(mode, names, ask);
+  }
+
+  /** Takes over what an older page kept. It is looked for once; there mostly is none. */
+  async #move() {
+    try {
+      const old = oldKeys();
+      if (old.length) await (await import("./migrate.js")).migrate(this.database, old, OLD_PREFIX);
+    } catch (error) {
+      this.#report(`Conversations of an older version could not be taken over; they are left as they were: ${error.message}.`);
+    }
+    this.#moved = true;
+  }
+
+  /** Has the browser keep this page's storage where it runs short of room, as far as it does that for anybody. */
+  #persist() {
+    if (this.#asked) return;
+    this.#asked = true;
+    navigator.storage?.persist?.().catch(() => {});
+  }
+
+  #announce(change) {
+    this.#channel?.postMessage(change);
+    this.#tell({ ...change, isElsewhere: false });
+  }
+
+  #tell(change) {
+    this.dispatchEvent(new CustomEvent("change", { detail: change }));
   }
 
   async #try(action, otherwise) {
@@ -115,15 +238,69 @@ export class Store {
       return await action();
     } catch (error) {
       const why = error.name === "QuotaExceededError" ? "this browser's storage is full; delete some conversations" : error.message;
-      this.#tell(`Conversations are not saved: ${why}.`);
+      this.#report(`History is not saved: ${why}.`);
       return otherwise;
     }
   }
 
-  #tell(problem) {
+  #report(problem) {
     if (problem === this.#problem) return;
     this.#problem = problem;
     this.onProblem(problem);
+  }
+}
+
+/** Named sets of settings, in the order of their names. Where the browser keeps nothing they last as long as the page. */
+class Presets {
+  #memory = new Map();
+
+  constructor(database) {
+    this.database = database;
+  }
+
+  /** @returns {Promise<{name: string, values: object}[]>} */
+  async list() {
+    const kept = await this.database.run("readonly", ["presets"], (presets) => presets.getAll()).catch(() => []);
+    const all = new Map([...kept, ...this.#memory.values()].map((preset) => [preset.name, preset]));
+    return [...all.values()].sort((a, b) => a.name.localeCompare(b.name));
+  }
+
+  /** Keeps these values under this name, instead of what it had. */
+  async save(name, values) {
+    const preset = { name, values: structuredClone(values) };
+    this.#memory.delete(name);
+    await this.database.run("readwrite", ["presets"], (presets) => presets.put(preset)).catch(() => this.#memory.set(name, preset));
+  }
+
+  async remove(name) {
+    this.#memory.delete(name);
+    await this.database.run("readwrite", ["presets"], (presets) => presets.delete(name)).catch(() => {});
+  }
+}
+
+/** Every row of a conversation's messages. */
+const rowsOf = (id) => IDBKeyRange.bound([id], [id, []]);
+
+/** Tells whether a message is as it was: 53 bits of a hash of all it says (cyrb53's way of mixing). */
+function printOf(message) {
+  const text = JSON.stringify(message);
+  let a = 0xdeadbeef;
+  let b = 0x41c6ce57;
+  for (let k = 0; k < text.length; k += 1) {
+    const code = text.charCodeAt(k);
+    a = Math.imul(a ^ code, 2654435761);
+    b = Math.imul(b ^ code, 1597334677);
+  }
+  a = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
+  b = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(a ^ (a >>> 13), 3266489909);
+  return `${text.length}.${2097151 & b}.${a >>> 0}`;
+}
+
+function oldKeys() {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(OLD_PREFIX));
+  } catch {
+    return []; // blocked storage
   }
 }
 
@@ -143,33 +320,5 @@ export function remember(name, value, kind = "local") {
     return true;
   } catch {
     return false;
-  }
-}
-
-/** One localStorage entry per conversation, so that two tabs do not overwrite each other's chats. */
-export class LocalBackend {
-  async list() {
-    const ids = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX)).map((key) => key.slice(PREFIX.length));
-    const entries = [];
-    for (const id of ids) {
-      const conversation = await this.read(id).catch(() => ({ title: "Unreadable conversation", updated: 0 }));
-      if (conversation) entries.push({ id, title: conversation.title, updated: conversation.updated });
-    }
-    return entries;
-  }
-
-  async read(id) {
-    const text = localStorage.getItem(PREFIX + id);
-    const conversation = text === null ? null : JSON.parse(text);
-    if (conversation && conversation.format !== FORMAT) return null; // written by a newer page; left as it is
-    return conversation;
-  }
-
-  async write(conversation) {
-    localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
-  }
-
-  async remove(id) {
-    localStorage.removeItem(PREFIX + id);
   }
 }

@@ -26,7 +26,10 @@ window.violations = [];
 addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective + " " + event.blockedURI));
 """
 NO_WEBSOCKET = "window.WebSocket = class { constructor() { throw new Error('switched off'); } };"
-NO_STORAGE = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+NO_STORAGE = """
+Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };
+IDBFactory.prototype.open = () => { throw new DOMException('storage is switched off', 'SecurityError'); };
+"""
 AT_END = """() => {
   const scroll = document.getElementById("scroll");
   return scroll.scrollHeight - scroll.clientHeight - scroll.scrollTop < 2;

@@ -27,7 +27,13 @@ for (const [name, by] of [["createObjectURL", 1], ["revokeObjectURL", -1]]) {
   const real = URL[name].bind(URL);
   URL[name] = (of) => ((window.numUrls += by), real(of));
 }"""
-NO_DATABASE = "IDBFactory.prototype.open = () => { throw new DOMException('databases are switched off', 'SecurityError'); };"
+NO_ROOM = """
+const put = IDBObjectStore.prototype.put;
+IDBObjectStore.prototype.put = function (...given) {
+  if (this.name === "blobs") throw new DOMException("full", "QuotaExceededError");
+  return put.apply(this, given);
+};
+"""
 PUT_ON_CLIPBOARD = """async ([data, text]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   const parts = { "image/png": bytes, ...(text && { "text/plain": text }) };
@@ -35,9 +41,9 @@ PUT_ON_CLIPBOARD = """async ([data, text]) => {
   await navigator.clipboard.write([new ClipboardItem(Object.fromEntries(blobs))]);
 }"""
 NUM_KEPT = """async () => {
-  const opening = indexedDB.open("streamserve.pictures");
+  const opening = indexedDB.open("streamserve");
   await new Promise((resolve) => (opening.onsuccess = resolve));
-  const counting = opening.result.transaction("pictures").objectStore("pictures").count();
+  const counting = opening.result.transaction("blobs").objectStore("blobs").count();
   await new Promise((resolve) => (counting.onsuccess = resolve));
   return counting.result;
 }"""
@@ -357,12 +363,12 @@ def test_pictures_of_a_deleted_conversation_go_with_it_and_come_back_with_it(tab
 
 
 def test_picture_that_could_not_be_kept_is_missed_aloud_after_a_reload(tab: PictureTab) -> None:
-    tab.open(NO_DATABASE)
+    tab.open(NO_ROOM)
     tab.choose(cat_png=CAT)
     expect(tab.chosen).to_have_count(1)
     tab.ask("What is this?")
     tab.finish()
-    expect(tab.note).to_contain_text("cat.png is gone when this page is closed or loaded again: databases are switched off")
+    expect(tab.note).to_contain_text("cat.png is gone when this page is closed or loaded again: this browser's storage is full")
     tab.ask("And now?")
     tab.finish()
     assert tab.sent(0) == [CAT, "What is this?"]
@@ -379,9 +385,9 @@ def test_model_without_eyes_says_so_however_a_picture_comes(tab: PictureTab, tmp
 
     def blind(route: Route) -> None:
         info = get_json(route.request.url)
-        route.fulfill(json={**info, "has_image_understanding": False, "image_limits": None})
+        route.fulfill(json={**info, "image_limits": None})
 
-    tab.page.route("**/model_info", blind)
+    tab.page.route("**/playground/config.json", blind)
     tab.open()
     expect(tab.add_button).to_be_disabled()
     expect(tab.add_button).to_have_attribute("title", "This model takes no pictures")
