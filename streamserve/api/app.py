@@ -21,6 +21,7 @@ from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.fields import why_unserved
 from streamserve.api.files import Files
+from streamserve.api.form_check import FormCheck
 from streamserve.api.gate import run_lifespan
 from streamserve.api.kinds import Kinds
 from streamserve.api.live import LiveView
@@ -228,6 +229,7 @@ def _router(service: Service, completions: Completions, responses: Responses, fi
         *embeddings.routes(),
         *Scoring(service).routes(),
         *Prefixes(service, completions.forms).routes(),
+        *FormCheck(service, completions.forms).routes(),
         *view.routes(),
         *PageConfig(service, completions.forms).routes(),
         RouteSpec("GET", "/", playground.page, key=Key.NONE, is_shown=False),

@@ -387,6 +387,22 @@ class LookedUp(Struct):
     reason: MatchReason
 
 
+class FormProblem(Struct):
+    """Why no answer could be held to a form: what a chat with it would be refused with."""
+
+    message: str
+    param: str | None
+    code: str
+
+
+class FormChecked(Struct):
+    """The answer of POST /forms/check. `warnings`: what of it would have no effect."""
+
+    valid: bool
+    error: FormProblem | None
+    warnings: list[str]
+
+
 class LiveRequest(Struct):
     """A request that runs or waits. Ids are null where the asker may not see them."""
 

@@ -219,6 +219,10 @@ class EngineClient(Protocol):
         compile within its limits, before anything has started."""
         ...
 
+    async def check_grammar(self, grammar: str, param: str) -> None:
+        """Raise what `submit` would for this grammar of a request's field. Nothing is kept of it."""
+        ...
+
     def abort(self, request_id: str) -> bool:
         """End a request before the next plan; its pages are free by then. False when no such request lives.
 

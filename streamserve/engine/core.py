@@ -154,6 +154,13 @@ class Engine:
         self._wake.set()
         return live.mailbox
 
+    async def check_grammar(self, grammar: str, param: str) -> None:
+        """See EngineClient."""
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
+        if self._grammars is not None:
+            await self._grammars.check(grammar, param)
+
     async def _guide(self, request: GenerateRequest, guidance: Guidance) -> tuple[Guide, SamplingParams]:
         """The request's guide, and how the runner is to sample it."""
         grammars, sampling, thought = self._grammars, request.sampling, guidance.thought

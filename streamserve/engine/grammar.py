@@ -128,23 +128,8 @@ class Grammars:
     async def matcher(self, grammar: str, param: str) -> "tuple[LLMatcher, int]":
         """A matcher at the beginning of the grammar, and its lane. InvalidRequest, naming `param`, if the grammar does not
         compile within its limits."""
-        limits = self._limits
-        try:
-            size = len(grammar.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the grammar is not valid Unicode: {error.reason}", param=param) from None
-        if size > limits.max_bytes:
-            raise InvalidRequest(f"the grammar has {size} bytes; at most {limits.max_bytes} are allowed", param=param)
-        found = self._find(grammar, size)
-        first = found.first
-        try:
-            compiled = await wait_for(shield(_awaitable(first)), limits.compile_s)
-        except TimeoutError:
-            if not first.running() and not first.done():
-                raise QueueFull("other grammars are still being compiled", retry_after_s=limits.compile_s) from None
-            raise InvalidRequest(f"the grammar was not compiled within {limits.compile_s:g} seconds", param=param) from None
-        if isinstance(compiled, str):
-            raise InvalidRequest(f"the grammar cannot be used: {compiled}", param=param)
+        found = self._find(grammar, self._size(grammar, param))
+        compiled = await self._made(found.first, param)
         if not found.originals:
             self._add(found, compiled)
         while found.num_copies >= _COPIES * len(found.originals) and self._may_grow(found):
@@ -154,6 +139,34 @@ class Grammars:
             self.forget(grammar)
         original, lane = found.originals[found.num_copies % len(found.originals)]
         return original.deep_copy(), lane
+
+    async def check(self, grammar: str, param: str) -> None:
+        """Raise what `matcher` would. The grammar is not kept: somebody is still writing it."""
+        self._size(grammar, param)
+        found = self._cache.get(grammar)
+        await self._made(self._begun(grammar) if found is None else found.first, param)
+
+    def _size(self, grammar: str, param: str) -> int:
+        try:
+            size = len(grammar.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the grammar is not valid Unicode: {error.reason}", param=param) from None
+        if size > self._limits.max_bytes:
+            raise InvalidRequest(f"the grammar has {size} bytes; at most {self._limits.max_bytes} are allowed", param=param)
+        return size
+
+    async def _made(self, first: "ThreadFuture[LLMatcher | str]", param: str) -> "LLMatcher":
+        """What is being compiled, once it is."""
+        limit_s = self._limits.compile_s
+        try:
+            compiled = await wait_for(shield(_awaitable(first)), limit_s)
+        except TimeoutError:
+            if not first.running() and not first.done():
+                raise QueueFull("other grammars are still being compiled", retry_after_s=limit_s) from None
+            raise InvalidRequest(f"the grammar was not compiled within {limit_s:g} seconds", param=param) from None
+        if isinstance(compiled, str):
+            raise InvalidRequest(f"the grammar cannot be used: {compiled}", param=param)
+        return compiled
 
     def _may_grow(self, found: _Compiled) -> bool:
         """Another original is worth its while, and nobody else's grammar has to be compiled before it."""
@@ -264,6 +277,13 @@ class Grammars:
         if found is not None:
             self._cache.move_to_end(grammar)
             return found
+        found = self._cache[grammar] = _Compiled(self._begun(grammar))
+        self._cached_bytes += size
+        self._shrink()
+        return found
+
+    def _begun(self, grammar: str) -> "ThreadFuture[LLMatcher | str]":
+        """Have it compiled, in its turn."""
         if self._num_compiling >= self._limits.max_compiling:
             raise QueueFull(
                 f"{self._num_compiling} grammars are waiting to be compiled already; at most {self._limits.max_compiling} may",
@@ -273,10 +293,7 @@ class Grammars:
         self._num_compiling += 1
         first = self._compiling.submit(self._compile, grammar)
         first.add_done_callback(lambda _: loop.call_soon_threadsafe(self._compiled))
-        found = self._cache[grammar] = _Compiled(first)
-        self._cached_bytes += size
-        self._shrink()
-        return found
+        return first
 
     def _compiled(self) -> None:
         self._num_compiling -= 1

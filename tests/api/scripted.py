@@ -86,6 +86,7 @@ class ScriptedEngine:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("Hello!")
         self.requests: list[GenerateRequest] = []
+        self.checked: list[str] = []  # grammars
         self.aborted: list[str] = []
         self.live: dict[str, PlayedMailbox] = {}
         self.refusal: StreamServeError | None = None
@@ -100,6 +101,11 @@ class ScriptedEngine:
         self.requests.append(request)
         self.live[request.id] = PlayedMailbox(request.id, self.script(request))
         return self.live[request.id]
+
+    async def check_grammar(self, grammar: str, param: str) -> None:
+        self.checked.append(grammar)
+        if self.refusal is not None:
+            raise self.refusal
 
     def abort(self, request_id: str) -> bool:
         mailbox = self.live.pop(request_id, None)

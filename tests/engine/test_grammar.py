@@ -213,3 +213,17 @@ async def test_who_waits_too_long_gives_up_and_a_full_queue_is_said_to_be_full()
 
 async def test_markers_are_control_tokens_where_the_vocabulary_has_them(grammars: Grammars) -> None:
     assert await grammars.encode(b"<think>") == [THINK]
+
+
+async def test_a_check_says_what_is_wrong_and_keeps_nothing(grammars: Grammars) -> None:
+    for n in range(3):
+        await grammars.check(f"start: /[a-f]{{{n + 1}}}/", "ebnf")
+    assert not grammars._cache and grammars._cached_bytes == 0
+    with pytest.raises(InvalidRequest, match="unknown name") as refused:
+        await grammars.check("start: foo", "ebnf")
+    assert refused.value.param == "ebnf" and not grammars._cache
+    with pytest.raises(InvalidRequest, match="bytes"):
+        await grammars.check("x" * (GrammarLimits().max_bytes + 1), "ebnf")
+    await grammars.matcher("start: /a/", "ebnf")
+    await grammars.check("start: /a/", "ebnf")
+    assert list(grammars._cache) == ["start: /a/"]
