@@ -1,0 +1,50 @@
+/**
+ * The figures of an answer in Compare, how they are written, and which column did best.
+ *
+ * Times are the server's own where it gave them, else what this page saw. Owns what is shown and ranked. Knows nothing of how
+ * answers arrive.
+ */
+
+import { count, duration, perSecond } from "../figures.js";
+
+/** In the order shown; `best` gives a word to the column that has the least or the most, where not all have the same. */
+const FIGURES = [
+  { name: "firstMs", label: "TTFT", title: "Time to the first token", show: ({ firstMs }) => duration(firstMs), best: Math.min, word: "fastest" },
+  { name: "rate", label: "Tok/s", title: "Tokens per second", show: ({ rate }) => perSecond(rate), best: Math.max, word: "fastest" },
+  {
+    name: "cachedTokens",
+    label: "Cached",
+    title: "Tokens of the prompt that came from the prefix cache",
+    show: ({ cachedTokens, promptTokens }) => `${count(cachedTokens)} of ${count(promptTokens)}`,
+  },
+  { name: "tokens", label: "Tokens", title: "Tokens of the answer", show: ({ tokens }) => count(tokens), best: Math.min, word: "shortest" },
+];
+
+/** The figures of an answer as far as they are known; a name without a value is null. */
+export function figuresOf({ usage, timings, sentAt, firstAt, lastAt }) {
+  const tokens = usage?.completion_tokens ?? null;
+  const seenRate = tokens > 1 && lastAt > firstAt ? ((tokens - 1) * 1000) / (lastAt - firstAt) : null;
+  return {
+    firstMs: timings ? timings.queue_ms + timings.prompt_ms : firstAt ? firstAt - sentAt : null,
+    rate: timings?.predicted_n > 1 ? timings.predicted_per_second : seenRate,
+    cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? null,
+    promptTokens: usage?.prompt_tokens ?? null,
+    tokens,
+  };
+}
+
+/** What there is to show of these figures: [{label, title, text, word}]. `others` are the figures of all columns that are ranked. */
+export function describe(figures, others = []) {
+  return FIGURES.map(({ name, label, title, show, best, word }) => {
+    const isKnown = figures && figures[name] !== null && figures[name] !== undefined;
+    const text = isKnown ? show(figures) : "–";
+    return { label, title, text, word: best && isKnown && isBest(figures, others, name, show, best) ? word : "" };
+  });
+}
+
+/** Whether no other one is better, and one is worse as far as a reader can see. */
+function isBest(figures, others, name, show, best) {
+  const known = others.filter((other) => other[name] !== null && other[name] !== undefined);
+  const texts = new Set(known.map(show));
+  return known.includes(figures) && texts.size > 1 && show(figures) === show(known.find((other) => other[name] === best(...known.map((one) => one[name]))));
+}
