@@ -15,7 +15,9 @@
 import { byId, h, useStyle } from "./dom.js";
 
 /** Name, title and maker of each view beside the chat. */
-const VIEWS = [];
+const VIEWS = [
+  { name: "engine", title: "Engine", load: () => import("./views/engine.js").then((m) => m.EngineView), style: "engine" },
+];
 
 /** Of each panel beside the settings. */
 const PANELS = [
