@@ -16,6 +16,7 @@ import { byId, h, useStyle } from "./dom.js";
 
 /** Name, title and maker of each view beside the chat. */
 const VIEWS = [
+  { name: "compare", title: "Compare", load: () => import("./views/compare.js").then((m) => m.CompareView), style: "compare" },
   { name: "engine", title: "Engine", load: () => import("./views/engine.js").then((m) => m.EngineView), style: "engine" },
 ];
 

@@ -7,7 +7,9 @@
 
 import { count, duration, perSecond } from "../figures.js";
 
-/** In the order shown; `best` gives a word to the column that has the least or the most, where not all have the same. */
+const CLEAR = 1.05; // times the least: a lead that is worth a word
+
+/** In the order shown; `best` gives a word to the column that has the least or the most, where that is clear. */
 const FIGURES = [
   { name: "firstMs", label: "TTFT", title: "Time to the first token", show: ({ firstMs }) => duration(firstMs), best: Math.min, word: "fastest" },
   { name: "rate", label: "Tok/s", title: "Tokens per second", show: ({ rate }) => perSecond(rate), best: Math.max, word: "fastest" },
@@ -42,9 +44,9 @@ export function describe(figures, others = []) {
   });
 }
 
-/** Whether no other one is better, and one is worse as far as a reader can see. */
+/** Whether no other one is better, and the worst is so far away that it is no accident. */
 function isBest(figures, others, name, show, best) {
-  const known = others.filter((other) => other[name] !== null && other[name] !== undefined);
-  const texts = new Set(known.map(show));
-  return known.includes(figures) && texts.size > 1 && show(figures) === show(known.find((other) => other[name] === best(...known.map((one) => one[name]))));
+  const values = others.map((other) => other[name]).filter((value) => value !== null && value !== undefined);
+  if (!others.includes(figures) || Math.max(...values) < CLEAR * Math.min(...values)) return false;
+  return show(figures) === show(others.find((other) => other[name] === best(...values)));
 }
