@@ -22,6 +22,33 @@ LANGUAGES = (
 )
 
 
+MIT = """The package says "license": "MIT" and holds no text of it. This is that licence, with the author that the package names.
+
+MIT License
+
+Copyright (c) {author}
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+VALIDATOR = ("deep-compare-strict", "dereference", "format", "pointer", "ucs2-length", "validate", "validator")
+
+
 def unmapped(text: str) -> str:
     """Without the last line, which names a map of the source that is not shipped."""
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("//# sourceMappingURL="))
@@ -44,6 +71,7 @@ class Library:
     files: dict[str, str]
     edit: Callable[[str], str] | None = None
     edited: dict[str, str] = field(default_factory=dict)  # said in vendor.json
+    added: tuple[str, str] | None = None  # name and text of a licence that the package names but does not hold
 
 
 LIBRARIES = (
@@ -79,6 +107,17 @@ LIBRARIES = (
         edit=exported,
         edited={"temml-0.13.5.js": "a last line exports the name that the script sets"},
     ),
+    Library(
+        name="@cfworker/json-schema",
+        package="@cfworker/json-schema",
+        version="4.1.6",
+        licence="MIT",
+        use="whether an answer matches its JSON schema, loaded by the worker that checks the first one",
+        files={f"dist/esm/{name}.js": f"json-schema-4.1.6/{name}.js" for name in VALIDATOR},
+        edit=unmapped,
+        edited={f"json-schema-4.1.6/{name}.js": "the line that names a source map is left out" for name in VALIDATOR},
+        added=("json-schema-4.1.6.LICENSE.txt", MIT.format(author="Jeremy Danyow")),
+    ),
 )
 
 
@@ -98,6 +137,10 @@ def take(library: Library, folder: Path) -> dict[str, object]:
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(body)
             hashes[name] = hashlib.sha256(body).hexdigest()
+    if library.added:
+        name, text = library.added
+        (HERE / name).write_text(text)
+        hashes[name] = hashlib.sha256(text.encode()).hexdigest()
     return {
         "name": library.name,
         "version": library.version,
@@ -115,6 +158,7 @@ def main() -> None:
         taken = [take(library, Path(folder)) for library in LIBRARIES]
     (HERE / "vendor.json").write_text(json.dumps({"libraries": taken}, indent=2) + "\n")
     known = {name for library in LIBRARIES for name in library.files.values()} | {"vendor.json", "refresh.py"}
+    known |= {library.added[0] for library in LIBRARIES if library.added}
     for path in sorted(HERE.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and path.relative_to(HERE).as_posix() not in known:
             print(f"of no library any more, delete it: {path}")
