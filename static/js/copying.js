@@ -6,7 +6,7 @@ import { byId } from "./dom.js";
 
 const SHOWN_MS = 1_500;
 
-/** `button` shows words; it shows how it went until it shows them again. */
+/** `button` shows words or an icon; it shows how it went until it shows them again. */
 export async function copyText(text, button) {
   const worked = await navigator.clipboard.writeText(text).then(
     () => true,
@@ -14,11 +14,13 @@ export async function copyText(text, button) {
   );
   byId("status").textContent = worked ? "Copied" : "Copying is not allowed here";
   if (button.dataset.worked) return;
-  const before = button.textContent;
+  const use = button.querySelector("use");
+  const before = use ? use.getAttribute("href") : button.textContent;
+  const show = (shown) => (use ? use.setAttribute("href", shown) : (button.textContent = shown));
   button.dataset.worked = String(worked);
-  button.textContent = worked ? "Copied" : "Not allowed";
+  show(use ? (worked ? "#icon-check" : "#icon-close") : worked ? "Copied" : "Not allowed");
   setTimeout(() => {
-    button.textContent = before;
+    show(before);
     delete button.dataset.worked;
   }, SHOWN_MS);
 }

@@ -85,9 +85,9 @@ export class MarkdownView {
     else this.#timer ||= setTimeout(() => this.#drawTail(), wait);
   }
 
-  /** The text is complete: nothing is open any more. */
-  finish() {
-    this.#take("", true);
+  /** The text is complete with this: nothing is open any more. */
+  finish(text = "") {
+    this.#take(text, true);
     clearTimeout(this.#timer);
     const now = shownOf(lex(this.#text));
     patch(this.#root, 0, [...this.#finished, ...this.#shown], now);

@@ -6,43 +6,9 @@
  */
 
 import { byId, h } from "./dom.js";
+import { FIELDS, isSet } from "./sampling.js";
 
-/**
- * Fields in the order shown. `parse` makes the JSON value of what was typed; `otherwise` is what holds where neither this
- * page nor the model says anything.
- */
-export const FIELDS = [
-  { name: "temperature", label: "Temperature", help: "0: always the likeliest", parse: number, otherwise: 1 },
-  { name: "max_tokens", label: "Max tokens", help: "Longest answer", parse: number, otherwise: "no limit" },
-  { name: "top_p", label: "Top p", help: "Share of likeliest tokens", parse: number, otherwise: 1 },
-  { name: "top_k", label: "Top k", help: "0: off", parse: number, otherwise: 0 },
-  { name: "min_p", label: "Min p", help: "Share of the best token", parse: number, otherwise: 0 },
-  { name: "repetition_penalty", label: "Repetition penalty", help: "1: off", parse: number, otherwise: 1 },
-  { name: "frequency_penalty", label: "Frequency penalty", help: "Each time a token came", parse: number, otherwise: 0 },
-  { name: "presence_penalty", label: "Presence penalty", help: "For having come at all", parse: number, otherwise: 0 },
-  { name: "seed", label: "Seed", help: "Repeats an answer", parse: number, otherwise: "random" },
-  { name: "stop", label: "Stop texts", help: "One a line; \\n: line break", parse: lines, otherwise: "none" },
-];
-
-/** A number, or the text itself where it is none or would lose digits: then the server says what it wants. */
-function number(text) {
-  const value = Number(text);
-  const isExact = Number.isFinite(value) && (!Number.isInteger(value) || Number.isSafeInteger(value));
-  return isExact ? value : text.trim();
-}
-
-function lines(text) {
-  const escapes = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
-  return text.split("\n").filter(Boolean).map((line) => line.replace(/\\[nt\\]/g, (escape) => escapes[escape]));
-}
-
-const isSet = (text) => text !== undefined && text.trim() !== "";
-
-/** The sampling fields of a chat body. */
-export function samplingBody(sampling) {
-  const set = FIELDS.filter(({ name }) => isSet(sampling[name]));
-  return Object.fromEntries(set.map(({ name, parse }) => [name, parse(sampling[name])]));
-}
+export { FIELDS, samplingBody } from "./sampling.js";
 
 export class Settings {
   #conversation = null;

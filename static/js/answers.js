@@ -1,0 +1,216 @@
+/**
+ * Answers under way: from the question that is sent to the last token that is kept.
+ *
+ * Text that arrives is added to the message at once and to the page once a frame. Owns the running answers, at most one in a
+ * conversation. Knows nothing of elements beyond the message item that grows (message.js).
+ */
+
+import { statsText } from "./figures.js";
+import { addMarks } from "./marks.js";
+
+const SAVE_MS = 1_000; // how much of an answer a crash may cost
+const FIGURES_MS = 250; // figures that change faster cannot be read
+
+/** One of them, with what is known of its times and counts. */
+export class Answer {
+  constructor(conversation, message, { continues = false } = {}) {
+    this.conversation = conversation;
+    this.message = message;
+    this.continues = continues; // goes on with the text that the message has
+    this.before = continues ? (message.stats ?? null) : null; // figures of that
+    this.sources = new Map(); // of a turn in the body: the id of the message that it was made of
+    this.body = null; // what was sent
+    this.cancel = () => {};
+    this.sentAt = performance.now();
+    this.thoughtAt = 0;
+    this.firstAt = 0;
+    this.lastAt = 0;
+    this.savedAt = this.sentAt;
+    this.shownAt = this.sentAt;
+    this.usage = null; // the server's latest count
+    this.timings = null; // and its times
+  }
+
+  /** Counts as the server gave them last, times as this page saw them. @returns {import("./figures.js").Stats} */
+  stats() {
+    const { usage, before } = this;
+    const sum = (name, n) => n + (before?.[name] ?? 0);
+    return {
+      tokens: usage ? sum("tokens", usage.completion_tokens) : (before?.tokens ?? null),
+      promptTokens: usage?.prompt_tokens ?? null,
+      pictureTokens: usage?.prompt_tokens_details?.image_tokens ?? 0,
+      cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? null,
+      thoughtTokens: sum("thoughtTokens", usage?.completion_tokens_details?.reasoning_tokens ?? 0),
+      guessedTokens: sum("guessedTokens", usage?.completion_tokens_details?.accepted_prediction_tokens ?? 0),
+      wrongGuesses: sum("wrongGuesses", usage?.completion_tokens_details?.rejected_prediction_tokens ?? 0),
+      firstMs: this.firstAt ? this.firstAt - this.sentAt : null,
+      decodeMs: sum("decodeMs", this.lastAt - this.firstAt),
+      timings: this.timings,
+    };
+  }
+}
+
+export class Answers {
+  #running = new Map(); // conversation id -> Answer
+  #frame = 0;
+
+  /**
+   * `chat` is what they need of the message list: fromPlugins(method, ...given), itemOf(message) that is on screen,
+   * painted(), begun(answer), ended(answer, error).
+   */
+  constructor(server, page, chat) {
+    this.server = server;
+    this.page = page;
+    this.chat = chat;
+  }
+
+  /** The one of this conversation, if one runs. */
+  of(conversation) {
+    return this.#running.get(conversation?.id) ?? null;
+  }
+
+  /** The conversation of a running answer is alive here and must not be read from storage. */
+  living(id) {
+    return this.#running.get(id)?.conversation ?? null;
+  }
+
+  /** Runs this one to its end. `asked` settles to the body; one that `isExact` is sent as it is. */
+  async run(answer, asked, isExact) {
+    this.#running.set(answer.conversation.id, answer);
+    this.page.save(answer.conversation);
+    this.chat.begun(answer);
+    this.page.say("Generating");
+    const isOver = () => answer.message.state !== "streaming"; // it may be stopped while others are waited for
+    try {
+      const body = await asked;
+      await this.page.extended();
+      if (isOver()) return;
+      if (!isExact) this.chat.fromPlugins("contribute", body, answer);
+      answer.body = body;
+    } catch (error) {
+      return isOver() || this.#failed(answer, error); // a picture is gone, a field cannot be read
+    }
+    await Promise.allSettled(this.chat.fromPlugins("before", answer, answer.body));
+    if (isOver()) return;
+    this.chat.fromPlugins("sent", answer, answer.body);
+    answer.message.limit = answer.body.max_tokens ?? null;
+    answer.cancel = this.server.stream(answer.body, {
+      opened: (head) => this.chat.fromPlugins("opened", answer, head),
+      chunk: (chunk) => this.#arrived(answer, chunk),
+      done: (usage) => this.#done(answer, usage),
+      error: (error) => this.#failed(answer, error),
+    });
+  }
+
+  /** Ends it, here and on the server. What has arrived is kept. */
+  stop(answer) {
+    answer.message.state = "stopped";
+    answer.cancel();
+    this.#end(answer);
+    this.page.say("Stopped");
+  }
+
+  /** Ends a thought, so that the answer begins. Throws ApiError. */
+  endThought({ message }) {
+    return this.server.post("v1/chat/completions/control", { id: message.requestId, action: "end_reasoning" });
+  }
+
+  // ------------------------------------------------------------------------------------------------------- what arrives
+
+  #arrived(answer, chunk) {
+    const { message } = answer;
+    answer.usage = chunk.usage ?? answer.usage;
+    answer.timings = chunk.timings ?? answer.timings;
+    if (chunk.id) message.requestId = chunk.id;
+    this.chat.fromPlugins("chunk", answer, chunk);
+    const choice = chunk.choices?.[0];
+    if (!choice || choice.index > 0) return;
+    if (choice.finish_reason) message.finish = choice.finish_reason;
+    const { content, reasoning_content: thought } = choice.delta ?? {};
+    if (!content && !thought) return;
+    answer.lastAt = performance.now();
+    answer.firstAt ||= answer.lastAt;
+    if (thought) this.#thought(answer, thought);
+    if (content) {
+      if (answer.thoughtAt) this.#thoughtEnded(answer);
+      message.content += content;
+      addMarks((message.marks ??= []), choice.draft_marks ?? []);
+    }
+    this.#frame ||= requestAnimationFrame(() => this.#paint());
+    if (answer.lastAt - answer.savedAt > SAVE_MS) {
+      answer.savedAt = answer.lastAt;
+      this.page.save(answer.conversation);
+    }
+  }
+
+  #thought(answer, text) {
+    answer.thoughtAt ||= answer.sentAt;
+    answer.message.reasoning = (answer.message.reasoning ?? "") + text;
+  }
+
+  #thoughtEnded(answer) {
+    answer.message.thoughtMs = (answer.message.thoughtMs ?? 0) + answer.lastAt - answer.thoughtAt;
+    answer.thoughtAt = 0;
+  }
+
+  /** The one writer: everything that arrived since the last frame, for all answers on screen. */
+  #paint() {
+    this.#frame = 0;
+    for (const answer of this.#running.values()) this.#grow(answer);
+    this.chat.painted();
+  }
+
+  #grow(answer) {
+    const item = this.chat.itemOf(answer.message);
+    if (!item) return;
+    item.grow();
+    if (answer.usage && answer.lastAt - answer.shownAt > FIGURES_MS) {
+      answer.shownAt = answer.lastAt;
+      item.showLive(statsText(answer.stats()));
+    }
+  }
+
+  #done(answer, usage) {
+    const { message } = answer;
+    answer.usage = usage ?? answer.usage;
+    if (message.state === "stopped") return this.#setStats(answer); // ended already, when Stop was pressed; the count may be newer
+    message.state = "done";
+    this.#end(answer);
+    const numWords = message.content.split(/\s+/).filter(Boolean).length;
+    this.page.say(`Answer complete, ${numWords} ${numWords === 1 ? "word" : "words"}`);
+  }
+
+  #failed(answer, error) {
+    const { conversation, message } = answer;
+    const name = pictureIn(error, answer);
+    message.state = "failed";
+    if (name) error.message = `${name}: ${error.message}`;
+    message.error = error.message;
+    message.param = error.param ?? undefined;
+    this.#end(answer);
+    this.page.refused(error, conversation, conversation.messages.find(({ id }) => id === message.parent));
+  }
+
+  #end(answer) {
+    if (answer.thoughtAt) this.#thoughtEnded(answer);
+    this.chat.itemOf(answer.message)?.finish();
+    this.#running.delete(answer.conversation.id);
+    this.#setStats(answer);
+    this.chat.fromPlugins("ended", answer);
+    this.page.changed(answer.conversation);
+    this.chat.painted();
+  }
+
+  #setStats(answer) {
+    if (answer.usage || answer.firstAt) answer.message.stats = answer.stats();
+    this.page.save(answer.conversation);
+    this.chat.itemOf(answer.message)?.drawUnder(answer.message.state === "failed");
+  }
+}
+
+/** The name of the picture that a refusal of this body is about, "" where it is about none. */
+function pictureIn({ param }, { body, sources, conversation }) {
+  const [, turn, part] = param?.match(/^messages\[(\d+)\]\.content\[(\d+)\]/) ?? [];
+  const id = sources.get(body?.messages[turn]);
+  return (id && conversation.messages.find((message) => message.id === id)?.pictures?.[part]?.name) ?? "";
+}
