@@ -24,11 +24,13 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A checked request: its run, not yet started, and what writes the answer. `warnings`: what of the body has no effect."""
+    """A checked request: its run, not yet started, and what writes the answer. `warnings`: what of the body has no effect.
+    `is_resumable`: the answer survives the socket, and may be read over HTTP: `write` writes it as it comes there."""
 
     run: Run
     write: Produce
     warnings: tuple[str, ...] = ()
+    is_resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,14 @@ class Kinds:
         return Caller(self._owner_with(key))
 
     async def _chat(self, given: Body, key: bytes) -> Spoken:
-        job = await self._completions.chat_job(given, self._caller(key), is_socket=True)
-        return Spoken(job.run, partial(_write_chunks, job), job.warnings)
+        return self._spoken(await self._completions.chat_job(given, self._caller(key), is_socket=True))
 
     async def _completion(self, given: Body, key: bytes) -> Spoken:
-        job = await self._completions.completion_job(given, is_socket=True)
-        return Spoken(job.run, partial(_write_chunks, job), job.warnings)
+        return self._spoken(await self._completions.completion_job(given, is_socket=True))
+
+    def _spoken(self, job: Job) -> Spoken:
+        write = self._completions.write if job.is_resumable else _write_chunks
+        return Spoken(job.run, partial(write, job), job.warnings, job.is_resumable)
 
     async def _response(self, given: Body, key: bytes) -> Spoken:
         job = await self._responses.job({**given, "stream": True}, self._caller(key))
@@ -114,7 +118,7 @@ async def _write_chunks(job: Job, stream: Events) -> None:
 
 def _check_not_resumable(is_resumable: bool) -> None:
     if is_resumable:
-        raise InvalidRequest("resumable is for streams over HTTP; what runs on a socket ends with it", param="resumable")
+        raise InvalidRequest("on a socket, resumable is for chat.create and completion.create only", param="resumable")
 
 
 def _warnings_in(headers: Headers) -> tuple[str, ...]:

@@ -222,8 +222,6 @@ class Completions:
             raise InvalidRequest("stream_options is given but stream is not true", param="stream_options")
         if request.return_progress and not request.stream and not is_socket:
             raise InvalidRequest("return_progress is given but stream is not true", param="return_progress")
-        if request.resumable and is_socket:
-            raise InvalidRequest("resumable is for streams over HTTP; what runs on a socket ends with it", param="resumable")
 
     def _sampling(
         self, request: Sampled, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None
@@ -363,7 +361,7 @@ class Completions:
     async def _answer(self, exchange: Exchange, job: Job) -> None:
         run, streams, headers = job.run, self._service.streams, warning_headers(job.warnings)
         if job.wants_stream:
-            await streams.answer(exchange, (run,), partial(self._stream, job), headers, is_resumable=job.is_resumable)
+            await streams.answer(exchange, (run,), partial(self.write, job), headers, is_resumable=job.is_resumable)
             return
         streams.check_whole(exchange, job.is_resumable)
         with self._service.live(run):
@@ -373,7 +371,9 @@ class Completions:
                 body = await self._service.spelt_out(lambda: orjson.dumps(job.shape.whole(pieces)), pieces)
                 await exchange.answer(200, body, headers=[(b"x-request-id", run.call.id.encode()), *headers])
 
-    async def _stream(self, job: Job, stream: Events) -> None:
+    async def write(self, job: Job, stream: Events) -> None:
+        """The answer as events, errors in mid-stream included."""
+
         def emit(piece: Piece) -> Awaitable[None] | None:
             chunks = job.shape.chunks(piece)
             return stream.events(*chunks) if chunks else None

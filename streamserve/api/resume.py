@@ -13,23 +13,24 @@ stream are kept: what was sent longest ago is forgotten first, and when it is al
 in their mailbox, as they do for a slow reader, and no text is lost. Of two readers the newer one goes on. Only the key that
 began a stream may read or end it.
 
+Over a WebSocket it is the same, with frames (ws_streams.py).
+
 Owns recordings and the tasks that write them. Knows nothing of what is in an event.
 """
 
 from asyncio import CancelledError, Future, Task, TimerHandle, get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
 from functools import partial, wraps
 
 import orjson
 import structlog
 from anyio import CancelScope, Event, move_on_after
-from starlette.types import Scope
 
 from streamserve.api.auth import given_key
 from streamserve.api.sse import Events, EventStream
-from streamserve.api.stream import Progress, Run
+from streamserve.api.stream import Progress, Run, Usage
 from streamserve.api.wire import RESUMABLE, ClientLeft, Exchange, Headers, digest_of, leaving_noticed, unforeseen
 from streamserve.errors import InvalidRequest, NotFound, QueueFull, StreamGone, StreamServeError, StreamTaken, error_body
 
@@ -199,11 +200,12 @@ class Reader:
 class Kept:
     """A recording, its runs and the task that writes it; and how long it may go on without a reader."""
 
-    __slots__ = ("expiry", "headers", "recording", "runs", "task")
+    __slots__ = ("expiry", "headers", "recording", "runs", "task", "usage")
 
     def __init__(self, recording: Recording, runs: Sequence[Run], headers: Headers) -> None:
         self.recording = recording
         self.runs = runs  # none, once they have ended: their prompts count in nobody's bytes
+        self.usage: Usage | None = None  # the first run's, once it has ended
         self.headers = headers
         self.task: Task[None] | None = None
         self.expiry: TimerHandle | None = None
@@ -252,7 +254,8 @@ class Streams:
         first run's id is the answer's."""
         headers = [(b"x-request-id", runs[0].call.id.encode()), *headers]
         if is_resumable or self._wishes(exchange):
-            kept = await self._begin(exchange, runs, produce, headers)
+            owner, leaving = self.owner_of(given_key(exchange.scope)), leaving_noticed(exchange, partial(_abort, runs))
+            kept = await self.begin(runs, produce, headers, owner=owner, body=exchange.digest, leaving=leaving)
             await self._follow(exchange, kept, 0)
             return
         with self._all_live(runs):
@@ -285,7 +288,18 @@ class Streams:
             raise InvalidRequest(f"{name} is {given[:60].decode('latin1')!r}; allowed is 1 or 0", param=name)
         return given == b"1"
 
-    async def _begin(self, exchange: Exchange, runs: Sequence[Run], produce: Produce, headers: Headers) -> Kept:
+    async def begin(
+        self,
+        runs: Sequence[Run],
+        produce: Produce,
+        headers: Headers,
+        *,
+        owner: bytes,
+        body: bytes,
+        leaving: AbstractAsyncContextManager[object],
+    ) -> Kept:
+        """Start the runs, and write what `produce` does into a recording, with or without a reader. What a run's start raises is
+        raised. `leaving`: in which a client's leaving is noticed until then. `body`: a digest of it, where it may come again."""
         if self._window_s <= 0:
             raise InvalidRequest("this server keeps no streams (--resume-window-s 0); leave resumable out", param="resumable")
         if self.num_bytes > self._max_total_bytes:
@@ -295,15 +309,14 @@ class Streams:
                 retry_after_s=self._window_s,
                 param="resumable",
             )
-        owner = self._owner(exchange.scope)
-        recording = Recording(runs[0].call.id, owner, exchange.digest, self._max_bytes, self._note_bytes)
+        recording = Recording(runs[0].call.id, owner, body, self._max_bytes, self._note_bytes)
         kept = Kept(recording, runs, headers)
         started: Future[StreamServeError | None] = get_running_loop().create_future()
         kept.task = task = get_running_loop().create_task(self._record(kept, produce, started))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            async with leaving_noticed(exchange, partial(_abort, runs)):
+            async with leaving:
                 error = await started
         except (CancelledError, ClientLeft):
             task.cancel()  # nobody knows the stream's name yet
@@ -332,7 +345,7 @@ class Streams:
             error = StreamGone("the stream was ended: nobody read it")
         except Exception as bug:
             error = unforeseen(bug, id=recording.id)
-        kept.runs = ()
+        kept.runs, kept.usage = (), runs[0].usage
         if error is not None:
             _settle(started, error)
             recording.events(_json(error))
@@ -340,10 +353,9 @@ class Streams:
         if recording.reader is None and recording.id in self._kept:
             self._leave(kept)  # the time in which a finished stream can be had begins now
 
-    def _owner(self, scope: Scope) -> bytes:
+    def owner_of(self, key: bytes | None) -> bytes:
         """Who may read the stream: the holder of this key. Without keys on the server, whoever knows its name."""
-        key = (given_key(scope) or b"") if self._needs_key else b""
-        return digest_of(key)
+        return digest_of((key or b"") if self._needs_key else b"")
 
     def close(self) -> None:
         """The server has stopped, and nobody comes back: what still runs ends by itself, even where it waits for room."""
@@ -396,8 +408,9 @@ class Streams:
 
     # ---- readers -----------------------------------------------------------------------------------------------------
 
-    async def _follow(self, exchange: Exchange, kept: Kept, position: int) -> None:
-        """Send what is behind a position, until the stream ends, the client leaves or a newer reader comes."""
+    @contextmanager
+    def reading(self, kept: Kept, position: int) -> Iterator[Reader]:
+        """Somebody reads it, from a position on; nobody else does any longer. At the end its window begins."""
         recording, reader = kept.recording, Reader(position)
         if recording.reader is not None:
             recording.reader.give_way()
@@ -405,6 +418,19 @@ class Streams:
         recording.comments = []
         self._hold(kept)
         try:
+            yield reader
+        finally:
+            if recording.reader is reader:
+                recording.reader = None
+                if recording.id in self._kept:
+                    self._leave(kept)
+                else:
+                    recording.drop()
+
+    async def _follow(self, exchange: Exchange, kept: Kept, position: int) -> None:
+        """Send what is behind a position, until the stream ends, the client leaves or a newer reader comes."""
+        recording = kept.recording
+        with self.reading(kept, position) as reader:
             async with leaving_noticed(exchange, _nothing) as tasks:
                 stream = EventStream(exchange, has_ids=True)
                 with reader.scope:
@@ -420,13 +446,6 @@ class Streams:
                         await stream.end(_json(error))
                 else:
                     await stream.end()
-        finally:
-            if recording.reader is reader:
-                recording.reader = None
-                if recording.id in self._kept:
-                    self._leave(kept)
-                else:
-                    recording.drop()
 
     async def _send(self, recording: Recording, reader: Reader, stream: EventStream) -> None:
         while not reader.has_lost:  # its cancellation may come a turn later
@@ -454,7 +473,7 @@ class Streams:
                 return
             body = await exchange.body(self._max_body_bytes)
             last = exchange.header(LAST_EVENT_ID) or b""
-            kept = self._find(exchange, last.rpartition(b":")[0].decode("latin1"))
+            kept = self._asked_for(exchange, last.rpartition(b":")[0].decode("latin1"))
             if digest_of(body) != kept.recording.body:
                 raise InvalidRequest(
                     "Last-Event-ID names a stream that another body has asked for; leave the header out to begin a new one",
@@ -466,11 +485,11 @@ class Streams:
 
     async def read(self, exchange: Exchange) -> None:
         """GET /v1/streams/{id}: a resumable stream, from the event behind Last-Event-ID on."""
-        await self._go_on(exchange, self._find(exchange, exchange.scope["path_params"]["id"]))
+        await self._go_on(exchange, self._asked_for(exchange, exchange.scope["path_params"]["id"]))
 
     async def stop(self, exchange: Exchange) -> None:
         """DELETE /v1/streams/{id}: its reader gets what there is, with finish_reason "abort"; nobody can come back to it."""
-        kept = self._find(exchange, exchange.scope["path_params"]["id"])
+        kept = self._asked_for(exchange, exchange.scope["path_params"]["id"])
         was_running = not kept.recording.has_ended
         _abort(kept.runs)
         self._hold(kept)
@@ -480,26 +499,34 @@ class Streams:
             del self._kept[kept.recording.id]
         await exchange.answer_json({"id": kept.recording.id, "object": "stream.deleted", "deleted": True, "aborted": was_running})
 
-    def _find(self, exchange: Exchange, id: str) -> Kept:
+    def _asked_for(self, exchange: Exchange, id: str) -> Kept:
+        return self.find(id, self.owner_of(given_key(exchange.scope)), "last-event-id")
+
+    def find(self, id: str, owner: bytes, param: str) -> Kept:
+        """The stream of that name. Raises NotFound, which names `param`."""
         kept = self._kept.get(id)
         # Somebody else's stream is told apart from none in no way.
-        if kept is None or kept.recording.owner != self._owner(exchange.scope):
+        if kept is None or kept.recording.owner != owner:
             raise NotFound(
                 f"there is no stream {id[:80]!r} to go on with: one is kept for {self._window_s:g} s after its reader left "
                 "(--resume-window-s), and only for the key that began it",
-                param="last-event-id",
+                param=param,
             )
         return kept
 
-    async def _go_on(self, exchange: Exchange, kept: Kept) -> None:
-        recording = kept.recording
-        position = _number_of(exchange.header(LAST_EVENT_ID), recording)
+    def check_kept(self, recording: Recording, position: int, param: str) -> None:
+        """Raises StreamGone where not all events behind that one can be had."""
         if position < recording.num_forgotten:
             raise StreamGone(
                 f"events {position + 1} to {recording.num_forgotten} of this stream are no longer kept "
                 f"({self._max_bytes} bytes of a stream are)",
-                param="last-event-id",
+                param=param,
             )
+
+    async def _go_on(self, exchange: Exchange, kept: Kept) -> None:
+        recording = kept.recording
+        position = _number_of(exchange.header(LAST_EVENT_ID), recording)
+        self.check_kept(recording, position, "last-event-id")
         if recording.has_ended and position == recording.num_events:
             await exchange.start(204, [(b"x-request-id", recording.id.encode())])  # to EventSource: do not come back
             await exchange.end()

@@ -8,6 +8,7 @@
     {"type": "message.create", …}                          of POST /v1/messages; its events are the chunks
     {"type": "embedding.create", …}                        of POST /v1/embeddings; answered by one result
         a further field "timeout_s": N                     how long after this frame the request may take
+    {"type": "stream.resume", "id": I, "stream": S, "after": N}    goes on with a stream that survived its socket: ws_streams.py
     {"type": "cancel", "id": I}                           ends it: a last chunk says finish_reason "abort", then done
     {"type": "control", "id": I, "action": "end_reasoning"}  the answer begins with the next token
     {"type": "engine.subscribe", "interval_ms": N}        the engine at work, again and again; once more: another interval
@@ -15,7 +16,8 @@
     {"type": "ping"}                                       any further fields come back
 
     server -> client
-    {"type": "chunk", "id": I, "chunk": {…}}               the object an SSE event would carry
+    {"type": "chunk", "id": I, "chunk": {…}}               the object an SSE event would carry; with "n" where it is resumable
+    {"type": "stream", "id": I, "stream": S}               what a resumable answer is called
     {"type": "result", "id": I, "result": {…}}             an answer that comes in one piece
     {"type": "progress", "id": I, "progress": {…}}         of a long prompt, where return_progress is true
     {"type": "warning", "id": I, "warnings": […]}          fields of the request that have no effect
@@ -35,7 +37,7 @@ Owns a socket's live requests. Frames and their turns are socket.py's. Knows not
 """
 
 from asyncio import TimerHandle, get_running_loop
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any, ClassVar
@@ -46,14 +48,16 @@ from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope
 
 from streamserve.api.chunks import usage_json
-from streamserve.api.kinds import Kinds
+from streamserve.api.kinds import Kinds, Spoken
 from streamserve.api.live import LiveView, Watcher
-from streamserve.api.openai import DONE, END_REASONING
+from streamserve.api.openai import DONE, END_REASONING, warning_headers
+from streamserve.api.resume import Kept
 from streamserve.api.schema import show
 from streamserve.api.service import MAX_DEADLINE_S, Service
 from streamserve.api.socket import MAX_REQUESTS, Lane, Link, Outbox, opened
-from streamserve.api.stream import Progress, Run
+from streamserve.api.stream import Progress, Run, Usage
 from streamserve.api.wire import BoundedSend, unforeseen
+from streamserve.api.ws_streams import RESUME, SocketStreams
 from streamserve.errors import DeadlineExceeded, InvalidRequest, QueueFull, StreamServeError, error_body
 
 MAX_ID_CHARS = 128
@@ -88,9 +92,10 @@ class Sockets:
 
 
 class Ticket:
-    """One live request. `scope` holds it until its run has started, or to its end where it has none."""
+    """One live request. `scope` holds it until its run has started, or to its end where it has none. `is_kept`: it survives the
+    socket."""
 
-    __slots__ = ("_timeout_s", "has_run", "id", "is_cancelled", "lane", "run", "scope")
+    __slots__ = ("_timeout_s", "has_run", "id", "is_cancelled", "is_kept", "lane", "run", "scope")
 
     def __init__(self, id: str, timeout_s: float | None, *, has_run: bool) -> None:
         self.id = id
@@ -98,6 +103,7 @@ class Ticket:
         self.lane = Lane()
         self.run: Run | None = None
         self.is_cancelled = False
+        self.is_kept = False
         self.scope = CancelScope(deadline=inf if timeout_s is None else current_time() + timeout_s)
         self._timeout_s = timeout_s
 
@@ -168,6 +174,7 @@ class Socket:
         self._kinds = kinds
         self._link = link
         self._live: dict[str, Ticket] = {}
+        self._streams = SocketStreams(service.streams, link.outbox)
         self._watcher = Watcher(
             view,
             partial(link.outbox.put, Lane()),
@@ -183,7 +190,8 @@ class Socket:
     def cancel_all(self) -> None:
         """See Talk."""
         for ticket in self._live.values():
-            ticket.cancel()
+            if not ticket.is_kept:
+                ticket.cancel()
 
     def error(self, error: StreamServeError) -> bytes:
         """See Talk."""
@@ -206,6 +214,8 @@ class Socket:
         elif kind == "cancel":
             check_fields(frame, "type", "id")
             self._named(frame).cancel()
+        elif kind == RESUME:
+            self._resume(frame, tasks)
         elif kind == "control":
             await self._control(frame)
         elif kind == SUBSCRIBE:
@@ -219,7 +229,7 @@ class Socket:
         elif isinstance(kind, str) and kind in self._kinds.names:
             self._create(kind, frame, tasks)
         else:
-            allowed = ", ".join([*self._kinds.names, "cancel", "control", SUBSCRIBE, UNSUBSCRIBE, "ping", "auth"])
+            allowed = ", ".join([*self._kinds.names, RESUME, "cancel", "control", SUBSCRIBE, UNSUBSCRIBE, "ping", "auth"])
             raise InvalidRequest(f"type is {show(kind)}; allowed is {allowed}", param="type")
 
     async def _control(self, frame: dict[str, Any]) -> None:
@@ -237,27 +247,42 @@ class Socket:
             raise UnknownId(f"no live request has the id {show(id)}; it may have ended already", param="id")
         return self._live[id]
 
-    def _create(self, kind: str, frame: dict[str, Any], tasks: TaskGroup) -> None:
+    def _free_id(self, frame: dict[str, Any]) -> str:
         id = checked_id(frame)
         if id in self._live:
             raise DuplicateId(f"the id {show(id)} belongs to a live request; choose another", param="id")
         if len(self._live) >= MAX_REQUESTS:
             raise QueueFull(f"{MAX_REQUESTS} requests are live on this socket; wait for one to end", retry_after_s=1.0)
+        return id
+
+    def _create(self, kind: str, frame: dict[str, Any], tasks: TaskGroup) -> None:
+        id = self._free_id(frame)
         request = frame.get("request")
         if not isinstance(request, dict):
             raise InvalidRequest(f"request is {show(request)}; an object is expected, as in the body of a POST", param="request")
         check_fields(frame, "type", "id", "request", "timeout_s")
         ticket = self._live[id] = Ticket(id, checked_timeout(frame), has_run=kind in self._kinds.spoken)
-        tasks.start_soon(self._serve, ticket, kind, request)
+        answer = self._speak if ticket.has_run else self._answer
+        tasks.start_soon(self._serve, ticket, partial(answer, ticket, kind, request))
+
+    def _resume(self, frame: dict[str, Any], tasks: TaskGroup) -> None:
+        id = self._free_id(frame)
+        check_fields(frame, "type", "id", "stream", "after")
+        kept, after = self._streams.find(frame, self._link.key)
+        ticket = self._live[id] = Ticket(id, None, has_run=True)
+        ticket.is_kept = True
+        ticket.run = kept.runs[0] if kept.runs else None
+        tasks.start_soon(self._serve, ticket, partial(self._read_on, ticket, kept, after))
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    async def _serve(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> None:
+    async def _serve(self, ticket: Ticket, answer: Callable[[], Awaitable[dict[str, Any] | None]]) -> None:
+        """`answer` sends it and gives its usage, or None where an error was sent."""
         error: StreamServeError | None = None
-        usage: dict[str, Any] = {}
+        usage: dict[str, Any] | None = {}
         try:
             with ticket.scope:
-                usage = await (self._speak if ticket.has_run else self._answer)(ticket, kind, request)
+                usage = await answer()
         except StreamServeError as refused:
             error = refused
         except Exception as bug:
@@ -265,7 +290,7 @@ class Socket:
         error = error or ticket.error
         if error is not None:
             await self._link.outbox.put(ticket.lane, _error(ticket.id, error))
-        else:
+        elif usage is not None:
             await self._put(ticket.lane, {"type": "done", "id": ticket.id, "usage": usage})
         del self._live[ticket.id]  # no sooner: its client takes it for live until then, and the socket may close after it
         self._link.note_end()
@@ -278,9 +303,11 @@ class Socket:
         )
         return whole.usage
 
-    async def _speak(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    async def _speak(self, ticket: Ticket, kind: str, request: dict[str, Any]) -> dict[str, Any] | None:
         spoken = await self._kinds.spoken[kind](request, self._link.key or b"")
         run = spoken.run
+        if spoken.is_resumable:
+            return await self._keep(ticket, spoken)
 
         def tell(progress: Progress) -> Awaitable[None]:
             return self._put(ticket.lane, {"type": "progress", "id": ticket.id, "progress": progress.as_json()})
@@ -298,6 +325,20 @@ class Socket:
                 if timer is not None:
                     timer.cancel()
         return usage_json(run.usage)
+
+    async def _keep(self, ticket: Ticket, spoken: Spoken) -> dict[str, Any] | None:
+        ticket.give(spoken.run)
+        kept = await self._streams.begin(spoken.run, spoken.write, warning_headers(spoken.warnings), self._link.key)
+        ticket.is_kept = True
+        timer = ticket.watch(spoken.run)
+        if timer is not None and kept.task is not None:
+            kept.task.add_done_callback(lambda _: timer.cancel())
+        await self._warn(ticket, spoken.warnings)
+        return await self._read_on(ticket, kept, 0)
+
+    async def _read_on(self, ticket: Ticket, kept: Kept, after: int) -> dict[str, Any] | None:
+        usage: Usage | None = await self._streams.read(ticket, kept, after)
+        return None if usage is None else usage_json(usage)
 
     async def _warn(self, ticket: Ticket, warnings: Sequence[str]) -> None:
         if warnings:
