@@ -8,8 +8,8 @@
 export const MAX_STEPS = 600; // the engine remembers no more
 export const MAX_SECONDS = 300;
 const MAX_SAMPLES = 400; // step times of one second; of more, a fair choice
-const HIT_WINDOW_S = 30; // prompts are rare: the share of one second would jump
-const UNKNOWN = { running: null, waiting: null, in: null, out: null, p50: null, p95: null, hits: null, used: null };
+const WINDOW_S = 30; // prompts are rare: the share of one second would jump
+const UNKNOWN = { running: null, waiting: null, in: null, out: null, p50: null, p95: null, hits: null, guesses: null, used: null };
 
 /** The `share`-th of sorted numbers, by nearest rank; null of none. */
 export function percentile(sorted, share) {
@@ -94,7 +94,7 @@ export class EngineHistory {
   #second(second) {
     if (second - (this.#seconds.at(-1)?.second ?? -Infinity) > MAX_SECONDS) this.#seconds = [];
     for (let next = (this.#seconds.at(-1)?.second ?? second - 1) + 1; next <= second; next += 1) {
-      const levels = { running: 0, waiting: 0, used: 0, seen: 0, hit: 0, ...this.#seconds.at(-1)?.levels };
+      const levels = { running: 0, waiting: 0, used: 0, seen: 0, hit: 0, drafted: 0, accepted: 0, ...this.#seconds.at(-1)?.levels };
       this.#seconds.push({ second: next, from: Infinity, until: -Infinity, in: 0, out: 0, steps: 0, ms: [], levels });
     }
     if (this.#seconds.length > MAX_SECONDS + 1) this.#seconds.splice(0, this.#seconds.length - MAX_SECONDS - 1);
@@ -103,7 +103,8 @@ export class EngineHistory {
 
   #count(step) {
     const end = this.#second(Math.floor(step.time_s));
-    Object.assign(end.levels, levelsOf(step));
+    const { drafted, accepted } = end.levels; // counted here
+    Object.assign(end.levels, levelsOf(step), { drafted: drafted + step.drafted, accepted: accepted + step.accepted });
     end.steps += 1;
     if (end.ms.length < MAX_SAMPLES) end.ms.push(step.ms);
     else if (Math.random() * end.steps < MAX_SAMPLES) end.ms[Math.floor(Math.random() * MAX_SAMPLES)] = step.ms;
@@ -118,9 +119,15 @@ export class EngineHistory {
     }
   }
 
+  /** How many seconds back something is known of. */
+  get numSeconds() {
+    return Math.floor(this.nowS) - (this.#seconds[0]?.second ?? Math.floor(this.nowS));
+  }
+
   /**
-   * The last `numSeconds` that are over, oldest first: {ago, running, waiting, in, out, p50, p95, hits, used}, each number null where it
-   * is not known. `in` and `out` are tokens, p50 and p95 of the milliseconds of steps, `hits` the share of prompt tokens found.
+   * The last `numSeconds` that are over, oldest first: {ago, running, waiting, in, out, p50, p95, hits, guesses, used}, each number null where it
+   * is not known. `in` and `out` are tokens, p50 and p95 of the milliseconds of steps, `hits` the share of
+   * prompt tokens found and `guesses` that of guesses that were right, in the last 30 seconds.
    */
   seconds(numSeconds = MAX_SECONDS) {
     const now = Math.floor(this.nowS);
@@ -138,13 +145,13 @@ export class EngineHistory {
     const sorted = known.ms.toSorted((a, b) => a - b);
     const { running, waiting, used } = known.levels;
     const [p50, p95] = [percentile(sorted, 0.5), percentile(sorted, 0.95)];
-    return { running, waiting, used, in: known.in / watched, out: known.out / watched, p50, p95, hits: this.#hits(at) };
+    return { running, waiting, used, in: known.in / watched, out: known.out / watched, p50, p95, hits: this.#share(at, "hit", "seen"), guesses: this.#share(at, "accepted", "drafted") };
   }
 
-  /** Of the prompt tokens asked for in the window that ends here, the share that was found; null where none were asked for. */
-  #hits(at) {
-    const { seen, hit } = this.#seconds[at].levels;
-    const before = this.#seconds[Math.max(0, at - HIT_WINDOW_S)].levels;
-    return seen > before.seen ? (hit - before.hit) / (seen - before.seen) : null;
+  /** What was counted as `part`, as a share of `whole`, in the window that ends here; null where there was nothing. */
+  #share(at, part, whole) {
+    const { levels } = this.#seconds[at];
+    const before = this.#seconds[Math.max(0, at - WINDOW_S)].levels;
+    return levels[whole] > before[whole] ? (levels[part] - before[part]) / (levels[whole] - before[whole]) : null;
   }
 }

@@ -9,7 +9,8 @@ import { MAX_SECONDS } from "./engine-history.js";
 import { blank, count, figure, roundUp } from "./engine-paint.js";
 
 const percent = (share) => (share === null ? "–" : `${figure(share * 100)} %`);
-const TICK_S = 60;
+const SPANS_S = [60, 120, MAX_SECONDS]; // the shortest that holds what is known
+const TICKS = 5;
 const TABLE_S = 10; // seconds that a row of the table sums up
 
 /** Each plot: lines of one entry of history.seconds(). The second line is dashed, the first one filled below where it is alone. */
@@ -17,8 +18,9 @@ const PLOTS = [
   { title: "Requests", lines: [["running", "running"], ["waiting", "waiting"]], told: count, whole: true },
   { title: "Tokens per second", lines: [["out", "written"], ["in", "read"]], told: figure },
   { title: "Step time", unit: "ms", lines: [["p50", "half below"], ["p95", "95 % below"]], told: figure },
-  { title: "Prompt tokens from the cache", lines: [["hits", "of the last 30 s"]], told: percent, top: () => 1 },
   { title: "Memory in use", unit: "tokens", lines: [["used", "used"]], told: count, top: (history) => history.load?.total_tokens },
+  { title: "Prompt tokens from the cache", lines: [["hits", "in the last 30 s"]], told: percent, top: () => 1, none: "no prompts" },
+  { title: "Guesses that were right", lines: [["guesses", "in the last 30 s"]], told: percent, top: () => 1, none: "nothing was guessed" },
 ];
 const COLUMNS = PLOTS.flatMap(({ title, lines, told, unit }) => lines.map(([name, words]) => ({ name, told, title: `${title}, ${words}${unit ? `, ${unit}` : ""}` })));
 
@@ -51,8 +53,9 @@ class Plot {
     const { pen, width, height } = blank(this.canvas, ink.ratio);
     const all = lines.flatMap(([name]) => seconds.map((entry) => entry[name])).filter((value) => value !== null);
     const high = top || roundUp(Math.max(this.plot.whole ? 2 : 1, ...all));
-    this.idle.hidden = all.some((value) => value > 0);
-    this.idle.textContent = all.length ? "idle" : "nothing known yet";
+    this.idle.hidden = all.some((value) => value > 0) || (all.length > 0 && Boolean(this.plot.none));
+    const isKnown = seconds.some(({ running }) => running !== null);
+    this.idle.textContent = isKnown ? (all.length ? "idle" : (this.plot.none ?? "idle")) : "nothing known yet";
     const [up, down] = [16, height - 16];
     const x = (k) => ((k + 0.5) * width) / seconds.length;
     const y = (value) => down - ((down - up) * Math.min(value, high)) / high;
@@ -73,7 +76,7 @@ class Plot {
       pen.lineTo(width, Math.round(y) + 0.5);
     }
     seconds.forEach(({ ago }, k) => {
-      if (ago % TICK_S || ago === seconds.length) return;
+      if (ago % (seconds.length / TICKS) || ago === seconds.length) return;
       pen.moveTo(Math.round(x(k)) + 0.5, down);
       pen.lineTo(Math.round(x(k)) + 0.5, down + 4);
     });
@@ -158,7 +161,7 @@ export class EnginePlots {
       max: -1,
       value: -1,
       "aria-label": "Moment in the plots",
-      oninput: () => this.#look(MAX_SECONDS + Number(this.range.value), true),
+      oninput: () => this.#look(this.#seconds.length + Number(this.range.value), true),
       onblur: () => this.#look(null),
       onkeydown: (event) => event.key === "Escape" && this.#at !== null && (event.stopPropagation(), this.#look(null)),
     });
@@ -178,7 +181,7 @@ export class EnginePlots {
     this.table = h("div", { class: "table-scroll", hidden: true, tabindex: "0", role: "region", "aria-label": "The plots as numbers" }, table);
     this.toggle = h("button", { type: "button", class: "button small", "aria-pressed": "false", onclick: () => this.#showTable(this.table.hidden) }, "Table");
     this.choice = h("label", { class: "choice" }, this.moment, this.range);
-    const head = h("div", { class: "part-head" }, h("h3", {}, "Last five minutes"), this.choice, this.toggle);
+    const head = h("div", { class: "part-head" }, h("h3", {}, "Last minutes"), this.choice, this.toggle);
     this.element = h("section", { class: "plots-part", "aria-label": "Plots" }, head, this.grid, this.table);
     this.resized = new ResizeObserver(() => this.redraw());
     this.resized.observe(this.grid);
@@ -193,7 +196,8 @@ export class EnginePlots {
   /** A second is over. What is looked at stays the same moment as long as it is there. */
   update() {
     if (this.#isHeld || this.#at !== null) return;
-    this.#seconds = this.history.seconds();
+    this.#seconds = this.history.seconds(SPANS_S.find((span) => span >= Math.min(MAX_SECONDS, this.history.numSeconds)));
+    this.range.min = String(-this.#seconds.length);
     this.#describe();
     this.redraw();
     if (!this.table.hidden) this.#drawTable();

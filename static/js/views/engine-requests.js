@@ -7,9 +7,8 @@
 
 import { h } from "../dom.js";
 import { visible } from "../text.js";
+import { secondsText } from "./engine-facts.js";
 import { count } from "./engine-paint.js";
-
-const ageText = (s) => (s < 10 ? `${s.toFixed(1)} s` : s < 120 ? `${count(s)} s` : `${count(s / 60)} min`);
 
 class Row {
   constructor(key, cancel) {
@@ -45,7 +44,7 @@ class Row {
     put(this.prompt, read < prompt ? `${count(read)} of ${count(prompt)}` : count(prompt));
     put(this.cells.cached, count(request.cached_tokens));
     put(this.cells.generated, count(request.generated_tokens));
-    put(this.cells.age, ageText(request.age_s));
+    put(this.cells.age, secondsText(request.age_s));
     if (isOwn && !this.action.firstChild) {
       const button = h("button", { type: "button", class: "button small", "aria-label": `Cancel your request ${frameId}`, onclick: () => this.#cancelled(button, frameId) }, "Cancel");
       this.action.append(button);

@@ -7,11 +7,11 @@
  */
 
 import { h } from "../dom.js";
+import { COLUMNS, factsOf, secondsText, summaryOf } from "./engine-facts.js";
 import { blank, count, figure, KINDS, roundUp } from "./engine-paint.js";
 
-const COLUMN = 9; // css pixels of a step; its bar leaves two of them free
-const BAR = 7;
-const IDLE = 30; // of a pause between steps
+const WIDTHS = [3, 5, 8, 12]; // of a step with what is free beside it, in css pixels
+const IDLE = 30; // width of a pause between steps
 const IDLE_S = 0.1; // shorter ones are no pauses
 const GUTTER = 54; // left, for the numbers of the axis
 const BATCH = { top: 18, bottom: 58 };
@@ -19,22 +19,8 @@ const TIME = { top: 72, bottom: 190 };
 const END_PX = 3;
 const PAGE_STEPS = 20;
 const TABLE_STEPS = 100;
-const TABLE_COLUMNS = [
-  ["Step", (step) => count(step.step)],
-  ["ms", (step) => figure(step.ms)],
-  ["Answers", (step) => count(step.decode_rows)],
-  ["Prompts", (step) => count(step.prompt_rows)],
-  ["Prompt tokens", (step) => count(step.prompt_tokens)],
-  ["Guesses right", (step) => (step.drafted ? `${count(step.accepted)} of ${count(step.drafted)}` : "–")],
-  ["Encoded", (step) => count(step.encodes)],
-  ["Forced", (step) => count(step.jumped)],
-  ["Sent back", (step) => count(step.preemptions)],
-  ["Running", (step) => count(step.running)],
-  ["Waiting", (step) => count(step.waiting)],
-];
-
-const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;
-const seconds = (s) => (s < 9.95 ? `${s.toFixed(1)} s` : `${count(s)} s`);
+const CALM_MS = 900; // words that change faster cannot be read
+const HINT = "Point at a step, tap it, or use the arrow keys, to see what it did.";
 
 /** How much of each kind of work a step had, in tokens; an encoded picture counts as 64. */
 const workOf = (step) => ({
@@ -52,21 +38,6 @@ function idleBefore(step, before) {
   return idle >= IDLE_S && step.step === before.step + 1 ? idle : 0;
 }
 
-/** What a step did, as [name, words], only what there is to tell. */
-export function factsOf(step, { nowS, totalTokens }) {
-  return [
-    ["Took", `${figure(step.ms)} ms, ${seconds(Math.max(0, nowS - step.time_s))} ago`],
-    ["Answers", step.decode_rows ? `a token for ${plural(step.decode_rows, "answer", "answers")}` : "none"],
-    ["Prompts", step.prompt_rows ? `${plural(step.prompt_tokens, "token", "tokens")} of ${plural(step.prompt_rows, "prompt", "prompts")}` : "none"],
-    step.drafted && ["Guesses", `${count(step.accepted)} of ${count(step.drafted)} right`],
-    step.jumped && ["Grammar", `forced ${plural(step.jumped, "token", "tokens")}`],
-    step.encodes && ["Encoded", plural(step.encodes, "picture or sound", "pictures or sounds")],
-    step.preemptions && ["Sent back", `${plural(step.preemptions, "request", "requests")} to the queue, for lack of memory`],
-    ["After it", `${count(step.running)} running, ${count(step.waiting)} waiting`],
-    ["Memory", `${count(step.used_tokens)}${totalTokens ? ` of ${count(totalTokens)}` : ""} tokens in use`],
-  ].filter(Boolean);
-}
-
 export class EngineStrip {
   #steps = []; // what is shown
   #places = []; // left edge of each
@@ -76,7 +47,8 @@ export class EngineStrip {
   #isBack = false; // scrolled
   #isHeld = false;
   #frame = 0;
-  #tableAt = 0;
+  #zoom = 2; // index of WIDTHS
+  #wordsAt = -Infinity; // when words were last renewed
 
   /** `onHold(isHeld)` is told when the strip begins or ends to stand still by itself. */
   constructor(history, ink, onHold) {
@@ -103,20 +75,23 @@ export class EngineStrip {
       this.space,
     );
     this.facts = h("dl", { class: "facts" });
+    this.hint = h("p", { class: "note" }, HINT);
+    const zoom = (title, sign, by) => h("button", { type: "button", class: "button small", "aria-label": title, title, onclick: () => this.#zoomed(by) }, sign);
+    this.zooms = [zoom("Narrower bars", "−", -1), zoom("Wider bars", "+", 1)];
     this.empty = h("p", { class: "strip-empty" }, "No step yet. Send a message, or a request to the API, and each step of the engine becomes a bar here.");
     this.tableBody = h("tbody");
     this.table = h(
       "details",
-      { class: "twin", ontoggle: () => this.#drawTable() },
+      { class: "twin", ontoggle: () => this.#drawTable(true) },
       h("summary", {}, "Steps as a table"),
       h(
         "div",
         { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "Steps as a table" },
-        h("table", {}, h("thead", {}, h("tr", {}, ...TABLE_COLUMNS.map(([title]) => h("th", { scope: "col" }, title)))), this.tableBody),
+        h("table", {}, h("thead", {}, h("tr", {}, ...COLUMNS.map(([title]) => h("th", { scope: "col" }, title)))), this.tableBody),
       ),
     );
     this.help = h("p", { class: "hidden", id: "strip-help" }, "Arrow keys choose a step, Page Up and Page Down jump, Home and End go to the oldest and newest, Escape goes on live.");
-    this.element = h("div", { class: "strip-part" }, h("div", { class: "strip-frame" }, this.scroller, this.empty), this.facts, this.help, this.table);
+    this.element = h("div", { class: "strip-part" }, h("div", { class: "strip-frame" }, this.scroller, this.empty), h("div", { class: "facts-box" }, this.facts, this.hint), this.help, this.table);
     this.resized = new ResizeObserver(() => this.#layout());
     this.resized.observe(this.scroller);
     this.#describe();
@@ -147,7 +122,13 @@ export class EngineStrip {
     if (this.#isHeld || this.isHeldByReader) return;
     this.#steps = this.history.steps;
     this.empty.hidden = this.#steps.length > 0;
+    this.canvas.hidden = !this.#steps.length;
     this.#layout();
+    const now = performance.now();
+    if (now - this.#wordsAt < CALM_MS) return;
+    this.#wordsAt = now;
+    this.#describe();
+    this.#drawTable();
   }
 
   redraw() {
@@ -172,8 +153,8 @@ export class EngineStrip {
     let x = 0;
     this.#places = this.#steps.map((step, k) => {
       if (idleBefore(step, this.#steps[k - 1])) x += IDLE;
-      x += COLUMN;
-      return x - COLUMN;
+      x += this.#column;
+      return x - this.#column;
     });
     const inSight = this.scroller.clientWidth - GUTTER;
     this.#width = Math.max(x, inSight);
@@ -182,7 +163,22 @@ export class EngineStrip {
     this.canvas.style.width = `${this.scroller.clientWidth}px`;
     if (!this.#isBack && this.#chosen === null && this.#hovered === null) this.scroller.scrollLeft = this.#width;
     this.redraw();
-    this.#drawTable();
+  }
+
+  #zoomed(by) {
+    this.#zoom = Math.min(WIDTHS.length - 1, Math.max(0, this.#zoom + by));
+    this.zooms.forEach((button, k) => button.setAttribute("aria-disabled", String(this.#zoom === (k ? WIDTHS.length - 1 : 0))));
+    this.#layout();
+    if (this.#chosen !== null) this.#reveal(this.#chosen);
+  }
+
+  /** Width of a step now. */
+  get #column() {
+    return WIDTHS[this.#zoom];
+  }
+
+  get #bar() {
+    return this.#column - (this.#zoom > 1 ? 2 : 1);
   }
 
   // ------------------------------------------------------------------------------------------------------ looking closer
@@ -207,7 +203,7 @@ export class EngineStrip {
 
   #stepAt(event) {
     const x = event.clientX - this.scroller.getBoundingClientRect().left - GUTTER + this.scroller.scrollLeft;
-    const k = this.#places.findIndex((left) => x >= left - 1 && x < left + COLUMN - 1);
+    const k = this.#places.findIndex((left) => x >= left - 1 && x < left + this.#column - 1);
     return k < 0 ? null : this.#steps[k].step;
   }
 
@@ -228,12 +224,13 @@ export class EngineStrip {
   #reveal(number) {
     const left = this.#places[this.#steps.findIndex(({ step }) => step === number)];
     const { scrollLeft, clientWidth } = this.scroller;
-    if (left < scrollLeft) this.scroller.scrollLeft = left - COLUMN * 2;
-    else if (left + COLUMN > scrollLeft + clientWidth - GUTTER) this.scroller.scrollLeft = left + COLUMN * 3 - clientWidth + GUTTER;
+    if (left < scrollLeft) this.scroller.scrollLeft = left - this.#column * 2;
+    else if (left + this.#column > scrollLeft + clientWidth - GUTTER) this.scroller.scrollLeft = left + this.#column * 3 - clientWidth + GUTTER;
   }
 
   #told() {
     this.#describe();
+    this.#drawTable();
     this.redraw();
     this.onHold(this.isHeldByReader);
   }
@@ -242,27 +239,22 @@ export class EngineStrip {
   #describe() {
     const number = this.#hovered ?? this.#chosen;
     const step = this.#steps.find((one) => one.step === number);
-    const facts = step ? factsOf(step, { nowS: this.history.nowS, totalTokens: this.history.load?.total_tokens }) : [];
-    this.facts.replaceChildren(
-      ...(step
-        ? [["Step", count(step.step)], ...facts].map(([name, words]) => h("div", {}, h("dt", {}, name), h("dd", {}, words)))
-        : [h("div", { class: "facts-hint" }, h("dt", { class: "hidden" }, "Facts of a step"), h("dd", {}, "Point at a step, tap it, or use the arrow keys, to see what it did."))]),
-    );
+    const facts = step ? factsOf(step, { nowS: this.history.nowS, totalTokens: this.history.load?.total_tokens }) : summaryOf(this.#steps);
+    this.facts.replaceChildren(...facts.map(([name, words]) => h("div", {}, h("dt", {}, name), h("dd", {}, words))));
+    this.facts.hidden = !facts.length;
+    this.hint.hidden = Boolean(step);
     const set = (name, value) => this.scroller.setAttribute(`aria-${name}`, String(value));
     const chosen = this.#steps.findIndex((one) => one.step === this.#chosen);
     set("valuemin", chosen < 0 ? 0 : this.#steps[0].step);
     set("valuemax", chosen < 0 ? 0 : this.#steps.at(-1).step);
     set("valuenow", chosen < 0 ? 0 : this.#chosen);
-    set("valuetext", step && number === this.#chosen ? `Step ${step.step}. ${facts.map((fact) => fact.join(": ")).join(". ")}` : "Live, no step chosen");
+    set("valuetext", step && number === this.#chosen ? facts.map((fact) => fact.join(": ")).join(". ") : "Live, no step chosen");
   }
 
-  #drawTable() {
-    if (!this.table.open || !this.element.isConnected) return;
-    const now = performance.now();
-    if (now - this.#tableAt < 900 && this.tableBody.childElementCount && !this.isHeldByReader) return;
-    this.#tableAt = now;
+  #drawTable(isNow = false) {
+    if (!this.table.open || (!isNow && !this.element.isConnected)) return;
     const rows = this.#steps.slice(-TABLE_STEPS).reverse();
-    this.tableBody.replaceChildren(...rows.map((step) => h("tr", {}, ...TABLE_COLUMNS.map(([, told], k) => h(k ? "td" : "th", k ? {} : { scope: "row" }, told(step))))));
+    this.tableBody.replaceChildren(...rows.map((step) => h("tr", {}, ...COLUMNS.map(([, told], k) => h(k ? "td" : "th", k ? {} : { scope: "row" }, told(step))))));
   }
 
   // -------------------------------------------------------------------------------------------------------------- drawing
@@ -272,7 +264,7 @@ export class EngineStrip {
     if (!this.scroller.clientWidth) return;
     const { pen, width } = blank(this.canvas, this.ink.ratio);
     const from = this.scroller.scrollLeft;
-    const inSight = this.#steps.map((step, k) => ({ step, k, x: this.#places[k] - from + GUTTER })).filter(({ x }) => x > GUTTER - COLUMN && x < width);
+    const inSight = this.#steps.map((step, k) => ({ step, k, x: this.#places[k] - from + GUTTER })).filter(({ x }) => x > GUTTER - this.#column && x < width);
     const maxMs = roundUp(Math.max(1, ...inSight.map(({ step }) => step.ms)));
     const maxRows = roundUp(Math.max(2, ...inSight.map(({ step }) => Math.max(step.decode_rows + step.prompt_rows, step.waiting))));
     const yMs = (ms) => TIME.bottom - ((TIME.bottom - TIME.top) * ms) / maxMs;
@@ -318,7 +310,7 @@ export class EngineStrip {
     if (isLookedAt) {
       pen.fillStyle = this.ink.colours.accent;
       pen.globalAlpha = 0.16;
-      pen.fillRect(x - 1, BATCH.top - 8, COLUMN, TIME.bottom - BATCH.top + 8);
+      pen.fillRect(x - 1, BATCH.top - 8, this.#column, TIME.bottom - BATCH.top + 8);
       pen.globalAlpha = 1;
     }
     const work = workOf(step);
@@ -327,15 +319,15 @@ export class EngineStrip {
     let y = TIME.bottom;
     for (const { name } of KINDS) {
       const part = total ? (height * Math.sqrt(work[name])) / total : 0;
-      if (part > 0) this.ink.block(pen, name, x, y - part, BAR, part);
+      if (part > 0) this.ink.block(pen, name, x, y - part, this.#bar, part);
       y -= part;
     }
     if (isLookedAt) {
       pen.strokeStyle = this.ink.colours.text;
       pen.lineWidth = 1.5;
-      pen.strokeRect(x - 1, TIME.bottom - height - 1, BAR + 2, height + 1);
+      pen.strokeRect(x - 1, TIME.bottom - height - 1, this.#bar + 2, height + 1);
     }
-    if (step.preemptions) this.#drawPreempted(pen, x + BAR / 2, TIME.bottom - height - 4);
+    if (step.preemptions) this.#drawPreempted(pen, x + this.#bar / 2, TIME.bottom - height - 4);
   }
 
   #drawIdle(pen, x, idle) {
@@ -349,7 +341,7 @@ export class EngineStrip {
     pen.setLineDash([]);
     pen.fillStyle = this.ink.colours.quiet;
     pen.textAlign = "center";
-    pen.fillText(idle < 60 ? seconds(idle) : `${count(idle / 60)} min`, middle, TIME.top + 10);
+    pen.fillText(secondsText(idle), middle, TIME.top + 10);
   }
 
   #drawPreempted(pen, x, y) {
@@ -368,9 +360,9 @@ export class EngineStrip {
     pen.beginPath();
     let before = null;
     for (const bar of inSight) {
-      if (!before || bar.x - before.x > COLUMN) pen.moveTo(bar.x, y(bar));
+      if (!before || bar.x - before.x > this.#column) pen.moveTo(bar.x, y(bar));
       pen.lineTo(bar.x, y(bar));
-      pen.lineTo(bar.x + COLUMN, y(bar));
+      pen.lineTo(bar.x + this.#column, y(bar));
       before = bar;
     }
     pen.stroke();
@@ -383,8 +375,9 @@ export class EngineStrip {
     pen.textAlign = "right";
     let free = Infinity;
     for (const { step, x } of inSight.toReversed()) {
-      if (x + BAR > free || x + BAR < GUTTER + 40) continue;
-      pen.fillText(`${(step.time_s - this.#steps.at(-1).time_s).toFixed(1).replace("-", "−")} s`, x + BAR, TIME.bottom + 11);
+      if (x + this.#bar > free || x + this.#bar < GUTTER + 40) continue;
+      const ago = this.#steps.at(-1).time_s - step.time_s;
+      pen.fillText(ago > 0 ? `−${secondsText(ago)}` : "newest", x + this.#bar, TIME.bottom + 11);
       free = x - 84;
     }
   }

@@ -41,7 +41,7 @@ export class EngineView {
       { class: "engine" },
       h("div", { class: "part-head" }, h("h2", {}, "Engine"), this.state, this.pause),
       this.figures,
-      h("section", { "aria-label": "Steps" }, h("div", { class: "part-head" }, h("h3", {}, "Steps"), h("p", { class: "note" }, "One bar a step, as high as it took time, filled with what it did.")), this.strip.element, this.legend),
+      h("section", { "aria-label": "Steps" }, h("div", { class: "part-head" }, h("h3", {}, "Steps"), h("p", { class: "note" }, "One bar a step: its height is its time, its filling what it did."), h("span", { class: "zooms" }, ...this.strip.zooms)), this.strip.element, this.legend),
       this.requests.element,
       this.plots.element,
       this.ink.probe,
