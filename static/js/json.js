@@ -2,7 +2,9 @@
  * JSON as people type it: read, or told what is wrong with it and where.
  */
 
-/** `{value}`, or `{error, line, column}`: a sentence, and the place where it was noticed (1 is the first). */
+import { JsonReader, placeIn } from "./json-reader.js";
+
+/** `{value}`, or `{error, line, column}`: a sentence, and the place that it is about (1 is the first). */
 export function readJson(text) {
   const inexact = [];
   try {
@@ -11,21 +13,16 @@ export function readJson(text) {
       return found;
     });
     if (!inexact.length) return { value };
-    return { error: `${inexact[0].slice(0, 40)} cannot be kept exactly by a browser`, ...placeOf(text, text.indexOf(inexact[0])) };
+    return { error: `${inexact[0].slice(0, 40)} cannot be kept exactly by a browser`, ...placeIn(text, text.indexOf(inexact[0])) };
   } catch (error) {
-    const at = error.message.match(/position (\d+)/);
-    const position = at ? Number(at[1]) : text.trimEnd().length;
-    const what = error.message.replace(/ in JSON at position.*$/s, "").replace(/,? "[^]*" is not valid JSON$/, "").replace("Unexpected end of JSON input", "The text ends too early");
-    return { error: what, ...placeOf(text, position) };
+    const reader = new JsonReader();
+    reader.push(text);
+    const { message, at } = reader.finish() ?? { message: error.message, at: text.length };
+    return { error: message, ...placeIn(text, at) };
   }
 }
 
 /** Whether a number that was read is the one that was written. */
 function isKept(number, source) {
   return Number.isFinite(number) && (/[.eE]/.test(source) || Number.isSafeInteger(number));
-}
-
-function placeOf(text, position) {
-  const before = text.slice(0, position).split("\n");
-  return { line: before.length, column: before.at(-1).length + 1 };
 }

@@ -94,7 +94,9 @@ export class RawPanel {
   }
 
   #recorded(message) {
-    if (message === this.#message) this.#later();
+    if (message !== this.#message) return;
+    if (this.recorder.of(message).numEvents) this.#later();
+    else this.#draw(); // it was sent just now
   }
 
   // --------------------------------------------------------------------------------------------------------- what is shown
@@ -116,8 +118,8 @@ export class RawPanel {
     this.events.show(this.#message, record);
     this.request.showHead(record?.head ?? null);
     this.request.block(this.page.chat.isStreaming ? "An answer is under way." : this.page.config ? "" : "The server is not ready.");
-    if (record?.body) return this.#showBody(record.body, sentText(record, this.#message));
-    this.#showUnsent();
+    if (record?.body) this.#showBody(record.body, sentText(record, this.#message));
+    else if (this.#message?.state !== "streaming") this.#showUnsent(); // else it is about to be sent
   }
 
   #drawPicker() {
