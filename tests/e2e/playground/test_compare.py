@@ -11,6 +11,7 @@ from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab, wait_for_r
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
+REFUSAL = json.dumps({"error": {"message": "The key is wrong", "code": "invalid_api_key"}})
 LONG = 30_000  # ms, for what a busy machine takes its time with
 
 
@@ -382,6 +383,79 @@ def test_further_fields_that_are_no_json_fail_in_their_column_only(tab: Tab) -> 
     expect(column(page, "A").locator(".turn .text")).not_to_be_empty()
     expect(page.locator("#status")).to_have_text("1 of 2 answers complete, 1 failed")
     tab.check_clean()
+
+
+def test_columns_are_moved_together_until_that_is_switched_off(tab: Tab) -> None:
+    page = open_compare(tab)
+    for question in ("First", "Second"):
+        ask(page, question)
+        finish(page)
+    tops = "() => [...document.querySelectorAll('.column-scroll')].map((scroll) => scroll.scrollTop)"
+    start = page.evaluate(tops)
+    assert all(top > 100 for top in start)  # the newest answer is in sight
+    column(page, "B").get_by_role("group", name="Answers of column B").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("() => [...document.querySelectorAll('.column-scroll')].every((scroll) => scroll.scrollTop === 0)")
+    page.get_by_label("Scroll together").uncheck()
+    column(page, "B").get_by_role("group", name="Answers of column B").focus()
+    page.keyboard.press("End")
+    page.wait_for_function("() => document.querySelectorAll('.column-scroll')[1].scrollTop > 100")
+    assert page.evaluate(tops)[0] == 0
+    tab.check_clean()
+
+
+def test_everything_is_done_by_keys_and_enter_that_ends_a_word_asks_nothing(tab: Tab) -> None:
+    page = open_compare(tab)
+    page.keyboard.press("Control+/")
+    box = page.get_by_role("textbox", name="Question for all columns")
+    expect(box).to_be_focused()
+    page.keyboard.type("Line one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("line two")
+    box.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True, "cancelable": True})
+    expect(box).to_have_value("Line one\nline two")
+    expect(page.locator(".turn")).to_have_count(0)
+    page.keyboard.press("Enter")
+    finish(page)
+    expect(box).to_be_focused()
+    expect(column(page, "B").locator(".question")).to_have_text("Line one\nline two")
+    names = []
+    column(page, "A").get_by_role("button", name="Run again").focus()
+    for _ in range(6):
+        names.append(page.evaluate("() => document.activeElement.ariaLabel ?? document.activeElement.textContent"))
+        page.keyboard.press("Tab")
+    assert names[0:2] == ["Run again, column A", "Duplicate column A"]
+    assert names[2].startswith("Settings")
+    assert names[3:] == ["Answers of column A", "Copy answer 1 of column A", "Use these settings in the chat, column A"]
+    expect(page.get_by_role("button", name="Run again, column B")).to_be_focused()
+    page.keyboard.press("Enter")
+    finish(page)
+    expect(page.locator("#status")).to_have_text("1 of 1 answer complete")
+    tab.check_clean()
+
+
+def test_column_that_the_server_refuses_for_its_key_asks_for_one_and_can_be_tried_again(locked_tab: Tab) -> None:
+    locked_tab.open(NO_WEBSOCKET)
+    page = locked_tab.page
+    page.get_by_role("button", name="Cancel").click()
+    show_compare(page)
+    page.get_by_role("textbox", name="Question for all columns").fill("Hello")
+    expect(page.get_by_role("button", name="Run all")).to_be_disabled()
+    page.reload()
+    for key in ("sesame", "sesame"):  # the second time because of the refusal below
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#server-state")).to_have_text("Ready", timeout=LONG)
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        if column(page, "A").get_by_role("alert").count():
+            break
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(status=401, body=REFUSAL), times=1)
+        page.get_by_role("button", name="Run, column A").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+    expect(column(page, "A").get_by_role("alert")).to_contain_text("The key is wrong")
+    page.get_by_role("button", name="Try again, column A").click()
+    expect(column(page, "A").locator(".turn .text")).not_to_be_empty(timeout=LONG)
+    assert [line for line in locked_tab.console if "401" not in line] == []  # Chromium itself logs refusals
 
 
 def test_on_a_phone_columns_are_swiped_one_by_one_and_nothing_else_scrolls_sideways(chromium: Browser, server: str) -> None:
