@@ -67,6 +67,7 @@ export class Runs {
         chunk: (chunk) => this.#arrived(column, run, chunk),
         done: (usage) => this.#done(column, run, usage),
         error: (error) => this.#end(column, run, "failed", error),
+        cancel: () => this.#runs.get(column) === run && this.stop(column),
       },
     );
   }
