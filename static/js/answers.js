@@ -195,8 +195,8 @@ export class Answers {
     if (answer.thoughtAt) this.#thoughtEnded(answer);
     this.chat.itemOf(answer.message)?.finish();
     this.#running.delete(answer.conversation.id);
+    this.chat.fromPlugins("ended", answer); // what they keep with it is saved with it
     this.#setStats(answer);
-    this.chat.fromPlugins("ended", answer);
     this.page.changed(answer.conversation);
     this.chat.painted();
   }
