@@ -212,8 +212,8 @@ export class Chat {
     return body;
   }
 
-  stop() {
-    const answer = this.#answers.of(this.conversation);
+  stop(conversation = this.conversation) {
+    const answer = this.#answers.of(conversation);
     if (answer) this.#answers.stop(answer);
   }
 
@@ -261,6 +261,19 @@ export class Chat {
   }
 
   // -------------------------------------------------------------------------------------------------- changing messages
+
+  /** Has this message on screen, on whichever branch it is. */
+  showMessage(message) {
+    if (!pathOf(this.conversation).includes(message)) {
+      if (this.isBusy()) return;
+      showVariant(this.conversation, message);
+      this.page.save(this.conversation);
+      this.draw();
+    }
+    while (!this.itemOf(message) && !this.earlier.hidden) this.#mountEarlier();
+    this.reading.follow(false);
+    this.itemOf(message)?.element.scrollIntoView({ block: "center" });
+  }
 
   /** Shows another version of a message; `label` is the name of the button that has the focus. */
   switchTo(message, label) {

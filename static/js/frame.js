@@ -16,6 +16,7 @@ import { byId, h, useStyle } from "./dom.js";
 
 /** Name, title and maker of each view beside the chat. */
 const VIEWS = [
+  { name: "cache", title: "Cache", load: () => import("./views/cache.js").then((m) => m.CacheView), style: "cache" },
   { name: "compare", title: "Compare", load: () => import("./views/compare.js").then((m) => m.CompareView), style: "compare" },
   { name: "engine", title: "Engine", load: () => import("./views/engine.js").then((m) => m.EngineView), style: "engine" },
 ];
@@ -31,6 +32,7 @@ const PANELS = [
  */
 const PLUGINS = [
   { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
+  { name: "branching", load: () => import("./branching.js").then((m) => m.Branching) },
   { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
 ];
 

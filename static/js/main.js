@@ -7,15 +7,15 @@
 
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
-import { byId, h, iconButton } from "./dom.js";
+import { byId, h } from "./dom.js";
 import { Frame } from "./frame.js";
+import { Nav } from "./nav.js";
 import { Server } from "./net.js";
-import { Pictures } from "./pictures.js";
+import { Pictures } from "./picking.js";
 import { Settings } from "./settings.js";
 import { Store, newConversation, pathOf, recall, remember } from "./store.js";
 
 const READY_POLL_MS = 1_500;
-const UNDO_MS = 10_000;
 const SAVE_MS = 400; // after the last keystroke
 const EXAMPLES = [
   "What is the capital of France?",
@@ -26,7 +26,6 @@ const EXAMPLES = [
 class App extends EventTarget {
   #conversation = newConversation();
   #saveTimer = 0;
-  #undoTimer = 0;
   #editing = null; // the question being edited
   #askAgain = false; // a question waits for the key
   #limit = 0; // tokens the model's context holds
@@ -38,7 +37,7 @@ class App extends EventTarget {
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
     this.server.onLost = () => this.#watchServer();
-    this.store = new Store(undefined, (problem) => this.#showBanner(problem));
+    this.store = new Store(undefined, (problem) => this.nav.warn(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
     const say = (text) => this.say(text);
     this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
@@ -57,6 +56,7 @@ class App extends EventTarget {
       edit: (message) => this.#edit(message),
     });
     this.prompt = byId("prompt");
+    this.nav = new Nav(this);
     this.frame = new Frame(this);
     this.extended = new Promise((resolve) => (this.#extend = resolve));
   }
@@ -80,11 +80,10 @@ class App extends EventTarget {
     this.#drawExamples();
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
-    this.store.addEventListener("change", ({ detail }) => detail.isElsewhere && this.#drawChats());
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
     this.#watchServer();
     await this.#openFromHash();
-    await this.#drawChats();
+    await this.nav.draw();
     if (!isTouch()) this.prompt.focus();
     this.#extend(this.frame.extend());
   }
@@ -172,8 +171,8 @@ class App extends EventTarget {
     const id = hash.get("c");
     this.frame.views.show(hash.get("v") ?? "chat");
     if (id === this.#conversation.id || (!id && location.hash)) return;
-    const found = id && (this.chat.living(id) ?? (await this.store.load(id)));
-    this.#show(found || newConversation(this.#conversation));
+    const found = id && (await this.find(id));
+    this.show(found || newConversation(this.#conversation));
     if (id && !found) history.replaceState(null, "", location.pathname);
   }
 
@@ -186,7 +185,8 @@ class App extends EventTarget {
     history.replaceState(null, "", String(hash) ? `#${hash}` : location.pathname);
   }
 
-  #show(conversation) {
+  /** Has this conversation on screen. */
+  show(conversation) {
     this.#conversation = conversation;
     this.#editing = null;
     this.chat.show(conversation);
@@ -194,14 +194,30 @@ class App extends EventTarget {
     this.#showDraft();
     this.#showContext();
     this.#showSend();
-    this.#markCurrent();
     this.dispatchEvent(new Event("conversation"));
+  }
+
+  /** The conversation with this id, alive or as it is kept; null where there is none. */
+  async find(id) {
+    if (id === this.#conversation.id) return this.#conversation;
+    return this.chat.living(id) ?? this.store.load(id);
+  }
+
+  /** Shows this conversation, and this message of it where one is named. */
+  async open(id, messageId = null) {
+    const conversation = await this.find(id);
+    if (!conversation) return;
+    history.pushState(null, "", `#c=${id}`);
+    this.frame.views.show("chat");
+    if (conversation !== this.#conversation) this.show(conversation);
+    const message = conversation.messages.find((other) => other.id === messageId);
+    if (message) this.chat.showMessage(message);
   }
 
   newChat() {
     history.pushState(null, "", location.pathname);
-    this.#show(newConversation(this.#conversation));
-    this.#closeSides();
+    this.show(newConversation(this.#conversation));
+    this.closeSides();
     this.prompt.focus();
   }
 
@@ -219,62 +235,6 @@ class App extends EventTarget {
   #saveSoon(conversation) {
     clearTimeout(this.#saveTimer);
     this.#saveTimer = setTimeout(() => this.#saveIfBegun(conversation), SAVE_MS);
-  }
-
-  async #drawChats() {
-    const entries = await this.store.list();
-    byId("chats").replaceChildren(...entries.map((entry) => this.#chatItem(entry)));
-    byId("no-chats").hidden = entries.length > 0;
-    this.#markCurrent();
-  }
-
-  #chatItem({ id, title }) {
-    const link = h("a", { href: `#c=${id}`, class: "chat", "data-id": id, dir: "auto", onclick: () => this.#closeSides() }, title);
-    return h("li", {}, link, iconButton("trash", `Delete ${title}`, () => this.#remove(id, title)));
-  }
-
-  #markCurrent() {
-    for (const link of byId("chats").querySelectorAll("a")) {
-      if (link.dataset.id === this.#conversation.id) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
-    }
-  }
-
-  async #remove(id, title) {
-    const conversation = this.chat.living(id) ?? (await this.store.load(id));
-    const isCurrent = id === this.#conversation.id;
-    if (isCurrent) {
-      this.chat.stop();
-      this.newChat();
-    }
-    await this.store.remove(id);
-    await this.blobs.forget(allPictures(conversation));
-    const items = [...byId("chats").querySelectorAll("a")];
-    const next = items[items.findIndex((link) => link.dataset.id === id) + 1]?.dataset.id;
-    await this.#drawChats();
-    if (!isCurrent) (byId("chats").querySelector(`a[data-id="${next}"]`) ?? byId("new-chat")).focus();
-    if (conversation) this.#offerUndo(conversation, title);
-  }
-
-  #offerUndo(conversation, title) {
-    const toast = byId("toast");
-    const undo = async () => {
-      toast.hidden = true;
-      await this.store.save(conversation);
-      await this.blobs.keep(allPictures(conversation));
-      await this.#drawChats();
-      location.hash = `c=${conversation.id}`;
-    };
-    toast.replaceChildren(h("span", {}, `Deleted “${title}”`), h("button", { type: "button", class: "link-button", onclick: undo }, "Undo"));
-    toast.hidden = false;
-    clearTimeout(this.#undoTimer);
-    this.#undoTimer = setTimeout(() => (toast.hidden = true), UNDO_MS);
-  }
-
-  #showBanner(problem) {
-    const banner = byId("banner");
-    banner.textContent = problem ?? "";
-    banner.hidden = !problem;
   }
 
   // ----------------------------------------------------------------------------------------------------------- composer
@@ -384,7 +344,6 @@ class App extends EventTarget {
 
   #streamChanged(conversation) {
     this.dispatchEvent(new CustomEvent("answers", { detail: conversation }));
-    this.#drawChats();
     if (conversation !== this.#conversation) return;
     this.#showSend();
     this.#showContext();
@@ -419,8 +378,8 @@ class App extends EventTarget {
     byId("new-chat").addEventListener("click", () => this.newChat());
     byId("open-nav").addEventListener("click", () => this.#toggleSide("nav"));
     byId("open-inspector").addEventListener("click", () => this.#toggleSide("inspector"));
-    for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => this.#closeSides(true));
-    byId("shade").addEventListener("click", () => this.#closeSides(true));
+    for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => this.closeSides(true));
+    byId("shade").addEventListener("click", () => this.closeSides(true));
     const reset = () => {
       this.#setSide("nav", this.middle.matches);
       this.#setSide("inspector", this.wide.matches && recall("inspector") !== "closed");
@@ -437,10 +396,14 @@ class App extends EventTarget {
 
   #toggleSide(name) {
     const isOpen = byId(name).inert;
-    if (isOpen && this.#isOverlay(name)) this.#closeSides();
+    if (isOpen && this.#isOverlay(name)) this.closeSides();
     this.#setSide(name, isOpen);
     if (name === "inspector" && !this.#isOverlay(name)) remember("inspector", isOpen ? "open" : "closed");
     if (isOpen && this.#isOverlay(name)) byId(name).querySelector(".close-side").focus();
+  }
+
+  openSide(name) {
+    if (byId(name).inert) this.#toggleSide(name);
   }
 
   #setSide(name, isOpen) {
@@ -452,7 +415,7 @@ class App extends EventTarget {
   }
 
   /** Closes the sidebars that lie over the messages; true when there was one. */
-  #closeSides(returnFocus = false) {
+  closeSides(returnFocus = false) {
     const open = ["nav", "inspector"].filter((name) => !byId(name).inert && this.#isOverlay(name));
     for (const name of open) this.#setSide(name, false);
     if (open.length && returnFocus) byId(`open-${open[0]}`).focus();
@@ -466,6 +429,7 @@ class App extends EventTarget {
       const key = event.key.toLowerCase();
       const action = {
         o: event.shiftKey && (() => this.newChat()),
+        k: !event.shiftKey && (() => this.nav.startSearch()),
         b: !event.shiftKey && (() => this.#toggleSide("inspector")),
         "/": () => this.prompt.focus(),
       }[key];
@@ -476,7 +440,7 @@ class App extends EventTarget {
   }
 
   #escape() {
-    if (this.#closeSides(true)) return;
+    if (this.closeSides(true)) return;
     if (this.chat.isStreaming) return this.chat.stop();
     if (this.#editing) this.#cancelEdit();
   }

@@ -85,6 +85,7 @@ export class Store extends EventTarget {
   #problem = null;
   #channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("streamserve") : null;
   #tab = recall("tab", "session") || newId();
+  #removed = new Map(); // id -> when it was deleted, here or in another tab
   #moved = null;
   #asked = false; // for storage that the browser does not clear by itself
 
@@ -95,7 +96,8 @@ export class Store extends EventTarget {
     this.presets = new Presets(database);
     remember("tab", this.#tab, "session");
     this.#channel?.addEventListener("message", ({ data: { id, isRemoved } }) => {
-      if (isRemoved) this.#known.delete(id); // saved again it is written whole
+      if (isRemoved) this.#forget(id);
+      else this.#removed.delete(id);
       this.#tell({ id, isRemoved, isElsewhere: true });
     });
   }
@@ -129,9 +131,14 @@ export class Store extends EventTarget {
     return { ...row, messages: rows.map(({ message }) => message) };
   }
 
-  /** Writes what changed of it; of its messages only this one, where one is given. */
+  /**
+   * Writes what changed of it; of its messages only this one, where one is given. One that was deleted meanwhile stays so, unless
+   * it was used since.
+   */
   async save(conversation, message = null) {
     const { id } = conversation;
+    if (this.#removed.get(id) >= conversation.updated) return;
+    this.#removed.delete(id);
     const isWhole = !message || !this.#known.has(id);
     const rows = this.#changed(conversation, isWhole ? conversation.messages : [message]);
     const gone = isWhole ? this.#gone(conversation) : [];
@@ -144,7 +151,10 @@ export class Store extends EventTarget {
       transaction.commit?.();
     };
     const isKept = await this.#try(() => this.#run("readwrite", ["conversations", "messages"], write).then(() => true), false);
-    if (!isKept) return this.#known.delete(id); // the next time all of it is written
+    if (!isKept) {
+      this.#known.delete(id); // the next time all of it is written
+      return this.#tell({ id, isRemoved: false, isElsewhere: false });
+    }
     this.#memory.delete(id);
     this.#report(null);
     this.#persist();
@@ -173,14 +183,25 @@ export class Store extends EventTarget {
   #gone({ id, messages }) {
     const known = this.#known.get(id);
     const here = new Set(messages.map((message) => message.id));
-    const gone = [...known.keys()].filter((key) => !here.has(key));
-    for (const key of gone) known.delete(key);
+    const gone = [...known].filter(([key, { print }]) => print && !here.has(key)).map(([key]) => key);
+    for (const key of gone) known.get(key).print = ""; // put back it has its place again
     return gone;
   }
 
-  async remove(id) {
+  /** Writes one that was removed. */
+  async restore(conversation) {
+    this.#removed.delete(conversation.id);
+    await this.save(conversation);
+  }
+
+  #forget(id) {
     this.#memory.delete(id);
-    this.#known.delete(id);
+    this.#known.delete(id); // saved again it is written whole
+    this.#removed.set(id, Date.now());
+  }
+
+  async remove(id) {
+    this.#forget(id);
     const erase = (conversations, messages) => {
       conversations.delete(id);
       messages.delete(rowsOf(id));

@@ -353,7 +353,8 @@ def test_pictures_of_a_deleted_conversation_go_with_it_and_come_back_with_it(tab
     tab.ask("What is this?")
     tab.finish()
     assert tab.page.evaluate(NUM_KEPT) == 1
-    tab.page.get_by_role("button", name="Delete What is this?").click()
+    tab.page.get_by_role("button", name="Actions for What is this?").click()
+    tab.page.get_by_role("menuitem", name="Delete").click()
     expect(tab.page.get_by_role("button", name="Undo")).to_be_visible()
     assert tab.page.evaluate(NUM_KEPT) == 0
     tab.page.get_by_role("button", name="Undo").click()
