@@ -23,6 +23,7 @@ const VIEWS = [
 
 /** Of each panel beside the settings. */
 const PANELS = [
+  { name: "structure", title: "Form", load: () => import("./panels/structure.js").then((m) => m.StructurePanel), style: "structure" },
   { name: "raw", title: "Raw", load: () => import("./panels/raw.js").then((m) => m.RawPanel), style: "raw" },
 ];
 
@@ -34,6 +35,7 @@ const PLUGINS = [
   { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
   { name: "branching", load: () => import("./branching.js").then((m) => m.Branching) },
   { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
+  { name: "structure", load: () => import("./structure.js").then((m) => m.Structure), style: "structure" },
 ];
 
 /** A row of tabs over elements of which one is shown; arrow keys move between tabs, as WAI-ARIA's pattern has it. */
