@@ -25,6 +25,7 @@ const VIEWS = [
 const PANELS = [
   { name: "structure", title: "Form", load: () => import("./panels/structure.js").then((m) => m.StructurePanel), style: "structure" },
   { name: "raw", title: "Raw", load: () => import("./panels/raw.js").then((m) => m.RawPanel), style: "raw" },
+  { name: "tokens", title: "Tokens", load: () => import("./panels/tokens.js").then((m) => m.TokensPanel), style: "tokens" },
 ];
 
 /**
@@ -33,6 +34,7 @@ const PANELS = [
  */
 const PLUGINS = [
   { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
+  { name: "token-log", load: () => import("./token-log.js").then((m) => m.TokenLog) },
   { name: "branching", load: () => import("./branching.js").then((m) => m.Branching) },
   { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
   { name: "structure", load: () => import("./structure.js").then((m) => m.Structure), style: "structure" },

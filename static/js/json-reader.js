@@ -228,3 +228,16 @@ export function readDocument(text) {
   if (error) return { error: { ...error, ...placeIn(text, error.at) }, places };
   return { value: JSON.parse(text), places };
 }
+
+/** JSON for people: what fits into a line stands in one. */
+export function pretty(value, width = 44, indent = "", used = 0) {
+  const isOpen = value && typeof value === "object";
+  const short = JSON.stringify(value, null, 1)?.replace(/\n\s*/g, " ") ?? "null"; // line breaks inside strings are escaped
+  if (!isOpen || indent.length + used + short.length <= width) return isOpen && Array.isArray(value) ? short.replace(/^\[ | \]$/g, (end) => end.trim()) : short;
+  const inner = `${indent}  `;
+  const lines = Array.isArray(value)
+    ? value.map((entry) => inner + pretty(entry, width, inner))
+    : Object.entries(value).map(([name, entry]) => `${inner}${JSON.stringify(name)}: ${pretty(entry, width, inner, name.length + 4)}`);
+  const [open, close] = Array.isArray(value) ? "[]" : "{}";
+  return lines.length ? `${open}\n${lines.join(",\n")}\n${indent}${close}` : open + close;
+}

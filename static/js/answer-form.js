@@ -1,0 +1,181 @@
+/**
+ * The form that a conversation's answers are to have: what was chosen, what of a request says so, and whether it can be.
+ *
+ * Owns `conversation.extra.structure`, {kind, schema, regex, grammar, choice}: texts as they were typed, one for each kind. Asks the
+ * server about a form while it is being written. Tells the page by the event "form". Knows nothing of fields on screen.
+ */
+
+import { placeIn, readDocument, step } from "./json-reader.js";
+
+const WAIT_MS = 300; // after the last keystroke
+const MAX_KNOWN = 40; // checked forms
+
+export const KINDS = [
+  { name: "", title: "Any text", note: "The model writes as it likes." },
+  { name: "json", title: "JSON object", note: "Any JSON object. Say in the prompt what is to be in it." },
+  { name: "schema", title: "JSON schema", note: "JSON of exactly this shape." },
+  { name: "regex", title: "Regular expression", note: "The whole answer matches it." },
+  { name: "grammar", title: "Grammar", note: "EBNF as llama.cpp writes it (root ::= …), or Lark (start: …)." },
+  { name: "choice", title: "One of several texts", note: "One a line; the answer is one of them." },
+];
+
+/** Kinds whose answers are JSON. */
+export const isJson = (kind) => kind === "json" || kind === "schema";
+
+export const NOTHING = Object.freeze({ kind: "", schema: "", regex: "", grammar: "", choice: "" });
+
+/** The fields of a request for a form: `{fields}`, with `places` of a schema, or `{error: {message, at}}`. */
+export function requestFor({ kind, schema, regex, grammar, choice }) {
+  if (kind === "json") return { fields: { response_format: { type: "json_object" } } };
+  if (kind === "schema") return ofSchema(schema);
+  if (kind === "regex") return regex ? { fields: { regex } } : missing("Write a regular expression.");
+  if (kind === "grammar") return grammar.trim() ? { fields: { ebnf: grammar } } : missing("Write a grammar.");
+  if (kind !== "choice") return { fields: {} };
+  const texts = choice.split("\n").filter(Boolean);
+  return texts.length ? { fields: { choice: texts } } : missing("Write at least one text.");
+}
+
+const missing = (message) => ({ error: { message, at: null } });
+
+function ofSchema(text) {
+  if (!text.trim()) return missing("Write a schema, or take a template.");
+  const { value, error, places } = readDocument(text);
+  if (error) return { error: { message: `Line ${error.line}, column ${error.column}: ${error.message}`, at: error.at } };
+  if (!value || typeof value !== "object" || Array.isArray(value)) return { error: { message: "A schema is a JSON object.", at: 0 } };
+  return { fields: { response_format: { type: "json_schema", json_schema: { name: "answer", schema: value, strict: true } } }, value, places };
+}
+
+/** Where in its text a form has what the server's `param` or message is about; null where that is not said. */
+export function placeOfProblem({ message, param }, form, { value, places } = {}) {
+  if (places) return placeOfParam(param, "response_format.json_schema.schema", value, places);
+  const text = form[form.kind] ?? "";
+  const character = message.match(/at character (\d+)/);
+  if (character) return Math.min(Number(character[1]), text.length);
+  const [, line, column] = message.match(/\bat (\d+)\((\d+)\)/) ?? message.match(/^line (\d+) of/) ?? [];
+  if (!line) return null;
+  const lines = text.split("\n");
+  const before = lines.slice(0, Number(line) - 1).reduce((sum, one) => sum + one.length + 1, 0);
+  return Math.min(before + Number(column ?? 1) - 1, text.length);
+}
+
+/** The place of a value that the server names by its path behind `prefix`, "properties.a.items"; of the nearest that there is. */
+export function placeOfParam(param, prefix, value, places) {
+  if (!param?.startsWith(prefix)) return null;
+  let rest = param.slice(prefix.length);
+  let at = value;
+  let pointer = "";
+  while (rest && at && typeof at === "object") {
+    const key = Array.isArray(at) ? rest.match(/^\[(\d+)\]/)?.[1] : longestKey(at, rest);
+    if (key === undefined || !(key in at)) break;
+    rest = rest.slice(Array.isArray(at) ? key.length + 2 : key.length + 1);
+    at = at[key];
+    pointer += step(key);
+  }
+  return places.get(pointer)?.from ?? null;
+}
+
+/** Names may have dots in them. */
+function longestKey(object, rest) {
+  const fits = (key) => rest.startsWith(`.${key}`) && /^$|^[.[]/.test(rest.slice(key.length + 1));
+  return Object.keys(object).filter(fits).sort((a, b) => b.length - a.length)[0];
+}
+
+/** What the server says of forms: each is asked about once. */
+export class FormChecks {
+  #known = new Map(); // fields as JSON -> null (it can be), or {message, param}
+  #timer = 0;
+  #asked = null;
+
+  constructor(server, onAnswer) {
+    this.server = server;
+    this.onAnswer = onAnswer;
+  }
+
+  /** What is known of these fields: null where they are good, {message, param}, or undefined where that is being asked. */
+  of(fields) {
+    if (!Object.keys(fields).length) return null;
+    const key = JSON.stringify(fields);
+    if (this.#known.has(key)) return this.#known.get(key);
+    if (this.#asked !== key) this.#ask(fields, key);
+    return undefined;
+  }
+
+  #ask(fields, key) {
+    clearTimeout(this.#timer);
+    this.#asked = key;
+    this.#timer = setTimeout(async () => {
+      const found = await this.server.post("forms/check", fields).catch((error) => ({ failure: error }));
+      if (this.#asked === key) this.#asked = null;
+      if (found.failure?.status === 400) this.#know(key, found.failure);
+      else if (!found.failure) this.#know(key, found.error);
+      this.onAnswer(found.failure && found.failure.status !== 400 ? found.failure : null);
+    }, WAIT_MS);
+  }
+
+  #know(key, problem) {
+    this.#known.set(key, problem);
+    if (this.#known.size > MAX_KNOWN) this.#known.delete(this.#known.keys().next().value);
+  }
+}
+
+/** The form of the conversation on screen, and how it stands. One for a page. */
+export class AnswerForm {
+  #failure = null;
+
+  constructor(page) {
+    this.page = page;
+    this.checks = new FormChecks(page.server, (failure) => {
+      this.#failure = failure;
+      this.#tell();
+    });
+    page.addEventListener("ready", () => {
+      this.#failure = null;
+      this.#tell();
+    });
+  }
+
+  get value() {
+    return { ...NOTHING, ...this.page.conversation.extra?.structure };
+  }
+
+  change(part) {
+    const { conversation } = this.page;
+    conversation.extra = { ...conversation.extra, structure: { ...this.value, ...part } };
+    this.#failure = null;
+    this.#tell();
+    this.page.saveSoon(conversation);
+  }
+
+  /** How it stands: {state: "" | "busy" | "good" | "wrong" | "unknown", message, at}. Has the server asked where it is not known. */
+  standing() {
+    const form = this.value;
+    if (!form.kind) return { state: "", message: "", at: null };
+    const request = requestFor(form);
+    if (request.error) return { state: "wrong", ...request.error };
+    if (this.#failure) return { state: "unknown", message: `Not checked: ${this.#failure.message}`, at: null };
+    const problem = this.checks.of(request.fields);
+    if (problem === undefined) return { state: "busy", message: "Checking…", at: null };
+    if (problem === null) return { state: "good", message: "Answers can be held to this.", at: null };
+    const at = placeOfProblem(problem, form, request);
+    const place = at === null ? null : placeIn(form[form.kind], at);
+    return { state: "wrong", message: `${place ? `Line ${place.line}, column ${place.column}: ` : ""}${shortened(problem)}`, at };
+  }
+
+  #tell() {
+    this.page.dispatchEvent(new Event("form"));
+    this.page.dispatchEvent(new Event("blocks"));
+  }
+}
+
+/** Without the path that the place says already. */
+function shortened({ message }) {
+  return message.replace(/^response_format\.json_schema\.schema\.?/, "").replace(/^the grammar cannot be used: at \d+\(\d+\): /, "").split("\n")[0];
+}
+
+const forms = new WeakMap();
+
+/** The one of this page. */
+export function formOf(page) {
+  if (!forms.has(page)) forms.set(page, new AnswerForm(page));
+  return forms.get(page);
+}
