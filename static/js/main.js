@@ -7,6 +7,7 @@
 
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
+import { Connection } from "./connection.js";
 import { byId, h } from "./dom.js";
 import { Frame } from "./frame.js";
 import { Nav } from "./nav.js";
@@ -15,7 +16,6 @@ import { Pictures } from "./picking.js";
 import { Settings } from "./settings.js";
 import { Store, newConversation, pathOf, recall, remember } from "./store.js";
 
-const READY_POLL_MS = 1_500;
 const SAVE_MS = 400; // after the last keystroke
 const EXAMPLES = [
   "What is the capital of France?",
@@ -36,10 +36,10 @@ class App extends EventTarget {
     super();
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
-    this.server.onLost = () => this.#watchServer();
     this.store = new Store(undefined, (problem) => this.nav.warn(problem));
     this.settings = new Settings((conversation) => this.#saveSoon(conversation));
     const say = (text) => this.say(text);
+    this.connection = new Connection(this.server, { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say });
     this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.#showSend(),
@@ -81,7 +81,7 @@ class App extends EventTarget {
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
-    this.#watchServer();
+    this.connection.look();
     await this.#openFromHash();
     await this.nav.draw();
     if (!isTouch()) this.prompt.focus();
@@ -90,22 +90,9 @@ class App extends EventTarget {
 
   // ------------------------------------------------------------------------------------------------------------- server
 
-  /** Asks until the server is ready, then learns the model; the state is shown all the while. */
-  async #watchServer() {
-    clearTimeout(this.readyTimer);
-    try {
-      const why = await this.server.whyNotReady();
-      if (why === null) return await this.#learnModel();
-      this.#showState("starting", "Starting", why);
-    } catch (error) {
-      this.#showState("down", error.status === 401 ? "Key needed" : "Not reachable");
-      if (error.status === 401) return this.#askForKey(error);
-    }
-    this.readyTimer = setTimeout(() => this.#watchServer(), READY_POLL_MS);
-  }
-
   async #learnModel() {
     this.config = await this.server.get("playground/config.json");
+    this.server.resumeMs = 1_000 * this.config.resume_window_s;
     const { model, context_len, sampling_defaults, image_limits } = this.config;
     this.chat.model = model;
     this.#limit = context_len;
@@ -113,16 +100,8 @@ class App extends EventTarget {
     document.title = `${model} · StreamServe`;
     this.settings.showDefaults(sampling_defaults);
     this.pictures.allow(image_limits);
-    this.server.connect();
-    this.#showState("ready", "Ready");
     this.#showContext();
     this.dispatchEvent(new Event("ready"));
-  }
-
-  #showState(state, words, reason = "") {
-    byId("dot").dataset.state = state;
-    byId("server-state").title = reason;
-    byId("server-state").textContent = words;
   }
 
   #refused(error, conversation, question) {
@@ -134,7 +113,7 @@ class App extends EventTarget {
       this.#askAgain = true;
       this.#askForKey(error);
     }
-    if (error.code === "unreachable") this.#watchServer();
+    if (error.code === "unreachable") this.connection.look();
   }
 
   /** Has a refused question in the composer again, where a picture can be removed and all else sent as it is. */
@@ -158,7 +137,7 @@ class App extends EventTarget {
       remember("key", this.server.key, "session");
       byId("key").value = "";
       dialog.close();
-      this.#watchServer();
+      this.connection.look();
       if (this.#askAgain) this.chat.regenerateLast();
       this.#askAgain = false;
     });
