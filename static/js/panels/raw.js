@@ -2,23 +2,21 @@
  * The developer's view of one answer: its request, which can be edited and sent, the events it came in, and programs that ask the
  * same.
  *
- * Owns which answer is looked at. What was recorded is recorder.js's; each of the three sections has a file of its own.
+ * What was recorded is recorder.js's; each of the three sections has a file of its own.
  */
 
 import { byId, h } from "../dom.js";
 import { recorderOf } from "../recorder.js";
 import { segments } from "../segments.js";
-import { addMessage, pathOf } from "../store.js";
-import { visible } from "../text.js";
+import { addMessage } from "../store.js";
+import { AnswerPicker } from "./answer-picker.js";
 import { CodeSection } from "./raw-code.js";
 import { EventsSection } from "./raw-events.js";
 import { RequestSection } from "./raw-request.js";
 
-const NEXT = "next"; // of the picker: what would be sent now
 const DRAW_MS = 200; // news of a running answer are shown this often
 
 export class RawPanel {
-  #message = null; // null: the request that would be sent now
   #isShown = false;
   #timer = 0;
   #asked = 0; // number of the last body asked for; a later one makes it stale
@@ -26,8 +24,14 @@ export class RawPanel {
 
   constructor(page) {
     this.page = page;
-    this.recorder = recorderOf(page);
-    this.picker = h("select", { id: "raw-of", onchange: () => this.#pick(this.picker.value) });
+    this.recorder = null;
+    this.picker = new AnswerPicker(page, {
+      id: "raw-of",
+      label: "Request for",
+      other: "What would be sent now",
+      onChange: () => this.#picked(),
+      isHeld: () => this.request.isEdited,
+    });
     this.request = new RequestSection({
       send: (body) => this.#send(body),
       edited: (body) => this.code.show(body ?? this.#body, this.#target(), body === null),
@@ -38,18 +42,24 @@ export class RawPanel {
     this.element = h(
       "div",
       { class: "raw-panel" },
-      h("div", { class: "raw-pick" }, h("label", { for: "raw-of" }, "Request for"), this.picker),
+      this.picker.element,
       segments("raw-section", "What to show", { request: "Request", events: "Events", code: "Code" }, "request", (name) => this.#showSection(name)),
       ...Object.values(this.sections).map(({ element }) => element),
     );
     this.#showSection("request");
-    this.#message = this.recorder?.wanted ?? this.#lastAnswer();
-    this.recorder?.addEventListener("record", ({ detail }) => this.#recorded(detail));
-    this.recorder?.addEventListener("look", ({ detail }) => this.#look(detail));
-    page.addEventListener("conversation", () => this.#select(this.#lastAnswer()));
+    page.extended.then(() => this.#attach(recorderOf(page)));
     page.addEventListener("ready", () => this.#draw());
-    page.addEventListener("answers", ({ detail }) => detail === page.conversation && this.#answersChanged());
-    for (const place of ["prompt", "settings"]) byId(place).addEventListener("input", () => this.#isNext() && this.#later());
+    page.addEventListener("answers", ({ detail }) => detail === page.conversation && this.#later());
+    for (const place of ["prompt", "settings"]) byId(place).addEventListener("input", () => !this.#message && this.#later());
+  }
+
+  #attach(recorder) {
+    if (!recorder) return; // it could not be loaded; the page says so
+    this.recorder = recorder;
+    recorder.addEventListener("record", ({ detail }) => this.#recorded(detail));
+    recorder.addEventListener("look", ({ detail }) => this.picker.look(detail));
+    if (recorder.wanted) this.picker.look(recorder.wanted);
+    else this.#draw();
   }
 
   shown() {
@@ -61,36 +71,14 @@ export class RawPanel {
     this.#isShown = false;
   }
 
-  // ------------------------------------------------------------------------------------------------------ which answer
-
-  #lastAnswer() {
-    return pathOf(this.page.conversation).findLast(({ role }) => role === "assistant") ?? null;
+  /** Whose request is shown; null: the one that would be sent now. */
+  get #message() {
+    return this.picker.message;
   }
 
-  #isNext() {
-    return this.#message === null;
-  }
-
-  #look(message) {
-    this.#select(message);
-    this.picker.focus();
-  }
-
-  #pick(id) {
-    this.#select(pathOf(this.page.conversation).find((message) => message.id === id) ?? null);
-  }
-
-  #select(message) {
-    this.#message = message;
+  #picked() {
     this.request.forget();
     this.#draw();
-  }
-
-  /** An answer began or ended: the newest is shown, unless another's request is being edited. */
-  #answersChanged() {
-    const last = this.#lastAnswer();
-    if (this.page.chat.isStreaming && last !== this.#message && !this.request.isEdited) this.#select(last);
-    else this.#later();
   }
 
   #recorded(message) {
@@ -113,24 +101,13 @@ export class RawPanel {
     clearTimeout(this.#timer);
     this.#timer = 0;
     if (!this.#isShown) return;
-    this.#drawPicker();
+    this.picker.draw();
     const record = this.recorder?.of(this.#message);
     this.events.show(this.#message, record);
     this.request.showHead(record?.head ?? null);
     this.request.block(this.page.chat.isStreaming ? "An answer is under way." : this.page.config ? "" : "The server is not ready.");
     if (record?.body) this.#showBody(record.body, sentText(record, this.#message));
     else if (this.#message?.state !== "streaming") this.#showUnsent(); // else it is about to be sent
-  }
-
-  #drawPicker() {
-    const path = pathOf(this.page.conversation);
-    const answers = path.map((message, k) => ({ message, k })).filter(({ message }) => message.role === "assistant");
-    const options = answers.map(({ message, k }) => ({ value: message.id, text: `Message ${k + 1}: ${plain(path[k - 1]?.content ?? "")}` }));
-    options.push({ value: NEXT, text: "What would be sent now" });
-    const shown = [...this.picker.options].map(({ value, text }) => `${value} ${text}`).join("\n");
-    if (shown !== options.map(({ value, text }) => `${value} ${text}`).join("\n")) this.picker.replaceChildren(...options.map(({ value, text }) => h("option", { value }, text)));
-    if (this.#message && !answers.some(({ message }) => message === this.#message)) this.#message = this.#lastAnswer();
-    this.picker.value = this.#message?.id ?? NEXT;
   }
 
   /** The request that would be sent, or that the conversation says was. */
@@ -170,8 +147,7 @@ export class RawPanel {
     const answer = chat.answerTo(body, parent);
     if (!answer) return;
     if (isEdited) (answer.extra ??= {}).raw = { edited: true };
-    this.#message = answer;
-    this.#draw();
+    this.picker.pick(answer);
   }
 
   #addQuestion(body, conversation) {
@@ -198,10 +174,4 @@ function sentText({ sentAt, size, head, endMs }, message) {
   const time = new Date(sentAt).toLocaleTimeString();
   const took = endMs ? `, over after ${(endMs / 1000).toFixed(2)} s` : "";
   return `Sent at ${time} ${head ? "by HTTP" : "over the socket"}, ${size.toLocaleString("en")} characters${took}.${message.error ? ` Refused: ${message.error}` : ""}`;
-}
-
-/** A question's beginning in one line, where nothing can hide. */
-function plain(text) {
-  const line = visible(text.slice(0, 60).replace(/\s+/g, " ")).map((part) => (typeof part === "string" ? part : `[${part.attributes["data-name"]}]`)).join("");
-  return line.length > 40 ? `${line.slice(0, 39)}…` : line || "a picture";
 }
