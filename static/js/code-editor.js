@@ -23,7 +23,7 @@ export class CodeEditor {
     this.field = h("textarea", { id, rows, spellcheck: "false", autocapitalize: "off", autocomplete: "off", wrap: "off", "aria-describedby": described });
     this.status = h("p", { class: "code-status", id: `${id}-status`, role: "status" });
     this.label = h("label", { for: id }, label);
-    this.element = h("div", { class: "code-editor" }, h("div", { class: "code-head" }, this.label, ...tools), this.status, h("div", { class: "code-frame" }, this.gutter, this.field));
+    this.element = h("div", { class: "code-editor" }, h("div", { class: "code-editor-head" }, this.label, ...tools), this.status, h("div", { class: "code-frame" }, this.gutter, this.field));
     this.field.addEventListener("input", () => {
       this.#number();
       onInput(this.field.value);

@@ -24,6 +24,7 @@ const VIEWS = [
 /** Of each panel beside the settings. */
 const PANELS = [
   { name: "structure", title: "Form", load: () => import("./panels/structure.js").then((m) => m.StructurePanel), style: "structure" },
+  { name: "tools", title: "Tools", load: () => import("./panels/tools.js").then((m) => m.ToolsPanel), style: "tools" },
   { name: "raw", title: "Raw", load: () => import("./panels/raw.js").then((m) => m.RawPanel), style: "raw" },
   { name: "tokens", title: "Tokens", load: () => import("./panels/tokens.js").then((m) => m.TokensPanel), style: "tokens" },
 ];
@@ -38,6 +39,7 @@ const PLUGINS = [
   { name: "branching", load: () => import("./branching.js").then((m) => m.Branching) },
   { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
   { name: "structure", load: () => import("./structure.js").then((m) => m.Structure), style: "structure" },
+  { name: "tools", load: () => import("./tools.js").then((m) => m.Tools), style: "tools" },
 ];
 
 /** A row of tabs over elements of which one is shown; arrow keys move between tabs, as WAI-ARIA's pattern has it. */
