@@ -46,7 +46,7 @@ export function endOf({ state, finish, content, reasoning, stats, limit }) {
   if (state === "interrupted") return "Cut off by a reload";
   if (finish === "abort") return `Ended by the server${after}`;
   if (finish === "length") return limit ? `Cut at max_tokens ${count(limit)}` : "Cut at the token limit";
-  if (state !== "done" || content) return "";
+  if (state !== "done" || content || finish === "tool_calls") return "";
   return reasoning ? "No answer after the thought" : "Empty answer";
 }
 
