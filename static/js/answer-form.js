@@ -65,19 +65,23 @@ export function placeOfParam(param, prefix, value, places) {
   let at = value;
   let pointer = "";
   while (rest && at && typeof at === "object") {
-    const key = Array.isArray(at) ? rest.match(/^\[(\d+)\]/)?.[1] : longestKey(at, rest);
-    if (key === undefined || !(key in at)) break;
-    rest = rest.slice(Array.isArray(at) ? key.length + 2 : key.length + 1);
+    const steps = Object.keys(at).flatMap((key) => spelt(key, Array.isArray(at)).map((words) => ({ key, words })));
+    const fits = steps.filter(({ words }) => rest.startsWith(words) && /^$|^[.[]/.test(rest.slice(words.length)));
+    const [{ key, words } = {}] = fits.sort((a, b) => b.words.length - a.words.length);
+    if (key === undefined) break;
+    rest = rest.slice(words.length);
     at = at[key];
     pointer += step(key);
   }
   return places.get(pointer)?.from ?? null;
 }
 
-/** Names may have dots in them. */
-function longestKey(object, rest) {
-  const fits = (key) => rest.startsWith(`.${key}`) && /^$|^[.[]/.test(rest.slice(key.length + 1));
-  return Object.keys(object).filter(fits).sort((a, b) => b.length - a.length)[0];
+/** How the server may write this step of a path: [2], .name, ['another name']. */
+function spelt(key, isIndex) {
+  if (isIndex) return [`[${key}]`];
+  const quote = key.includes("'") && !key.includes('"') ? '"' : "'";
+  const quoted = [...key].slice(0, 60).join("").replaceAll("\\", "\\\\");
+  return [`.${key}`, `[${quote}${quote === "'" ? quoted.replaceAll("'", "\\'") : quoted}${quote}]`];
 }
 
 /** What the server says of forms: each is asked about once. */

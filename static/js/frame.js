@@ -23,7 +23,7 @@ const VIEWS = [
 
 /** Of each panel beside the settings. */
 const PANELS = [
-  { name: "structure", title: "Form", load: () => import("./panels/structure.js").then((m) => m.StructurePanel), style: "structure" },
+  { name: "structure", title: "Schema", load: () => import("./panels/structure.js").then((m) => m.StructurePanel), style: "structure" },
   { name: "tools", title: "Tools", load: () => import("./panels/tools.js").then((m) => m.ToolsPanel), style: "tools" },
   { name: "raw", title: "Raw", load: () => import("./panels/raw.js").then((m) => m.RawPanel), style: "raw" },
   { name: "tokens", title: "Tokens", load: () => import("./panels/tokens.js").then((m) => m.TokensPanel), style: "tokens" },
