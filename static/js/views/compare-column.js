@@ -21,6 +21,9 @@ export const SETTINGS = [
 /** What is typed in a column for this setting. */
 export const typedIn = (column, name) => (name === "system" ? column.system : column.sampling[name]) ?? "";
 
+const USE = "Use these settings in the chat";
+const USED = "The chat has these settings";
+const USED_MS = 2_500;
 const EMPTY = "Nothing asked yet. Open Settings to change what is asked with here, then ask below.";
 
 export class ColumnView {
@@ -35,7 +38,7 @@ export class ColumnView {
     this.runButton = h("button", { type: "button", class: "button run", onclick: () => (this.isRunning ? actions.stop() : actions.run()) });
     this.duplicateButton = iconButton("copy", "Duplicate", () => actions.duplicate());
     this.removeButton = iconButton("close", "Remove", () => actions.remove());
-    this.useButton = h("button", { type: "button", class: "link-button", onclick: () => actions.use() }, "Use these settings in the chat");
+    this.useButton = h("button", { type: "button", class: "link-button", onclick: () => this.#use() });
     this.summary = h("span", { class: "differing" });
     this.settings = h("details", { class: "column-settings" }, h("summary", {}, h("span", {}, "Settings"), this.summary), this.#form());
     this.list = h("ol", { class: "turns" });
@@ -67,10 +70,22 @@ export class ColumnView {
     this.list.setAttribute("aria-label", `Questions and answers of column ${letter}`);
     this.#name(this.duplicateButton, `Duplicate column ${letter}`);
     this.#name(this.removeButton, `Remove column ${letter}`);
-    this.useButton.setAttribute("aria-label", `Use these settings in the chat, column ${letter}`);
+    this.jump.setAttribute("aria-label", `Latest in column ${letter}`);
+    this.#showUse(USE);
     this.duplicateButton.disabled = !canAdd;
     this.removeButton.disabled = !canRemove;
     for (const turn of this.#turns) turn.drawEnd();
+  }
+
+  #use() {
+    this.actions.use();
+    this.#showUse(USED);
+    setTimeout(() => this.#showUse(USE), USED_MS);
+  }
+
+  #showUse(words) {
+    this.useButton.textContent = words;
+    this.useButton.setAttribute("aria-label", `${words}, column ${this.#letter}`);
   }
 
   #name(button, name) {
@@ -175,7 +190,7 @@ export class ColumnView {
     this.#showEmpty();
   }
 
-  /** A turn began, in the place of the last one where that was asked again. */
+  /** A turn began, in the place of the last one where that was asked again or comes once more. */
   open(turn) {
     const replaced = this.#turns.splice(this.column.turns.indexOf(turn));
     for (const { element } of replaced) element.remove();
@@ -187,8 +202,14 @@ export class ColumnView {
   }
 
   #add(turn) {
-    const actions = { letter: () => this.#letter, retry: () => this.actions.run(true), field: (name) => this.#leadTo(name) };
+    const actions = {
+      letter: () => this.#letter,
+      isLast: (one) => one === this.column.turns.at(-1),
+      retry: () => this.actions.run(true),
+      field: (name) => this.#leadTo(name),
+    };
     const view = new TurnView(turn, this.#turns.length + 1, actions);
+    this.#turns.at(-1)?.drawEnd();
     this.#turns.push(view);
     this.list.append(view.element);
   }
@@ -200,6 +221,11 @@ export class ColumnView {
 
   append(text, reasoning) {
     this.#turns.at(-1)?.append(text, reasoning);
+    this.reading.keepEnd();
+  }
+
+  wait(isWaiting) {
+    this.#turns.at(-1)?.wait(isWaiting);
     this.reading.keepEnd();
   }
 

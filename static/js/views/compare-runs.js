@@ -25,8 +25,10 @@ class Run {
   usage = null;
   timings = null;
 
-  constructor(turn) {
+  /** `isResumed`: it began before the page was loaded, and comes once more from its first word on. */
+  constructor(turn, isResumed) {
     this.turn = turn;
+    this.isResumed = isResumed;
   }
 }
 
@@ -37,7 +39,8 @@ export class Runs {
   #isSeen = true;
 
   /** `on.text(column, text, reasoning)` and `on.figures(column, figures)` paint; `on.ended(column, turn, error)` is called once for each answer,
-   * `on.recounted(column, turn)` where the server's count comes after that. */
+   * `on.recounted(column, turn)` where the server's count comes after that. `on.named(turn)`: it can be resumed by `turn.stream`;
+   * `on.restarted(column, turn)`: what was kept of it goes, the whole comes; `on.waiting(column, isWaiting)`: the connection is lost. */
   constructor(server, on) {
     this.server = server;
     this.on = on;
@@ -59,17 +62,28 @@ export class Runs {
 
   /** Streams the answer to `body` into this turn of the column. */
   start(column, turn, body) {
-    const run = new Run(turn);
+    const whole = { ...body, stream: true, stream_options: STREAM_OPTIONS, return_timings: true };
+    this.#begin(column, new Run(turn, false), (on) => this.server.stream(whole, on));
+  }
+
+  /** Goes on with an answer that was under way when the page was left. */
+  resume(column, turn) {
+    this.#begin(column, new Run(turn, true), (on) => this.server.resume(turn.stream, on));
+  }
+
+  #begin(column, run, ask) {
     this.#runs.set(column, run);
-    run.cancel = this.server.stream(
-      { ...body, stream: true, stream_options: STREAM_OPTIONS, return_timings: true },
-      {
-        chunk: (chunk) => this.#arrived(column, run, chunk),
-        done: (usage) => this.#done(column, run, usage),
-        error: (error) => this.#end(column, run, "failed", error),
-        cancel: () => this.#runs.get(column) === run && this.stop(column),
+    run.cancel = ask({
+      named: (name) => {
+        run.turn.stream = name;
+        this.on.named(run.turn);
       },
-    );
+      waiting: (isWaiting) => this.on.waiting(column, isWaiting),
+      chunk: (chunk) => this.#arrived(column, run, chunk),
+      done: (usage) => this.#done(column, run, usage),
+      error: (error) => (run.isResumed && error.code === "broken_stream" ? this.#end(column, run, "interrupted") : this.#end(column, run, "failed", error)),
+      cancel: () => this.#runs.get(column) === run && this.stop(column),
+    });
   }
 
   stop(column) {
@@ -87,6 +101,10 @@ export class Runs {
     run.turn.finish = choice.finish_reason ?? run.turn.finish;
     const [text, reasoning] = [choice.delta?.content ?? "", choice.delta?.reasoning_content ?? ""];
     if (!text && !reasoning) return;
+    if (run.isResumed && !run.firstAt) {
+      run.turn.content = run.turn.reasoning = "";
+      this.on.restarted(column, run.turn);
+    }
     run.lastAt = performance.now();
     run.firstAt ||= run.lastAt;
     run.turn.content += text;

@@ -4,7 +4,8 @@
  * Plain data, kept under one name in this browser. Owns its shape and its bound. Knows nothing of the page or of the server.
  *
  * @typedef {{question: string, content: string, reasoning: string, state: "streaming"|"done"|"stopped"|"failed"|"interrupted"|"dropped",
- *   finish?: string, error?: {message: string, param: string|null}, figures?: object}} Turn: "dropped" was too long to be kept
+ *   finish?: string, error?: {message: string, param: string|null}, figures?: object, limit?: number, stream?: string}} Turn: "dropped" was too long to be
+ *   kept; `stream` is the server's name of an answer that goes on when it is asked for again
  * @typedef {{id: string, system: string, sampling: Object<string, string>, turns: Turn[]}} Column
  * @typedef {{format: 1, columns: Column[], draft: string, isSameSeed: boolean, seed: string, scrollsTogether: boolean,
  *   marksDifferences: boolean, isUntouched: boolean}} State
@@ -58,12 +59,12 @@ export function messagesOf(column, turn) {
   return [...messages, { role: "user", content: turn.question }];
 }
 
-/** What was kept, or null. An answer that was on its way is marked as cut off. @returns {State|null} */
+/** What was kept, or null. An answer that was on its way is marked as cut off, unless it can be asked for again. @returns {State|null} */
 export function loadState() {
   try {
     const state = JSON.parse(recall(NAME) || "null");
     if (state?.format !== FORMAT || state.columns.length < MIN_COLUMNS || state.columns.length > MAX_COLUMNS) return null;
-    for (const turn of state.columns.flatMap(({ turns }) => turns)) if (turn.state === "streaming") turn.state = "interrupted";
+    for (const turn of state.columns.flatMap(({ turns }) => turns)) if (turn.state === "streaming" && !turn.stream) turn.state = "interrupted";
     return state;
   } catch {
     return null; // not what this page wrote

@@ -9,13 +9,16 @@ import { h } from "../dom.js";
 import { endOf } from "../figures.js";
 import { MarkdownView, build } from "../render.js";
 import { visible } from "../text.js";
+import { inWords } from "./compare-figures.js";
 import { differences, numWords } from "./word-diff.js";
 
 const KINDS = { same: "span", gone: "del", new: "ins" };
 const DROPPED = "This answer was too long to be kept over a reload";
 
 export class TurnView {
-  /** `retry(param)` asks again; `field(param)` leads to the field of this name, and is null where there is none of it. */
+  #comparedWith = null; // the text whose differences are drawn
+
+  /** `actions`: letter() is the column's; isLast(turn); retry() asks again; field(name) leads to a field, null where there is none. */
   constructor(turn, number, actions) {
     this.turn = turn;
     this.actions = actions;
@@ -49,6 +52,11 @@ export class TurnView {
     if (text) this.view.append(text);
   }
 
+  /** The connection is lost; the answer goes on when it is there again. */
+  wait(isWaiting) {
+    this.end.replaceChildren(...(isWaiting ? [h("span", {}, "Connection lost, waiting for the server…")] : []));
+  }
+
   /** The answer is complete, or there will be none. */
   finish(isNews = false) {
     this.view.finish();
@@ -59,10 +67,13 @@ export class TurnView {
   /** The line below: how the answer ended, and what can be done about it. */
   drawEnd(isNews = false) {
     const { turn } = this;
+    if (turn.state === "streaming") return;
     const words = turn.state === "dropped" ? DROPPED : turn.state === "failed" ? "" : endOf({ ...turn, stats: turn.figures });
     const copy = h("button", { type: "button", class: "link-button", onclick: () => copyText(turn.content, copy) }, "Copy");
     copy.setAttribute("aria-label", `Copy answer ${this.number} of column ${this.actions.letter()}`);
-    this.end.replaceChildren(...[turn.error && this.#error(turn.error, isNews), words && h("span", { class: "ending" }, words), turn.content && copy].filter(Boolean));
+    const figures = turn.figures && turn.content && !this.actions.isLast(turn) ? inWords(turn.figures) : ""; // the last one's are in the column's foot
+    const told = [words, figures].filter(Boolean).join(" · ");
+    this.end.replaceChildren(...[turn.error && this.#error(turn.error, isNews), told && h("span", {}, told), turn.content && copy].filter(Boolean));
   }
 
   #error({ message, param }, isNews) {
@@ -86,6 +97,9 @@ export class TurnView {
     const isCompared = other !== null && this.turn.state !== "streaming" && Boolean(this.turn.content);
     this.text.hidden = isCompared;
     this.compared.hidden = !isCompared;
+    const drawn = isCompared ? other : null;
+    if (drawn === this.#comparedWith) return; // to find differences takes its time
+    this.#comparedWith = drawn;
     this.compared.replaceChildren(...(isCompared ? this.#differences(other) : []));
   }
 

@@ -30,6 +30,9 @@ export class CompareView {
     this.runs = new Runs(page.server, {
       text: (column, text, reasoning) => this.#views.get(column)?.append(text, reasoning),
       figures: (column, figures) => this.#views.get(column)?.showFigures(figures),
+      named: () => this.#saveSoon(),
+      restarted: (column, turn) => this.#views.get(column)?.open(turn),
+      waiting: (column, isWaiting) => this.#views.get(column)?.wait(isWaiting),
       ended: (column, turn, error) => this.#ended(column, turn, error),
       recounted: (column, turn) => this.#recounted(column, turn),
     });
@@ -272,16 +275,12 @@ export class CompareView {
   }
 
   #use(column) {
-    const { conversation, settings } = this.page;
+    const { conversation } = this.page;
     conversation.system = column.system;
     conversation.sampling = { ...this.#samplingOf(column) };
-    settings.show(conversation);
-    settings.onChange(conversation);
-    const letter = letterOf(this.#state.columns.indexOf(column));
-    this.page.say(`The chat has the settings of column ${letter}`);
-    const { useButton } = this.#views.get(column);
-    useButton.textContent = "The chat has these settings";
-    setTimeout(() => (useButton.textContent = "Use these settings in the chat"), 2_500);
+    this.page.settings?.show(conversation);
+    this.page.saveSoon(conversation);
+    this.page.say(`The chat has the settings of column ${letterOf(this.#state.columns.indexOf(column))}`);
   }
 
   // -------------------------------------------------------------------------------------------------------------- asking
@@ -293,8 +292,19 @@ export class CompareView {
   #ready() {
     this.pictures.hidden = !this.page.config?.image_limits;
     this.#startFromChat();
+    this.#resume();
     this.#showSettings();
     this.#showRuns();
+  }
+
+  /** Goes on with answers that were under way when the page was left. */
+  #resume() {
+    for (const column of this.#state.columns) {
+      const turn = column.turns.at(-1);
+      if (turn?.state !== "streaming" || this.runs.has(column)) continue;
+      this.#batch.set(column, turn);
+      this.runs.resume(column, turn);
+    }
   }
 
   #runAll() {

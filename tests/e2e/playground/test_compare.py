@@ -229,7 +229,7 @@ def test_columns_are_added_and_removed_within_bounds_and_a_removed_one_comes_bac
     tab.check_clean()
 
 
-def test_reload_keeps_columns_answers_and_what_is_being_written(slow_tab: Tab) -> None:
+def test_reload_keeps_columns_and_what_is_being_written_and_answers_go_on(slow_tab: Tab) -> None:
     page = open_compare(slow_tab)
     change(page, "A", max_tokens="20")
     page.get_by_label("Same seed").check()
@@ -237,13 +237,38 @@ def test_reload_keeps_columns_answers_and_what_is_being_written(slow_tab: Tab) -
     expect(column(page, "A").locator(".turn")).to_have_attribute("aria-busy", "false", timeout=LONG)
     page.get_by_role("textbox", name="Question for all columns").fill("Not yet asked")
     kept = column(page, "A").locator(".turn").inner_text()
+    expect(column(page, "B").locator(".turn .text")).not_to_be_empty(timeout=LONG)
+    begun = column(page, "B").locator(".turn .text").inner_text()
     page.reload()
     expect(column(page, "A").locator(".turn")).to_be_visible(timeout=LONG)
     assert column(page, "A").locator(".turn").inner_text() == kept
-    expect(column(page, "B").get_by_text("Cut off by a reload")).to_be_visible()
+    expect(column(page, "B").locator(".turn .text")).to_contain_text(begun.strip()[:20], timeout=LONG)
+    expect(column(page, "B").locator(".turn")).to_have_attribute("aria-busy", "true")
+    page.get_by_role("button", name="Stop, column B").click()
+    expect(column(page, "B").get_by_text(re.compile("Stopped by you"))).to_be_visible()
     expect(page.get_by_label("Same seed")).to_be_checked()
     expect(page.get_by_role("textbox", name="Question for all columns")).to_have_value("Not yet asked")
     wait_for_running(slow_tab.url, False)
+    slow_tab.check_clean()
+
+
+def test_answer_that_the_server_has_no_more_of_is_kept_as_far_as_it_came(slow_tab: Tab) -> None:
+    page = open_compare(slow_tab)
+    ask(page, "A long story")
+    for letter in "AB":
+        expect(column(page, letter).locator(".turn .text")).not_to_be_empty(timeout=LONG)
+    page.keyboard.press("Escape")
+    wait_for_running(slow_tab.url, False)
+    before = texts(page)
+    page.evaluate("""() => {
+      const state = JSON.parse(localStorage["streamserve.compare"]);
+      for (const { turns } of state.columns) Object.assign(turns[0], { state: "streaming", stream: "chatcmpl-long-gone" });
+      addEventListener("pagehide", () => (localStorage["streamserve.compare"] = JSON.stringify(state)));
+    }""")
+    page.reload()
+    for letter in "AB":
+        expect(column(page, letter).get_by_text("Cut off by a reload")).to_be_visible(timeout=LONG)
+    assert texts(page) == before
     slow_tab.check_clean()
 
 
