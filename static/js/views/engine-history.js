@@ -61,7 +61,7 @@ export class EngineHistory {
     const used = load.total_tokens - load.free_tokens - load.evictable_tokens;
     Object.assign(this.#second(Math.floor(news.now_s)).levels, { running: load.running, waiting: load.waiting, used });
     this.#watched(begin, news.now_s);
-    this.#last = steps.at(-1)?.step ?? this.#last;
+    this.#last = news.last;
     this.steps = [...this.steps, ...steps].slice(-MAX_STEPS);
     this.nowS = news.now_s;
     this.load = load;
