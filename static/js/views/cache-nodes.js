@@ -27,6 +27,7 @@ export class CacheNodes {
   #open = new Set([ROOT]); // ids; of those that are gone for now too, since a split takes a node away for a moment
   #closed = new Set(); // by somebody
   #wanted = new Map(); // id -> children
+  #parents = new Map(); // of nodes that were let go of last
   #askedAt = -Infinity;
   #running = null; // a refresh
   #again = false;
@@ -37,6 +38,13 @@ export class CacheNodes {
     this.keeps = keeps;
     this.nodes = new Map([[ROOT, { id: ROOT, parent: null, end: 0, children: null, num_children: 0 }]]);
     this.summary = null; // the counts of GET /cache/tree
+  }
+
+  /** Whether a node that was known lives no more: all that stand where it stood are known, and it is not among them. */
+  isGone(id) {
+    if (this.nodes.has(id)) return false;
+    const parent = this.nodes.get(this.#parents.get(id));
+    return parent ? parent.children?.length >= parent.num_children : true;
   }
 
   isOpen(id) {
@@ -197,7 +205,12 @@ export class CacheNodes {
       reached.add(id);
       waiting.push(...(this.nodes.get(id)?.children ?? []));
     }
-    for (const id of this.nodes.keys()) if (!reached.has(id)) this.nodes.delete(id);
+    this.#parents.clear();
+    for (const [id, { parent }] of this.nodes) {
+      if (reached.has(id)) continue;
+      this.#parents.set(id, parent);
+      this.nodes.delete(id);
+    }
     const isReached = (id) => reached.has(id);
     if (this.#open.size > MAX_REMEMBERED) this.#open = new Set([...this.#open].filter(isReached));
     if (this.#closed.size > MAX_REMEMBERED) this.#closed = new Set([...this.#closed].filter(isReached));

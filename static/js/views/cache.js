@@ -170,16 +170,8 @@ export class CacheView {
     this.tree.draw();
     const selected = this.tree.selected;
     if (selected === null) return;
-    if (nodes.has(selected)) this.pane.show(nodes.get(selected), this.model.above(selected));
-    else this.#lose(selected);
-  }
-
-  /** The selected node is not in sight any more: closed away, or gone. */
-  async #lose(id) {
-    const found = await this.page.server.get(`cache/tree?node=${id}&depth=1&limit=1`).catch((error) => error);
-    if (this.tree.selected !== id || (found instanceof Error && found.status !== 404)) return;
-    const node = found.nodes?.find((one) => one.id === id);
-    if (node) return this.pane.show({ ...node, seenAt: performance.now() }, []);
+    if (nodes.has(selected)) return this.pane.show(nodes.get(selected), this.model.above(selected));
+    if (!this.model.isGone(selected)) return; // among those that are not shown
     this.tree.selected = null;
     this.pane.showGone();
   }
@@ -194,8 +186,10 @@ export class CacheView {
     const node = this.model.nodes.get(id);
     if (!node?.num_children) return;
     const isOpen = this.model.isOpen(id);
+    const hasSelected = this.model.above(this.tree.selected).some((node) => node.id === id);
     if (isOpen) this.model.close(id);
-    else this.model.open(id);
+    if (isOpen && hasSelected) this.tree.selected = id; // one that is out of sight is not looked after
+    if (!isOpen) this.model.open(id);
     this.#draw();
     if (!isOpen) this.#look(true);
   }
