@@ -593,6 +593,7 @@ class Course:
         parameters = [*mine, *teacher.parameters()]
         num_systems = len(self.reader.lengths_before)
         sums, told, count = torch.zeros(len(KINDS) + 1, 2, device=self.device), -1.0, 0
+        needs = torch.ones(len(KINDS) + 1, device=self.device)  # what each kind of question counts; the last is of no answer
         for share, optimiser in self.steps(args.train_s, args.rate, parameters):
             self.fetch(1)
             system = torch.randint(num_systems, ()).item() if count % 6 == 5 else 0
@@ -602,7 +603,7 @@ class Course:
             losses, is_right, number, seen = self.answers(rows, int(system))
             # Long answers count for more than short ones, but not by as much as they have more tokens.
             sizes = torch.zeros(args.batch * MAX_ANSWERS, device=self.device).index_add_(0, number, torch.ones_like(losses))
-            weights = sizes[number].rsqrt()
+            weights = sizes[number].rsqrt() * needs[rows["kinds"].flatten().long()[number]]
             loss = (losses * weights).sum() / weights.sum()
             weight = LOOK_WEIGHT * (1.0 - share)
             with self.autocast():
@@ -619,6 +620,9 @@ class Course:
                 told = share
                 mean = sums[-1] / count
                 words = _rates(sums)
+                # What is answered wrong more often counts for more.
+                wrong = 1.0 - sums[:-1, 0] / sums[:-1, 1].clamp(min=1)
+                needs[:-1] = (wrong / wrong.mean()).clamp(0.1, 4.0).sqrt()
                 say(f"{share:4.0%} loss {mean[0]:.3f}, slope {mean[1]:.2f}; {words}; {count} steps since, {self.rows.total} rows")
                 sums.zero_()
                 count = 0
