@@ -160,7 +160,7 @@ export class TokensPanel {
   /** Tells of this token; -1: of the one where the reader stays. */
   #look(index) {
     const at = index < 0 ? this.flow.chosen : index;
-    this.detail.show(this.#texts, at, index === this.flow.chosen && this.picker.message?.state !== "streaming");
+    this.detail.show(this.#texts, at, at === this.flow.chosen && this.picker.message?.state !== "streaming");
     this.chart.point(at);
   }
 
