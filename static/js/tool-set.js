@@ -131,9 +131,11 @@ export class ToolSet {
 
 /** Which tool and field the server's refusal is about. */
 function placed({ message, param }, { list }, { schemas }) {
-  const tool = Number(param?.match(/^tools\[(\d+)\]/)?.[1] ?? NaN);
+  const [start, key] = param?.match(/^tools\[([^\]]*)\]/) ?? []; // by number, or by name where it is about a schema
+  const named = list.findIndex(({ name }) => name === key);
+  const tool = named >= 0 ? named : Number(key ?? NaN);
   if (!(tool in list)) return { message, words: message, tool: null, field: null, at: null };
-  const prefix = `tools[${tool}].function.parameters`;
+  const prefix = param.startsWith(`${start}.function.parameters`) ? `${start}.function.parameters` : `${start}.parameters`;
   const at = placeOfParam(param, prefix, schemas[tool].value, schemas[tool].places);
   const words = message.startsWith(prefix) ? message.slice(prefix.length).replace(/^\./, "") : message;
   const place = at === null ? null : placeIn(list[tool].parameters, at);

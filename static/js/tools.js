@@ -21,6 +21,7 @@ export class Tools {
   #cards = new WeakMap(); // a message's element -> its card
   #growing = new Set(); // messages with news
   #frame = 0;
+  #judging = new WeakSet(); // messages whose calls are being checked
   #isStopped = new WeakSet(); // messages behind which the loop does not go on by itself
 
   constructor(page) {
@@ -86,8 +87,10 @@ export class Tools {
   async ended({ message, conversation }) {
     const calls = callsOf(message);
     if (!calls.length) return;
+    this.#judging.add(message);
     const isWhole = message.state === "done";
     for (const call of calls) await this.#judge(call, conversation, isWhole && (message.finish !== "length" || call !== calls.at(-1)));
+    this.#judging.delete(message);
     const tools = toolsOf(conversation);
     const turn = turnOf(conversation, message);
     const goesOn = isWhole && message.finish !== "length" && tools.auto && turn < MAX_TURNS && calls.every(({ state, result }) => state === "good" && result !== null);
@@ -100,7 +103,8 @@ export class Tools {
 
   decorate(message, element) {
     if (!callsOf(message).length || this.#cards.has(element)) return;
-    for (const call of callsOf(message)) if (call.state === "busy" && message.state !== "streaming") call.state = "cut"; // a reload ended it
+    const isOver = message.state !== "streaming" && !this.#judging.has(message);
+    for (const call of callsOf(message)) if (call.state === "busy" && isOver) call.state = "cut"; // a reload ended it
     const number = element.querySelector("h2")?.textContent.replace(/\D+/g, "") ?? "";
     const card = new ToolCard(message, this, number);
     this.#cards.set(element, card);
