@@ -115,11 +115,13 @@ export function blank(canvas, ratio) {
   return { pen, width, height };
 }
 
-/** The smallest of 1, 2, 5 times a power of ten that is not below. */
+const ROUND = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
+
+/** The smallest round number that is not below. */
 export function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((k) => k * power).find((step) => step >= value * 0.9999);
+  return ROUND.map((k) => k * power).find((step) => step >= value * 0.9999);
 }
 
 export const count = (n) => Math.round(n).toLocaleString("en");

@@ -10,6 +10,11 @@ import { visible } from "../text.js";
 import { secondsText } from "./engine-facts.js";
 import { count } from "./engine-paint.js";
 
+function stateText({ state, prompt_tokens: prompt, computed_tokens: computed, generated_tokens: generated }) {
+  if (state === "waiting") return generated ? "Sent back, waiting" : "Waiting"; // for lack of memory
+  return computed < prompt ? "Reading prompt" : "Answering";
+}
+
 class Row {
   constructor(key, cancel) {
     this.bar = h("span", { class: "fill" });
@@ -38,7 +43,7 @@ class Row {
     const read = Math.min(computed, prompt);
     this.element.classList.toggle("own", isOwn);
     this.state.dataset.state = state;
-    put(this.state, state === "running" ? (read < prompt ? "Reading its prompt" : "Answering") : "Waiting");
+    put(this.state, stateText(request));
     this.#showName(request, isOwn, number);
     this.bar.style.width = `${prompt ? (100 * read) / prompt : 0}%`;
     put(this.prompt, read < prompt ? `${count(read)} of ${count(prompt)}` : count(prompt));
@@ -72,7 +77,7 @@ function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-const TITLES = { prompt: "Prompt", cached: "From the cache", generated: "Written", age: "Age" };
+const TITLES = { prompt: "Prompt", cached: "Cached", generated: "Written", age: "Age" };
 
 export class EngineRequests {
   #rows = new Map();
@@ -83,7 +88,7 @@ export class EngineRequests {
     this.body = h("tbody");
     this.caption = h("h3", { tabindex: "-1" }, "Requests");
     this.note = h("p", { class: "note" });
-    const head = ["Request", "State", `${TITLES.prompt} tokens`, TITLES.cached, TITLES.generated, TITLES.age];
+    const head = ["Request", "State", TITLES.prompt, TITLES.cached, TITLES.generated, TITLES.age];
     const heads = head.map((title, k) => h("th", { scope: "col", class: k > 2 && "number" }, title));
     this.tableElement = h(
       "table",

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_requests_are_those_of_the_server_with_their_numbers(engine_tab: Tab) ->
     page, url = open_engine(engine_tab), engine_tab.url
     expect(page.get_by_text("No request runs or waits.")).to_be_visible()
     hostile = "<img src=x onerror=alert(1)>"
-    bodies = [
+    bodies: list[dict[str, Any]] = [
         {"prompt": f"{name} " * 20, "max_tokens": 100, "rid": name, "ignore_eos": True}
         for name in ("first", "second", "third", hostile)
     ]
@@ -297,7 +298,7 @@ def test_silence_and_another_server_are_told_of(engine_tab: Tab) -> None:
 
     def between(socket: WebSocketRoute) -> None:
         server = socket.connect_to_server()
-        server.on_message(lambda message: is_cut[0] or socket.send(message))
+        server.on_message(lambda message: None if is_cut[0] else socket.send(message))
         sockets.append(socket)
 
     page.route_web_socket(re.compile("/v1/ws"), between)
@@ -411,6 +412,16 @@ def test_plots_tell_their_numbers_as_a_table_and_by_a_slider(engine_tab: Tab) ->
     assert max(float(row[3]) for row in rows if row[3] != "–") > 1  # tokens written per second
     page.get_by_role("button", name="Table").press("Enter")
     expect(page.locator(".plot").first).to_be_visible()
+    engine_tab.check_clean()
+
+
+def test_link_to_the_view_opens_it_and_the_chat_beside_it_works(engine_tab: Tab) -> None:
+    Tab.open(replace(engine_tab, url=engine_tab.url + "#v=engine"))
+    expect(engine_tab.page.get_by_role("heading", name="Engine", exact=True)).to_be_visible(timeout=SLOW_MS)
+    engine_tab.page.get_by_role("tab", name="Chat").click()
+    engine_tab.ask("Hello")
+    expect(engine_tab.page.locator(".assistant .text")).not_to_be_empty(timeout=SLOW_MS)
+    engine_tab.page.keyboard.press("Escape")
     engine_tab.check_clean()
 
 
