@@ -17,7 +17,7 @@ export const PAGE = 100; // children at a time
 const SMALL = 200; // nodes of a tree that is asked for as a whole
 const OPENED = 30; // of a tree that is open unless somebody closes it
 const MAX_DEPTH = 16; // as the server allows
-const MAX_CHILDREN = 1_000; // likewise
+const MAX_CHILDREN = 999; // likewise, beside the node itself
 const MAX_ROWS = 150; // beyond these nothing opens by itself
 const PREVIEW = 24; // tokens
 const DISTANCE_MS = 500;
@@ -79,6 +79,11 @@ export class CacheNodes {
     this.#closed.add(id);
   }
 
+  /** Whether the server would show more children of a node than are wanted now. */
+  canWantMore(id) {
+    return this.wantedOf(id) < MAX_CHILDREN;
+  }
+
   /** Asks for more children of a node. */
   want(id, count) {
     this.#wanted.set(id, Math.min(MAX_CHILDREN, count));
@@ -118,7 +123,7 @@ export class CacheNodes {
       if (!node || !this.isOpen(id)) continue;
       const isKnown = node.children?.length >= Math.min(node.num_children, this.wantedOf(id));
       if (id !== ROOT && node.num_children && !(isComplete && isKnown)) {
-        const answer = await this.#ask(id, 1, Math.min(MAX_CHILDREN, this.wantedOf(id) + 1)).catch((error) => this.#gone(error, id));
+        const answer = await this.#ask(id, 1, this.wantedOf(id) + 1).catch((error) => this.#gone(error, id));
         if (answer) this.#take(answer, id, 1);
       }
       waiting.push(...(this.nodes.get(id)?.children ?? []));

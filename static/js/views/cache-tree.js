@@ -143,7 +143,9 @@ export class CacheTree extends EventTarget {
     used.add(key);
     const row = this.#row(key);
     const isRoot = parent === ROOT; // of the root it is not told how many there are
-    const words = isRoot ? `Show ${PAGE} more` : `Show ${count(Math.min(PAGE, left))} more of ${count(left)}`;
+    const canShow = this.model.canWantMore(parent);
+    const words = !canShow ? "The older ones are not shown" : isRoot ? `Show ${PAGE} more` : `Show ${count(Math.min(PAGE, left))} more of ${count(left)}`;
+    set(row.element, { "aria-disabled": canShow ? null : true });
     row.text.textContent = words;
     row.element.classList.add("more");
     row.element.setAttribute("aria-label", words);

@@ -180,6 +180,8 @@ export class CacheView {
     this.tree.selected = id;
     this.note.textContent = "";
     this.#draw();
+    const isBelow = this.pane.element.getBoundingClientRect().top >= this.treeBox.getBoundingClientRect().bottom;
+    if (isBelow) this.pane.element.scrollIntoView({ block: "nearest" });
   }
 
   #toggle(id) {

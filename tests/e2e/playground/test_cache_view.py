@@ -204,6 +204,25 @@ def test_empty_cache_offers_a_first_hit(tab: Tab) -> None:
     tab.check_clean()
 
 
+def test_tree_that_cannot_be_read_says_why_and_can_be_tried_again(tab: Tab) -> None:
+    compute(tab.url, "still here")
+    broken: list[Route] = []
+
+    def fail(route: Route) -> None:
+        broken.append(route)
+        route.fulfill(status=200, content_type="text/html", body="<p>a proxy's page</p>")
+
+    tab.page.route("**/cache/tree*", fail)
+    page = open_cache(tab)
+    expect(page.get_by_role("alert").filter(has_text="The tree cannot be read")).to_be_visible(timeout=WAIT_MS)
+    page.unroute("**/cache/tree*")
+    page.get_by_role("button", name="Try again").click()
+    expect(item(page, "“still here")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("The tree cannot be read")).to_be_hidden()
+    assert broken
+    tab.check_clean()
+
+
 def test_tree_is_operable_by_keys_alone(tab: Tab) -> None:
     flush(tab.url)
     for prompt in ("apples are red", "apples are green", "bananas"):
