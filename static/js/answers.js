@@ -13,10 +13,11 @@ const FIGURES_MS = 250; // figures that change faster cannot be read
 
 /** One of them, with what is known of its times and counts. */
 export class Answer {
-  constructor(conversation, message, { continues = false } = {}) {
+  constructor(conversation, message, { continues = false, isResumed = false } = {}) {
     this.conversation = conversation;
     this.message = message;
     this.continues = continues; // goes on with the text that the message has
+    this.isResumed = isResumed; // it began before this page did
     this.before = continues ? (message.stats ?? null) : null; // figures of that
     this.sources = new Map(); // of a turn in the body: the id of the message that it was made of
     this.body = null; // what was sent
@@ -43,7 +44,7 @@ export class Answer {
       thoughtTokens: sum("thoughtTokens", usage?.completion_tokens_details?.reasoning_tokens ?? 0),
       guessedTokens: sum("guessedTokens", usage?.completion_tokens_details?.accepted_prediction_tokens ?? 0),
       wrongGuesses: sum("wrongGuesses", usage?.completion_tokens_details?.rejected_prediction_tokens ?? 0),
-      firstMs: this.firstAt ? this.firstAt - this.sentAt : null,
+      firstMs: this.firstAt && !this.isResumed ? this.firstAt - this.sentAt : null,
       decodeMs: sum("decodeMs", this.lastAt - this.firstAt),
       timings: this.timings,
     };
@@ -94,12 +95,34 @@ export class Answers {
     if (isOver()) return;
     this.chat.fromPlugins("sent", answer, answer.body);
     answer.message.limit = answer.body.max_tokens ?? null;
-    answer.cancel = this.server.stream(answer.body, {
+    answer.cancel = this.server.stream(answer.body, this.#listener(answer));
+  }
+
+  /** Goes on with one that was cut off by a reload, where the server still has it. */
+  async resume(answer) {
+    const { conversation, message } = answer;
+    message.state = "streaming";
+    this.#running.set(conversation.id, answer);
+    this.chat.begun(answer);
+    await this.page.extended();
+    if (message.state !== "streaming") return;
+    answer.cancel = this.server.resume(message.stream.name, message.stream.last, this.#listener(answer));
+  }
+
+  #listener(answer) {
+    const { message } = answer;
+    return {
+      cancel: () => this.stop(answer),
       opened: (head) => this.chat.fromPlugins("opened", answer, head),
-      chunk: (chunk) => this.#arrived(answer, chunk),
+      named: (name) => (message.stream = { name, last: 0 }),
+      waiting: (isWaiting) => this.chat.itemOf(message)?.showLive(isWaiting ? "Reconnecting…" : "Generating"),
+      chunk: (chunk, number) => {
+        if (message.stream && number) message.stream.last = number; // saved with the text that it belongs to
+        this.#arrived(answer, chunk);
+      },
       done: (usage) => this.#done(answer, usage),
       error: (error) => this.#failed(answer, error),
-    });
+    };
   }
 
   /** Ends it, here and on the server. What has arrived is kept. */
@@ -139,7 +162,7 @@ export class Answers {
     this.#frame ||= requestAnimationFrame(() => this.#paint());
     if (answer.lastAt - answer.savedAt > SAVE_MS) {
       answer.savedAt = answer.lastAt;
-      this.page.save(answer.conversation);
+      this.page.save(answer.conversation, message);
     }
   }
 
@@ -183,9 +206,10 @@ export class Answers {
   #failed(answer, error) {
     const { conversation, message } = answer;
     const name = pictureIn(error, answer);
-    message.state = "failed";
+    const isCut = error.code === "broken_stream" && Boolean(message.content); // it can be continued
+    message.state = isCut ? "interrupted" : "failed";
     if (name) error.message = `${name}: ${error.message}`;
-    message.error = error.message;
+    message.error = isCut && answer.isResumed ? undefined : error.message;
     message.param = error.param ?? undefined;
     this.#end(answer);
     this.page.refused(error, conversation, conversation.messages.find(({ id }) => id === message.parent));
@@ -195,6 +219,7 @@ export class Answers {
     if (answer.thoughtAt) this.#thoughtEnded(answer);
     this.chat.itemOf(answer.message)?.finish();
     this.#running.delete(answer.conversation.id);
+    delete answer.message.stream;
     this.chat.fromPlugins("ended", answer); // what they keep with it is saved with it
     this.#setStats(answer);
     this.page.changed(answer.conversation);
@@ -204,7 +229,7 @@ export class Answers {
   #setStats(answer) {
     if (answer.usage || answer.firstAt) answer.message.stats = answer.stats();
     this.page.save(answer.conversation);
-    this.chat.itemOf(answer.message)?.drawUnder(answer.message.state === "failed");
+    this.chat.itemOf(answer.message)?.drawUnder(Boolean(answer.message.error));
   }
 }
 

@@ -27,6 +27,7 @@ const FILL_MS = 12; // what drawing Markdown may take of a frame
  *     one that `continues` adds to the text that its message has
  *   decorate(message, item)  the message's element was drawn, or redraw() was called: it may have seen this element before
  *   under(message, item)  nodes below it: cards, notes
+ *   blocks()  why nothing can be sent now, a sentence, or nothing; the page's event "blocks" says that it may be another
  *   actions(message, number)  buttons beside Copy and Regenerate
  * @typedef {object} Plugin
  */
@@ -39,7 +40,7 @@ export class Chat {
   #filling = 0;
 
   /**
-   * `page` is what this list needs of the page: extended() settles when every plugin is there, save(conversation), changed(conversation) when a stream starts or ends,
+   * `page` is what this list needs of the page: extended() settles when every plugin is there, save(conversation, message) where message is all of it that is new, changed(conversation) when a stream starts or ends,
    * refused(ApiError, conversation, question), say(text) for the status region, edit(message) to take a question back to the composer.
    */
   constructor(server, blobs, page) {
@@ -79,6 +80,14 @@ export class Chat {
     this.list.replaceChildren();
     this.draw();
     this.reading.follow(true);
+    this.#resumeIn(conversation);
+  }
+
+  /** Goes on with the answer that a reload cut off, if the server still has it. */
+  #resumeIn(conversation) {
+    const message = conversation.messages.findLast(({ state, stream }) => state === "interrupted" && stream);
+    if (!message || this.#answers.of(conversation)) return;
+    this.#answers.resume(new Answer(conversation, message, { continues: Boolean(message.stats), isResumed: true }));
   }
 
   /** Asks the parts of the page anew what they add to the messages. */

@@ -40,10 +40,11 @@ export function statsText({ tokens, promptTokens, pictureTokens, cachedTokens, f
 }
 
 /** What a reader should know of how an answer ended; "" when it ended by itself. */
-export function endOf({ state, finish, content, reasoning, stats, limit }) {
+export function endOf({ state, finish, content, reasoning, stats, limit, error }) {
   const after = stats?.tokens ? ` after ${count(stats.tokens)} tokens` : "";
   if (state === "stopped") return `Stopped by you${after}`;
-  if (state === "interrupted") return "Cut off by a reload";
+  if (state === "elsewhere") return "Being written in another tab";
+  if (state === "interrupted") return error ? "Cut off" : "Cut off by a reload";
   if (finish === "abort") return `Ended by the server${after}`;
   if (finish === "length") return limit ? `Cut at max_tokens ${count(limit)}` : "Cut at the token limit";
   if (state !== "done" || content || finish === "tool_calls") return "";

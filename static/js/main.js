@@ -1,5 +1,5 @@
 /**
- * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, composer, key dialog.
+ * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, key dialog.
  *
  * Parts (frame.js) are made with it. They listen to its events: "conversation" (another one is shown), "ready" (the server takes
  * questions; `config` is known), "answers" (an answer began or ended in the conversation of `event.detail`).
@@ -8,43 +8,35 @@
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
 import { Connection } from "./connection.js";
-import { byId, h } from "./dom.js";
+import { Composer, isTouch } from "./composer.js";
+import { byId } from "./dom.js";
 import { Frame } from "./frame.js";
 import { Nav } from "./nav.js";
 import { Server } from "./net.js";
 import { Pictures } from "./picking.js";
-import { Settings } from "./settings.js";
-import { Store, newConversation, pathOf, recall, remember } from "./store.js";
+import { Store, newConversation, recall, remember } from "./store.js";
 
 const SAVE_MS = 400; // after the last keystroke
-const EXAMPLES = [
-  "What is the capital of France?",
-  "Explain in three sentences why the sky is blue.",
-  "Write a Python function that tells whether a word is a palindrome.",
-];
 
 class App extends EventTarget {
   #conversation = newConversation();
   #saveTimer = 0;
-  #editing = null; // the question being edited
   #askAgain = false; // a question waits for the key
-  #limit = 0; // tokens the model's context holds
   #extend = () => {};
-  #drafts = new Map(); // conversation id -> pictures of the message being written
 
   constructor() {
     super();
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
     this.store = new Store(undefined, (problem) => this.nav.warn(problem));
-    this.settings = new Settings((conversation) => this.#saveSoon(conversation));
+    this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
     this.connection = new Connection(this.server, { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say });
     this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
-      added: () => this.#showSend(),
-      removed: (picture) => this.#removedPicture(picture),
-      earlier: () => this.#path().flatMap((message) => message.pictures ?? []),
+      added: () => this.composer.changed(),
+      removed: (picture) => this.composer.removedPicture(picture),
+      earlier: () => this.composer.earlierPictures,
       say,
     });
     this.chat = new Chat(this.server, this.blobs, {
@@ -53,9 +45,9 @@ class App extends EventTarget {
       changed: (conversation) => this.#streamChanged(conversation),
       refused: (error, conversation, question) => this.#refused(error, conversation, question),
       say,
-      edit: (message) => this.#edit(message),
+      edit: (message) => this.composer.edit(message),
     });
-    this.prompt = byId("prompt");
+    this.composer = new Composer(this);
     this.nav = new Nav(this);
     this.frame = new Frame(this);
     this.extended = new Promise((resolve) => (this.#extend = resolve));
@@ -72,19 +64,19 @@ class App extends EventTarget {
   }
 
   async start() {
-    this.#wireComposer();
     this.#wireSides();
     this.#wireTheme();
     this.#wireKeys();
     this.#wireKeyDialog();
-    this.#drawExamples();
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
     this.connection.look();
     await this.#openFromHash();
     await this.nav.draw();
-    if (!isTouch()) this.prompt.focus();
+    if (!isTouch()) this.composer.focus();
+    const { Settings } = await import("./settings.js");
+    this.settings = new Settings(this);
     this.#extend(this.frame.extend());
   }
 
@@ -93,33 +85,24 @@ class App extends EventTarget {
   async #learnModel() {
     this.config = await this.server.get("playground/config.json");
     this.server.resumeMs = 1_000 * this.config.resume_window_s;
-    const { model, context_len, sampling_defaults, image_limits } = this.config;
+    const { model, image_limits } = this.config;
     this.chat.model = model;
-    this.#limit = context_len;
     byId("model-name").textContent = model;
     document.title = `${model} · StreamServe`;
-    this.settings.showDefaults(sampling_defaults);
     this.pictures.allow(image_limits);
-    this.#showContext();
     this.dispatchEvent(new Event("ready"));
   }
 
   #refused(error, conversation, question) {
     if (conversation === this.#conversation) {
-      if (error.param) this.settings.showError(error.param, error.message);
-      if (isAboutMessages(error) && question?.pictures) this.#takeBack(question);
+      if (error.param) this.settings?.showError(error.param, error.message);
+      if (isAboutMessages(error) && question?.pictures) this.composer.takeBack(question);
     }
     if (error.status === 401) {
       this.#askAgain = true;
       this.#askForKey(error);
     }
     if (error.code === "unreachable") this.connection.look();
-  }
-
-  /** Has a refused question in the composer again, where a picture can be removed and all else sent as it is. */
-  #takeBack(question) {
-    const isWriting = this.#editing || this.prompt.value || this.pictures.chosen.length;
-    if (!isWriting) this.#startEdit(question);
   }
 
   #askForKey(error) {
@@ -149,7 +132,7 @@ class App extends EventTarget {
     const hash = new URLSearchParams(location.hash.slice(1));
     const id = hash.get("c");
     this.frame.views.show(hash.get("v") ?? "chat");
-    if (id === this.#conversation.id || (!id && location.hash)) return;
+    if (this.chat.conversation && (id === this.#conversation.id || (!id && location.hash))) return;
     const found = id && (await this.find(id));
     this.show(found || newConversation(this.#conversation));
     if (id && !found) history.replaceState(null, "", location.pathname);
@@ -167,12 +150,8 @@ class App extends EventTarget {
   /** Has this conversation on screen. */
   show(conversation) {
     this.#conversation = conversation;
-    this.#editing = null;
     this.chat.show(conversation);
-    this.settings.show(conversation);
-    this.#showDraft();
-    this.#showContext();
-    this.#showSend();
+    this.composer.show();
     this.dispatchEvent(new Event("conversation"));
   }
 
@@ -197,7 +176,7 @@ class App extends EventTarget {
     history.pushState(null, "", location.pathname);
     this.show(newConversation(this.#conversation));
     this.closeSides();
-    this.prompt.focus();
+    this.composer.focus();
   }
 
   async #save(conversation, message) {
@@ -211,138 +190,15 @@ class App extends EventTarget {
     if (conversation.messages.length) this.#save(conversation);
   }
 
-  #saveSoon(conversation) {
+  /** Saves it when nothing has been typed for a moment. */
+  saveSoon(conversation) {
     clearTimeout(this.#saveTimer);
     this.#saveTimer = setTimeout(() => this.#saveIfBegun(conversation), SAVE_MS);
   }
 
-  // ----------------------------------------------------------------------------------------------------------- composer
-
-  #wireComposer() {
-    byId("composer").addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (this.chat.isStreaming) this.chat.stop();
-      else this.#send();
-    });
-    this.prompt.addEventListener("keydown", (event) => {
-      const isComposing = event.isComposing || event.keyCode === 229; // Enter that ends an IME word; Safari only sets the code
-      if (event.key !== "Enter" || event.shiftKey || isComposing || isTouch()) return;
-      event.preventDefault();
-      if (!this.chat.isStreaming) this.#send();
-    });
-    this.prompt.addEventListener("input", () => {
-      this.#fitPrompt();
-      this.#showSend();
-      if (this.#editing) return;
-      this.#conversation.draft = this.prompt.value;
-      this.#saveSoon(this.#conversation);
-    });
-    byId("hint-cancel").addEventListener("click", () => this.#cancelEdit());
-  }
-
-  #send() {
-    const text = this.prompt.value.trim();
-    const pictures = this.pictures.chosen;
-    if (!this.#hasMessage()) return;
-    const parent = this.#path().at(-1)?.id ?? null;
-    this.#editing = null;
-    this.settings.clearErrors();
-    this.#conversation.draft = "";
-    this.#drafts.delete(this.#conversation.id);
-    this.#showDraft();
-    this.chat.ask(text, parent, pictures);
-  }
-
-  /** Whether there is something to send, all of it. */
-  #hasMessage() {
-    return Boolean(this.prompt.value.trim() || this.pictures.chosen.length) && !this.pictures.isReading;
-  }
-
-  /** The messages above the one being written. */
-  #path() {
-    const head = this.#editing ? this.#editing.parent : this.#conversation.head;
-    return pathOf({ ...this.#conversation, head });
-  }
-
-  /** Takes a question back into the composer. Sending it opens a new branch; the old one stays. */
-  #edit(message) {
-    if (this.chat.isStreaming) return;
-    this.#startEdit(message);
-    this.prompt.focus();
-  }
-
-  #startEdit(message) {
-    this.#editing = message;
-    this.#setPrompt(message.content);
-    this.pictures.show([...(message.pictures ?? [])]);
-    this.#showSend();
-    byId("status").textContent = "Editing an earlier message. Escape cancels.";
-  }
-
-  #cancelEdit() {
-    this.#editing = null;
-    this.#showDraft();
-    this.#showSend();
-    this.prompt.focus();
-  }
-
-  #showDraft() {
-    const { id, draft } = this.#conversation;
-    if (!this.#drafts.has(id)) this.#drafts.set(id, []);
-    this.#setPrompt(draft);
-    this.pictures.show(this.#drafts.get(id));
-  }
-
-  #removedPicture(picture) {
-    if (!allPictures(this.#conversation).some(({ id }) => id === picture.id)) this.blobs.drop(picture);
-    this.#showSend();
-  }
-
-  #setPrompt(text) {
-    this.prompt.value = text;
-    this.#fitPrompt();
-    const isEditing = Boolean(this.#editing);
-    byId("composer").classList.toggle("editing", isEditing);
-    byId("hint-keys").hidden = isEditing || isTouch();
-    byId("hint-editing").hidden = !isEditing;
-  }
-
-  #fitPrompt() {
-    this.prompt.style.height = "auto";
-    this.prompt.style.height = `${this.prompt.scrollHeight}px`;
-  }
-
-  #showSend() {
-    const button = byId("send");
-    const isStop = this.chat.isStreaming;
-    button.setAttribute("aria-label", isStop ? "Stop" : this.#editing ? "Send edited message" : "Send");
-    button.classList.toggle("stop", isStop);
-    button.querySelector("use").setAttribute("href", isStop ? "#icon-stop" : "#icon-send");
-    button.disabled = !isStop && !this.#hasMessage();
-  }
-
   #streamChanged(conversation) {
     this.dispatchEvent(new CustomEvent("answers", { detail: conversation }));
-    if (conversation !== this.#conversation) return;
-    this.#showSend();
-    this.#showContext();
-  }
-
-  #showContext() {
-    const last = pathOf(this.#conversation).findLast((message) => message.stats?.promptTokens);
-    const used = last ? last.stats.promptTokens + (last.stats.tokens ?? 0) : 0;
-    const count = (n) => n.toLocaleString("en");
-    byId("context").textContent = used && this.#limit ? `${count(used)} of ${count(this.#limit)} tokens of context` : "";
-  }
-
-  #drawExamples() {
-    const ask = (text) => {
-      this.#setPrompt(text);
-      this.#send();
-    };
-    byId("examples").append(
-      ...EXAMPLES.map((text) => h("li", {}, h("button", { type: "button", class: "example", onclick: () => ask(text) }, text))),
-    );
+    if (conversation === this.#conversation) this.composer.changed();
   }
 
   // ------------------------------------------------------------------------------------------------- sidebars, keys, look
@@ -352,7 +208,7 @@ class App extends EventTarget {
     this.middle = matchMedia("(min-width: 760px)");
     byId("skip").addEventListener("click", (event) => {
       event.preventDefault(); // the hash belongs to the conversation
-      this.prompt.focus();
+      this.composer.focus();
     });
     byId("new-chat").addEventListener("click", () => this.newChat());
     byId("open-nav").addEventListener("click", () => this.#toggleSide("nav"));
@@ -410,7 +266,7 @@ class App extends EventTarget {
         o: event.shiftKey && (() => this.newChat()),
         k: !event.shiftKey && (() => this.nav.startSearch()),
         b: !event.shiftKey && (() => this.#toggleSide("inspector")),
-        "/": () => this.prompt.focus(),
+        "/": () => this.composer.focus(),
       }[key];
       if (!action) return;
       event.preventDefault();
@@ -421,7 +277,7 @@ class App extends EventTarget {
   #escape() {
     if (this.closeSides(true)) return;
     if (this.chat.isStreaming) return this.chat.stop();
-    if (this.#editing) this.#cancelEdit();
+    if (this.composer.isEditing) this.composer.cancelEdit();
   }
 
   #wireTheme() {
@@ -440,11 +296,7 @@ class App extends EventTarget {
   }
 }
 
-const allPictures = (conversation) => (conversation?.messages ?? []).flatMap((message) => message.pictures ?? []);
-
 /** Whether the server takes the request as such but not what the messages hold. */
 const isAboutMessages = ({ param, code }) => param?.startsWith("messages") || code === "request_too_large";
-
-const isTouch = () => matchMedia("(pointer: coarse)").matches;
 
 new App().start();

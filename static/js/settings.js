@@ -15,14 +15,17 @@ export class Settings {
   #inputs = new Map();
   #notes = new Map();
 
-  /** `onChange(conversation)` is called after each edit. */
-  constructor(onChange) {
-    this.onChange = onChange;
+  constructor(page) {
+    this.page = page;
     this.root = byId("settings");
     this.resetButton = byId("reset");
     this.resetButton.addEventListener("click", () => this.#reset());
     this.root.addEventListener("submit", (event) => event.preventDefault());
     this.root.append(this.#systemField(), h("div", { class: "fields" }, ...FIELDS.map((field) => this.#field(field))));
+    page.addEventListener("conversation", () => this.show(page.conversation));
+    page.addEventListener("ready", () => this.showDefaults(page.config.sampling_defaults));
+    this.show(page.conversation);
+    if (page.config) this.showDefaults(page.config.sampling_defaults);
   }
 
   #systemField() {
@@ -83,13 +86,13 @@ export class Settings {
     this.#conversation.system = "";
     this.#conversation.sampling = {};
     this.show(this.#conversation);
-    this.onChange(this.#conversation);
+    this.page.saveSoon(this.#conversation);
     this.system.focus();
   }
 
   #changed() {
     this.#markChanged();
-    this.onChange(this.#conversation);
+    this.page.saveSoon(this.#conversation);
   }
 
   #markChanged() {
