@@ -91,7 +91,7 @@ export class Server {
 
   /**
    * Asks for a streamed answer to a chat body, which says so itself. Calls `on.opened({status, headers})`, where there is one, when the
-   * answer comes by HTTP, `on.chunk(chunk)` for each chunk and then exactly one of
+   * answer comes by HTTP, `on.chunk(chunk, number)` for each chunk, numbered where it can be resumed, and then exactly one of
    * `on.done(usage)` and `on.error(ApiError)`. Returns a function that cancels: the server is told at once, and chunks
    * that are already under way are dropped; `on.done` may still follow with the usage of what was made. `on.cancel()`, where there is
    * one, is how the asker itself would have it cancelled by `cancel(id)`.
@@ -103,9 +103,9 @@ export class Server {
     return this.#start(on, (wire, id, guarded) => wire.ask(id, body, guarded));
   }
 
-  /** Goes on with an answer of that name, from its first chunk on: what a page that was reloaded does. As stream() otherwise. */
-  resume(name, on) {
-    return this.#start(on, (wire, id, guarded) => wire.resume(id, name, guarded));
+  /** Goes on with an answer of that name behind chunk number `after`, as a page that was reloaded does. As stream() otherwise. */
+  resume(name, after, on) {
+    return this.#start(on, (wire, id, guarded) => wire.resume(id, name, after, guarded));
   }
 
   #start(on, begin) {
@@ -117,7 +117,7 @@ export class Server {
       opened: (head) => on.opened?.(head),
       named: (name) => cancelled || on.named?.(name),
       waiting: (isWaiting) => cancelled || on.waiting?.(isWaiting),
-      chunk: (chunk) => cancelled || on.chunk(chunk),
+      chunk: (chunk, number) => cancelled || on.chunk(chunk, number),
       done: (usage) => {
         this.#running.delete(id);
         on.done(usage);

@@ -28,12 +28,12 @@ export class Wire {
 
   /** Streams the answer to a chat body. Returns what cancels it. */
   ask(id, body, on) {
-    return this.#start(new Answer(this, id, body, null, on));
+    return this.#start(new Answer(this, id, on, { body }));
   }
 
-  /** Streams what the server has kept of an answer, and what is to come of it. */
-  resume(id, name, on) {
-    return this.#start(new Answer(this, id, null, name, on));
+  /** Streams what the server has of an answer behind chunk number `after`, and what is to come of it. */
+  resume(id, name, after, on) {
+    return this.#start(new Answer(this, id, on, { name, after }));
   }
 
   #start(answer) {
@@ -124,16 +124,17 @@ class Answer {
   #stop = null; // ends what the connection carries
   #deadline = 0;
 
-  constructor(wire, id, body, name, on) {
+  constructor(wire, id, on, { body = null, name = null, after = 0 }) {
     this.wire = wire;
     this.id = id;
     this.body = body;
     this.name = name;
     this.#on = on;
+    this.#last = after;
   }
 
   get #keeps() {
-    return this.wire.server.resumeMs > 0;
+    return this.wire.server.resumeMs > 0 || !this.body;
   }
 
   /** Begins, or goes on behind what came. */
@@ -178,7 +179,7 @@ class Answer {
     if (number !== undefined && number <= this.#last) return; // came before
     this.#last = number ?? 0;
     this.#hasBegun = true;
-    this.#on.chunk(chunk);
+    this.#on.chunk(chunk, number);
   }
 
   #goesOn() {
