@@ -86,7 +86,7 @@ export class Search {
       this.page.closeSides();
       this.page.open(id, message?.id);
     };
-    const snippet = message && h("span", { class: "snippet" }, ...marked(snippetOf(message.text, words[0]), words));
+    const snippet = message && message.text.trim() !== title ? h("span", { class: "snippet" }, ...marked(snippetOf(message.text, words[0]), words)) : null;
     const link = h("a", { href: `#c=${id}`, class: "chat", "data-id": id, dir: "auto", onclick: open }, h("span", { class: "title" }, ...marked(title, words)), snippet);
     if (id === this.page.conversation.id) link.setAttribute("aria-current", "page");
     return h("li", {}, link);
@@ -122,10 +122,11 @@ export class Search {
 
 const patternOf = (word) => new RegExp(word.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), "iu");
 
-/** The part of a text around the first place of this word, in one line. */
+/** The part of a text around the first place of this word, in one line, from the beginning of a word. */
 function snippetOf(text, word) {
   const at = text.search(word);
-  const from = Math.max(0, at - BEFORE);
+  const early = Math.max(0, at - BEFORE);
+  const from = early && early + text.slice(early, at).search(/(?<=[\s.,;:!?]+)[^\s.,;:!?]|$/);
   const part = text.slice(from, from + SNIPPET).replace(/\s+/g, " ").replace(/^[\udc00-\udfff]|[\ud800-\udbff]$/g, ""); // no halves of characters
   return `${from ? "…" : ""}${part.trim()}${from + SNIPPET < text.length ? "…" : ""}`;
 }

@@ -82,6 +82,8 @@ export function showVariant(conversation, message) {
 export class Store extends EventTarget {
   #memory = new Map(); // id -> conversation that could not be written
   #known = new Map(); // id -> Map of message id -> {print, order}, as they were written or read here
+  #rows = new Map(); // id -> {base, latest}: what the fields were when they were last read or written here, and the row that is kept
+  #presets = null;
   #problem = null;
   #channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("streamserve") : null;
   #tab = recall("tab", "session") || newId();
@@ -93,11 +95,13 @@ export class Store extends EventTarget {
     super();
     this.database = database;
     this.onProblem = onProblem;
-    this.presets = new Presets(database);
+    const presets = (method) => (...given) => (this.#presets ??= import("./presets-store.js").then((m) => new m.Presets(database))).then((made) => made[method](...given));
+    this.presets = { list: presets("list"), save: presets("save"), remove: presets("remove") };
     remember("tab", this.#tab, "session");
-    this.#channel?.addEventListener("message", ({ data: { id, isRemoved } }) => {
+    this.#channel?.addEventListener("message", ({ data: { id, isRemoved, row } }) => {
       if (isRemoved) this.#forget(id);
       else this.#removed.delete(id);
+      if (row && this.#rows.has(id)) this.#rows.get(id).latest = row;
       this.#tell({ id, isRemoved, isElsewhere: true });
     });
   }
@@ -128,6 +132,7 @@ export class Store extends EventTarget {
       if (message.state === "streaming") message.state = isAlive ? "elsewhere" : "interrupted";
     }
     this.#known.set(id, new Map(rows.map(({ order, message }) => [message.id, { print: printOf(message), order }])));
+    this.#rows.set(id, { base: printsOf(row), latest: row });
     return { ...row, messages: rows.map(({ message }) => message) };
   }
 
@@ -142,10 +147,10 @@ export class Store extends EventTarget {
     const isWhole = !message || !this.#known.has(id);
     const rows = this.#changed(conversation, isWhole ? conversation.messages : [message]);
     const gone = isWhole ? this.#gone(conversation) : [];
-    const { messages: _, ...head } = conversation;
+    const row = this.#rowOf(conversation);
     this.#memory.set(id, conversation);
     const write = (conversations, messages, transaction) => {
-      conversations.put(head);
+      conversations.put(row);
       for (const row of rows) messages.put(row, [id, row.message.id]);
       for (const key of gone) messages.delete([id, key]);
       transaction.commit?.();
@@ -153,12 +158,23 @@ export class Store extends EventTarget {
     const isKept = await this.#try(() => this.#run("readwrite", ["conversations", "messages"], write).then(() => true), false);
     if (!isKept) {
       this.#known.delete(id); // the next time all of it is written
+      this.#rows.delete(id);
       return this.#tell({ id, isRemoved: false, isElsewhere: false });
     }
     this.#memory.delete(id);
     this.#report(null);
     this.#persist();
-    if (isWhole) this.#announce({ id, isRemoved: false });
+    if (isWhole) this.#announce({ id, isRemoved: false, row });
+  }
+
+  /** What is to be kept beside the messages: of fields that were not changed here, what another tab made of them. */
+  #rowOf({ messages: _, ...fields }) {
+    const { base = {}, latest = {} } = this.#rows.get(fields.id) ?? {};
+    const now = printsOf(fields);
+    const changed = Object.entries(fields).filter(([name]) => now[name] !== base[name]);
+    const row = { ...latest, ...Object.fromEntries(changed) };
+    this.#rows.set(fields.id, { base: now, latest: row });
+    return row;
   }
 
   /** Rows of those messages that are not as they were written last. */
@@ -197,6 +213,7 @@ export class Store extends EventTarget {
   #forget(id) {
     this.#memory.delete(id);
     this.#known.delete(id); // saved again it is written whole
+    this.#rows.delete(id);
     this.#removed.set(id, Date.now());
   }
 
@@ -209,14 +226,6 @@ export class Store extends EventTarget {
     const isGone = await this.#try(() => this.#run("readwrite", ["conversations", "messages"], erase).then(() => true), false);
     this.#announce({ id, isRemoved: true });
     if (isGone) for (const waiting of [...this.#memory.values()]) await this.save(waiting); // there may be room now
-  }
-
-  /** Every conversation that is kept, one after the other. */
-  async *all() {
-    for (const { id } of await this.list()) {
-      const conversation = await this.load(id);
-      if (conversation) yield conversation;
-    }
   }
 
   // -------------------------------------------------------------------------------------------------------------- inside
@@ -245,8 +254,8 @@ export class Store extends EventTarget {
     navigator.storage?.persist?.().catch(() => {});
   }
 
-  #announce(change) {
-    this.#channel?.postMessage(change);
+  #announce({ row, ...change }) {
+    this.#channel?.postMessage({ ...change, row });
     this.#tell({ ...change, isElsewhere: false });
   }
 
@@ -271,33 +280,7 @@ export class Store extends EventTarget {
   }
 }
 
-/** Named sets of settings, in the order of their names. Where the browser keeps nothing they last as long as the page. */
-class Presets {
-  #memory = new Map();
-
-  constructor(database) {
-    this.database = database;
-  }
-
-  /** @returns {Promise<{name: string, values: object}[]>} */
-  async list() {
-    const kept = await this.database.run("readonly", ["presets"], (presets) => presets.getAll()).catch(() => []);
-    const all = new Map([...kept, ...this.#memory.values()].map((preset) => [preset.name, preset]));
-    return [...all.values()].sort((a, b) => a.name.localeCompare(b.name));
-  }
-
-  /** Keeps these values under this name, instead of what it had. */
-  async save(name, values) {
-    const preset = { name, values: structuredClone(values) };
-    this.#memory.delete(name);
-    await this.database.run("readwrite", ["presets"], (presets) => presets.put(preset)).catch(() => this.#memory.set(name, preset));
-  }
-
-  async remove(name) {
-    this.#memory.delete(name);
-    await this.database.run("readwrite", ["presets"], (presets) => presets.delete(name)).catch(() => {});
-  }
-}
+const printsOf = (fields) => Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, JSON.stringify(value)]));
 
 /** Every row of a conversation's messages. */
 const rowsOf = (id) => IDBKeyRange.bound([id], [id, []]);
