@@ -13,6 +13,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/embeddings.md",
     "docs/inspection.md",
+    "docs/playground.md",
     "docs/speculation.md",
     "docs/websocket.md",
 )
