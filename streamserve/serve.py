@@ -30,6 +30,7 @@ from streamserve.api.auth import read_keys
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
+from streamserve.api.playground import Playground, static_folder
 from streamserve.api.response_store import ResponseStore, open_store
 from streamserve.build import Built, build
 from streamserve.config import Config, ServerConfig, served_names, shown_settings
@@ -39,6 +40,7 @@ from streamserve.startup import StartUp
 
 log = structlog.get_logger(__name__)
 MIB = 1 << 20
+ROOT_PATH = "STREAMSERVE_ROOT_PATH"  # the prefix below which a proxy serves this, if it passes it on
 SETTLE_S = 5.0  # for what is still to be kept when everything has ended
 
 
@@ -59,7 +61,8 @@ class Server:
     def __init__(self, config: Config) -> None:
         config = self._config = replace(config, server=read_keys(config.server, os.environ))
         self._display = StartUp(config)
-        self._gate = Gate()
+        self._page = Playground(None if config.server.disable_playground else static_folder())
+        self._gate = Gate(self._page, self._display.progress, os.environ.get(ROOT_PATH, ""))
         self._metrics = Metrics()
         self._stop = anyio.Event()  # tells hypercorn to stop
         self._closed = anyio.Event()  # it has
@@ -138,6 +141,7 @@ class Server:
             sampling_defaults=self._config.model.sampling_defaults,
             encoder=encoder,
             family=built.pictures,
+            page=self._page,
         )
 
     async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:

@@ -33,9 +33,14 @@ class StartUp:
         self._out = sys.stdout if out is None else out
         self._json = is_json(config.server.log_format, self._out)
         self._bar: _Bar | None = None  # the one that is shown: a new one ends it
+        self._progress: dict[str, object] | None = None
         self._phases: dict[str, float] = {}  # seconds, in order of their first beginning
         self._open: list[str] = []  # phases that are under way, the innermost last
         self._since = 0.0  # when the innermost went on
+
+    def progress(self) -> dict[str, object] | None:
+        """How far the part of the start is that takes time now: its name, what is done, of how much (of weights: bytes)."""
+        return self._progress
 
     def hello(self, model: str, device: str) -> None:
         """The first line: who starts what on which device. Print it before anything slow."""
@@ -88,13 +93,13 @@ class StartUp:
 
     @contextmanager
     def _showing(self, name: str) -> Iterator[Progress]:
-        """A bar, if people are looking."""
-        if self._json:
-            yield lambda done, total: None
-            return
+        """A bar, if people are looking. Whoever asks is told anyway."""
         bar = _Bar(self._out, name)
 
         def show(done: int, total: int) -> None:
+            self._progress = {"phase": name, "done": done, "total": total}
+            if self._json:
+                return
             if self._bar is not bar:
                 if self._bar is not None:
                     self._bar.close()
@@ -104,6 +109,7 @@ class StartUp:
         try:
             yield show
         finally:
+            self._progress = None
             bar.close()
 
     def _switch(self) -> None:

@@ -84,12 +84,12 @@ class Endpoint:
 class Api:
     """The application. `close_idle_sockets` and `settled` are for the shutdown."""
 
-    def __init__(self, service: Service, store: ResponseStore, uploads: Uploads) -> None:
+    def __init__(self, service: Service, store: ResponseStore, uploads: Uploads, page: Playground) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
         completions = Completions(service)
         self._responses = Responses(service, completions, store)
-        self._router, routes = _router(service, completions, self._responses, Files(service, uploads))
+        self._router, routes = _router(service, completions, self._responses, Files(service, uploads), page)
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
 
@@ -194,11 +194,12 @@ async def _not_a_page(exchange: Exchange) -> None:
     raise InvalidRequest("this is a WebSocket; open it with an upgrade request", param="upgrade")
 
 
-def _router(service: Service, completions: Completions, responses: Responses, files: Files) -> tuple[Router, list[RouteSpec]]:
+def _router(
+    service: Service, completions: Completions, responses: Responses, files: Files, playground: Playground
+) -> tuple[Router, list[RouteSpec]]:
     streams = service.streams
     native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
     embeddings, view = Embeddings(service), LiveView(service)
-    playground = Playground(None if service.config.disable_playground else static_folder())
     routes = [
         RouteSpec(
             "POST",
@@ -265,11 +266,12 @@ def create_app(
     encoder: EncoderModel | None = None,
     family: Family | None = None,
     fetcher: Fetcher | None = None,
+    page: Playground | None = None,
 ) -> Api:
     """The HTTP and WebSocket side of one served model. `settings` are shown by /server_info, without secrets.
 
     `response_store` keeps responses of /v1/responses; without one they are kept in memory. `family`: how the model takes
-    pictures; None: it takes none. `fetcher` is for tests.
+    pictures; None: it takes none. `fetcher` is for tests. `page`: the playground, where it was read already.
     `sampling_defaults`: "model" takes what a request leaves out from the model's files, "openai" from OpenAI's defaults.
     """
     uploads, max_bytes = Uploads(), config.max_body_mb * MIB
@@ -289,4 +291,5 @@ def create_app(
         ),
         MemoryStore() if response_store is None else response_store,
         uploads,
+        page or Playground(None if config.disable_playground else static_folder()),
     )
