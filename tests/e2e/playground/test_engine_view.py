@@ -17,7 +17,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.e2e.playground.browser import CHROMIUM, Tab, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab, get_json, serve
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
@@ -206,7 +206,7 @@ def test_pause_holds_strip_and_plots_while_requests_go_on(engine_tab: Tab) -> No
     page.get_by_text("Steps as a table").click()
     newest = page.get_by_role("region", name="Steps as a table").locator("tbody th").first
     picture = "() => [...document.querySelectorAll('.strip canvas, .plot canvas')].map((canvas) => canvas.toDataURL())"
-    with clients(url, {"prompt": "Go on and on", "max_tokens": 180, "rid": "long", "ignore_eos": True}):
+    with clients(url, {"prompt": "Go on and on", "max_tokens": 140, "rid": "long", "ignore_eos": True}):
         expect(row_of(page, "long")).to_contain_text("Answering", timeout=SLOW_MS)
         expect(newest).to_be_visible()
         page.get_by_role("button", name="Pause").click()
@@ -214,25 +214,25 @@ def test_pause_holds_strip_and_plots_while_requests_go_on(engine_tab: Tab) -> No
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         held, drawn, at = newest.text_content(), page.evaluate(picture), steps_of(url)[-1]["step"]
         written = int(row_of(page, "long").locator("td").nth(3).text_content() or "")
-        wait_until(lambda: steps_of(url)[-1]["step"] > at + 50)
-        wait_until(lambda: int(row_of(page, "long").locator("td").nth(3).text_content() or "") > written + 30)
+        wait_until(lambda: steps_of(url)[-1]["step"] > at + 25)
+        wait_until(lambda: int(row_of(page, "long").locator("td").nth(3).text_content() or "") > written + 10)
         assert newest.text_content() == held and page.evaluate(picture) == drawn
         page.get_by_role("button", name="Go on live").click()
-        wait_until(lambda: int(newest.text_content() or "") > at + 50)
+        wait_until(lambda: int(newest.text_content() or "") > at + 25)
         assert page.evaluate(picture) != drawn
     engine_tab.check_clean()
 
 
 def test_scrolling_back_keeps_the_steps_in_sight_until_the_end_is_reached_again(engine_tab: Tab) -> None:
     page, url = open_engine(engine_tab), engine_tab.url
-    with clients(url, {"prompt": "Fill the strip", "max_tokens": 120, "ignore_eos": True}):
+    with clients(url, {"prompt": "Fill the strip", "max_tokens": 85, "ignore_eos": True}):
         pass
-    with clients(url, {"prompt": "And go on", "max_tokens": 120, "rid": "more", "ignore_eos": True}):
+    with clients(url, {"prompt": "And go on", "max_tokens": 90, "rid": "more", "ignore_eos": True}):
         expect(row_of(page, "more")).to_contain_text("Answering", timeout=SLOW_MS)
         strip(page).evaluate("(node) => node.scrollTo(0, 0)")
         expect(page.get_by_role("button", name="Go on live")).to_be_visible()
         width, at = strip(page).evaluate("(node) => node.scrollWidth"), steps_of(url)[-1]["step"]
-        wait_until(lambda: steps_of(url)[-1]["step"] > at + 40)
+        wait_until(lambda: steps_of(url)[-1]["step"] > at + 20)
         assert strip(page).evaluate("(node) => [node.scrollLeft, node.scrollWidth]") == [0, width]
         strip(page).evaluate("(node) => node.scrollTo(node.scrollWidth, 0)")
         expect(page.get_by_role("button", name="Pause")).to_be_visible()
@@ -289,6 +289,18 @@ def test_engine_is_watched_only_while_its_view_can_be_seen(engine_tab: Tab) -> N
     assert len(kinds()) == 5 and len(engine_tab.sockets()) == 1
     page.get_by_role("tab", name="Chat").click()
     page.keyboard.press("Escape")
+    engine_tab.check_clean()
+
+
+def test_engine_is_asked_again_and_again_where_no_socket_opens(engine_tab: Tab) -> None:
+    page, url = open_engine(engine_tab, NO_WEBSOCKET), engine_tab.url
+    with clients(url, {"prompt": "Without a socket", "max_tokens": 120, "rid": "polled", "ignore_eos": True}):
+        expect(row_of(page, "polled")).to_contain_text("Answering", timeout=SLOW_MS)
+    expect(page.get_by_text("Idle", exact=True)).to_be_visible(timeout=SLOW_MS)
+    page.get_by_role("tab", name="Chat").click()
+    asked = [name for name in engine_tab.requests if "engine/steps?since=" in name]
+    assert len(asked) >= 2 and len(set(asked)) >= 2  # only what is new is asked for
+    assert engine_tab.sockets() == []
     engine_tab.check_clean()
 
 
