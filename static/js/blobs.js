@@ -11,9 +11,6 @@
 import { h } from "./dom.js";
 import { newId } from "./store.js";
 
-const MOST_OF_QUOTA = 0.5; // a browser that runs out of room may throw everything away
-const ORPHAN_MS = 86_400_000; // what no message names by then was left by a page that went away
-
 /** @typedef {{id: string, name: string, size: number}} Picture */
 
 /** "340 kB" or "4.52 MB". Pass Math.floor for what is a limit, so that nothing over it looks equal to it. */
@@ -45,50 +42,12 @@ export class Blobs {
 
   /** Makes them outlive the page. */
   async keep(pictures) {
-    for (const { id, name } of pictures) {
-      const held = this.#memory.get(id);
-      if (!held) continue; // kept already
-      try {
-        const { usage = 0, quota = Infinity } = (await navigator.storage?.estimate?.()) ?? {};
-        if (usage + held.blob.size > quota * MOST_OF_QUOTA) throw new Error("half of the room that this browser gives is used");
-        await this.database.run("readwrite", ["blobs"], (blobs) => blobs.put({ blob: held.blob, kept: Date.now() }, id));
-        this.#memory.delete(id);
-      } catch (error) {
-        const why = error.name === "QuotaExceededError" ? "this browser's storage is full" : error.message;
-        this.onProblem(`${name} is gone when this page is closed or loaded again: ${why}.`);
-      }
-    }
+    if (pictures.length) await (await import("./blob-keeping.js")).keep(this.#memory, this.database, pictures, this.onProblem);
   }
 
   /** Makes those that no kept message names end with the page; until then keep() brings them back. */
   async forget(pictures) {
-    for (const { id } of pictures) {
-      const blob = await this.find(id);
-      const drop = (messages, blobs) => {
-        const uses = messages.index("pictures").count(id);
-        uses.onsuccess = () => uses.result || blobs.delete(id);
-        return uses;
-      };
-      const numUses = await this.database.run("readwrite", ["messages", "blobs"], drop).catch(() => 0); // nothing can be kept here
-      if (blob && !numUses && !this.#memory.has(id)) this.#memory.set(id, { blob, count: 1 });
-    }
-  }
-
-  /** Deletes what is named by no message, and has not been for long. */
-  async sweep() {
-    const sweep = (messages, blobs) => {
-      const walk = blobs.openCursor();
-      walk.onsuccess = () => {
-        const at = walk.result;
-        if (!at) return;
-        const uses = messages.index("pictures").count(at.key);
-        uses.onsuccess = () => {
-          if (!uses.result && Date.now() - at.value.kept > ORPHAN_MS) blobs.delete(at.primaryKey);
-          at.continue();
-        };
-      };
-    };
-    await this.database.run("readwrite", ["messages", "blobs"], sweep).catch(() => {}); // nothing is kept: nothing is left
+    if (pictures.length) await (await import("./blob-keeping.js")).forget(this.#memory, this.database, pictures);
   }
 
   /** As a data: URL. Throws an Error that says which picture is not there any more. */

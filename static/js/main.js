@@ -28,11 +28,11 @@ class App extends EventTarget {
     super();
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
-    this.store = new Store(undefined, (problem) => this.nav.warn(problem));
+    this.store = new Store((problem) => this.nav.warn(problem));
     this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
     this.connection = new Connection(this.server, { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say });
-    this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
+    this.blobs = new Blobs(this.store, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.composer.changed(),
       removed: (picture) => this.composer.removedPicture(picture),

@@ -146,3 +146,20 @@ export function tellRemoved(page) {
     byId("prompt").focus();
   });
 }
+
+/** Has on screen what another tab made of the conversation; false where something is being written here, which would be lost. */
+export async function refresh(page) {
+  const { chat, conversation, store } = page;
+  const isWriting = () => chat.isStreaming || document.querySelector("#messages .editor, .composer.editing");
+  if (isWriting()) return false;
+  const fresh = await store.load(conversation.id);
+  if (!fresh || conversation !== page.conversation) return true;
+  if (isWriting()) return false;
+  const scroll = byId("scroll");
+  const { scrollTop } = scroll;
+  const isAtEnd = scroll.scrollHeight - scroll.clientHeight - scrollTop < 2;
+  Object.assign(conversation, fresh, { draft: conversation.draft });
+  page.show(conversation);
+  if (!isAtEnd) scroll.scrollTop = scrollTop;
+  return true;
+}

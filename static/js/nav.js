@@ -108,20 +108,9 @@ export class Nav {
     this.#refresh();
   }
 
-  /** Has on screen what another tab made of the conversation, unless something is being written here. */
-  async #refresh() {
-    const { chat, conversation, store } = this.page;
-    const isWriting = () => chat.isStreaming || document.querySelector("#messages .editor, .composer.editing");
-    if (!this.#isStale || isWriting()) return;
-    this.#isStale = false;
-    const fresh = await store.load(conversation.id);
-    if (!fresh || conversation !== this.page.conversation || isWriting()) return;
-    const scroll = byId("scroll");
-    const { scrollTop } = scroll;
-    const isAtEnd = scroll.scrollHeight - scroll.clientHeight - scrollTop < 2;
-    Object.assign(conversation, fresh, { draft: conversation.draft });
-    this.page.show(conversation);
-    if (!isAtEnd) scroll.scrollTop = scrollTop;
+  /** Has on screen what another tab made of the conversation. */
+  #refresh() {
+    if (this.#isStale) this.#act(async (actions) => (this.#isStale &&= !(await actions.refresh(this.page))));
   }
 
   // -------------------------------------------------------------------------------------------------- search and files
