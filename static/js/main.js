@@ -7,7 +7,6 @@
 
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
-import { Connection } from "./connection.js";
 import { Composer, isTouch } from "./composer.js";
 import { byId } from "./dom.js";
 import { Frame } from "./frame.js";
@@ -28,11 +27,12 @@ class App extends EventTarget {
     super();
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
-    this.store = new Store((problem) => this.nav.warn(problem));
+    this.store = new Store(undefined, (problem) => this.nav.warn(problem));
     this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
-    this.connection = new Connection(this.server, { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say });
-    this.blobs = new Blobs(this.store, (problem) => this.pictures.say(problem));
+    const hooks = { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say };
+    this.connection = import("./connection.js").then(({ Connection }) => new Connection(this.server, hooks));
+    this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.composer.changed(),
       removed: (picture) => this.composer.removedPicture(picture),
@@ -71,7 +71,7 @@ class App extends EventTarget {
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
     addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
-    this.connection.look();
+    this.#look();
     await this.#openFromHash();
     await this.nav.draw();
     if (!isTouch()) this.composer.focus();
@@ -81,6 +81,12 @@ class App extends EventTarget {
   }
 
   // ------------------------------------------------------------------------------------------------------------- server
+
+  /** Looks for the server, now. */
+  #look() {
+    const fail = () => (byId("server-state").textContent = "Not loaded: try again");
+    this.connection.then((connection) => connection.look(), fail);
+  }
 
   async #learnModel() {
     this.config = await this.server.get("playground/config.json");
@@ -102,7 +108,7 @@ class App extends EventTarget {
       this.#askAgain = true;
       this.#askForKey(error);
     }
-    if (error.code === "unreachable") this.connection.look();
+    if (error.code === "unreachable") this.#look();
   }
 
   #askForKey(error) {
@@ -120,7 +126,7 @@ class App extends EventTarget {
       remember("key", this.server.key, "session");
       byId("key").value = "";
       dialog.close();
-      this.connection.look();
+      this.#look();
       if (this.#askAgain) this.chat.regenerateLast();
       this.#askAgain = false;
     });
