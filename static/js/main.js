@@ -27,12 +27,12 @@ class App extends EventTarget {
     super();
     this.config = null; // GET /playground/config.json, once the server is ready
     this.server = new Server(recall("key", "session"));
-    this.store = new Store(undefined, (problem) => this.nav.warn(problem));
+    this.store = new Store((problem) => this.nav.warn(problem));
     this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
     const hooks = { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say };
     this.connection = import("./connection.js").then(({ Connection }) => new Connection(this.server, hooks));
-    this.blobs = new Blobs(this.store.database, (problem) => this.pictures.say(problem));
+    this.blobs = new Blobs(this.store, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.composer.changed(),
       removed: (picture) => this.composer.removedPicture(picture),
@@ -186,8 +186,10 @@ class App extends EventTarget {
   }
 
   async #save(conversation, message) {
-    const hash = `#c=${conversation.id}`;
-    if (conversation === this.#conversation && location.hash !== hash) history.replaceState(null, "", hash);
+    const hash = new URLSearchParams(location.hash.slice(1));
+    const isNews = conversation === this.#conversation && hash.get("c") !== conversation.id;
+    if (isNews) hash.set("c", conversation.id); // beside the view that is shown
+    if (isNews) history.replaceState(null, "", `#${hash}`);
     await this.store.save(conversation, message);
   }
 
@@ -218,6 +220,7 @@ class App extends EventTarget {
     });
     byId("new-chat").addEventListener("click", () => this.newChat());
     byId("open-nav").addEventListener("click", () => this.#toggleSide("nav"));
+    byId("show-keys").addEventListener("click", () => this.#showKeys());
     byId("open-inspector").addEventListener("click", () => this.#toggleSide("inspector"));
     for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => this.closeSides(true));
     byId("shade").addEventListener("click", () => this.closeSides(true));
@@ -265,10 +268,12 @@ class App extends EventTarget {
 
   #wireKeys() {
     addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !event.isComposing && !byId("key-dialog").open) return this.#escape();
+      if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]")) return this.#escape();
       if (!(event.ctrlKey || event.metaKey)) return;
-      const key = event.key.toLowerCase();
+      const key = event.altKey ? `alt ${event.code}` : event.key.toLowerCase(); // Alt may make another letter of the key
       const action = {
+        "alt KeyR": () => this.chat.regenerateLast(),
+        "alt KeyE": () => this.chat.editLast(),
         o: event.shiftKey && (() => this.newChat()),
         k: !event.shiftKey && (() => this.nav.startSearch()),
         b: !event.shiftKey && (() => this.#toggleSide("inspector")),
@@ -278,6 +283,11 @@ class App extends EventTarget {
       event.preventDefault();
       action();
     });
+  }
+
+  async #showKeys() {
+    const { showKeys } = await import("./keys-dialog.js");
+    showKeys();
   }
 
   #escape() {

@@ -68,7 +68,7 @@ export class Runs {
 
   /** Goes on with an answer that was under way when the page was left. */
   resume(column, turn) {
-    this.#begin(column, new Run(turn, true), (on) => this.server.resume(turn.stream, on));
+    this.#begin(column, new Run(turn, true), (on) => this.server.resume(turn.stream, 0, on));
   }
 
   #begin(column, run, ask) {

@@ -308,6 +308,12 @@ def test_answers_go_on_while_the_chat_is_shown_and_both_share_the_socket(slow_ta
     a, b = texts(page)
     assert b.startswith(a[:40])
     assert len(slow_tab.sockets()) == 1
+    page.get_by_role("button", name="Use these settings in the chat, column B").click()
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("tab", name="Compare").click()
+    page.reload()  # the address names both the view and the conversation
+    expect(column(page, "B")).to_be_visible(timeout=LONG)
+    expect(page.locator("#nav a[aria-current=page]")).to_have_text("And here?")
     slow_tab.check_clean()
 
 
