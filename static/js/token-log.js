@@ -43,7 +43,7 @@ export class TokenLog extends EventTarget {
 
   /** @returns {Log|null} */
   of(message) {
-    return (message && (this.#live.get(message.id) ?? message.extra?.tokens)) ?? null;
+    return (message && (this.#live.get(message.id) ?? keptOf(message))) ?? null;
   }
 
   isWanted(conversation) {
@@ -86,7 +86,7 @@ export class TokenLog extends EventTarget {
   }
 
   actions(message, number) {
-    if (!message.extra?.tokens) return [];
+    if (!keptOf(message)) return [];
     return [iconButton("tokens", `Token probabilities of message ${number}`, () => this.look(message))];
   }
 
@@ -99,11 +99,34 @@ export class TokenLog extends EventTarget {
   }
 }
 
+const sound = new WeakMap(); // log -> whether it is one
+
+/** The log that is kept with a message; null where there is none, or where a file that somebody made has something else. */
+function keptOf({ extra }) {
+  const log = extra?.tokens;
+  if (log === null || typeof log !== "object") return null;
+  if (!sound.has(log)) sound.set(log, isLog(log));
+  return sound.get(log) ? log : null;
+}
+
+const isCount = (n) => Number.isSafeInteger(n) && n >= 0;
+const isByte = (n) => Number.isInteger(n) && n >= 0 && n < 256;
+const isWord = (word) => typeof word === "string" || (Array.isArray(word) && word.length < 1_000 && word.every(isByte));
+const isLogprob = (n) => typeof n === "number" && n <= 0.001;
+
+function isLog({ before, list, more, marks }) {
+  const isEntry = (entry) => Array.isArray(entry) && isWord(entry[0]) && isLogprob(entry[1]) && Array.isArray(entry[2]) && areTops(entry[2]);
+  const areTops = (tops) => tops.length <= 2 * NUM_ALTERNATIVES && tops.length % 2 === 0 && tops.every((one, k) => (k % 2 ? isLogprob : isWord)(one));
+  const isMark = (mark) => Array.isArray(mark) && isCount(mark[0]) && [0, 1, 2].includes(mark[1]);
+  return isCount(before) && isCount(more) && Array.isArray(list) && list.length <= MAX_TOKENS && list.every(isEntry) && Array.isArray(marks) && marks.every(isMark);
+}
+
 const newLog = (before) => ({ before, list: [], more: 0, marks: [] });
 
 /** The log that an answer's goes on with: the one it has, where that reaches to the end of its text. */
-function goesOn({ extra, content }) {
-  const log = extra?.tokens;
+function goesOn(message) {
+  const { content } = message;
+  const log = keptOf(message);
   if (!log || log.more) return null;
   const text = log.list.map(([word]) => bytesOf(word)).reduce((all, bytes) => (all.push(...bytes), all), []);
   return content.slice(log.before) === new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(text)) ? log : null;

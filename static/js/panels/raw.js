@@ -106,7 +106,7 @@ export class RawPanel {
     this.events.show(this.#message, record);
     this.request.showHead(record?.head ?? null);
     this.request.block(this.page.chat.isStreaming ? "An answer is under way." : this.page.config ? "" : "The server is not ready.");
-    if (record?.body) this.#showBody(record.body, sentText(record, this.#message));
+    if (record?.body) this.#showBody(record.body, sentText(record, this.#message, this.page.server.resumeMs > 0));
     else if (this.#message?.state !== "streaming") this.#showUnsent(); // else it is about to be sent
   }
 
@@ -170,8 +170,9 @@ function rebuiltText(message) {
   return `Built again from the conversation and today's settings: what was sent is kept for one visit only.${edited}`;
 }
 
-function sentText({ sentAt, size, head, endMs }, message) {
+function sentText({ sentAt, size, head, endMs }, message, isResumable) {
   const time = new Date(sentAt).toLocaleTimeString();
   const took = endMs ? `, over after ${(endMs / 1000).toFixed(2)} s` : "";
-  return `Sent at ${time} ${head ? "by HTTP" : "over the socket"}, ${size.toLocaleString("en")} characters${took}.${message.error ? ` Refused: ${message.error}` : ""}`;
+  const way = head ? "by HTTP" : isResumable ? 'over the socket, with "resumable": true for the case that it is lost' : "over the socket";
+  return `Sent at ${time} ${way}, ${size.toLocaleString("en")} characters${took}.${message.error ? ` Refused: ${message.error}` : ""}`;
 }
