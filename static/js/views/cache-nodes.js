@@ -1,8 +1,9 @@
 /**
  * What the page knows of the server's prefix tree: the nodes that can be seen, loaded level by level as they are opened.
  *
- * A small tree is asked for in one request, of a large one each open node by itself, so many children at a time. Requests keep a
- * distance, except those that somebody waits for. A node that is split gets a new one above it: that one is opened, so that what
+ * A small tree is asked for in one request, of a large one each open node by itself, so many children at a time; those that nobody
+ * has used since only now and then, to learn what was evicted below them. Requests keep a distance, except those that somebody
+ * waits for. A node that is split gets a new one above it: that one is opened, so that what
  * was seen stays in sight.
  *
  * Owns the nodes, which of them are open, and how many children of each are wanted. Knows nothing of how they look.
@@ -21,6 +22,7 @@ const MAX_CHILDREN = 999; // likewise, beside the node itself
 const MAX_ROWS = 150; // beyond these nothing opens by itself
 const PREVIEW = 24; // tokens
 const DISTANCE_MS = 500;
+const QUIET_PASSES = 4; // in one of so many, a node that nobody has used is asked for
 const MAX_REMEMBERED = 5_000;
 
 export class CacheNodes {
@@ -31,6 +33,9 @@ export class CacheNodes {
   #askedAt = -Infinity;
   #running = null; // a refresh
   #again = false;
+  #isHurried = false;
+  #numPasses = 0;
+  #askedWith = new Map(); // id -> what was known of a node when its children were asked for
 
   /** `get(path)` settles to the JSON at a path. `keeps(id)`: whether this node has to stay in sight. */
   constructor(get, keeps) {
@@ -38,6 +43,7 @@ export class CacheNodes {
     this.keeps = keeps;
     this.nodes = new Map([[ROOT, { id: ROOT, parent: null, end: 0, children: null, num_children: 0 }]]);
     this.summary = null; // the counts of GET /cache/tree
+    this.onPass = () => {}; // called when all that can be seen was asked for
   }
 
   /** Whether a node that was known lives no more: all that stand where it stood are known, and it is not among them. */
@@ -95,6 +101,7 @@ export class CacheNodes {
    */
   refresh(isHurried = false) {
     if (isHurried) this.#askedAt = -Infinity;
+    this.#isHurried ||= isHurried;
     this.#again = Boolean(this.#running);
     this.#running ??= this.#refreshAll().finally(() => (this.#running = null));
     return this.#running;
@@ -103,6 +110,9 @@ export class CacheNodes {
   async #refreshAll() {
     do {
       this.#again = false;
+      const isWhole = this.#isHurried; // nothing is left out
+      this.#isHurried = false;
+      this.#numPasses += 1;
       const isFirst = !this.summary;
       const isSmall = isFirst || this.summary.num_nodes <= SMALL;
       const depth = isFirst || this.summary.num_nodes <= OPENED ? MAX_DEPTH : Math.min(MAX_DEPTH, this.#depth() + 1);
@@ -110,19 +120,22 @@ export class CacheNodes {
       this.#take(answer, ROOT, isSmall ? depth : 1);
       if (answer.num_nodes <= OPENED) this.open(...[...this.nodes.keys()].filter((id) => !this.#closed.has(id)));
       if (isSmall && answer.is_cut) this.#again = true; // it has grown
-      else await this.#refreshOpen(isSmall);
+      else await this.#refreshOpen(isSmall, isWhole);
       this.#forget();
+      this.onPass();
     } while (this.#again);
   }
 
   /** Each open node whose children the first answer did not have. */
-  async #refreshOpen(isComplete) {
+  async #refreshOpen(isComplete, isWhole) {
     const waiting = [ROOT];
     for (let id = waiting.shift(); id !== undefined; id = waiting.shift()) {
       const node = this.nodes.get(id);
       if (!node || !this.isOpen(id)) continue;
       const isKnown = node.children?.length >= Math.min(node.num_children, this.wantedOf(id));
-      if (id !== ROOT && node.num_children && !(isComplete && isKnown)) {
+      const isQuiet = !isWhole && isKnown && isUnused(this.#askedWith.get(id), node) && (this.#numPasses + id) % QUIET_PASSES !== 0;
+      if (id !== ROOT && node.num_children && !(isKnown && (isComplete || isQuiet))) {
+        this.#askedWith.set(id, node);
         const answer = await this.#ask(id, 1, this.wantedOf(id) + 1).catch((error) => this.#gone(error, id));
         if (answer) this.#take(answer, id, 1);
       }
@@ -217,7 +230,15 @@ export class CacheNodes {
       this.nodes.delete(id);
     }
     const isReached = (id) => reached.has(id);
+    for (const id of this.#askedWith.keys()) if (!isReached(id)) this.#askedWith.delete(id);
     if (this.#open.size > MAX_REMEMBERED) this.#open = new Set([...this.#open].filter(isReached));
     if (this.#closed.size > MAX_REMEMBERED) this.#closed = new Set([...this.#closed].filter(isReached));
   }
+}
+
+/** Whether no request has come to a node, or below it, between two looks. */
+function isUnused(before, now) {
+  if (!before || before.requests || now.requests) return false;
+  const usedAt = ({ seenAt, age_s }) => seenAt - age_s * 1_000;
+  return Math.abs(usedAt(now) - usedAt(before)) < 300 && before.num_children === now.num_children && before.pins === now.pins;
 }

@@ -37,6 +37,7 @@ export class CacheView {
     this.meters = new CacheMeters();
     this.model = new CacheNodes((path) => page.server.get(path), (id) => id === this.tree.selected || this.tree.lit.has(id) || this.tree.holdsFocus(id));
     this.tree = new CacheTree(this.model);
+    this.model.onPass = () => this.#passed();
     this.pane = new CacheNodePane(page);
     this.#build();
     this.#wire();
@@ -143,14 +144,17 @@ export class CacheView {
     try {
       await this.model.refresh(isHurried);
     } catch (error) {
-      return this.#showProblem(error);
+      this.#showProblem(error);
     }
+  }
+
+  #passed() {
     this.#refreshedAt = performance.now();
     this.problem.hidden = true;
     this.#draw();
+    if (!this.#isFollowing || performance.now() - this.#followedAt < FOLLOW_MS) return;
     const isPathGone = this.#path.some((id) => !this.model.nodes.has(id));
-    const isUnderWay = this.page.chat.isStreaming && performance.now() - this.#followedAt > FOLLOW_MS;
-    if (this.#isFollowing && (isPathGone || isUnderWay)) this.#lookUp();
+    if (isPathGone || this.page.chat.isStreaming) this.#lookUp();
   }
 
   #draw() {
@@ -273,6 +277,11 @@ export class CacheView {
       : "Nothing of this conversation is in the cache.";
     this.model.open(ROOT, ...found.path.slice(0, -1));
     await this.#look(true);
+    const hidden = found.path.findIndex((id) => !this.model.nodes.has(id));
+    if (isOther && hidden >= 0) {
+      this.model.want(found.path[hidden - 1] ?? ROOT, Infinity); // it stands further down among many
+      await this.#look(true);
+    }
     if (isOther && found.path.length && turn === this.#followTurn) this.tree.reveal(found.path.at(-1));
   }
 

@@ -310,6 +310,9 @@ def test_large_level_is_shown_in_parts(tab: Tab) -> None:
         expect(shown).to_have_count(num_shown, timeout=WAIT_MS)
         expect(page.locator("[role=treeitem]:focus")).to_have_count(1)
     expect(more).to_have_count(0)
+    compute(tab.url, "late to come", cache_salt="late")
+    expect(item(page, "“late to come")).to_be_visible(timeout=WAIT_MS)
+    expect(shown).to_have_count(241)
     tab.check_clean()
 
 
