@@ -1,6 +1,7 @@
 """Pictures beside text on a GPU: how much later tokens of text streams come while other requests bring pictures.
 
-    python bench/pictures.py [--folder FOLDER] [--requests 64] [--streams 64] [--side 1024] [--rounds 1] [--json OUT] [-- FLAGS]
+    python bench/pictures.py [--folder FOLDER] [--requests 64] [--streams 64] [--side 1024] [--rounds 1] [--steps] [--json OUT]
+        [-- FLAGS]
 
 Without --folder the model is one of Qwen2.5-VL 7B's architecture with random weights, whose config, chat template and byte-level
 tokenizer are written to a temporary folder. `--small` takes a small one of the same family: for work on the bench itself.
@@ -251,6 +252,54 @@ def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *
     }
 
 
+class Steps:
+    """Looks at the engine's steps all the while: the server keeps the last 600 (GET /engine/steps)."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._columns: list[str] = []
+        self._steps: list[tuple[float, list[float]]] = []  # when, by this process's clock
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        last = 0
+        while not self._ends.wait(0.5):
+            found = self._server.get(f"/engine/steps?since={last}")
+            shift_s = time.perf_counter() - found["now_s"]
+            last, self._columns = found["last"], found["columns"]
+            at = self._columns.index("time_s")
+            self._steps += [(step[at] + shift_s, step) for step in found["steps"]]
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._ends.set()
+        self._thread.join()
+
+    def told(self, begin_s: float, end_s: float) -> list[str]:
+        """Of each kind of step between two moments: how many, and how long after the one before them they ended."""
+        kinds: dict[str, list[tuple[float, float, float]]] = {}
+        before_s = 0.0
+        for at_s, step in self._steps:
+            value = dict(zip(self._columns, step, strict=True))
+            if begin_s <= before_s and at_s < end_s:
+                most = next((most for most in (0, 64, 128, 256, 512, 1024) if value["prompt_tokens"] <= most), None)
+                rows = "answers" if value["decode_rows"] else "no answers"
+                prompts = "no prompt" if most == 0 else f"prompts <= {most}" if most else "prompts > 1024"
+                kind = f"{rows}, {prompts}{', guesses' if value['drafted'] else ''}{', an encode' if value['encodes'] else ''}"
+                kinds.setdefault(kind, []).append(((at_s - before_s) * 1e3, value["decode_rows"], value["prompt_tokens"]))
+            before_s = at_s
+        lines = []
+        for kind, found in sorted(kinds.items()):
+            ms, rows_of, tokens = zip(*found, strict=True)
+            lines.append(
+                f"{len(ms):5} steps: {kind}: {percentile(ms, 50):.1f} ms (p90 {percentile(ms, 90):.1f}), "
+                f"{sum(rows_of) / len(ms):.0f} answers, {sum(tokens) / len(ms):.0f} prompt tokens"
+            )
+        return lines
+
+
 class Bench:
     """A server, and what is sent to it."""
 
@@ -282,6 +331,7 @@ class Bench:
         streams = Streams(port, [text(model, rng, TEXT_PROMPT, longest) for _ in range(args.streams)])
         encoded = self._encoded()
         meter = Meter(self.server)
+        steps = Steps(self.server) if args.steps else None
         time.sleep(BEGIN_S + ALONE_S)
         alone_end_s = time.perf_counter()
         seen = checked(drive(port, chats, at_once=len(chats)))
@@ -296,6 +346,10 @@ class Bench:
         if not all(one.has_left and one.events_s and one.events_s[-1] > meter_end_s - 5 for one in texts):
             raise SystemExit("a text stream ended, failed or stood still before it was hung up on")
         first_s, begin_s = alone_end_s, alone_end_s - ALONE_S
+        times = {"alone": (begin_s, first_s)} | {
+            name: (min(one.sent_s for one in those), max(one.events_s[-1] for one in those))
+            for name, those in (("pictures", seen), ("control", plain))
+        }
         found, other = beside(seen, texts, meter, is_chat=True), beside(plain, texts, meter, is_chat=False)
         alone = gaps(texts, begin_s, first_s) | {"cores": meter.cpu_s(begin_s, first_s) / (first_s - begin_s)}
         for figures in (found, other):
@@ -306,6 +360,10 @@ class Bench:
         for name, figures in (("alone", alone), ("pictures", found), ("control", other)):
             self.result.add(name, figures)
             print(f"  {name:9}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+        if steps is not None:
+            steps.close()
+            for name, (since_s, until_s) in times.items():
+                print(f"  {name}", *steps.told(since_s, until_s), sep="\n    ", flush=True)
 
     def _encoded(self) -> float:
         return next(value for name, value in self.server.metrics().items() if "encoded_media" in name and "created" not in name)
@@ -327,6 +385,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", action="store_true", help="also say what steps there were, and how long they took")
     parser.add_argument("--json")
     args = parser.parse_args(own)
     with tempfile.TemporaryDirectory() as made:

@@ -433,6 +433,7 @@ def _large(family: Family) -> Prepared:
 
 
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
+MEDIA_TOKENS = 256  # for whose products a device needs about as long as for reading the weights
 
 
 def burst_limits(resolved: Resolved) -> BurstLimits:
@@ -446,6 +447,7 @@ def burst_limits(resolved: Resolved) -> BurstLimits:
         tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), most),
         step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), most),
         ride_tokens=1024,
+        media_tokens=MEDIA_TOKENS,
         gather_s=0.01,
     )
 

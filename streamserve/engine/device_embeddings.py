@@ -6,10 +6,13 @@ give up the scheduler says (engine/encodings.py).
 An encoder of a few hundred launches keeps a thread busy for milliseconds, so another thread than the loop's does it, in a stream
 of its own: what the device has to do for a picture runs beside the steps before the one that needs it, and only that one waits
 for it, on the device. The loop waits only where a step needs what is not launched yet.
+
+Work beside a step makes it slower. So what an encoder does in parts is launched a part a step, until a step needs it.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event as Flag
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -51,16 +54,17 @@ class Piece(NamedTuple):
 
 class Encoding:
     """One media under way through the encoder, or through it. `job` brings embeddings and an event behind them, or says why not
-    (what was raised is not kept)."""
+    (what was raised is not kept). `hurry` is set when a step needs it."""
 
-    def __init__(self, key: bytes, num_tokens: int, job: "Future[tuple[Tensor, Event] | str]") -> None:
+    def __init__(self, key: bytes, num_tokens: int, job: "Future[tuple[Tensor, Event] | str]", hurry: Flag) -> None:
         self.key = key
         self.num_tokens = num_tokens
         self._job = job
+        self._hurry = hurry
         self._is_awaited = False
 
     def is_launched(self) -> bool:
-        """Whether `why_not` and `embeds` would not wait."""
+        """Whether `why_not` and `embeds` would not wait. Once a step that takes its embeddings was launched, it is."""
         return self._job.done()
 
     def why_not(self) -> str | None:
@@ -70,6 +74,7 @@ class Encoding:
 
     def embeds(self, device: Device) -> Tensor | None:
         """For what this thread launches from now on; it waits for them on the device. None: there are none."""
+        self._hurry.set()
         found = self._job.result()
         if isinstance(found, str):
             return None
@@ -97,18 +102,22 @@ class DeviceEmbeddings:
         assert encoder is None or not encoder.whole_spans  # refused at start
         self._device = device
         self._encoder = encoder
+        self._recorder = Recorder(device)
+        self._hurry, self._num_parts = Flag(), 0  # of what is encoded now: the thread's
+        self._step: Event | None = None  # behind the last step that was launched
         if encoder is not None:
-            encoder.repeat = Recorder(device)
+            encoder.repeat = self._repeat
         self._width, self._dtype = width, dtype
         self._kept: dict[bytes, Encoding] = {}
+        self._under_way: list[Encoding] = []  # of which failures() has not told
         self._places: dict[int, tuple[tuple[bytes, tuple[Span, ...]], ...]] = {}  # of slots that have media
         self.has_rotary = has_rotary
         self._rotary: dict[int, Rotary] = {}  # of the same slots' prompts
         self._shift = np.zeros(num_slots, np.int32)
         self._thread = None if encoder is None else ThreadPoolExecutor(1, thread_name_prefix="engine-encode")
 
-    def take_in(self, plan: Plan) -> Sequence[Encoding]:
-        """The plan's admissions, then what it gives up and encodes; returns what that starts."""
+    def take_in(self, plan: Plan) -> None:
+        """The plan's admissions, then what it gives up and encodes."""
         for admission in plan.admissions:
             slot, media = admission.slot, admission.media
             if slot in self._places:
@@ -121,13 +130,23 @@ class DeviceEmbeddings:
                     self._rotary[slot], self._shift[slot] = rotary_positions(admission.num_prompt, media)
         for key in plan.forgets:
             self._kept.pop(key, None)  # not there if the step that was to encode it failed
-        started = []
         for encode in plan.encodes:
             assert self._thread is not None
-            job = self._thread.submit(self._encode, encode.inputs, encode.num_tokens)
-            self._kept[encode.key] = Encoding(encode.key, encode.num_tokens, job)
-            started.append(self._kept[encode.key])
-        return started
+            hurry = Flag()
+            job = self._thread.submit(self._encode, encode.inputs, encode.num_tokens, hurry)
+            self._kept[encode.key] = Encoding(encode.key, encode.num_tokens, job, hurry)
+            self._under_way.append(self._kept[encode.key])
+
+    def failures(self) -> dict[bytes, str]:
+        """Those that failed since the last call, and why. A step's result tells of all whose embeddings it should have had."""
+        over = [encoding for encoding in self._under_way if encoding.is_launched()]
+        if over:
+            self._under_way = [encoding for encoding in self._under_way if encoding not in over]
+        return {encoding.key: why for encoding in over if (why := encoding.why_not()) is not None}
+
+    def launched(self, step: Event) -> None:
+        """A step was, up to this mark."""
+        self._step = step
 
     def pieces(self, rows: Sequence[Row]) -> list[Piece]:
         """Where rows hold places of media."""
@@ -180,7 +199,7 @@ class DeviceEmbeddings:
         assert self._thread is not None
         self._thread.submit(self._reserve, store_bytes).result()
         for _ in range(2):
-            found = self._thread.submit(self._encode, inputs, num_tokens).result()
+            found = self._thread.submit(self._encode, inputs, num_tokens, Flag()).result()
             if isinstance(found, str):
                 raise ConfigError(f"a large picture cannot be encoded on this device, beside the weights: {found}")
         self._device.synchronize()
@@ -195,11 +214,19 @@ class DeviceEmbeddings:
         with self._device.beside():
             torch.empty(num_bytes, dtype=torch.uint8, device=self._device.torch_device)
 
+    def _repeat(self, run: Callable[[Tensor], Tensor], x: Tensor, key: Hashable) -> Tensor:
+        """In the thread: the next part."""
+        if self._num_parts and self._step is not None and not self._hurry.is_set():
+            self._step.synchronize()
+        self._num_parts += 1
+        return self._recorder(run, x, key)
+
     @torch.inference_mode()
-    def _encode(self, inputs: Mapping[str, Any], num_tokens: int) -> tuple[Tensor, Event] | str:
+    def _encode(self, inputs: Mapping[str, Any], num_tokens: int, hurry: Flag) -> tuple[Tensor, Event] | str:
         """In the thread: launches, and an event behind them. What is raised stays here: it would hold on to what the encoder had
         on the device, which may be why it failed."""
         assert self._encoder is not None
+        self._hurry, self._num_parts = hurry, 0
         try:
             with self._device.beside():
                 (embeds_NX,) = self._encoder.encode((inputs,))

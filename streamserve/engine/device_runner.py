@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from streamserve.cache.pool import DevicePool
-from streamserve.engine.device_embeddings import DeviceEmbeddings, Encoding
+from streamserve.engine.device_embeddings import DeviceEmbeddings
 from streamserve.engine.device_sampler import DeviceSampler, Pending
 from streamserve.engine.device_state import (
     GROUPED_ROWS,
@@ -94,9 +94,9 @@ class DeviceStep:
         wait: ThreadPoolExecutor,
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]],
         accepted: Callable[[int, int], None],
-        encodings: Sequence[Encoding] = (),
+        failures: Callable[[], dict[bytes, str]],
     ) -> None:
-        """`accepted` is told, by slot, how many guesses were right. `encodings`: those of the plan."""
+        """`accepted` is told, by slot, how many guesses were right. `failures`: of encoders, since it was asked last."""
         self._choose = choose
         self._event = event
         self._tokens = tokens
@@ -108,7 +108,7 @@ class DeviceStep:
         self._unwanted: frozenset[int] | None = None  # None: not sampled yet
         self._prompt_logprobs = prompt_logprobs
         self._accepted = accepted
-        self._encodings = encodings
+        self._failures = failures
 
     def sample(self, edits: Edits = NO_EDITS) -> None:
         """See Step."""
@@ -118,8 +118,7 @@ class DeviceStep:
 
     def is_done(self) -> bool:
         """See Step."""
-        is_launched = all(encoding.is_launched() for encoding in self._encodings)
-        return self._unwanted is not None and is_launched and self._event.query()
+        return self._unwanted is not None and self._event.query()
 
     async def done(self) -> StepResult:
         """See Step."""
@@ -128,9 +127,6 @@ class DeviceStep:
                 await self._watch()
             else:
                 await get_running_loop().run_in_executor(self._wait, self._event.synchronize)
-        for encoding in self._encodings:
-            if not encoding.is_launched():
-                await get_running_loop().run_in_executor(self._wait, encoding.why_not)
         return self.result()
 
     async def _watch(self) -> None:
@@ -146,8 +142,7 @@ class DeviceStep:
             guesses = self._guesses.tokens_KR.T.tolist()
             for i, line in self._guesses.lines.items():
                 rows[i] = rows[i]._replace(drafts=tuple(guesses[line][: self._plan.rows[i].num_wanted]))
-        failed = {encoding.key: why for encoding in self._encodings if (why := encoding.why_not()) is not None}
-        return StepResult(rows, failed)
+        return StepResult(rows, self._failures())
 
     def _rows(self) -> list[RowResult]:
         """Tokens and log-probabilities."""
@@ -324,7 +319,7 @@ class DeviceRunner:
         for admission in plan.admissions:
             if admission.sampling.prompt_logprobs is not None:
                 self._histories[admission.slot] = admission.history
-        encodings = self._media.take_in(plan)
+        self._media.take_in(plan)
         loaded = self._state.load(plan, params)
         prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]] = {}
         if loaded.size is not None:
@@ -337,7 +332,7 @@ class DeviceRunner:
         self._turn = (self._turn + 1) % TURNS
         choose = partial(self._choose, plan, loaded, back, event)
         accepted = self._sampler.accepted
-        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, accepted, encodings)
+        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, accepted, self._media.failures)
 
     @torch.inference_mode()
     def _choose(
@@ -360,6 +355,7 @@ class DeviceRunner:
             back[:num_rows].copy_(tokens_R, non_blocking=True)
         guesses = None if self._drafter is None else self._drafter.follow(plan, loaded.inputs, edits.unwanted)
         event.record()
+        self._media.launched(event)
         return pending, guesses
 
     def _forward(self, plan: Plan, loaded: Loaded, prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]]) -> Tensor:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 class BurstLimits:
     """`tokens` that prompts bring make a burst. `step_tokens`: of one step of it (None: the most a step may hold), so that the
     first prompts need not wait for the last. `ride_tokens`: that ride along with decode rows in any other step (None: as many as
-    it may hold). `max_pause_s` 0: there are no pauses. `gather_rows` answers or more wait for every prompt that rides along, so
-    these gather for `gather_s`: they may become a burst, or ride together."""
+    it may hold); `media_tokens`: where prompts with media do. Those make no burst, so many such steps follow each other.
+    `max_pause_s` 0: there are no pauses. `gather_rows` answers or more wait for every prompt that rides along, so these gather
+    for `gather_s`: they may become a burst, or ride together."""
 
     max_pause_s: float = 0.0
     min_pause_s: float = 0.3
@@ -26,6 +27,7 @@ class BurstLimits:
     tokens: int = 1024
     step_tokens: int | None = None
     ride_tokens: int | None = None
+    media_tokens: int | None = None
     gather_rows: int = 16
     gather_s: float = 0.0
 

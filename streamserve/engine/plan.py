@@ -150,8 +150,8 @@ class RowResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Output of a step: one RowResult per row of its plan. `failed`: of the plan's encodes, keys of those that raised, and what
-    was raised: what the rows of their requests computed is void."""
+    """Output of a step: one RowResult per row of its plan. `failed`: of encodes of this plan or an earlier one, keys of those
+    that raised, and what was raised: what the rows of their requests computed is void."""
 
     rows: Sequence[RowResult]
     failed: Mapping[bytes, str] = field(default_factory=dict)

@@ -282,7 +282,15 @@ class Scheduler:
             return 0
         if num_decode >= bursts.gather_rows and not self._has_waited(bursts.gather_s):
             return 0
+        if bursts.media_tokens is not None and self._has_media():
+            return min(most, max(bursts.media_tokens - draft.num_drafts, self.cache.page_size))
         return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
+
+    def _has_media(self) -> bool:
+        """Whether a prompt that is being computed has media, or the next one has."""
+        if any(request.is_in_prompt and request.given.media for request in self._running):
+            return True
+        return bool(self._waiting and self._free_slots and self._waiting[0].given.media)
 
     def _has_waited(self, seconds: float) -> bool:
         """Whether a prompt has waited so long, or has begun, or there is none to wait for."""
@@ -292,10 +300,13 @@ class Scheduler:
         return any(now - request.submitted_s >= seconds for request in self._waiting)
 
     def _has_tokens(self, least: int) -> bool:
-        """Whether prompts that could run now bring so many tokens that are not in the cache."""
-        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_in_prompt)
+        """Whether prompts that could run now bring so many tokens that are not in the cache. Those with media do not count: the
+        encoder is what they wait for, so a pause would be long and bring little."""
+        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_in_prompt and not r.given.media)
         if tokens < least and self._free_slots:
             for request in self._waiting:
+                if request.given.media:
+                    continue
                 cached = self.cache.match_len(request.given.salt, request.tokens, len(request.tokens) - 1)
                 tokens += len(request.tokens) - cached
                 if tokens >= least:
@@ -391,6 +402,8 @@ class Scheduler:
             most //= 2
         if limits.max_drafted_tokens is not None:
             most = min(most, limits.max_drafted_tokens)
+        if limits.bursts.media_tokens is not None and self._has_media():
+            return min(most - len(running) - num_new, limits.bursts.media_tokens // 2)
         return most - len(running) - num_new
 
     def _guesses(self) -> dict[str, Sequence[int]]:

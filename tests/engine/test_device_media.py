@@ -1,6 +1,7 @@
 """Pictures on a GPU: the same plans on its runner and on the CPU's give the same answers. Without one in Triton's interpreter."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ if not HAS_TRITON:
     pytest.skip("needs Triton, if only its interpreter", allow_module_level=True)
 
 from streamserve.cache.pool import DevicePool, KVPool
-from streamserve.engine.device_embeddings import DeviceEmbeddings
+from streamserve.engine.device_embeddings import DeviceEmbeddings, Piece
 from streamserve.engine.device_runner import DeviceRunner
 from streamserve.engine.device_sampler import DeviceSampler
 from streamserve.engine.device_state import MAX_PROMPTS, StepSize
@@ -216,8 +217,47 @@ def test_what_an_encoder_had_when_it_failed_is_let_go() -> None:
 
     device = CUDA() if HAS_GPU else Host()
     media = DeviceEmbeddings(device, Greedy(device.torch_device), num_slots=1, width=32)
-    (encoding,) = media.take_in(Plan(1, (), (), (), encodes=(Encode(b"1", 6, {}),)))
-    assert encoding.why_not() == "MemoryError: no more than this" and encoding.embeds(device) is None
+    media.take_in(Plan(1, (), (), (), encodes=(Encode(b"1", 6, {}),)))
+    taken = torch.ones(6, 32, device=device.torch_device)
+    media.fill(taken, Piece(row=0, first=0, num_tokens=6, key=b"1", begin=0))  # a step needs it: now it is known
+    assert not taken.any() and media.failures() == {b"1": "MemoryError: no more than this"} and media.failures() == {}
     gc.collect()  # a pretty traceback goes round in circles
     assert held[0]() is None
+    media.close()
+
+
+def test_parts_of_an_encoder_follow_each_other_a_step_apart_until_a_step_needs_it() -> None:
+    """A mark that does not come stands for a step that is not done."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Mark:
+        def record(self) -> None: ...
+        def wait(self) -> None: ...
+        def query(self) -> bool:
+            return goes_on.is_set()
+
+        def synchronize(self) -> None:
+            waits.set()
+            assert goes_on.wait(60)
+
+    class Parted(Eyes):
+        def encode(self, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+            parts.append(0)
+            first = self.repeat(lambda x: x + 1, torch.zeros(1, 32, device=device.torch_device), 0)
+            parts.append(1)
+            second = self.repeat(lambda x: x + 1, first, 1)
+            parts.append(2)
+            return [self.repeat(lambda x: x + 1, second, 2)]
+
+    parts: list[int] = []
+    device = CUDA() if HAS_GPU else Host()
+    media = DeviceEmbeddings(device, Parted(device.torch_device), num_slots=1, width=32)
+    media.launched(Mark())
+    media.take_in(Plan(1, (), (), (), encodes=(Encode(b"1", 1, {}),)))
+    assert waits.wait(60) and parts == [0, 1] and media.failures() == {}
+    threading.Timer(0.05, goes_on.set).start()  # that step ends, and what comes behind it waits for nothing
+    taken = torch.zeros(1, 32, device=device.torch_device)
+    media.fill(taken, Piece(row=0, first=0, num_tokens=1, key=b"1", begin=0))
+    device.synchronize()
+    assert parts == [0, 1, 2] and taken.tolist() == [[3.0] * 32]
     media.close()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamserve.kernels.devices.device import Device, Replay
 
-MAX_KEPT = 4
+MAX_KEPT = 12  # three sizes of pictures, in four parts each
 MAX_BYTES = 32 << 20  # of what goes in: more keeps a device busy for longer than launches take
 
 log = structlog.get_logger(__name__)

@@ -12,8 +12,9 @@ H heads, D head size, d D / 2.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ from streamserve.models.vision._vit import Linear, linear_shapes
 
 MAX_PATCHES = 16_384  # in one pass: of a clip, so many frames that these are not exceeded
 MAX_TABLES = 32  # sizes of frames whose tables are kept
+LAYERS_OF_PART = 8
 Places = NDArray[np.int64]
+Layer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,19 @@ def attention_shapes(spec: EncoderSpec, at: str) -> dict[str, tuple[int, ...]]:
     return linear_shapes(f"{at}qkv", 3 * hidden, hidden) | linear_shapes(f"{at}proj", hidden, hidden)
 
 
+def in_parts(layers: Sequence[Layer], last: Layer) -> list[Layer]:
+    """Layers, and what comes behind them, in the parts of an encoder."""
+
+    def part(some: Sequence[Layer], x: Tensor) -> Tensor:
+        for layer in some:
+            x = layer(x)
+        return x
+
+    parts = [list(layers[first : first + LAYERS_OF_PART]) for first in range(0, len(layers), LAYERS_OF_PART)]
+    parts[-1].append(last)
+    return [partial(part, some) for some in parts]
+
+
 class QwenVision(Vision):
     """Pictures and clips to embeddings. A family says what its weights are, and what is computed of a frame's patches."""
 
@@ -269,6 +285,12 @@ class QwenVision(Vision):
 
     def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
         """Embeddings [F, S, width] of embedded patches, in the order of the tables."""
+        for part in self.parts(tables):
+            x_FNE = part(x_FNE)
+        return x_FNE
+
+    def parts(self, tables: Tables) -> list[Layer]:
+        """forward() in parts that follow each other, of about the same work: a runner may do other things between them."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -302,7 +324,9 @@ class QwenVision(Vision):
         return self._patches(patches_FNX if tables.order_N is None else patches_FNX[:, tables.order_N], scale_3, shift_3)
 
     def _repeated(self, x_FNE: Tensor, tables: Tables) -> Tensor:
-        return self.repeat(lambda x: self.forward(x, tables), x_FNE, (tables.rows, tables.columns))
+        for number, part in enumerate(self.parts(tables)):
+            x_FNE = self.repeat(part, x_FNE, (tables.rows, tables.columns, number))
+        return x_FNE
 
     def tables(self, rows: int, columns: int) -> Tables:
         """Of frames of so many patches."""

@@ -4,6 +4,7 @@ Owns its layers and merger, and what its config.json leaves out. Shape letters a
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from streamserve.models.vision import Read
 from streamserve.models.vision._qwen import (
     Attention,
     EncoderSpec,
+    Layer,
     QwenVision,
     Tables,
     Windows,
     attention_shapes,
+    in_parts,
     patch_shapes,
     read_encoder,
     text_config,
@@ -107,7 +110,9 @@ class Vision(QwenVision):
         self._norm = RmsNorm(read, "merger.ln_q")
         self._widen, self._project = Linear(read, "merger.mlp.0"), Linear(read, "merger.mlp.2")
 
-    def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
-        for index, layer in enumerate(self._layers):
-            x_FNE = layer(x_FNE, tables.turns_N1d, () if index in self._spec.full_layers else tables.windows)
-        return self._project(F.gelu(self._widen(self.squares(self._norm(x_FNE)))))
+    def parts(self, tables: Tables) -> list[Layer]:
+        windows = [() if index in self._spec.full_layers else tables.windows for index in range(self._spec.depth)]
+        layers = [
+            partial(layer, turns_N1d=tables.turns_N1d, windows=own) for layer, own in zip(self._layers, windows, strict=True)
+        ]
+        return in_parts(layers, lambda x: self._project(F.gelu(self._widen(self.squares(self._norm(x))))))

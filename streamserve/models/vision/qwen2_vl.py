@@ -4,6 +4,7 @@ Owns its layers and merger, and what its config.json leaves out. Shape letters a
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from streamserve.models.vision import Read
 from streamserve.models.vision._qwen import (
     Attention,
     EncoderSpec,
+    Layer,
     QwenVision,
     Tables,
     attention_shapes,
+    in_parts,
     patch_shapes,
     read_encoder,
     text_config,
@@ -72,7 +75,6 @@ class Vision(QwenVision):
         self._norm = Norm(read, "merger.ln_q", EPS)
         self._widen, self._project = Linear(read, "merger.mlp.0"), Linear(read, "merger.mlp.2")
 
-    def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
-        for layer in self._layers:
-            x_FNE = layer(x_FNE, tables)
-        return self._project(F.gelu(self._widen(self.squares(self._norm(x_FNE)))))
+    def parts(self, tables: Tables) -> list[Layer]:
+        layers = [partial(layer, tables=tables) for layer in self._layers]
+        return in_parts(layers, lambda x: self._project(F.gelu(self._widen(self.squares(self._norm(x))))))

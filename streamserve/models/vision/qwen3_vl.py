@@ -5,6 +5,7 @@ model's stream behind its first layers (DeepStack, arXiv 2406.04334). Shape lett
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -17,6 +18,7 @@ from streamserve.models.vision import Read
 from streamserve.models.vision._qwen import (
     Attention,
     EncoderSpec,
+    Layer,
     QwenVision,
     Tables,
     attention_shapes,
@@ -115,7 +117,10 @@ class Vision(QwenVision):
         }
         self.num_deepstack = self.deepstack_of(config)
 
-    def forward(self, x_FNE: Tensor, tables: Tables) -> Tensor:
+    def parts(self, tables: Tables) -> list[Layer]:
+        return [partial(self._whole, tables)]  # middle layers give a part of what comes out
+
+    def _whole(self, tables: Tables, x_FNE: Tensor) -> Tensor:
         x_FNE = x_FNE + self._places(tables).to(x_FNE.dtype)
         deep: dict[int, Tensor] = {}
         for index, layer in enumerate(self._layers):
