@@ -13,6 +13,7 @@ import { inWords } from "./compare-figures.js";
 import { differences, numWords } from "./word-diff.js";
 
 const KINDS = { same: "span", gone: "del", new: "ins" };
+const words = (n) => `${n} ${n === 1 ? "word" : "words"}`;
 const DROPPED = "This answer was too long to be kept over a reload";
 
 export class TurnView {
@@ -68,11 +69,11 @@ export class TurnView {
   drawEnd(isNews = false) {
     const { turn } = this;
     if (turn.state === "streaming") return;
-    const words = turn.state === "dropped" ? DROPPED : turn.state === "failed" ? "" : endOf({ ...turn, stats: turn.figures });
+    const ending = turn.state === "dropped" ? DROPPED : turn.state === "failed" ? "" : endOf({ ...turn, stats: turn.figures });
     const copy = h("button", { type: "button", class: "link-button", onclick: () => copyText(turn.content, copy) }, "Copy");
     copy.setAttribute("aria-label", `Copy answer ${this.number} of column ${this.actions.letter()}`);
     const figures = turn.figures && turn.content && !this.actions.isLast(turn) ? inWords(turn.figures) : ""; // the last one's are in the column's foot
-    const told = [words, figures].filter(Boolean).join(" · ");
+    const told = [ending, figures].filter(Boolean).join(" · ");
     this.end.replaceChildren(...[turn.error && this.#error(turn.error, isNews), told && h("span", {}, told), turn.content && copy].filter(Boolean));
   }
 
@@ -106,8 +107,8 @@ export class TurnView {
   #differences(other) {
     const parts = differences(other, this.turn.content);
     const [gone, added] = ["gone", "new"].map((kind) => parts.filter((part) => part.kind === kind).reduce((sum, { text }) => sum + numWords(text), 0));
-    const words = parts.every(({ kind }) => kind === "same") ? "The same text as in column A" : `Against column A: ${added} words more, ${gone} words less`;
+    const told = parts.every(({ kind }) => kind === "same") ? "The same text as in column A" : `${words(added)} only here, ${words(gone)} only in column A`;
     const node = ({ kind, text }) => h(KINDS[kind], {}, ...visible(text).map(build));
-    return [h("p", { class: "legend" }, words), h("div", { class: "words" }, ...parts.map(node))];
+    return [h("p", { class: "legend" }, told), h("div", { class: "words" }, ...parts.map(node))];
   }
 }
