@@ -37,7 +37,7 @@ export class Composer {
     this.prompt.addEventListener("keydown", (event) => this.#pressed(event));
     this.prompt.addEventListener("input", () => this.#typed());
     byId("hint-cancel").addEventListener("click", () => this.cancelEdit());
-    page.addEventListener("blocks", () => this.showSend());
+    page.addEventListener("blocks", () => this.changed());
     byId("hint-save").addEventListener("click", () => this.#saveInPlace());
     byId("examples").append(...EXAMPLES.map((text) => h("li", {}, h("button", { type: "button", class: "example", onclick: () => this.#sendExample(text) }, text))));
   }

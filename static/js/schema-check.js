@@ -43,7 +43,7 @@ function pointerOf(location) {
 
 function worded(error) {
   const text = error.replace("False boolean schema.", "is not allowed here").replace(/^Instance type "(\w+)" is invalid\. Expected "([^]*)"\.$/, 'is of type $1; expected is $2');
-  return text.replace("does not match any subschemas", "matches none of the alternatives").replace(/^Instance /, "").replace(/^does not have required property ([^]*)\.$/, "$1 is missing");
+  return text.replace("does not match any subschemas", "matches none of the alternatives").replace(/^Instance /, "").replace(/^does not have required property ([^]*)\.$/, "$1 is missing").replace(/\.$/, "");
 }
 
 /** A copy without patterns that may take for ever. */

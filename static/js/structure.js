@@ -37,6 +37,7 @@ export class Structure {
   }
 
   contribute(body, { conversation, message }) {
+    if (message.state === "draft" && this.form.standing().state !== "good") return; // it is only looked at
     const { fields, error } = requestFor({ ...conversation.extra?.structure });
     if (error && message.state === "streaming") throw new Error(`The form of the answer is not usable. ${error.message}`);
     Object.assign(body, fields);

@@ -123,7 +123,7 @@ export class ToolCard {
     const button = (words, onclick, primary = false) => h("button", { type: "button", class: `button${primary ? " primary" : ""}`, onclick }, words);
     const count = h("span", { class: "call-turn" }, `Tool turn ${turn} of ${most}`);
     const parts = [];
-    if (this.message.state === "streaming" || !usable.length) parts.push();
+    if (this.message.state === "streaming" || !usable.length || usable.some(({ state }) => state === "busy")) parts.push();
     else if (isRunning) parts.push(count, button("Stop", () => this.tools.stop(this.message)));
     else if (this.isSent) parts.push(count, h("button", { type: "button", class: "link-button", onclick: () => this.tools.reopen(this.message) }, usable.length > 1 ? "Change the results" : "Change the result"));
     else {

@@ -47,6 +47,7 @@ export class Tools {
   }
 
   contribute(body, { conversation, message }) {
+    if (message.state === "draft" && this.set.standing().state !== "good") return; // it is only looked at
     const above = conversation.messages.find(({ id }) => id === message.parent);
     const { fields, error } = requestFor(toolsOf(conversation), usable(above).length > 0);
     if (error && message.state === "streaming") throw new Error(`The tools are not usable. ${error.message}`);

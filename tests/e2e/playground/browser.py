@@ -72,17 +72,16 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 
 @contextmanager
-def serve(log: Path, *flags: str, step_ms: int = 1, port: int | None = None) -> Iterator[str]:
-    """A server whose answers have 400 tokens, `step_ms` apart. Yields its address."""
+def serve(log: Path, *flags: str, step_ms: int | None = 1, port: int | None = None) -> Iterator[str]:
+    """A server whose answers have 400 tokens, `step_ms` apart; None: with the default model. Yields its address."""
     port = port or free_port()
+    made_up = [] if step_ms is None else ["--fake", "--fake-step-ms", str(step_ms)]
     command = [
         sys.executable,
         "-m",
         "streamserve",
         "serve",
-        "--fake",
-        "--fake-step-ms",
-        str(step_ms),
+        *made_up,
         "--port",
         str(port),
         *flags,

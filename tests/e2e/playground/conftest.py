@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from streamserve.default_model import find_default_model
+from streamserve.errors import CheckpointError
 from tests.e2e.playground.browser import CHROMIUM, Tab, serve
 
 
@@ -29,6 +31,17 @@ def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With the default model: slow to start, and for what only a model can show."""
+    try:
+        find_default_model()
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    with serve(tmp_path_factory.mktemp("real") / "log.txt", step_ms=None) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -47,6 +60,13 @@ def tab(chromium: Browser, server: str) -> Iterator[Tab]:
 def slow_tab(chromium: Browser, slow_server: str) -> Iterator[Tab]:
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     yield Tab(context.new_page(), slow_server)
+    context.close()
+
+
+@pytest.fixture
+def real_tab(chromium: Browser, real_server: str) -> Iterator[Tab]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield Tab(context.new_page(), real_server)
     context.close()
 
 

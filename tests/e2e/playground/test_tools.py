@@ -231,6 +231,29 @@ def test_tools_are_imported_in_the_forms_that_people_have(tab: Tab) -> None:
     tab.check_clean()
 
 
+def test_a_real_model_calls_a_tool_and_fills_a_form(real_tab: Tab) -> None:
+    tab = real_tab
+    open_tools(tab.open())
+    tab.page.get_by_role("tab", name="Settings").click()
+    tab.page.get_by_label("Temperature", exact=True).fill("0")
+    tab.ask("What is the weather in Paris, in celsius?")
+    expect(cards(tab)).to_contain_text(["Arguments fit"], timeout=60_000)
+    expect(cards(tab).locator(".json-value").first).to_have_text("Paris")
+    expect(cards(tab).locator(".call-result pre")).to_contain_text('"city": "Paris", "temperature": 21')
+    expect(tab.page.locator(".message.assistant")).to_have_count(2)
+    tab.finish()
+    expect(tab.page.locator(".assistant .text").last).not_to_be_empty()
+    tab.page.get_by_role("button", name="New chat").click()
+    tab.page.get_by_role("tab", name="Schema").click()
+    tab.page.get_by_label("Form of the answer", exact=True).select_option("schema")
+    tab.page.get_by_role("button", name="Extract").click()
+    tab.ask("Ada Lovelace was born in London in 1815.")
+    expect(tab.page.locator(".form-badge")).to_have_text("Valid", timeout=60_000)
+    expect(tab.page.locator(".json-value").first).to_have_text("Ada Lovelace")
+    expect(tab.page.locator(".structured .legend")).to_contain_text("cost no step of their own")
+    tab.check_clean()
+
+
 def test_a_small_screen_shows_the_panels_and_a_call_without_sideways_scrolling(chromium: Browser, server: str) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     tab = Tab(context.new_page(), server).open()
