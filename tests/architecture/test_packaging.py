@@ -1,4 +1,4 @@
-"""What is declared is what is used, and the wheel carries the page."""
+"""What is declared is what is used, and the wheel carries what is no module."""
 
 import re
 import sys
@@ -48,7 +48,8 @@ def test_every_package_that_is_declared_is_used() -> None:
     assert _declared() - _used() == set()
 
 
-def test_the_wheel_holds_the_page() -> None:
+def test_the_wheel_holds_the_page_and_the_default_models_eyes() -> None:
     wheel = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {"static": "streamserve/static"}
+    assert wheel["force-include"] == {"static": "streamserve/static", "demo/eyes": "streamserve/eyes"}
     assert (ROOT / "static" / "index.html").is_file()
+    assert (ROOT / "demo" / "eyes" / "model.safetensors").is_file()
