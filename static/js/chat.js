@@ -181,6 +181,7 @@ export class Chat {
   ask(text, parent, pictures = []) {
     if (this.isBusy()) return;
     const question = addMessage(this.conversation, parent, "user", text, { pictures });
+    if (this.conversation.extra?.from === "draft-question") this.conversation.extra.from = question.id;
     this.blobs.keep(pictures);
     this.#answer(question.id);
   }
@@ -198,6 +199,12 @@ export class Chat {
     if (last) this.regenerate(last);
   }
 
+  /** Has the last question edited. */
+  editLast() {
+    const last = pathOf(this.conversation).findLast(({ role }) => role === "user");
+    if (last) this.page.edit(last);
+  }
+
   /** Asks for one more answer below this one, as after the results of a model's calls; the message, or null while another runs. */
   answerBelow(message) {
     return this.isStreaming ? null : this.#answer(message.id);
@@ -208,14 +215,15 @@ export class Chat {
     return this.isStreaming ? null : this.#answer(questionId, body);
   }
 
-  /** Settles to the body that would be sent if this were asked now. Parts that add to a body are asked too. */
-  async bodyFor(text, pictures = [], parent = this.conversation.head) {
+  /** Settles to the body that would be sent if this were asked now. Parts that add to a body are asked too; `sources` is told of each
+   *  of its turns the id of the message it was made of. */
+  async bodyFor(text, pictures = [], parent = this.conversation.head, sources = new Map()) {
     const { conversation } = this;
     const isAsked = Boolean(text || pictures.length);
     const question = { id: "draft-question", parent, role: "user", content: text, pictures };
     const message = { id: "draft-answer", parent: isAsked ? question.id : parent, role: "assistant", content: "", state: "draft" };
     const messages = [...conversation.messages, ...(isAsked ? [question] : []), message];
-    const body = await this.#body({ ...conversation, messages, head: message.id }, message);
+    const body = await this.#body({ ...conversation, messages, head: message.id }, message, { sources });
     await this.page.extended();
     this.fromPlugins("contribute", body, { conversation, message });
     return body;

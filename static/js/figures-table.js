@@ -26,10 +26,10 @@ function rowsOf({ stats, requestId }) {
   return rows;
 }
 
-const rate = (perS) => (perS ? `, ${perSecond(perS)} a second` : "");
+const rate = (perS) => (perS ? `, ${perSecond(perS)} tok/s` : "");
 
 /** They as a list of names and values. */
 export function figuresTable(message) {
-  const rows = rowsOf(message).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+  const rows = rowsOf(message).map(([name, value]) => h("div", { class: name === "Request" ? "whole" : null }, h("dt", {}, name), h("dd", {}, value)));
   return h("dl", { class: "figures" }, ...rows);
 }

@@ -17,7 +17,7 @@ export const FIELDS = [
   { name: "seed", label: "Seed", help: "Repeats an answer", parse: number, otherwise: "random" },
   { name: "stop", label: "Stop texts", help: "One a line; \\n: line break", parse: lines, otherwise: "none" },
   { name: "reasoning_effort", label: "Effort", help: "How long to think; none: not at all", parse: (text) => text, otherwise: "", needs: "reasoning", choices: ["none", "minimal", "low", "medium", "high"], group: "Thinking" },
-  { name: "max_thinking_tokens", label: "Max thinking tokens", help: "A longer thought is ended", parse: number, otherwise: "no limit", range: [0, 10_000_000], step: 64, needs: "reasoning", group: "Thinking" },
+  { name: "max_thinking_tokens", label: "Thought limit", help: "Tokens; then the answer begins", parse: number, otherwise: "no limit", range: [0, 10_000_000], step: 64, needs: "reasoning", group: "Thinking" },
   { name: "top_k", label: "Top k", help: "0: off", parse: number, otherwise: 0, range: [0, 10_000_000], slider: [0, 100, 1], group: "More sampling" },
   { name: "min_p", label: "Min p", help: "Share of the best token", parse: number, otherwise: 0, range: [0, 1], slider: [0, 0.5, 0.01], group: "More sampling" },
   { name: "repetition_penalty", label: "Repetition penalty", help: "1: off", parse: number, otherwise: 1, range: [0, 2], slider: [0.8, 1.5, 0.01], group: "More sampling" },
