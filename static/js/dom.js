@@ -2,6 +2,8 @@
  * The two ways this page makes elements. Text only ever becomes a text node; no HTML string is parsed anywhere.
  */
 
+import { visible } from "./text.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** The element with this id, which index.html promises to have. */
@@ -22,6 +24,9 @@ export function h(tag, properties = {}, ...children) {
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
+
+/** Somebody else's text as nodes: what would hide or turn the text around it is shown by its name. */
+export const nodesOf = (text) => visible(text).map((part) => (typeof part === "string" ? part : h(part.tag, part.attributes, ...part.children)));
 
 /** One of the symbols at the top of index.html. */
 export function icon(name) {

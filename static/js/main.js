@@ -8,7 +8,7 @@
 import { Blobs } from "./blobs.js";
 import { Chat } from "./chat.js";
 import { Composer, isTouch } from "./composer.js";
-import { byId } from "./dom.js";
+import { byId, nodesOf } from "./dom.js";
 import { Frame } from "./frame.js";
 import { Nav } from "./nav.js";
 import { Server } from "./net.js";
@@ -93,7 +93,7 @@ class App extends EventTarget {
     this.server.resumeMs = 1_000 * this.config.resume_window_s;
     const { model, image_limits } = this.config;
     this.chat.model = model;
-    byId("model-name").textContent = model;
+    byId("model-name").replaceChildren(...nodesOf(model));
     document.title = `${model} · StreamServe`;
     this.pictures.allow(image_limits);
     this.dispatchEvent(new Event("ready"));

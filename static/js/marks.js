@@ -5,7 +5,7 @@
  * none), the second of guessed text, and so on. Knows nothing of conversations or of the server.
  */
 
-import { h } from "./dom.js";
+import { h, nodesOf } from "./dom.js";
 
 /** Adds the server's `draft_marks` of a chunk to `marks`. */
 export function addMarks(marks, parts) {
@@ -25,12 +25,12 @@ export function marksView(text, marks) {
   let at = 0;
   const parts = marks.map((length, k) => {
     const part = text.slice(at, (at += length));
-    return k % 2 ? h("mark", {}, part) : part;
+    return k % 2 ? h("mark", {}, ...nodesOf(part)) : h("span", {}, ...nodesOf(part));
   });
   return h(
     "div",
     { class: "marks" },
     h("p", { class: "legend" }, h("mark", {}, "Underlined"), " text was guessed ahead and checked by the model, several tokens in one step."),
-    h("div", { class: "marked", dir: "auto" }, ...parts, text.slice(at)),
+    h("div", { class: "marked", dir: "auto" }, ...parts, ...nodesOf(text.slice(at))),
   );
 }

@@ -6,7 +6,7 @@
  */
 
 import { copyText } from "./copying.js";
-import { h, icon, iconButton } from "./dom.js";
+import { h, icon, iconButton, nodesOf } from "./dom.js";
 import { canContinue, count, endOf, statsText } from "./figures.js";
 import { hasGuesses, marksView } from "./marks.js";
 import { MarkdownView } from "./render.js";
@@ -44,7 +44,7 @@ export class MessageItem {
       this.text,
       this.under,
     );
-    this.text.textContent = message.content;
+    this.text.append(...nodesOf(message.content));
     if (role === "user") {
       this.isFilled = true;
       this.text.hidden = !message.content; // pictures alone
@@ -53,6 +53,11 @@ export class MessageItem {
     this.drawUnder();
     chat.fromPlugins("decorate", message, this.element);
     if (message.edit !== undefined) this.edit(); // begun before, not ended
+  }
+
+  /** Another part of the page shows the text (structured-view.js). */
+  get isReplaced() {
+    return this.element.classList.contains("has-form");
   }
 
   get isStreaming() {
@@ -65,6 +70,7 @@ export class MessageItem {
   fill() {
     if (this.isFilled) return;
     this.isFilled = true;
+    if (this.isReplaced) return;
     this.text.replaceChildren();
     this.#view = new MarkdownView(this.text);
     if (this.isStreaming) return this.grow();
@@ -76,7 +82,7 @@ export class MessageItem {
   grow() {
     const { content } = this.message;
     this.#showThought();
-    if (this.#numShown === content.length) return;
+    if (this.#numShown === content.length || this.isReplaced) return;
     this.#view?.append(content.slice(this.#numShown));
     this.#numShown = content.length;
   }
@@ -144,7 +150,7 @@ export class MessageItem {
   #error(isNews) {
     const { error, param, requestId } = this.message;
     const facts = [param && `Field: ${param}`, requestId && `Request: ${requestId}`].filter(Boolean);
-    return h("div", { class: "error", role: isNews && "alert" }, error, facts.length ? h("p", { class: "facts" }, facts.join(" · ")) : null);
+    return h("div", { class: "error", role: isNews && "alert" }, ...nodesOf(error), facts.length ? h("p", { class: "facts" }, ...nodesOf(facts.join(" · "))) : null);
   }
 
   #live() {

@@ -5,8 +5,8 @@
  * title, or one of its messages, has all the words. Owns the list of results, which stands in the place of the conversations.
  */
 
-import { h } from "./dom.js";
-import { nodesOf, titleOf } from "./nav.js";
+import { h, nodesOf } from "./dom.js";
+import { titleOf } from "./nav.js";
 
 const MAX_RESULTS = 100;
 const BEFORE = 30; // characters of a snippet before the word

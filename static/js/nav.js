@@ -6,11 +6,7 @@
  * (nav-actions.js), the search (nav-search.js) and files (transfer.js) are brought when they are asked for.
  */
 
-import { byId, h, iconButton } from "./dom.js";
-import { visible } from "./text.js";
-
-/** Text of others as nodes. */
-export const nodesOf = (text) => visible(text).map((token) => (typeof token === "string" ? token : h(token.tag, token.attributes, ...token.children)));
+import { byId, h, iconButton, nodesOf } from "./dom.js";
 
 export const titleOf = ({ title }) => title || "Untitled";
 

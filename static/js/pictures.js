@@ -6,7 +6,7 @@
  */
 
 import { sizeText } from "./blobs.js";
-import { byId, h, iconButton } from "./dom.js";
+import { byId, h, iconButton, nodesOf } from "./dom.js";
 
 /** Formats, told by the first bytes as the server does: names and types of files may be wrong. */
 const FORMATS = [
@@ -74,7 +74,7 @@ export class Pictures {
 
   /** Puts a text beside the composer. */
   say(text) {
-    this.note.textContent = text;
+    this.note.replaceChildren(...nodesOf(text));
   }
 
   // ---------------------------------------------------------------------------------------------------------- three ways
@@ -183,7 +183,7 @@ export class Pictures {
       this.page.removed(removed);
       (this.list.querySelectorAll("button")[Math.min(k, this.#chosen.length - 1)] ?? byId("prompt")).focus();
     };
-    const words = h("span", { class: "chip-words" }, h("span", { class: "chip-name", dir: "auto" }, picture.name), sizeText(picture.size));
+    const words = h("span", { class: "chip-words" }, h("span", { class: "chip-name", dir: "auto" }, ...nodesOf(picture.name)), sizeText(picture.size));
     return h("li", { class: "chip" }, this.blobs.thumbnail(picture), words, iconButton("close", `Remove ${picture.name}`, remove));
   }
 }

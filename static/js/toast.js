@@ -4,7 +4,7 @@
  * Knows nothing of what it tells.
  */
 
-import { byId, h } from "./dom.js";
+import { byId, h, nodesOf } from "./dom.js";
 
 const SHOWN_MS = 10_000;
 
@@ -18,7 +18,7 @@ export function tell(text, label = "", action = () => {}) {
     hide();
     action();
   };
-  toast.replaceChildren(h("span", {}, text), ...(label ? [h("button", { type: "button", class: "link-button", onclick: press }, label)] : []));
+  toast.replaceChildren(h("span", {}, ...nodesOf(text)), ...(label ? [h("button", { type: "button", class: "link-button", onclick: press }, label)] : []));
   toast.hidden = false;
   clearTimeout(timer);
   timer = setTimeout(hide, SHOWN_MS);

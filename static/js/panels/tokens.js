@@ -5,7 +5,7 @@
  * token-log.js's and token-texts.js's.
  */
 
-import { h } from "../dom.js";
+import { h, nodesOf } from "../dom.js";
 import { segments } from "../segments.js";
 import { branchOf, hasProbabilities, tokenLogOf } from "../token-log.js";
 import { STEPS, TokenTexts, percent, wordText } from "../token-texts.js";
@@ -132,7 +132,7 @@ export class TokensPanel {
     const buttons = texts.leastSure(NUM_LEAST_SURE).map((index) => {
       const name = wordText(texts.log.list[index][0]);
       const label = `Token ${index + 1}, ${name}, ${texts.entropies[index].toFixed(1)} bits unsure`;
-      return h("li", {}, h("button", { type: "button", class: "button", "aria-label": label, title: label, onclick: () => this.#go(index) }, h("bdi", {}, name)));
+      return h("li", {}, h("button", { type: "button", class: "button", "aria-label": label, title: label, onclick: () => this.#go(index) }, h("span", {}, ...nodesOf(name))));
     });
     this.leastSure.hidden = !buttons.length;
     if (!this.leastSure.contains(document.activeElement)) this.leastSure.replaceChildren(...buttons);
