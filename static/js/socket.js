@@ -54,6 +54,7 @@ export class Socket {
   constructor(ws) {
     this.ws = ws;
     this.isAlive = true;
+    this.heardAt = 0;
     this.onClosed = () => {};
     ws.onerror = null;
     ws.onmessage = (event) => this.#receive(JSON.parse(event.data));
@@ -93,12 +94,17 @@ export class Socket {
   /** Gives it a moment to show that the other side is there. */
   probe() {
     if (this.#probe || !this.isUsable) return;
-    this.isAlive = false;
     this.#send({ type: "ping" });
     this.#probe = setTimeout(() => {
       this.#probe = 0;
-      if (!this.isAlive) this.close("no answer to a ping");
+      const isHeard = performance.now() - this.heardAt < PROBE_MS / 2; // what was under way came sooner
+      if (!isHeard) this.close("no answer to a ping");
     }, PROBE_MS);
+  }
+
+  #probed() {
+    clearTimeout(this.#probe);
+    this.#probe = 0;
   }
 
   #send(frame) {
@@ -115,6 +121,8 @@ export class Socket {
 
   #receive(frame) {
     this.isAlive = true;
+    this.heardAt = performance.now();
+    if (frame.type === "pong") this.#probed();
     const on = this.#listeners.get(frame.id);
     if (frame.type === "chunk") on?.chunk(frame.chunk, frame.n);
     else if (frame.type === "engine") this.#engine?.onEngine(frame.engine);

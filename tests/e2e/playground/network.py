@@ -15,7 +15,7 @@ class Network:
         self.server_port = server_port
         self.port = 0
         self.delay_s = 0.0  # of each part of an answer
-        self.num_connections = 0
+        self.strips = b""  # a prefix that is taken off the path of each request
         self._is_cut = False
         self._swallows = False
         self._passing: set[asyncio.Task[None]] = set()
@@ -76,7 +76,6 @@ class Network:
         if self._is_cut:
             writer.transport.abort()
             return
-        self.num_connections += 1
         self._passing.add(task)
         up_writer = None
         try:
@@ -98,11 +97,21 @@ class Network:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, delays: bool) -> None:
         with suppress(OSError):
             while part := await reader.read(PART):
+                if self.strips and not delays:
+                    part = _stripped(part, self.strips)
                 if delays and self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 if not self._swallows:
                     writer.write(part)
                     await writer.drain()
+
+
+def _stripped(part: bytes, prefix: bytes) -> bytes:
+    """A part of what a client sends, as a proxy passes it on that serves the server below a prefix."""
+    for method in (b"GET ", b"POST ", b"DELETE "):
+        if part.startswith(method + prefix + b"/"):
+            return method + part.removeprefix(method + prefix)
+    return part
 
 
 @contextmanager
