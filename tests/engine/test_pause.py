@@ -9,7 +9,7 @@ from streamserve.engine.plan import Plan
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.messages import GenerateRequest, SamplingParams
+from streamserve.messages import GenerateRequest, Media, SamplingParams, Span, media_token_ids
 
 CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
 
@@ -27,10 +27,16 @@ class Steps:
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
         self.count = 0
 
-    def add(self, num_prompt: int, num_new: int = 100) -> None:
+    def add(self, num_prompt: int, num_new: int = 100, num_places: int = 0) -> None:
+        """`num_places`: of a picture, with which the prompt begins."""
         self.count += 1
         prompt = tuple((self.count * 31 + i * 7) % 1000 for i in range(num_prompt))
         given = GenerateRequest(str(self.count), prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True))
+        if num_places:
+            key = bytes([self.count]) * 32
+            places = media_token_ids(key, num_places)
+            media = Media(key, (Span(0, num_places),), {}, cost=1)
+            given = replace(given, token_ids=(*places, *prompt[num_places:]), media=(media,))
         self.scheduler.add(Request(given, seed=0, context_len=1000, submitted_s=self.clock.now()))
 
     def step(self) -> tuple[int, int]:
@@ -87,6 +93,16 @@ def test_what_rides_along_is_limited() -> None:
     steps.step()
     steps.add(30)
     assert [steps.step() for _ in range(5)] == [(1, 8), (1, 8), (1, 8), (1, 6), (2, 0)]
+
+
+def test_pictures_make_no_burst_and_ride_in_smaller_pieces() -> None:
+    steps = Steps(ride_tokens=16, media_tokens=8, tokens=20)
+    steps.add(10)
+    steps.step()
+    steps.add(30, num_places=20)
+    assert [steps.step() for _ in range(5)] == [(1, 7), (1, 8), (1, 8), (1, 7), (2, 0)]  # the first one's encoding counts as well
+    steps.add(30)
+    assert steps.step() == (0, 30)
 
 
 def test_small_prompts_gather_before_many_answers_wait_for_them() -> None:
