@@ -141,7 +141,7 @@ export class Hits {
 
   #show(message) {
     const { item, note } = this.#drawn.get(message.id) ?? {};
-    const hits = message.extra?.hits;
+    const hits = keptOf(message);
     if (!item) return;
     item.classList.toggle("has-hits", Boolean(hits?.tokens));
     note.hidden = !hits;
@@ -149,6 +149,17 @@ export class Hits {
     item.style.setProperty("--reused", `${(100 * hits.matched) / (hits.tokens || 1)}%`);
     note.replaceChildren(...[...(hits.system ? lines(hits.system, "System prompt: ") : []), ...lines(hits)]);
   }
+}
+
+/** The marks that are kept with a message; null where there are none, or where a file that somebody made has something else. */
+function keptOf({ extra }) {
+  const isText = (text) => text === null || text === undefined || typeof text === "string";
+  const isShare = (part) => Number.isFinite(part?.tokens) && Number.isFinite(part.matched);
+  const isPicture = (part) => isShare(part) && typeof part.kind === "string";
+  const isStop = ({ position, message, token: here, cached }) => Number.isFinite(position) && [message, here, cached].every(isText);
+  const isMark = (mark) => isShare(mark) && (!mark.pictures || (Array.isArray(mark.pictures) && mark.pictures.length > 0 && mark.pictures.every(isPicture))) && (!mark.stop || isStop(mark.stop));
+  const hits = extra?.hits;
+  return isMark(hits) && (!hits.system || isMark(hits.system)) ? hits : null;
 }
 
 function lengthOf(content) {
@@ -212,7 +223,7 @@ function stopWords({ code, position, message, token: here, cached }, { start }) 
   const at = `position ${count(position)}`;
   switch (code) {
     case "differs":
-      return [`First difference at ${at}: `, token(here ?? ""), " here", ...(cached === null ? [""] : [", ", token(cached), " in the cache"])];
+      return [`First difference at ${at}: `, token(here ?? ""), " here", ...(typeof cached !== "string" ? [""] : [", ", token(cached), " in the cache"])];
     case "evicted":
       return [`Known once up to and beyond ${at}, but evicted to make room`];
     case "new":
