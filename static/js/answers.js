@@ -22,6 +22,7 @@ export class Answer {
     this.sources = new Map(); // of a turn in the body: the id of the message that it was made of
     this.body = null; // what was sent
     this.cancel = () => {};
+    this.isWaiting = false; // for its connection
     this.sentAt = performance.now();
     this.thoughtAt = 0;
     this.firstAt = 0;
@@ -80,7 +81,6 @@ export class Answers {
     this.#running.set(answer.conversation.id, answer);
     this.page.save(answer.conversation);
     this.chat.begun(answer);
-    this.page.say("Generating");
     const isOver = () => answer.message.state !== "streaming"; // it may be stopped while others are waited for
     try {
       const body = await asked;
@@ -115,7 +115,10 @@ export class Answers {
       cancel: () => this.stop(answer),
       opened: (head) => this.chat.fromPlugins("opened", answer, head),
       named: (name) => (message.stream = { name, last: 0 }),
-      waiting: (isWaiting) => this.chat.itemOf(message)?.showLive(isWaiting ? "Reconnecting…" : "Generating"),
+      waiting: (isWaiting) => {
+        answer.isWaiting = isWaiting;
+        this.chat.itemOf(message)?.showLive(isWaiting ? "Reconnecting…" : "Generating");
+      },
       chunk: (chunk, number) => {
         if (message.stream && number) message.stream.last = number; // saved with the text that it belongs to
         this.#arrived(answer, chunk);
@@ -130,7 +133,6 @@ export class Answers {
     answer.message.state = "stopped";
     answer.cancel();
     this.#end(answer);
-    this.page.say("Stopped");
   }
 
   /** Ends a thought, so that the answer begins. Throws ApiError. */
@@ -187,7 +189,7 @@ export class Answers {
     const item = this.chat.itemOf(answer.message);
     if (!item) return;
     item.grow();
-    if (answer.usage && answer.lastAt - answer.shownAt > FIGURES_MS) {
+    if (answer.usage && !answer.isWaiting && answer.lastAt - answer.shownAt > FIGURES_MS) {
       answer.shownAt = answer.lastAt;
       item.showLive(statsText(answer.stats()));
     }
@@ -199,8 +201,6 @@ export class Answers {
     if (message.state === "stopped") return this.#setStats(answer); // ended already, when Stop was pressed; the count may be newer
     message.state = "done";
     this.#end(answer);
-    const numWords = message.content.split(/\s+/).filter(Boolean).length;
-    this.page.say(`Answer complete, ${numWords} ${numWords === 1 ? "word" : "words"}`);
   }
 
   #failed(answer, error) {
