@@ -32,6 +32,7 @@ RUN = """async (rules) => {
   const words = (id) => ({ target, failureSummary }) => `${id} at ${target}: ${failureSummary}`;
   return violations.flatMap(({ id, nodes }) => nodes.map(words(id)));
 }"""
+OPEN = "(all) => all.forEach((details) => (details.open = true))"
 COLOURS = ["color-contrast", "link-in-text-block"]  # the rules that the theme makes a difference for
 RICH = """## A heading
 
@@ -97,8 +98,7 @@ def opened(chromium: Browser, server: str, width: int) -> Iterator[Page]:
 
 def chat(page: Page) -> Iterator[str]:
     yield "messages"
-    for details in page.locator("#messages details:not([open]) > summary:visible").all():
-        details.click()
+    page.locator("#messages details").evaluate_all(OPEN)
     page.get_by_role("button", name="Edit message 2").click()
     yield "thoughts and an answer that is edited"
     page.keyboard.press("Escape")
@@ -139,6 +139,12 @@ def engine(page: Page) -> Iterator[str]:
     yield "tables"
 
 
+def settings(page: Page) -> Iterator[str]:
+    yield "fields"
+    page.locator("#panel-settings details").evaluate_all(OPEN)
+    yield "all fields"
+
+
 def schema(page: Page) -> Iterator[str]:
     form = page.get_by_label("Form of the answer", exact=True)
     first, *others = form.get_by_role("option").all_inner_texts()
@@ -171,7 +177,7 @@ def tokens(page: Page) -> Iterator[str]:
     yield "the list"
 
 
-SIGHTS = {f.__name__: f for f in (chat, compare, cache, engine, schema, tools, raw, tokens)}
+SIGHTS = {f.__name__: f for f in (chat, compare, cache, engine, settings, schema, tools, raw, tokens)}
 
 
 def judge(page: Page, row: str, where: str, wanted: set[str]) -> None:
@@ -216,6 +222,10 @@ def test_nothing_that_opens_over_the_page_breaks_a_rule(chromium: Browser, serve
         check(page, f"what a search found, {where}")
         page.evaluate("() => document.getElementById('key-dialog').showModal()")
         check(page, f"question for a key, {where}")
+        page.keyboard.press("Escape")
+        page.evaluate("() => document.getElementById('show-keys').click()")
+        expect(page.get_by_role("dialog")).to_be_visible(timeout=LONG)
+        check(page, f"list of keys, {where}")
 
 
 def test_the_judge_finds_what_is_wrong(chromium: Browser, server: str) -> None:
