@@ -4,10 +4,8 @@
  * Owns the nodes and where each value of the text stands among them. What a form forced is marked. Knows nothing of schemas.
  */
 
-import { h } from "./dom.js";
+import { h, nodesOf } from "./dom.js";
 import { JsonReader, step } from "./json-reader.js";
-import { build } from "./render.js";
-import { visible } from "./text.js";
 
 const MAX_DEPTH = 40; // deeper values are shown beside each other
 const MAX_NODES = 4_000;
@@ -114,7 +112,7 @@ export class JsonTree {
     const isSame = last && last.classList.contains("forced") === this.#isForced && last.tagName === "SPAN";
     const place = isSame ? last : value.appendChild(h("span", { class: this.#isForced ? "forced" : null }));
     for (const node of nodesOf(part)) {
-      if (node.nodeType === Node.TEXT_NODE && place.lastChild?.nodeType === Node.TEXT_NODE) place.lastChild.appendData(node.data);
+      if (typeof node === "string" && place.lastChild?.nodeType === Node.TEXT_NODE) place.lastChild.appendData(node);
       else place.append(node);
     }
   }
@@ -123,6 +121,3 @@ export class JsonTree {
     this.#path.pop();
   }
 }
-
-/** The nodes that show a text of somebody else. */
-export const nodesOf = (text) => visible(text).map(build);

@@ -6,10 +6,10 @@
  */
 
 import { isJson } from "./answer-form.js";
+import { h, nodesOf } from "./dom.js";
 import { count } from "./figures.js";
-import { h } from "./dom.js";
 import { placeIn } from "./json-reader.js";
-import { JsonTree, nodesOf } from "./json-tree.js";
+import { JsonTree } from "./json-tree.js";
 import { problemsOf } from "./schema-check.js";
 
 const TITLES = { json: "JSON object", schema: "JSON schema", regex: "Regular expression", grammar: "Grammar", choice: "One of several texts" };

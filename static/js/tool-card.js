@@ -4,8 +4,8 @@
  * Owns the card's elements. What becomes of calls and results is tools.js; how one is answered by itself is tool-set.js.
  */
 
-import { h } from "./dom.js";
-import { JsonTree, nodesOf } from "./json-tree.js";
+import { h, nodesOf } from "./dom.js";
+import { JsonTree } from "./json-tree.js";
 
 const BADGES = { busy: "Being written", good: "Arguments fit", bad: "Arguments do not fit", cut: "Cut off" };
 const MAX_SHOWN = 8; // problems of a call
