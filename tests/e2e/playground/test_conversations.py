@@ -83,7 +83,7 @@ def test_newest_use_stands_first_and_search_finds_titles_and_texts(tab: Tab) -> 
     long["messages"][30]["content"] = "Far out there was a <b>white</b> whale, they said."
     fill(tab, *many, long)
     page = tab.page
-    assert chats(tab).all_inner_texts()[:3] == ["At sea", "Talk number 199", "Talk number 198"]
+    assert chats(tab).all_text_contents()[:3] == ["At sea", "Talk number 199", "Talk number 198"]
     page.keyboard.press("Control+k")
     field = page.get_by_role("searchbox", name="Search conversations")
     expect(field).to_be_focused()
@@ -95,7 +95,7 @@ def test_newest_use_stands_first_and_search_finds_titles_and_texts(tab: Tab) -> 
     expect(page.get_by_text("Nothing has “Whale (they”.")).to_be_visible()
     field.fill("whale white")
     expect(results).to_have_text(re.compile(r"^At sea.*…out there was a <b>white</b> whale, they said\.$"))
-    assert results.locator("mark").all_inner_texts() == ["white", "whale"]
+    assert results.locator("mark").all_text_contents() == ["white", "whale"]
     field.press("ArrowDown")
     expect(results).to_be_focused()
     page.keyboard.press("Enter")
