@@ -1,5 +1,5 @@
 /**
- * Moves the bytes of pictures between memory and the database, for blobs.js.
+ * Moves the bytes of pictures between memory and the database, and reads them, for blobs.js.
  *
  * `memory` is its Map of id -> {blob, count}.
  */
@@ -33,4 +33,13 @@ export async function forget(memory, database, pictures) {
     const [found, uses] = await database.run("readwrite", ["messages", "blobs"], drop).catch(() => []); // nothing can be kept here
     if (found?.result && !uses.result && !memory.has(id)) memory.set(id, { blob: found.result.blob, count: 1 });
   }
+}
+
+export function dataUrlOf(blob, name) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${name} cannot be read: ${reader.error.message}`));
+    reader.readAsDataURL(blob);
+  });
 }

@@ -54,12 +54,7 @@ export class Blobs {
   async dataUrl(picture) {
     const blob = await this.find(picture.id);
     if (!blob) throw new Error(`${picture.name} is not kept in this browser any more. Edit its message, or begin a new chat.`);
-    return new Promise((resolve, reject) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(reader.result);
-      reader.onerror = () => reject(new Error(`${picture.name} cannot be read: ${reader.error.message}`));
-      reader.readAsDataURL(blob);
-    });
+    return (await import("./blob-keeping.js")).dataUrlOf(blob, picture.name);
   }
 
   /** A small view of it; of one that is gone its name alone. */
