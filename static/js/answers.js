@@ -33,7 +33,7 @@ export class Answer {
     this.timings = null; // and its times
   }
 
-  /** Counts as the server gave them last, times as this page saw them. @returns {import("./figures.js").Stats} */
+  /** Counts as the server gave them last, times as this page saw them. @returns {import("./figures-table.js").Stats} */
   stats() {
     const { usage, before } = this;
     const sum = (name, n) => n + (before?.[name] ?? 0);

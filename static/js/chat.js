@@ -6,12 +6,10 @@
  */
 
 import { Answer, Answers } from "./answers.js";
-import { copyText } from "./copying.js";
 import { byId, h } from "./dom.js";
 import { MessageItem } from "./message.js";
 import { Reading } from "./reading.js";
 import { addMessage, pathOf, removeMessage, showVariant } from "./store.js";
-import { tell } from "./toast.js";
 
 const MOUNTED = 200; // messages drawn at first, and once more each time the reader comes to the uppermost
 const FILL_MS = 12; // what drawing Markdown may take of a frame
@@ -55,7 +53,7 @@ export class Chat {
     this.list.before(this.earlier);
     this.list.addEventListener("click", ({ target }) => {
       const button = target.closest(".copy-code");
-      if (button) copyText(button.closest(".code").querySelector("code").textContent, button);
+      if (button) import("./copying.js").then(({ copyText }) => copyText(button.closest(".code").querySelector("code").textContent, button));
     });
     new IntersectionObserver(([entry]) => entry.isIntersecting && this.#mountEarlier(), { rootMargin: "600px" }).observe(this.earlier);
   }
@@ -173,7 +171,7 @@ export class Chat {
 
   /** Says that it cannot be now where an answer is under way. */
   isBusy() {
-    if (this.isStreaming) tell("An answer is under way. Stop it first.");
+    if (this.isStreaming) this.#tell("An answer is under way. Stop it first.");
     return this.isStreaming;
   }
 
@@ -238,7 +236,12 @@ export class Chat {
   async endThought(message) {
     const answer = this.#answers.of(this.conversation);
     if (answer?.message !== message) return;
-    await this.#answers.endThought(answer).catch((error) => tell(`The thought could not be ended: ${error.message}`));
+    await this.#answers.endThought(answer).catch((error) => this.#tell(`The thought could not be ended: ${error.message}`));
+  }
+
+  async #tell(words) {
+    const { tell } = await import("./toast.js");
+    tell(words);
   }
 
   #answer(questionId, exactBody = null) {

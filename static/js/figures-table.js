@@ -1,5 +1,17 @@
 /**
  * All figures of one answer, for who wants to know where its time went.
+ *
+ * @typedef {object} Stats
+ * @property {?number} tokens  of the answer, all parts of it where it was continued
+ * @property {?number} promptTokens
+ * @property {?number} cachedTokens  of the prompt
+ * @property {number} pictureTokens  of the prompt
+ * @property {number} thoughtTokens  of the answer
+ * @property {number} guessedTokens
+ * @property {number} wrongGuesses
+ * @property {?number} firstMs  until the first token, as this page saw it
+ * @property {number} decodeMs  from the first token to the last
+ * @property {?object} timings  the server's own times of the last part, in llama.cpp's names
  */
 
 import { h } from "./dom.js";

@@ -2,18 +2,6 @@
  * The figures of an answer in words: how it ended, how many tokens, how fast.
  *
  * Owns the sentences. What is counted comes from the server; where it gives no times, those of this page are used.
- *
- * @typedef {object} Stats
- * @property {?number} tokens  of the answer, all parts of it where it was continued
- * @property {?number} promptTokens
- * @property {?number} cachedTokens  of the prompt
- * @property {number} pictureTokens  of the prompt
- * @property {number} thoughtTokens  of the answer
- * @property {number} guessedTokens
- * @property {number} wrongGuesses
- * @property {?number} firstMs  until the first token, as this page saw it
- * @property {number} decodeMs  from the first token to the last
- * @property {?object} timings  the server's own times of the last part, in llama.cpp's names
  */
 
 export const count = (n) => n.toLocaleString("en");
@@ -26,7 +14,7 @@ export function duration(ms) {
 
 export const perSecond = (rate) => (rate < 10 ? rate.toFixed(1) : count(Math.round(rate)));
 
-/** "24 tok · 62 tok/s · TTFT 81 ms · 64 picture tokens · 112 of 130 prompt tokens cached", as far as it is known. @param {Stats} stats */
+/** "24 tok · 62 tok/s · TTFT 81 ms · 64 picture tokens · 112 of 130 prompt tokens cached", as far as it is known.  */
 export function statsText({ tokens, promptTokens, pictureTokens, cachedTokens, firstMs, decodeMs, timings }) {
   const parts = [];
   if (tokens !== null) parts.push(`${count(tokens)} tok`);

@@ -34,6 +34,7 @@ const PANELS = [
  * brought once the page stands; what is sent before waits for them.
  */
 const PLUGINS = [
+  { name: "announcing", load: () => import("./announcing.js").then((m) => m.Announcing) },
   { name: "context", load: () => import("./context.js").then((m) => m.Context) },
   { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
   { name: "token-log", load: () => import("./token-log.js").then((m) => m.TokenLog) },

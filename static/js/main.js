@@ -20,6 +20,7 @@ const SAVE_MS = 400; // after the last keystroke
 class App extends EventTarget {
   #conversation = newConversation();
   #saveTimer = 0;
+  #unsaved = null; // the conversation that the timer is for
   #askAgain = false; // a question waits for the key
   #extend = () => {};
 
@@ -201,6 +202,8 @@ class App extends EventTarget {
   /** Saves it when nothing has been typed for a moment. */
   saveSoon(conversation) {
     clearTimeout(this.#saveTimer);
+    if (this.#unsaved && this.#unsaved !== conversation) this.#saveIfBegun(this.#unsaved);
+    this.#unsaved = conversation;
     this.#saveTimer = setTimeout(() => this.#saveIfBegun(conversation), SAVE_MS);
   }
 

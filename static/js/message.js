@@ -5,10 +5,9 @@
  * element is that of the chat's plugins.
  */
 
-import { copyText } from "./copying.js";
 import { h, icon, iconButton, nodesOf } from "./dom.js";
 import { canContinue, count, endOf, statsText } from "./figures.js";
-import { hasGuesses, marksView } from "./marks.js";
+import { hasGuesses } from "./marks.js";
 import { MarkdownView } from "./render.js";
 import { variantsOf } from "./store.js";
 
@@ -208,7 +207,8 @@ export class MessageItem {
     return h("button", properties, `${count(guessedTokens)} of ${count(tokens)} tokens guessed`);
   }
 
-  #toggleMarks(button) {
+  async #toggleMarks(button) {
+    const { marksView } = await import("./marks-view.js");
     const shown = this.element.querySelector(".marks");
     if (shown) shown.remove();
     else this.text.after(marksView(this.message.content, this.message.marks));
@@ -223,7 +223,7 @@ export class MessageItem {
     const buttons = [];
     const variants = variantsOf(chat.conversation, message);
     if (variants.length > 1) buttons.push(this.#variantSwitch(variants));
-    if (message.content) buttons.push(iconButton("copy", `Copy message ${number}`, (event) => copyText(message.content, event.currentTarget)));
+    if (message.content) buttons.push(iconButton("copy", `Copy message ${number}`, ({ currentTarget }) => this.#copy(currentTarget)));
     const edit = iconButton("edit", `Edit message ${number}`, () => (message.role === "user" ? chat.page.edit(message) : this.edit()));
     edit.dataset.action = "edit";
     if (message.role === "user" || message.content) buttons.push(edit);
@@ -231,6 +231,11 @@ export class MessageItem {
     buttons.push(...chat.fromPlugins("actions", message, number));
     buttons.push(iconButton("trash", `Delete message ${number}`, () => chat.change("remove", message)));
     return h("div", { class: "actions" }, ...buttons);
+  }
+
+  async #copy(button) {
+    const { copyText } = await import("./copying.js");
+    copyText(this.message.content, button);
   }
 
   /** Regenerate; where the answer failed it says in words what it does. */
