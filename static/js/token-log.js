@@ -30,6 +30,16 @@ export const tokenLogOf = (page) => logs.get(page) ?? null;
 /** Whether this server gives probabilities. */
 export const hasProbabilities = ({ config }) => (config?.max_logprobs ?? 0) > 0;
 
+/** Whether this conversation's answers are asked for with probabilities. */
+export const isWanted = (conversation) => Boolean(conversation.extra?.tokens?.record);
+
+/** From now on they are, or not. */
+export function want(page, record) {
+  const { conversation } = page;
+  (conversation.extra ??= {}).tokens = { record };
+  if (conversation.messages.length) page.chat.page.save(conversation);
+}
+
 /** Dispatches "tokens", whose detail is the message, when more of its tokens are known. */
 export class TokenLog extends EventTarget {
   #live = new Map(); // message id -> Log of a running answer
@@ -46,18 +56,8 @@ export class TokenLog extends EventTarget {
     return (message && (this.#live.get(message.id) ?? keptOf(message))) ?? null;
   }
 
-  isWanted(conversation) {
-    return Boolean(conversation.extra?.tokens?.record);
-  }
-
-  /** From now on this conversation's answers are asked for with probabilities, or without. */
-  want(conversation, record) {
-    (conversation.extra ??= {}).tokens = { record };
-    if (conversation.messages.length) this.page.chat.page.save(conversation);
-  }
-
   contribute(body, { conversation }) {
-    if (!this.isWanted(conversation) || !hasProbabilities(this.page)) return;
+    if (!isWanted(conversation) || !hasProbabilities(this.page)) return;
     body.logprobs ??= true;
     if (body.logprobs === true) body.top_logprobs ??= Math.min(NUM_ALTERNATIVES, this.page.config.max_logprobs);
   }

@@ -7,7 +7,7 @@
 
 import { h, nodesOf } from "../dom.js";
 import { segments } from "../segments.js";
-import { branchOf, hasProbabilities, tokenLogOf } from "../token-log.js";
+import { branchOf, hasProbabilities, isWanted, tokenLogOf, want } from "../token-log.js";
 import { STEPS, TokenTexts, percent, wordText } from "../token-texts.js";
 import { AnswerPicker } from "./answer-picker.js";
 import { TokenChart } from "./token-chart.js";
@@ -36,12 +36,12 @@ export class TokensPanel {
     this.chart = new TokenChart((index) => this.#go(index));
     this.summary = h("p", { class: "note" });
     this.leastSure = h("ul", { class: "least-sure", "aria-label": "Where the model was least sure" });
-    this.none = h("div", { class: "token-empty" }, this.reason, this.resend);
+    this.none = h("div", { class: "token-empty", hidden: true }, this.reason, this.resend);
     this.legend = h("ul", { class: "token-legend", "aria-label": "What the looks of a token mean" });
     this.text = h("div", { class: "token-text" }, this.legend, this.flow.element, this.detail.element);
     this.some = h(
       "div",
-      { class: "token-some" },
+      { class: "token-some", hidden: true },
       this.chart.element,
       this.summary,
       this.leastSure,
@@ -85,15 +85,15 @@ export class TokensPanel {
   #draw() {
     clearTimeout(this.#timer);
     this.#timer = 0;
-    if (!this.#isShown || !this.log) return;
+    if (!this.#isShown) return;
     const { config } = this.page;
     const refusal = config && !hasProbabilities(this.page) ? "This model gives no token probabilities." : "";
     this.refusal.textContent = refusal;
     this.refusal.hidden = !refusal;
     this.body.hidden = Boolean(refusal);
     this.picker.draw();
-    this.wish.checked = this.log.isWanted(this.page.conversation);
-    this.#drawTokens();
+    this.wish.checked = isWanted(this.page.conversation);
+    if (this.log) this.#drawTokens(); // it comes soon
   }
 
   #drawTokens() {
@@ -140,7 +140,7 @@ export class TokensPanel {
 
   #drawReason(message) {
     const isRunning = message?.state === "streaming";
-    const wanted = this.log.isWanted(this.page.conversation);
+    const wanted = isWanted(this.page.conversation);
     if (!message) this.reason.textContent = wanted ? "Send something to see its tokens here." : "Turn this on and send something: each token of the answer is shown with its probability.";
     else if (isRunning && wanted) this.reason.textContent = "Waiting for the first token…";
     else this.reason.textContent = "No probabilities were recorded for this answer.";
@@ -175,12 +175,12 @@ export class TokensPanel {
   // -------------------------------------------------------------------------------------------------------------- asking
 
   #want(record) {
-    this.log.want(this.page.conversation, record);
+    want(this.page, record);
     this.#draw();
   }
 
   #resend() {
-    this.log.want(this.page.conversation, true);
+    want(this.page, true);
     this.page.chat.regenerate(this.picker.message);
     this.picker.select.focus();
   }
@@ -193,7 +193,7 @@ export class TokensPanel {
     const texts = this.#texts;
     const index = this.flow.chosen;
     const before = message.content.slice(0, texts.log.before) + texts.before(index);
-    this.log.want(this.page.conversation, true);
+    want(this.page, true);
     const copy = await chat.change("addVersion", message, before + word);
     copy.isEdited = undefined;
     copy.extra = { ...copy.extra, tokens: branchOf(texts.log, index, [word, logprob]) };

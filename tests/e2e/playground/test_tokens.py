@@ -105,6 +105,21 @@ def test_probabilities_are_asked_for_only_when_they_are_turned_on(tab: Tab) -> N
     tab.check_clean()
 
 
+def test_switch_holds_for_a_question_that_is_sent_before_the_page_has_all_its_parts(tab: Tab) -> None:
+    held: list[Route] = []
+    tab.page.route("**/js/recorder.js", lambda route: held.append(route))
+    asked = answer_with(tab, SPLIT)
+    tab.open(NO_WEBSOCKET)
+    record(tab.page)
+    tab.ask("Something odd")
+    expect(tab.page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+    assert asked == []
+    held[0].continue_()
+    tab.finish()
+    expect(tokens(tab.page)).to_have_count(7)
+    tab.check_clean()
+
+
 def test_tokens_are_the_answers_and_their_probabilities_the_servers(tab: Tab) -> None:
     tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab.open()
