@@ -43,7 +43,7 @@ export function addVersion(chat, message, content) {
 /** Takes out this message and all below it; for ten seconds it can be had back. */
 export function remove(chat, message) {
   const { conversation } = chat;
-  if (chat.isStreaming) chat.stop();
+  if (chat.isBusy()) return;
   const { words, shown, pictures, putBack } = takeOut(conversation, message, chat.itemOf(message).number);
   const show = (focused) => {
     chat.page.save(conversation);

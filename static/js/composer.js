@@ -161,7 +161,7 @@ export class Composer {
   }
 
   #send() {
-    if (!this.#canSend) return;
+    if (!this.#canSend) return this.#hasMessage && this.page.say(this.#why);
     const { parent, text } = this;
     const pictures = this.page.pictures.chosen;
     this.page.settings?.clearErrors();

@@ -20,7 +20,8 @@ export class Connection {
   #liveAt = 0;
   #told = ""; // what the status region said
 
-  /** `page` has learn(), which is called whenever the server is there (again), needKey(ApiError) and say(text). */
+  /** `page` has learn(), which is called whenever the server is there (again), needKey(ApiError), say(text) and
+   *  away(why) with a reason while nothing can be asked, "" when it can. */
   constructor(server, page) {
     this.server = server;
     this.page = page;
@@ -123,6 +124,8 @@ export class Connection {
     place.classList.toggle("loud", state !== "live");
     place.title = reason;
     place.textContent = words;
+    const isAway = state === "starting" || (["reconnecting", "offline"].includes(state) && this.#tries > QUIET_TRIES);
+    this.page.away(isAway ? words : "");
     const hadFocus = this.retry === document.activeElement;
     this.retry.hidden = this.#tries <= QUIET_TRIES || !["reconnecting", "offline"].includes(state);
     if (hadFocus && this.retry.hidden) byId("prompt").focus();

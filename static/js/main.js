@@ -31,7 +31,7 @@ class App extends EventTarget {
     this.store = new Store((problem) => this.nav.warn(problem));
     this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
-    const hooks = { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say };
+    const hooks = { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say, away: (why) => this.composer.block(why) };
     this.connection = import("./connection.js").then(({ Connection }) => new Connection(this.server, hooks));
     this.blobs = new Blobs(this.store, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {

@@ -40,7 +40,7 @@ def answering(tab: Tab, *texts: str, then: Callable[[Route], None] | None = None
     asked: list[Any] = []
 
     def answer(route: Route) -> None:
-        body = route.request.post_data_json
+        body = json.loads(route.request.post_data or "")
         asked.append(body)
         if then is not None and len(asked) > len(texts):
             return then(route)
@@ -318,6 +318,22 @@ def test_too_long_a_conversation_is_not_sent_and_its_oldest_messages_can_be_left
     button(tab, "Send all again").click()
     expect(tab.page.get_by_text("Messages above are not sent any more")).to_have_count(0)
     tab.check_clean()
+
+
+def test_question_waits_for_a_server_that_is_away_and_says_why(tab: Tab) -> None:
+    tab.open()
+    expect(tab.page.locator("#server-state")).to_have_text("Ready")
+    tab.page.get_by_label("Message", exact=True).fill("Are you there?")
+    expect(button(tab, "Send")).to_be_enabled()
+    tab.page.context.set_offline(True)
+    expect(button(tab, "Send")).to_be_disabled(timeout=20_000)
+    expect(button(tab, "Send")).to_have_attribute("title", re.compile("No network|not reachable"))
+    tab.page.get_by_label("Message", exact=True).press("Enter")
+    expect(tab.page.locator(".message")).to_have_count(0)
+    tab.page.context.set_offline(False)
+    expect(button(tab, "Send")).to_be_enabled(timeout=20_000)
+    tab.page.get_by_label("Message", exact=True).press("Enter")
+    expect(tab.page.locator(".assistant .text")).not_to_be_empty()
 
 
 def test_drafts_stay_with_their_conversation_and_outlive_a_reload(tab: Tab) -> None:

@@ -17,7 +17,7 @@ def recording(tab: Tab) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def answer(route: Route) -> None:
-        asked.append(route.request.post_data_json)
+        asked.append(json.loads(route.request.post_data or ""))
         route.fulfill(content_type="text/event-stream", body=ANSWER)
 
     tab.page.route("**/v1/chat/completions", answer)
@@ -159,7 +159,8 @@ def test_screen_reader_hears_as_much_as_it_was_told_to(tab: Tab, choice: str, he
         """() => {
           window.heard = [];
           const status = document.getElementById("status");
-          new MutationObserver(() => window.heard.push(status.textContent)).observe(status, { childList: true, characterData: true });
+          const note = () => window.heard.push(status.textContent);
+          new MutationObserver(note).observe(status, { childList: true, characterData: true });
         }"""
     )
     tab.ask("Speak")
