@@ -139,6 +139,7 @@ def run(language: str, text: str, folder: Path, **env: str) -> str:
 
 
 def set_seed(page: Page) -> None:
+    page.get_by_text("More sampling").click()
     page.get_by_label("Seed").fill("7")
     page.get_by_label("Top k").fill("40")
     page.get_by_label("Stop texts").fill("never '$x'\\n")
