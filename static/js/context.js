@@ -12,6 +12,7 @@ import { pathOf } from "./store.js";
 const COUNT_MS = 300; // after the last keystroke
 const MS_PER_MB = 1_000; // of pictures: they travel with each count
 const KEPT_SHARE = 0.75; // of what the model reads, after old messages are left out: the rest is for answers
+const NEXT = "draft-question"; // what bodyFor() calls the question that is being written
 
 const count = (n) => n.toLocaleString("en");
 
@@ -97,13 +98,16 @@ export class Context {
       : "The message alone is too long: shorten it, or begin a new chat.";
     this.tooMuch.replaceChildren(h("p", {}, words), offer);
     this.tooMuch.hidden = false;
+    this.tooMuch.classList.remove("mild");
     composer.whyTooMuch = words;
     composer.showSend();
   }
 
   #unblock() {
-    const { composer } = this.page;
-    this.tooMuch.hidden = true;
+    const { composer, conversation } = this.page;
+    this.tooMuch.hidden = conversation.extra?.from !== NEXT;
+    this.tooMuch.classList.toggle("mild", !this.tooMuch.hidden);
+    if (!this.tooMuch.hidden) this.tooMuch.replaceChildren(h("p", {}, "The messages above are not sent any more, only the new one."), this.#allAgain());
     if (!composer.whyTooMuch) return;
     composer.whyTooMuch = "";
     composer.showSend();
@@ -122,7 +126,7 @@ export class Context {
       if (message.role === "user" && left <= this.#limit * KEPT_SHARE) return message.id;
       left -= sizes.get(message.id) ?? average;
     }
-    return left < this.#limit ? "draft-question" : null;
+    return left < this.#limit ? NEXT : null;
   }
 
   /** From now on the conversation is sent from this message on; null: from the first. */
@@ -141,7 +145,10 @@ export class Context {
   decorate(message, item) {
     item.querySelector(":scope > .left-out")?.remove();
     if (this.page.conversation.extra?.from !== message.id) return;
-    const again = h("button", { type: "button", class: "link-button", onclick: () => this.#sendFrom(null, true) }, "Send all again");
-    item.prepend(h("p", { class: "left-out" }, "Messages above are not sent any more. ", again));
+    item.prepend(h("p", { class: "left-out" }, "Messages above are not sent any more. ", this.#allAgain()));
+  }
+
+  #allAgain() {
+    return h("button", { type: "button", class: "link-button", onclick: () => this.#sendFrom(null, true) }, "Send all again");
   }
 }
