@@ -20,6 +20,7 @@ const namesPicture = ({ messages }, id) => messages.some(({ pictures }) => pictu
 
 export class Composer {
   #editing = null; // the question being edited
+  #editedIn = null; // its conversation
   #chosen = new Map(); // conversation id -> pictures of the message being written
   #block = ""; // why nothing can be sent now
 
@@ -36,6 +37,7 @@ export class Composer {
     });
     this.prompt.addEventListener("keydown", (event) => this.#pressed(event));
     this.prompt.addEventListener("input", () => this.#typed());
+    addEventListener("resize", () => this.#fit()); // lines break elsewhere, and a phone has larger letters
     byId("hint-cancel").addEventListener("click", () => this.cancelEdit());
     page.addEventListener("blocks", () => this.changed());
     byId("hint-save").addEventListener("click", () => this.#saveInPlace());
@@ -68,7 +70,7 @@ export class Composer {
 
   /** Another conversation is on screen. */
   show() {
-    this.#editing = null;
+    this.#editing = this.#editedIn = null;
     const { extra, messages } = this.page.conversation;
     const edited = messages.find(({ id }) => id === extra?.editing?.id);
     if (edited) this.#edit(edited, extra.editing.text);
@@ -100,6 +102,11 @@ export class Composer {
 
   /** What would be sent is another text, or it can be sent now, or no longer. */
   changed() {
+    const { conversation } = this.page;
+    if (this.#editedIn === conversation && !conversation.messages.includes(this.#editing)) {
+      conversation.draft ||= this.prompt.value; // it was taken out
+      this.#endEdit();
+    }
     this.showSend();
     this.onChange();
   }
@@ -162,6 +169,7 @@ export class Composer {
 
   #send() {
     if (!this.#canSend) return this.#hasMessage && this.page.say(this.#why);
+    if (!this.page.chat.conversation) return; // it is still being read
     const { parent, text } = this;
     const pictures = this.page.pictures.chosen;
     this.page.settings?.clearErrors();
@@ -194,6 +202,7 @@ export class Composer {
 
   #edit(message, text = message.content) {
     this.#editing = message;
+    this.#editedIn = this.page.conversation;
     this.#setText(text);
     this.page.pictures.show([...(message.pictures ?? [])]);
     this.changed();
@@ -208,16 +217,17 @@ export class Composer {
   async #saveInPlace() {
     if (!this.#hasMessage || this.page.chat.isBusy()) return;
     const [message, text, pictures] = [this.#editing, this.text, this.page.pictures.chosen];
-    this.#endEdit();
-    await this.page.blobs.keep(pictures);
+    this.page.blobs.keep(pictures);
     await this.page.chat.change("rewrite", message, text, pictures);
+    if (this.#editing !== message) return; // another conversation was chosen: it is kept as it was typed
+    this.#endEdit();
     this.page.say("Saved");
     this.focus();
   }
 
   #endEdit() {
     const { conversation } = this.page;
-    this.#editing = null;
+    this.#editing = this.#editedIn = null;
     if (conversation.extra?.editing) {
       conversation.extra.editing = undefined;
       this.page.saveSoon(conversation);

@@ -16,6 +16,7 @@
 export const ROOT = 0;
 export const PAGE = 100; // children at a time
 const SMALL = 200; // nodes of a tree that is asked for as a whole
+const FEW = 6; // nodes of a level, beside which the next is shown from the start
 const OPENED = 30; // of a tree that is open unless somebody closes it
 const MAX_DEPTH = 16; // as the server allows
 const MAX_CHILDREN = 999; // likewise, beside the node itself
@@ -118,12 +119,20 @@ export class CacheNodes {
       const depth = isFirst || this.summary.num_nodes <= OPENED ? MAX_DEPTH : Math.min(MAX_DEPTH, this.#depth() + 1);
       const answer = await this.#ask(ROOT, isSmall ? depth : 1, isSmall ? SMALL : this.wantedOf(ROOT));
       this.#take(answer, ROOT, isSmall ? depth : 1);
+      if (isFirst && answer.num_nodes > OPENED) this.#openTop();
       if (answer.num_nodes <= OPENED) this.open(...[...this.nodes.keys()].filter((id) => !this.#closed.has(id)));
       if (isSmall && answer.is_cut) this.#again = true; // it has grown
       else await this.#refreshOpen(isSmall, isWhole);
       this.#forget();
       this.onPass();
     } while (this.#again);
+  }
+
+  /** Opens levels from the top until there is something to see: prompts often share their first words. */
+  #openTop() {
+    for (let level = this.childrenOf(ROOT); level.length && level.length < FEW; level = level.flatMap(({ id }) => this.childrenOf(id))) {
+      this.open(...level.filter((node) => node.num_children).map(({ id }) => id));
+    }
   }
 
   /** Each open node whose children the first answer did not have. */
