@@ -5,6 +5,7 @@
  * A plugin of the chat. Owns these words, and no more than one of them a second.
  */
 
+import { plural } from "./numbers.js";
 import { recall } from "./store.js";
 
 const REST_MS = 1_000; // between two announcements
@@ -40,7 +41,7 @@ export class Announcing {
       return this.#say();
     }
     const numWords = message.content.split(/\s+/).filter(Boolean).length;
-    this.page.say(message.state === "stopped" ? "Stopped" : `Answer complete, ${numWords} ${numWords === 1 ? "word" : "words"}`);
+    this.page.say(message.state === "stopped" ? "Stopped" : `Answer complete, ${plural(numWords, "word")}`);
   }
 
   #isHeard({ conversation }) {

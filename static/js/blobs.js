@@ -13,11 +13,6 @@ import { newId } from "./store.js";
 
 /** @typedef {{id: string, name: string, size: number}} Picture */
 
-/** "340 kB" or "4.52 MB". Pass Math.floor for what is a limit, so that nothing over it looks equal to it. */
-export function sizeText(bytes, round = Math.ceil) {
-  return bytes < 999_500 ? `${round(bytes / 1e3)} kB` : `${round(bytes / 1e4) / 100} MB`;
-}
-
 export class Blobs {
   #memory = new Map(); // id -> {blob, count}: how often it was added
 

@@ -4,7 +4,7 @@
  * Owns which languages those are. The block itself is that of render-code.js.
  */
 
-import { make, nodesOf } from "./render-code.js";
+import { h, nodesOf } from "./dom.js";
 
 const MAX_COLOURED = 30_000; // characters that are coloured without being asked to; 70,000 take a tenth of a second
 const MAX_ASKED = 500_000;
@@ -46,11 +46,11 @@ const fileOf = ({ language }) => FILES.get(language.toLowerCase()) ?? null;
 export function complete(root, token, isCurrent, put) {
   if (!fileOf(token) || token.text.length > MAX_ASKED) return;
   if (token.text.length <= MAX_COLOURED) return void colour(root, token, isCurrent, put);
-  const button = make("button", { type: "button", class: "copy-code colour-code" }, "Colour");
-  button.addEventListener("click", () => {
+  const press = () => {
     button.remove();
     colour(root, token, isCurrent, put);
-  });
+  };
+  const button = h("button", { type: "button", class: "copy-code colour-code", onclick: press }, "Colour");
   root.querySelector(".copy-code").before(button);
 }
 
@@ -96,7 +96,7 @@ function colouredNodes(markup) {
   const open = [all];
   for (const [piece, className] of markup.matchAll(PIECES)) {
     if (className) {
-      const span = make("span", { class: className });
+      const span = h("span", { class: className });
       open.at(-1).append(span);
       open.push(span);
     } else if (piece === "</span>") {

@@ -4,8 +4,6 @@
 
 import { visible } from "./text.js";
 
-const SVG = "http://www.w3.org/2000/svg";
-
 /** The element with this id, which index.html promises to have. */
 export function byId(id) {
   const node = document.getElementById(id);
@@ -28,15 +26,16 @@ export function h(tag, properties = {}, ...children) {
 /** Somebody else's text as nodes: what would hide or turn the text around it is shown by its name. */
 export const nodesOf = (text) => visible(text).map((part) => (typeof part === "string" ? part : h(part.tag, part.attributes, ...part.children)));
 
-/** One of the symbols at the top of index.html. */
-export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `#icon-${name}`);
-  svg.append(use);
-  return svg;
+/** An element of a drawing. */
+export function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
+
+/** One of the symbols at the top of index.html. */
+export const icon = (name) => svg("svg", { "aria-hidden": "true" }, svg("use", { href: `#icon-${name}` }));
 
 /** A button that shows only an icon; `label` is its name for everybody who cannot see it. */
 export function iconButton(name, label, onclick) {

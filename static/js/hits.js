@@ -19,14 +19,12 @@
  * @property {Hits} [system]  with the first message: the same of the system prompt
  */
 
-import { h } from "./dom.js";
-import { visible } from "./text.js";
+import { h, nodesOf } from "./dom.js";
+import { count } from "./numbers.js";
 
 const WAIT_MS = 150; // from here on a reader might notice
 const MAX_LOOKED_UP = 8_000_000; // characters of pictures and texts, sent once more
 const SHAPING = ["model", "messages", "tools", "tool_choice", "chat_template_kwargs", "reasoning_effort", "cache_salt"]; // what makes the prompt
-
-const count = (n) => n.toLocaleString("en");
 
 /** What the lookup is asked with: the fields of a body that make its prompt. */
 export function promptOf(body) {
@@ -212,11 +210,7 @@ function pictureWords(pictures) {
   return whole ? `${kind} reused` : matched ? `${count(matched)} of ${count(tokens)} tokens of the ${kind} reused` : `${kind} not reused`;
 }
 
-const token = (text) => h("q", { class: "token" }, ...nodes(text.replaceAll("\n", "↵")));
-
-function nodes(text) {
-  return visible(text).map((part) => (typeof part === "string" ? part : h(part.tag, part.attributes, ...part.children)));
-}
+const token = (text) => h("q", { class: "token" }, ...nodesOf(text.replaceAll("\n", "↵")));
 
 /** The words for where the match ends; null where a message is simply new. */
 function stopWords({ code, position, message, token: here, cached }, { start }) {

@@ -6,11 +6,10 @@
 
 import { h, nodesOf } from "./dom.js";
 import { JsonReader, step } from "./json-reader.js";
+import { plural } from "./numbers.js";
 
 const MAX_DEPTH = 40; // deeper values are shown beside each other
 const MAX_NODES = 4_000;
-
-const number = (count, one, many) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 export class JsonTree {
   #reader;
@@ -78,7 +77,7 @@ export class JsonTree {
     const pointer = parent ? parent.pointer + step(key) : "";
     if (parent) {
       parent.count += 1;
-      parent.counter && (parent.counter.textContent = parent.kind === "object" ? number(parent.count, "field", "fields") : number(parent.count, "item", "items"));
+      parent.counter && (parent.counter.textContent = parent.kind === "object" ? plural(parent.count, "field") : plural(parent.count, "item"));
     }
     this.#numNodes += 1;
     const entry = { pointer, kind, list: null, count: 0, counter: null, item: null };

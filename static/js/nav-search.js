@@ -6,6 +6,7 @@
  */
 
 import { h, nodesOf } from "./dom.js";
+import { plural } from "./numbers.js";
 import { titleOf } from "./nav.js";
 
 const MAX_RESULTS = 100;
@@ -64,7 +65,7 @@ export class Search {
     this.none.hidden = words.length === 0 || (found.length > 0 && found.length <= MAX_RESULTS);
     this.none.textContent = found.length ? `${found.length - MAX_RESULTS} more; add a word to see fewer.` : `Nothing has “${query.trim()}”.`;
     this.nav.showWhetherEmpty();
-    if (words.length) this.page.say(`${found.length} ${found.length === 1 ? "conversation" : "conversations"} found`);
+    if (words.length) this.page.say(`${plural(found.length, "conversation")} found`);
   }
 
   /** In the order of the list. */

@@ -5,8 +5,8 @@
  * bytes lie is the business of blobs.js.
  */
 
-import { sizeText } from "./blobs.js";
 import { byId, h, iconButton, nodesOf } from "./dom.js";
+import { sizeText } from "./numbers.js";
 
 /** Formats, told by the first bytes as the server does: names and types of files may be wrong. */
 const FORMATS = [

@@ -2,25 +2,21 @@
  * A block of code in the page: its head, its lines, and their colours.
  *
  * Lines are added as nodes while the block grows. A complete block of a known language is coloured when the browser has
- * nothing else to do. The text of <code> is the code, to the character,
- * coloured or not. Knows nothing of Markdown.
+ * nothing else to do. The text of <code> is the code, to the character, coloured or not. Knows nothing of Markdown.
  */
 
-import { visible } from "./text.js";
+import { h, nodesOf } from "./dom.js";
 
 const current = new WeakMap(); // <div class="code"> -> the token that it shows
 const coloured = new WeakSet(); // those whose <code> holds colours instead of lines
 const whenIdle = globalThis.requestIdleCallback ?? ((task) => setTimeout(task, 50));
 
 export function buildCode(token) {
-  const root = make("div", { class: "code" });
-  const head = make("div", { class: "code-head" });
-  const name = make("span", {}, ...nodesOf(token.language || "text"));
-  const code = make("code", {});
-  const scroller = make("pre", { tabindex: "0", role: "group", "aria-label": token.language ? `Code, ${token.language}` : "Code" });
-  head.append(name, make("button", { type: "button", class: "copy-code", "aria-label": "Copy code" }, "Copy"));
-  scroller.append(code);
-  root.append(head, scroller);
+  const name = h("span", {}, ...nodesOf(token.language || "text"));
+  const code = h("code");
+  const scroller = h("pre", { tabindex: "0", role: "group", "aria-label": token.language ? `Code, ${token.language}` : "Code" }, code);
+  const head = h("div", { class: "code-head" }, name, h("button", { type: "button", class: "copy-code", "aria-label": "Copy code" }, "Copy"));
+  const root = h("div", { class: "code" }, head, scroller);
   current.set(root, token);
   addLines(code, token.text);
   if (token.isComplete) complete(root, token);
@@ -44,15 +40,6 @@ export function updateCode(root, was, now) {
   return true;
 }
 
-export function make(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-export const nodesOf = (text) => visible(text).map((part) => (typeof part === "string" ? document.createTextNode(part) : make(part.tag, part.attributes, ...part.children)));
-
 /** Adds text behind the lines that are there; every line but the last ends in its line break. */
 function addLines(code, text) {
   for (const part of text.match(/[^\n]*\n|[^\n]+/g) ?? []) {
@@ -62,9 +49,7 @@ function addLines(code, text) {
       last.append(...nodesOf(part));
       last.normalize();
     } else {
-      const line = make("span", { class: "line" });
-      line.append(...nodesOf(part));
-      code.append(line);
+      code.append(h("span", { class: "line" }, ...nodesOf(part)));
     }
   }
 }

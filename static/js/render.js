@@ -9,6 +9,7 @@
  * Owns which nodes are touched when. Knows nothing of Markdown (markdown.js), of colours or of formulas.
  */
 
+import { h } from "./dom.js";
 import { lex } from "./markdown.js";
 import { buildCode, updateCode } from "./render-code.js";
 import { buildMath, updateMath } from "./render-math.js";
@@ -21,13 +22,10 @@ const MAX_REST_MS = 250;
 const KINDS = { code: [buildCode, updateCode], math: [buildMath, updateMath] };
 
 /** The node that shows a token. */
-export function build(token) {
+function build(token) {
   if (typeof token === "string") return document.createTextNode(token);
   if (token.kind) return KINDS[token.kind][0](token);
-  const node = document.createElement(token.tag);
-  for (const [name, value] of Object.entries(token.attributes)) node.setAttribute(name, value);
-  node.append(...token.children.map(build));
-  return node;
+  return h(token.tag, token.attributes, ...token.children.map(build));
 }
 
 const sameAttributes = (a, b) => {

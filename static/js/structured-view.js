@@ -7,9 +7,9 @@
 
 import { isJson } from "./answer-form.js";
 import { h, nodesOf } from "./dom.js";
-import { count } from "./figures.js";
 import { placeIn } from "./json-reader.js";
 import { JsonTree } from "./json-tree.js";
+import { count, plural } from "./numbers.js";
 import { problemsOf } from "./schema-check.js";
 
 const TITLES = { json: "JSON object", schema: "JSON schema", regex: "Regular expression", grammar: "Grammar", choice: "One of several texts" };
@@ -70,7 +70,7 @@ export class StructuredView {
     const { forcedTokens } = this.form;
     const numForced = (this.form.forced ?? []).reduce((sum, length, k) => sum + (k % 2 ? length : 0), 0);
     this.legend.hidden = numForced === 0;
-    const tokens = forcedTokens ? `${count(forcedTokens)} ${forcedTokens === 1 ? "token" : "tokens"}` : `${count(numForced)} characters`;
+    const tokens = forcedTokens ? `${plural(forcedTokens, "token")}` : `${count(numForced)} characters`;
     if (numForced) this.legend.replaceChildren(h("span", { class: "forced" }, "Dotted"), `: the form left no choice. ${tokens} cost no step of their own.`);
     const error = this.#tree?.finish() ?? null;
     const { state, finish, limit } = this.message;
@@ -95,7 +95,7 @@ export class StructuredView {
     try {
       const { problems, unchecked } = await problemsOf(schema, JSON.parse(this.message.content));
       if (!problems.length) return this.#say("good", unchecked ? `Valid; ${unchecked} patterns not checked here` : "Valid");
-      this.#say("bad", problems.length === 1 ? "1 problem" : `${problems.length} problems`);
+      this.#say("bad", plural(problems.length, "problem"));
       this.#list(problems.slice(0, MAX_SHOWN).map((problem) => this.#problem(problem)));
       for (const { pointer, message } of problems) this.#tree.mark(pointer, message);
     } catch (error) {

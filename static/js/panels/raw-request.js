@@ -3,10 +3,10 @@
  * and put back when it is sent.
  */
 
-import { sizeText } from "../blobs.js";
 import { copyText } from "../copying.js";
 import { h } from "../dom.js";
 import { readJson } from "../json.js";
+import { sizeText } from "../numbers.js";
 import { fileName, jsonText, replaceFiles } from "../snippets.js";
 
 export class RequestSection {

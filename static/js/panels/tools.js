@@ -8,6 +8,7 @@ import { CodeEditor } from "../code-editor.js";
 import { copyText } from "../copying.js";
 import { h } from "../dom.js";
 import { pretty, readDocument } from "../json-reader.js";
+import { plural } from "../numbers.js";
 import { MAX_TURNS, MOCKS, SAMPLE, exportTools, importTools, newTool, toolSetOf } from "../tool-set.js";
 import { offerUndo } from "../toast.js";
 
@@ -112,7 +113,7 @@ export class ToolsPanel {
       try {
         const tools = importTools(field.value);
         field.value = "";
-        note.textContent = `Added ${tools.length} ${tools.length === 1 ? "tool" : "tools"}.`;
+        note.textContent = `Added ${plural(tools.length, "tool")}.`;
         this.add(tools);
       } catch (error) {
         note.textContent = error.message;

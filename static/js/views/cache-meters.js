@@ -5,8 +5,9 @@
  * GET /engine/steps answers, and nothing of the tree.
  */
 
-import { h } from "../dom.js";
-import { count, percent, plural, svg } from "./cache-words.js";
+import { h, svg } from "../dom.js";
+import { count, plural } from "../numbers.js";
+import { percent } from "./cache-words.js";
 
 const SECONDS = 300;
 const WINDOW_S = 30; // prompts are rare: the share of one second would jump

@@ -4,8 +4,9 @@
  * Owns these elements and the requests to pin, unpin and evict. Knows nothing of how the tree is loaded.
  */
 
-import { h } from "../dom.js";
-import { ageOf, confirmedButton, count, isOff, nodes, oneLine, plural, setOff } from "./cache-words.js";
+import { h, nodesOf } from "../dom.js";
+import { count, plural } from "../numbers.js";
+import { ageOf, confirmedButton, isOff, oneLine, setOff } from "./cache-words.js";
 
 const MAX_TEXT = 512; // tokens, as the server allows
 const NO_ADMIN = "Pinning, evicting and flushing are for the holder of the server's admin key.";
@@ -86,7 +87,7 @@ export class CacheNodePane extends EventTarget {
     const items = this.#path.map((node) => {
       const name = node.preview === undefined ? `Node ${node.id}` : oneLine(node.preview);
       const select = () => this.dispatchEvent(new CustomEvent("select", { detail: node.id }));
-      return h("li", {}, h("button", { type: "button", class: "link-button", "aria-label": `Select node ${node.id}, above this one`, onclick: select }, ...nodes(name)));
+      return h("li", {}, h("button", { type: "button", class: "link-button", "aria-label": `Select node ${node.id}, above this one`, onclick: select }, ...nodesOf(name)));
     });
     const key = this.#path.map(({ id, preview }) => `${id} ${preview}`).join("\n");
     if (this.pathKey === key) return;
@@ -177,7 +178,7 @@ export class CacheNodePane extends EventTarget {
     this.#loading += 1;
     const turn = this.#loading;
     this.text.hidden = false;
-    this.text.replaceChildren(...nodes(preview));
+    this.text.replaceChildren(...nodesOf(preview));
     this.textNote.textContent = "";
     const found = await this.page.server.get(`cache/tree?node=${id}&depth=1&limit=1&preview=${MAX_TEXT}`).catch(() => null);
     if (turn !== this.#loading) return;
@@ -186,7 +187,7 @@ export class CacheNodePane extends EventTarget {
       this.#text = null; // it has moved on; the next look tells
       return;
     }
-    this.text.replaceChildren(...nodes(node.preview ?? ""));
+    this.text.replaceChildren(...nodesOf(node.preview ?? ""));
     this.textNote.textContent = node.num_tokens > MAX_TEXT ? `The first ${count(MAX_TEXT)} of ${count(node.num_tokens)} tokens.` : "";
   }
 }

@@ -5,9 +5,10 @@
  * changes. Owns these elements, and the keys. Knows the nodes of cache-nodes.js and nothing of the server.
  */
 
-import { h, icon } from "../dom.js";
+import { h, icon, nodesOf } from "../dom.js";
+import { count, plural } from "../numbers.js";
 import { PAGE, ROOT } from "./cache-nodes.js";
-import { ageOf, count, nodes, oneLine, plural } from "./cache-words.js";
+import { ageOf, oneLine } from "./cache-words.js";
 
 const FLASH_MS = 1_400;
 const TYPED_MS = 700; // letters typed so fast are one word
@@ -101,7 +102,7 @@ export class CacheTree extends EventTarget {
     element.classList.toggle("lit", this.lit.has(node.id));
     if (isDifferent(row.before, node) || row.wasLit !== this.lit.has(node.id)) this.#drawWords(row, node);
     this.#drawFigures(row, node);
-    row.bar.firstChild.style.width = `${Math.max(2, (100 * node.num_tokens) / this.widest)}%`;
+    row.bar.firstChild.style.width = `${Math.max(2, 100 * Math.sqrt(node.num_tokens / this.widest))}%`;
     if (isOpen) {
       if (row.group.parentNode !== element) element.append(row.group);
       this.#drawChildren(row.group, node.id, level + 1, used);
@@ -115,7 +116,7 @@ export class CacheTree extends EventTarget {
 
   #drawWords(row, node) {
     const hasText = node.preview !== undefined;
-    row.text.replaceChildren(...(hasText ? nodes(oneLine(node.preview)) : [`Node ${node.id}`]));
+    row.text.replaceChildren(...(hasText ? nodesOf(oneLine(node.preview)) : [`Node ${node.id}`]));
     row.text.classList.toggle("nameless", !hasText);
     const badges = [
       this.lit.has(node.id) && badge("chat", "your chat", "Part of the conversation on screen"),

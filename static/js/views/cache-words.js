@@ -2,19 +2,9 @@
  * Words and small pieces that the parts of the cache view share.
  */
 
-import { h } from "../dom.js";
-import { visible } from "../text.js";
-
-export const count = (n) => Math.round(n).toLocaleString("en");
-
-export const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+import { h, svg } from "../dom.js";
 
 export const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`);
-
-/** Foreign text as nodes, what hides in it made visible. */
-export function nodes(text) {
-  return visible(text).map((part) => (typeof part === "string" ? part : h(part.tag, part.attributes, ...part.children)));
-}
 
 export const oneLine = (text) => text.replaceAll("\n", "↵");
 
@@ -59,7 +49,6 @@ export function confirmedButton(label, warn, action, say) {
   return button;
 }
 
-const SVG = "http://www.w3.org/2000/svg";
 const SYMBOLS = {
   lock: "M6 9.500h8a1 1 0 0 1 1 1v5a1 1 0 0 1-1 1H6a1 1 0 0 1-1-1v-5a1 1 0 0 1 1-1zM7 9.500V7a3 3 0 0 1 6 0v2.500",
   pin: "M8 3.500h4l-.6 5 2.600 3H6l2.600-3zM10 11.500V17",
@@ -71,20 +60,7 @@ const SYMBOLS = {
 export function addSymbols() {
   const place = document.querySelector("svg.symbols");
   for (const [name, d] of Object.entries(SYMBOLS)) {
-    if (document.getElementById(`icon-${name}`)) continue;
-    const symbol = document.createElementNS(SVG, "symbol");
-    symbol.id = `icon-${name}`;
-    symbol.setAttribute("viewBox", "0 0 20 20");
-    const path = document.createElementNS(SVG, "path");
-    path.setAttribute("d", d);
-    symbol.append(path);
-    place.append(symbol);
+    const id = `icon-${name}`;
+    if (!document.getElementById(id)) place.append(svg("symbol", { id, viewBox: "0 0 20 20" }, svg("path", { d })));
   }
-}
-
-export function svg(tag, attributes, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
-  node.append(...children);
-  return node;
 }

@@ -7,11 +7,12 @@
 
 import { h } from "../dom.js";
 import { promptOf } from "../hits.js";
+import { count, plural } from "../numbers.js";
 import { CacheMeters } from "./cache-meters.js";
 import { CacheNodePane } from "./cache-node.js";
 import { CacheNodes, PAGE, ROOT } from "./cache-nodes.js";
 import { CacheTree } from "./cache-tree.js";
-import { addSymbols, confirmedButton, count, plural, setOff } from "./cache-words.js";
+import { addSymbols, confirmedButton, setOff } from "./cache-words.js";
 
 const WATCH_MS = 500;
 const REFRESH_MS = 1_000; // at least so long between two looks at the tree
@@ -65,10 +66,9 @@ export class CacheView {
     this.element = h(
       "div",
       { class: "cache-view" },
-      h("h2", { class: "hidden" }, "Prefix cache"),
+      h("div", { class: "view-head" }, h("h2", {}, "Prefix cache"), h("p", { class: "cache-note" }, "What a prompt shares with earlier ones is not read again."), this.follow, this.flush),
       this.meters.element,
-      h("div", { class: "cache-tools" }, this.follow, this.flush, this.size),
-      this.followNote,
+      h("div", { class: "cache-tools" }, this.followNote, this.size),
       this.note,
       this.problem,
       this.why,

@@ -5,7 +5,8 @@
  * answers arrive.
  */
 
-import { count, duration, perSecond } from "../figures.js";
+import { duration, perSecond } from "../figures.js";
+import { count } from "../numbers.js";
 
 const CLEAR = 1.05; // times the least: a lead that is worth a word
 

@@ -5,15 +5,14 @@
  */
 
 import { copyText } from "../copying.js";
-import { h } from "../dom.js";
+import { h, nodesOf } from "../dom.js";
 import { endOf } from "../figures.js";
-import { MarkdownView, build } from "../render.js";
-import { visible } from "../text.js";
+import { plural } from "../numbers.js";
+import { MarkdownView } from "../render.js";
 import { inWords } from "./compare-figures.js";
 import { differences, numWords } from "./word-diff.js";
 
 const KINDS = { same: "span", gone: "del", new: "ins" };
-const words = (n) => `${n} ${n === 1 ? "word" : "words"}`;
 const DROPPED = "This answer was too long to be kept over a reload";
 
 export class TurnView {
@@ -48,7 +47,7 @@ export class TurnView {
   }
 
   append(text, reasoning) {
-    if (reasoning) this.reasoning.append(...visible(reasoning).map(build));
+    if (reasoning) this.reasoning.append(...nodesOf(reasoning));
     this.thoughts.hidden = !this.turn.reasoning;
     if (text) this.view.append(text);
   }
@@ -83,7 +82,7 @@ export class TurnView {
     return h(
       "div",
       { class: "error", role: isNews && "alert" },
-      h("p", {}, ...visible(message).map(build)),
+      h("p", {}, ...nodesOf(message)),
       h(
         "div",
         { class: "error-actions" },
@@ -107,8 +106,8 @@ export class TurnView {
   #differences(other) {
     const parts = differences(other, this.turn.content);
     const [gone, added] = ["gone", "new"].map((kind) => parts.filter((part) => part.kind === kind).reduce((sum, { text }) => sum + numWords(text), 0));
-    const told = parts.every(({ kind }) => kind === "same") ? "The same text as in column A" : `${words(added)} only here, ${words(gone)} only in column A`;
-    const node = ({ kind, text }) => h(KINDS[kind], {}, ...visible(text).map(build));
+    const told = parts.every(({ kind }) => kind === "same") ? "The same text as in column A" : `${plural(added, "word")} only here, ${plural(gone, "word")} only in column A`;
+    const node = ({ kind, text }) => h(KINDS[kind], {}, ...nodesOf(text));
     return [h("p", { class: "legend" }, told), h("div", { class: "words" }, ...parts.map(node))];
   }
 }

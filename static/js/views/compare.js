@@ -7,6 +7,7 @@
 
 import { byId, h, icon } from "../dom.js";
 import { copyText } from "../copying.js";
+import { plural } from "../numbers.js";
 import { samplingBody } from "../sampling.js";
 import { offerUndo } from "../toast.js";
 import { ColumnView, SETTINGS, typedIn } from "./compare-column.js";
@@ -110,6 +111,7 @@ export class CompareView {
       event.preventDefault();
       if (!this.runs.size && this.#question()) this.#runAll();
     });
+    addEventListener("resize", () => this.#fitPrompt());
     this.prompt.addEventListener("input", () => {
       this.#state.draft = this.prompt.value;
       this.#fitPrompt();
@@ -377,7 +379,7 @@ export class CompareView {
   #tellProgress() {
     const states = [...this.#batch.values()].map(({ state }) => state);
     const num = (state) => states.filter((other) => other === state).length;
-    const words = [`${num("done")} of ${states.length} ${states.length === 1 ? "answer" : "answers"} complete`];
+    const words = [`${num("done")} of ${plural(states.length, "answer")} complete`];
     if (num("stopped")) words.push(`${num("stopped")} stopped`);
     if (num("failed")) words.push(`${num("failed")} failed`);
     this.progress.textContent = words.join(", ");

@@ -4,10 +4,9 @@
  * Owns the words. Knows nothing of how steps are drawn.
  */
 
+import { count, plural } from "../numbers.js";
 import { percentile } from "./engine-history.js";
-import { count, figure } from "./engine-paint.js";
-
-const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;
+import { figure } from "./engine-paint.js";
 
 export const secondsText = (s) => (s < 9.95 ? `${s.toFixed(1)} s` : s < 120 ? `${count(s)} s` : `${count(s / 60)} min`);
 

@@ -6,6 +6,7 @@
  */
 
 import { h } from "../dom.js";
+import { count } from "../numbers.js";
 
 /** Kinds of work in a step, from the bottom of a bar up. `pattern` tells them apart without colour. */
 export const KINDS = [
@@ -18,6 +19,9 @@ export const KINDS = [
 ];
 
 const TILE = 6; // css pixels
+
+/** Letters on a canvas, as around it. */
+export const FAMILY = getComputedStyle(document.body).fontFamily;
 
 /** A pattern in this colour over the ground. */
 function tile(pattern, colour, ground, ratio) {
@@ -46,7 +50,6 @@ function tile(pattern, colour, ground, ratio) {
 
 /** Ink of the theme that is on: one fill for each kind, and plain colours by name. Made anew when the theme changes. */
 export class Ink {
-  #listeners = new Set();
   #ended = new AbortController();
 
   /** `probe`: an element inside the view; its class names set colours. */
@@ -123,8 +126,6 @@ export function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return ROUND.map((k) => k * power).find((step) => step >= value * 0.9999);
 }
-
-export const count = (n) => Math.round(n).toLocaleString("en");
 
 /** "412", "12.3", "0.42": three figures at most. */
 export const figure = (n) => (n === null ? "–" : n >= 100 || Number.isInteger(n) ? count(n) : n >= 10 ? n.toFixed(1) : n.toFixed(2));

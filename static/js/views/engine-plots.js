@@ -5,8 +5,9 @@
  */
 
 import { h } from "../dom.js";
+import { count } from "../numbers.js";
 import { MAX_SECONDS } from "./engine-history.js";
-import { blank, count, figure, roundUp } from "./engine-paint.js";
+import { FAMILY, blank, figure, roundUp } from "./engine-paint.js";
 
 const percent = (share) => (share === null ? "–" : `${figure(share * 100)} %`);
 const SPANS_S = [60, 120, MAX_SECONDS]; // the shortest that holds what is known
@@ -66,7 +67,7 @@ class Plot {
   }
 
   #axes(pen, ink, width, up, down, seconds, high, x) {
-    pen.font = "10.5px system-ui, sans-serif";
+    pen.font = `10.5px ${FAMILY}`;
     pen.strokeStyle = ink.colours.line;
     pen.fillStyle = ink.colours.quiet;
     pen.lineWidth = 1;

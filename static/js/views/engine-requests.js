@@ -5,10 +5,9 @@
  * are marked, and can be cancelled. Knows nothing of how.
  */
 
-import { h } from "../dom.js";
-import { visible } from "../text.js";
+import { h, nodesOf } from "../dom.js";
+import { count } from "../numbers.js";
 import { secondsText } from "./engine-facts.js";
-import { count } from "./engine-paint.js";
 
 function stateText({ state, prompt_tokens: prompt, computed_tokens: computed, generated_tokens: generated }) {
   if (state === "waiting") return generated ? "Sent back, waiting" : "Waiting"; // for lack of memory
@@ -69,8 +68,6 @@ class Row {
     this.cancel(frameId);
   }
 }
-
-const nodesOf = (text) => visible(text).map((part) => (typeof part === "string" ? part : h(part.tag, part.attributes, ...part.children)));
 
 /** Text of an element, changed only when it is another: what does not change is not laid out or told again. */
 function put(node, text) {

@@ -7,8 +7,9 @@
  */
 
 import { h } from "../dom.js";
+import { count } from "../numbers.js";
 import { COLUMNS, factsOf, secondsText, summaryOf } from "./engine-facts.js";
-import { blank, count, figure, KINDS, roundUp } from "./engine-paint.js";
+import { blank, FAMILY, figure, KINDS, roundUp } from "./engine-paint.js";
 
 const WIDTHS = [3, 5, 8, 12]; // of a step with what is free beside it, in css pixels
 const IDLE = 30; // width of a pause between steps
@@ -283,7 +284,7 @@ export class EngineStrip {
 
   #drawAxes(pen, width, maxMs, maxRows) {
     const { line, quiet } = this.ink.colours;
-    pen.font = "11px system-ui, sans-serif";
+    pen.font = `11px ${FAMILY}`;
     pen.fillStyle = quiet;
     pen.strokeStyle = line;
     pen.lineWidth = 1;

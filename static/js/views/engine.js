@@ -6,8 +6,9 @@
  */
 
 import { h } from "../dom.js";
+import { count } from "../numbers.js";
 import { EngineHistory } from "./engine-history.js";
-import { Ink, KINDS, count, figure } from "./engine-paint.js";
+import { Ink, KINDS, figure } from "./engine-paint.js";
 import { EnginePlots } from "./engine-plots.js";
 import { EngineRequests } from "./engine-requests.js";
 import { EngineStrip } from "./engine-strip.js";
