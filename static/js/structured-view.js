@@ -70,7 +70,7 @@ export class StructuredView {
     const { forcedTokens } = this.form;
     const numForced = (this.form.forced ?? []).reduce((sum, length, k) => sum + (k % 2 ? length : 0), 0);
     this.legend.hidden = numForced === 0;
-    const tokens = forcedTokens ? `${plural(forcedTokens, "token")}` : `${count(numForced)} characters`;
+    const tokens = forcedTokens ? plural(forcedTokens, "token") : `${count(numForced)} characters`;
     if (numForced) this.legend.replaceChildren(h("span", { class: "forced" }, "Dotted"), `: the form left no choice. ${tokens} cost no step of their own.`);
     const error = this.#tree?.finish() ?? null;
     const { state, finish, limit } = this.message;

@@ -4,18 +4,10 @@
  * The same is told in words beside it, and each token's number when it is looked at.
  */
 
-import { h } from "../dom.js";
+import { h, svg } from "../dom.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300; // points drawn at most
 const HEIGHT = 40;
-
-function svg(tag, attributes, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
 
 export class TokenChart {
   #length = 0;

@@ -4,16 +4,14 @@
  * Knows nothing of conversations; `onBranch(word, logprob)` is told which alternative a reader wants to go on with.
  */
 
-import { h } from "../dom.js";
-import { build } from "../render.js";
-import { visible } from "../text.js";
+import { h, nodesOf } from "../dom.js";
 import { percent, probability, wordText } from "../token-texts.js";
 
 const PAGE = 100; // rows of the table that are shown at once
 const KINDS = ["", "Guessed ahead and checked by the model.", "Forced: the form of the answer left no other."];
 
 /** A token's text, nothing in it hidden or at work. */
-const shown = (word) => h("code", { class: typeof word === "string" ? "token-word" : "token-word bytes", dir: "auto" }, ...visible(wordText(word)).map(build));
+const shown = (word) => h("code", { class: typeof word === "string" ? "token-word" : "token-word bytes", dir: "auto" }, ...nodesOf(wordText(word)));
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 

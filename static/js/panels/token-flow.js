@@ -6,9 +6,7 @@
  * at. Knows nothing of what is shown of that one.
  */
 
-import { h } from "../dom.js";
-import { build } from "../render.js";
-import { visible } from "../text.js";
+import { h, nodesOf } from "../dom.js";
 import { percent, probability, stepOf, wordText } from "../token-texts.js";
 
 const SOFT = 64; // tokens of a block, after which a line break ends it
@@ -141,7 +139,7 @@ export class TokenFlow {
         "aria-setsize": length,
         "aria-label": `${wordText(word)}, ${percent(probability(logprob))}${KINDS[kind]}`,
       },
-      ...visible(text).map(build),
+      ...nodesOf(text),
     );
   }
 
