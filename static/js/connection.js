@@ -6,6 +6,7 @@
 
 import { byId, h } from "./dom.js";
 
+const READY_TIMEOUT_MS = 5_000; // a network that swallows packets must not hold the next try for longer
 const LOADING_MS = 1_000; // between looks at a server that is starting
 const FIRST_MS = 250; // of waits for a server that is not there; each is twice the last one
 const LONGEST_MS = 8_000;
@@ -41,7 +42,7 @@ export class Connection {
     const turn = this.#turn;
     this.#isLooking = true;
     try {
-      const { isReady, reason, progress } = await this.server.ready();
+      const { isReady, reason, progress } = await ready(this.server);
       if (turn !== this.#turn) return;
       if (isReady) await this.page.learn();
       if (turn !== this.#turn) return;
@@ -130,6 +131,14 @@ export class Connection {
     this.retry.hidden = this.#tries <= QUIET_TRIES || !["reconnecting", "offline"].includes(state);
     if (hadFocus && this.retry.hidden) byId("prompt").focus();
   }
+}
+
+/** Whether the server takes questions; else its own words for why not yet, and how far it is. Throws ApiError when unreachable. */
+async function ready(server) {
+  const response = await server.fetch("ready", { signal: AbortSignal.timeout(READY_TIMEOUT_MS) });
+  if (response.ok) return { isReady: true };
+  const body = await response.json().catch(() => ({}));
+  return { isReady: false, reason: String(body.error?.message ?? body.status ?? "starting"), progress: body.progress ?? null };
 }
 
 /** "Loading model… 43 % (12 of 28 GB)"; other parts of the start have counts instead of bytes. */

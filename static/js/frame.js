@@ -29,21 +29,6 @@ const PANELS = [
   { name: "tokens", title: "Tokens", load: () => import("./panels/tokens.js").then((m) => m.TokensPanel), style: "tokens" },
 ];
 
-/**
- * What adds to the chat without being looked at first: each module's class is made with the page and handed to chat.use(). They are
- * brought once the page stands; what is sent before waits for them.
- */
-const PLUGINS = [
-  { name: "announcing", load: () => import("./announcing.js").then((m) => m.Announcing) },
-  { name: "context", load: () => import("./context.js").then((m) => m.Context) },
-  { name: "recorder", load: () => import("./recorder.js").then((m) => m.Recorder) },
-  { name: "token-log", load: () => import("./token-log.js").then((m) => m.TokenLog) },
-  { name: "branching", load: () => import("./branching.js").then((m) => m.Branching) },
-  { name: "hits", load: () => import("./hits.js").then((m) => m.Hits), style: "hits" },
-  { name: "structure", load: () => import("./structure.js").then((m) => m.Structure), style: "structure" },
-  { name: "tools", load: () => import("./tools.js").then((m) => m.Tools), style: "tools" },
-];
-
 /** A row of tabs over elements of which one is shown; arrow keys move between tabs, as WAI-ARIA's pattern has it. */
 class Tabs {
   #entries = new Map(); // name -> {tab, body, load, part}
@@ -55,6 +40,7 @@ class Tabs {
     this.page = page;
     this.onChange = () => {};
     row.addEventListener("keydown", (event) => this.#moved(event));
+    page.addEventListener("ready", () => this.#entries.get(this.#current)?.body.querySelector(":scope > .lost") && this.#retry(this.#current));
   }
 
   /** A tab for an element that is there, or for a part that `load` brings. */
@@ -99,10 +85,21 @@ class Tabs {
       const [Part] = await Promise.all([entry.load(), entry.style && useStyle(entry.style)]);
       entry.part ??= new Part(this.page);
       entry.body.replaceChildren(entry.part.element);
-    } catch (error) {
-      entry.body.replaceChildren(h("p", { class: "error", role: "alert" }, `This part of the page could not be loaded: ${error.message}`));
+    } catch {
+      const again = h("button", { type: "button", class: "button small", onclick: () => this.#retry(name) }, "Try again");
+      const words = h("p", {}, "This part of the page could not be loaded. If the server is there and it stays so, reload the page.");
+      entry.body.replaceChildren(h("div", { class: "error lost", role: "alert" }, words, again));
     }
     return entry.part;
+  }
+
+  async #retry(name) {
+    const hadFocus = this.#entries.get(name).body.contains(document.activeElement);
+    const part = await this.#loaded(name);
+    if (this.#current !== name) return;
+    part?.shown?.();
+    if (hadFocus && !part) this.#entries.get(name).body.querySelector("button").focus();
+    else if (hadFocus) this.#entries.get(name).tab.focus();
   }
 
   #moved(event) {
@@ -131,13 +128,13 @@ export class Frame {
     this.panels.show("settings");
   }
 
-  /** Brings the plugins. A part that cannot be loaded is missed alone. */
+  /** Brings what adds to the chat (plugins.js), as far as it can be had. */
   async extend() {
-    const brought = await Promise.allSettled(PLUGINS.map(async ({ load, style }) => {
-      const [Plugin] = await Promise.all([load(), style && useStyle(style)]);
-      this.page.chat.use(new Plugin(this.page));
-    }));
-    const lost = brought.filter(({ status }) => status === "rejected");
-    for (const { reason } of lost) this.page.say(`A part of the page could not be loaded: ${reason.message}`);
+    try {
+      const { extend } = await import("./plugins.js");
+      await extend(this.page);
+    } catch (error) {
+      this.page.say(`A part of the page could not be loaded: ${error.message}`);
+    }
   }
 }

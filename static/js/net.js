@@ -4,8 +4,6 @@
  * Owns the key and the address. Knows nothing of conversations or of the page.
  */
 
-const READY_TIMEOUT_MS = 5_000; // a network that swallows packets must not hold the next try for longer
-
 /** What went wrong, as the server says it. `status` 401 means: a key is needed, or another one. */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = "", param = null } = {}) {
@@ -48,14 +46,6 @@ export class Server {
   useKey(key) {
     this.key = key;
     this.#wire?.then((wire) => wire.drop());
-  }
-
-  /** Whether the server takes questions; else its own words for why not yet, and how far it is. Throws ApiError when unreachable. */
-  async ready() {
-    const response = await this.fetch("ready", { signal: AbortSignal.timeout(READY_TIMEOUT_MS) });
-    if (response.ok) return { isReady: true };
-    const body = await response.json().catch(() => ({}));
-    return { isReady: false, reason: String(body.error?.message ?? body.status ?? "starting"), progress: body.progress ?? null };
   }
 
   /** The JSON at a path. Throws ApiError. */
