@@ -30,6 +30,10 @@ NO_STORAGE = """
 Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };
 IDBFactory.prototype.open = () => { throw new DOMException('storage is switched off', 'SecurityError'); };
 """
+HIDE = """(value) => {
+  Object.defineProperty(document, "hidden", { value, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 AT_END = """() => {
   const scroll = document.getElementById("scroll");
   return scroll.scrollHeight - scroll.clientHeight - scroll.scrollTop < 2;

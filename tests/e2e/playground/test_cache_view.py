@@ -103,7 +103,7 @@ def test_second_prompt_is_marked_as_usage_says_and_a_changed_one_where_it_differ
     flush(tab.url)
     tab.open()
     new_chat(tab, "Name the harbour of Genoa, and who built it.")
-    expect(notes(tab).first).to_have_text("0 of 44 tokens reused")
+    expect(notes(tab).first).to_contain_text("0 of 44 tokens reused")
     assert taken(tab)[0] == 0
     new_chat(tab, "Name the harbour of Genoa, and who built it.")
     expect(notes(tab).first).to_have_text("44 of 44 tokens reused")
@@ -405,6 +405,8 @@ def test_way_of_the_chat_is_lit_and_opened_as_it_goes_on(tab: Tab) -> None:
     path = get_json(tab.url + "cache/tree?depth=16")["nodes"]
     assert {int(lit.nth(k).get_attribute("data-node") or 0) for k in range(lit.count())} <= {node["id"] for node in path}
     page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    page.get_by_role("tab", name="Cache").click()
     expect(lit).to_have_count(0, timeout=WAIT_MS)
     tab.check_clean()
 

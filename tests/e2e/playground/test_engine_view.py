@@ -17,14 +17,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, HIDE, NO_WEBSOCKET, Tab, get_json, serve
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
-HIDE = """(value) => {
-  Object.defineProperty(document, "hidden", { value, configurable: true });
-  document.dispatchEvent(new Event("visibilitychange"));
-}"""
 SLOW_MS = 15_000  # where a busy machine may take its time
 
 

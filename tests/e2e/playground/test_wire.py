@@ -241,21 +241,6 @@ def test_a_full_queue_is_said_and_the_question_can_be_asked_again(chromium: Brow
         expect(third.page.locator(".assistant [role=alert]")).to_have_count(0)
 
 
-@pytest.mark.parametrize("strips", [True, False], ids=["stripped", "passed on"])
-def test_the_page_works_below_a_prefix(chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strips: bool) -> None:
-    if not strips:
-        monkeypatch.setenv("STREAMSERVE_ROOT_PATH", "/llm")
-    with serve(tmp_path / "log.txt") as url, network_to(url) as network, chromium.new_context() as context:
-        network.strips = b"/llm" if strips else b""
-        tab = Tab(context.new_page(), network.url + "llm/")
-        tab.open().ask(QUESTION)
-        tab.finish()
-        assert tab.answers()[0]
-        assert {asked.split("/")[3] for asked in tab.requests} == {"llm"}
-        assert [asked for asked in tab.sockets() if asked.endswith("/llm/v1/ws")]
-        tab.check_clean()
-
-
 def test_first_load_is_small_and_a_second_one_takes_its_files_from_the_browser(tab: Tab) -> None:
     sizes: dict[str, int] = {}
     from_server: list[str] = []
