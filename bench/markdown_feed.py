@@ -25,6 +25,7 @@ WORDS = re.findall(
 )
 TOKEN = re.compile(r"\n+|[ \t]*[A-Za-z]{1,7}|[ \t]*\d{1,3}|[ \t]*[^\w\s]{1,2}|[ \t]+|.")
 PART = 1 << 16
+KINDS = ("mixed", "code", "list", "table", "quote", "words")  # but for the first: one block without end
 
 
 class Markdown:
@@ -34,8 +35,12 @@ class Markdown:
         self._random = Random(seed)
         self._section = 0
 
-    def tokens(self, count: int) -> list[str]:
+    def tokens(self, count: int, kind: str = "mixed") -> list[str]:
         """The next `count` tokens, of about four characters each."""
+        if kind == "words":
+            return TOKEN.findall(self._text(count // 5))[:count]
+        if kind != "mixed":
+            return TOKEN.findall(getattr(self, f"_{kind}")(count // 10))[:count]
         found: list[str] = []
         while len(found) < count:
             found += TOKEN.findall(self.section())
@@ -46,7 +51,8 @@ class Markdown:
         self._section += 1
         kinds = (self._list, self._code, self._table, self._quote, self._formula)
         long = self._section % 10 == 0  # once in ten it is a long one
-        one = kinds[self._section // 10 % 3 if long else self._section % 5](long)
+        at, sizes = (self._section // 10 % 3, (80, 200, 60)) if long else (self._section % 5, (6, 20, 6, 3, 4))
+        one = kinds[at](sizes[at])
         return f"## {self._words(4).capitalize()}\n\n{self._text(3)}\n\n{one}\n\n"
 
     def _words(self, count: int) -> str:
@@ -59,26 +65,25 @@ class Markdown:
             for _ in range(sentences)
         )
 
-    def _list(self, long: bool) -> str:
-        items = (f"- {self._text(1)}\n" + (f"  - {self._words(6)}\n" if k % 3 == 0 else "") for k in range(80 if long else 6))
+    def _list(self, size: int) -> str:
+        items = (f"- {self._text(1)}\n" + (f"  - {self._words(6)}\n" if k % 3 == 0 else "") for k in range(size))
         return "".join(items).rstrip()
 
-    def _code(self, long: bool) -> str:
+    def _code(self, size: int) -> str:
         lines = (
-            f"    {self._random.choice(WORDS)} = {self._random.choice(WORDS)}(node, {k})  # {self._words(3)}"
-            for k in range(200 if long else 20)
+            f"    {self._random.choice(WORDS)} = {self._random.choice(WORDS)}(node, {k})  # {self._words(3)}" for k in range(size)
         )
         return "```python\ndef step(node):\n" + "\n".join(lines) + "\n    return node\n```"
 
-    def _table(self, long: bool) -> str:
-        rows = (f"| {self._words(2)} | {k} | {self._text(1)} |" for k in range(60 if long else 6))
+    def _table(self, size: int) -> str:
+        rows = (f"| {self._words(2)} | {k} | {self._text(1)} |" for k in range(size))
         return "| name | count | what |\n|:--|--:|---|\n" + "\n".join(rows)
 
-    def _formula(self, long: bool) -> str:
-        return "$$\n" + " + ".join(f"\\frac{{x_{k}^2}}{{\\sqrt{{y_{k}}}}}" for k in range(24 if long else 4)) + "\n$$"
+    def _formula(self, size: int) -> str:
+        return "$$\n" + " + ".join(f"\\frac{{x_{k}^2}}{{\\sqrt{{y_{k}}}}}" for k in range(size)) + "\n$$"
 
-    def _quote(self, long: bool) -> str:
-        return "\n".join(f"> {self._text(1)}" for _ in range(20 if long else 3))
+    def _quote(self, size: int) -> str:
+        return "\n".join(f"> {self._text(1)}" for _ in range(size))
 
 
 class Feed:
@@ -86,6 +91,7 @@ class Feed:
 
     def __init__(self, behind: int) -> None:
         self.num_tokens, self.rate = 1_000, 400.0
+        self.kind = "mixed"
         self.port = 0
         self.late_s = 0.0  # the most that a token went out after its time: this machine's fault, not the page's
         self._behind = behind
@@ -161,7 +167,7 @@ class Feed:
         self._numbers += 1
         name, prompt = f"chatcmpl-{self._numbers:032x}", len(json.dumps(request["messages"])) // 4
         wants_logprobs = bool(request.get("logprobs"))
-        tokens = Markdown(self._numbers).tokens(self.num_tokens)
+        tokens = Markdown(self._numbers).tokens(self.num_tokens, self.kind)
         loop = asyncio.get_running_loop()
         with suppress(ConnectionClosed):
             await socket.send(json.dumps({"type": "stream", "id": id, "stream": name}))

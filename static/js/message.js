@@ -133,6 +133,7 @@ export class MessageItem {
     const { message, isStreaming } = this;
     const focused = this.under.contains(document.activeElement) ? document.activeElement : null;
     this.element.setAttribute("aria-busy", String(isStreaming));
+    if (!isStreaming) this.#thinkButton = null; // it would hold the line it stood in
     this.under.replaceChildren(
       ...(message.error ? [this.#error(isNews)] : []),
       ...(isStreaming ? [this.#live()] : []),
