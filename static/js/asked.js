@@ -11,7 +11,7 @@ import { pathOf } from "./store.js";
 const STREAMED = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true }, return_draft_marks: true, return_timings: true };
 
 /** The messages above this one that are sent: none before the one that `extra.from` names. */
-export function above(conversation, message) {
+function above(conversation, message) {
   const path = pathOf({ ...conversation, head: message.parent });
   return path.slice(Math.max(0, path.findIndex(({ id }) => id === conversation.extra?.from)));
 }

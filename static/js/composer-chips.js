@@ -23,7 +23,7 @@ export function showChip(page, name, words, { label = words, why = "", panel = n
 }
 
 /** Shows a panel of the inspector, which is opened where it is closed. */
-export async function openPanel(page, name) {
+async function openPanel(page, name) {
   if (byId("inspector").inert) byId("open-inspector").click();
   await page.frame.panels.show(name);
   byId("panels").querySelector('[aria-selected="true"]')?.focus();

@@ -7,6 +7,7 @@
  */
 
 import { byId, h } from "./dom.js";
+import { count } from "./numbers.js";
 import { pathOf } from "./store.js";
 
 const COUNT_MS = 300; // after the last keystroke
@@ -14,12 +15,9 @@ const MS_PER_MB = 1_000; // of pictures: they travel with each count
 const KEPT_SHARE = 0.75; // of what the model reads, after old messages are left out: the rest is for answers
 const NEXT = "draft-question"; // what bodyFor() calls the question that is being written
 
-const count = (n) => n.toLocaleString("en");
-
 export class Context {
   #timer = 0;
   #asking = null; // aborts the count under way
-  #counted = ""; // what it was of
 
   constructor(page) {
     this.page = page;

@@ -15,7 +15,8 @@
  */
 
 import { h } from "./dom.js";
-import { count, duration, perSecond } from "./figures.js";
+import { duration, perSecond } from "./figures.js";
+import { count, plural } from "./numbers.js";
 
 /** The rows: [name, value], only of what is known. */
 function rowsOf({ stats, requestId }) {
@@ -26,8 +27,8 @@ function rowsOf({ stats, requestId }) {
   if (pictureTokens) rows.push(["Of pictures", `${count(pictureTokens)} tokens`]);
   if (times) {
     rows.push(["Waited in the queue", duration(times.queue_ms)]);
-    rows.push(["Read the prompt", `${duration(times.prompt_ms)} for ${tokensOf(times.prompt_n)}${rate(times.prompt_per_second)}`]);
-    rows.push(["Wrote the answer", `${duration(times.predicted_ms)} for ${tokensOf(times.predicted_n)}${rate(times.predicted_per_second)}`]);
+    rows.push(["Read the prompt", `${duration(times.prompt_ms)} for ${plural(times.prompt_n, "token")}${rate(times.prompt_per_second)}`]);
+    rows.push(["Wrote the answer", `${duration(times.predicted_ms)} for ${plural(times.predicted_n, "token")}${rate(times.predicted_per_second)}`]);
     if (times.predicted_per_token_ms) rows.push(["Between two tokens", duration(times.predicted_per_token_ms)]);
     if (times.draft_n) rows.push(["Guesses", `${count(times.draft_n_accepted ?? 0)} of ${count(times.draft_n)} right`]);
   } else if (guessedTokens || wrongGuesses) rows.push(["Guesses", `${count(guessedTokens)} of ${count(guessedTokens + wrongGuesses)} right`]);
@@ -37,8 +38,6 @@ function rowsOf({ stats, requestId }) {
   if (requestId) rows.push(["Request", requestId]);
   return rows;
 }
-
-const tokensOf = (n) => `${count(n)} ${n === 1 ? "token" : "tokens"}`;
 
 const rate = (perS) => (perS ? `, ${perSecond(perS)} tok/s` : "");
 

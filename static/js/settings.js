@@ -7,11 +7,9 @@
 
 import { byId, h, icon } from "./dom.js";
 import { readJson } from "./json.js";
-import { EXTRA, FIELDS, extraOf, isSet } from "./sampling.js";
 import { Presets } from "./presets.js";
+import { EXTRA, FIELDS, extraOf, isSet } from "./sampling.js";
 import { recall, remember } from "./store.js";
-
-export { FIELDS, samplingBody } from "./sampling.js";
 
 const ANNOUNCED = { off: "Nothing", end: "When an answer is complete", paragraphs: "Each paragraph" };
 

@@ -8,7 +8,7 @@
 import { byId, iconButton } from "./dom.js";
 
 const MAX_TOKENS = 10_000; // kept of one answer
-export const NUM_ALTERNATIVES = 5;
+const NUM_ALTERNATIVES = 5;
 
 /** What a token is: its text, or its bytes where these are no text by themselves. @typedef {string|number[]} Word */
 

@@ -30,7 +30,7 @@ export function wordText(word) {
 }
 
 /** Uncertainty in bits, of what is known of a distribution; the rest of it counts as one more possibility. */
-export function entropy([, logprob, tops]) {
+function entropy([, logprob, tops]) {
   const logprobs = tops.filter((_, k) => k % 2 === 1);
   if (!logprobs.length) logprobs.push(logprob);
   let rest = 1;

@@ -9,6 +9,7 @@
 
 import { byId, h } from "./dom.js";
 import { titleOf } from "./nav.js";
+import { plural } from "./numbers.js";
 import { newId } from "./store.js";
 import { tell } from "./toast.js";
 import { FORMAT, MAX_FILE_BYTES, VERSION, checked } from "./transfer-check.js";
@@ -31,10 +32,8 @@ export async function exportAll(page) {
     if (conversation) conversations.push(conversation);
   }
   await save(page, conversations, `streamserve-chats-${new Date().toISOString().slice(0, 10)}.json`);
-  page.say(`Exported ${numOf(conversations)}`);
+  page.say(`Exported ${plural(conversations.length, "conversation")}`);
 }
-
-const numOf = ({ length }) => `${length} ${length === 1 ? "conversation" : "conversations"}`;
 
 /** Written in pieces, so that no single text has all of it. */
 async function save(page, conversations, name) {
@@ -77,7 +76,7 @@ export async function importFiles(page, files) {
   if (!added.length) return;
   await page.nav.draw();
   const [{ id, title }] = added;
-  tell(added.length === 1 ? `Imported “${title}”` : `Imported ${numOf(added)}`, "Open", () => page.open(id));
+  tell(added.length === 1 ? `Imported “${title}”` : `Imported ${plural(added.length, "conversation")}`, "Open", () => page.open(id));
   page.nav.focus(id);
 }
 

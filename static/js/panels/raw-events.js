@@ -4,13 +4,13 @@
 
 import { copyText } from "../copying.js";
 import { h } from "../dom.js";
+import { count, plural } from "../numbers.js";
 import { MAX_EVENTS } from "../recorder.js";
 import { jsonText, showHidden } from "../snippets.js";
 import { VirtualList } from "../virtual-list.js";
 
 const ROW_PX = 28; // of a finger's 24 at least
 
-const count = (n) => n.toLocaleString("en");
 const seconds = (ms) => `+${(ms / 1000).toFixed(3)} s`;
 
 export class EventsSection {
@@ -98,5 +98,5 @@ function wordsOf(message, record) {
   const state = endMs ? `over after ${(endMs / 1000).toFixed(2)} s` : "under way";
   const gone = numEvents > events.length && (events.length === 0 ? " They made room for newer answers." : ` The first ${count(MAX_EVENTS)} are kept.`);
   const end = message.error ? ` The end: ${message.error}` : "";
-  return `${count(numEvents)} ${numEvents === 1 ? "event" : "events"}, ${count(Math.ceil(numChars / 1000))} kB, ${state}.${gone || ""}${end}`;
+  return `${plural(numEvents, "event")}, ${count(Math.ceil(numChars / 1000))} kB, ${state}.${gone || ""}${end}`;
 }
