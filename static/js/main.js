@@ -183,6 +183,12 @@ class App extends EventTarget {
     history.pushState(null, "", location.pathname);
     this.show(newConversation(this.#conversation));
     this.closeSides();
+    this.#toComposer();
+  }
+
+  /** Whatever view is shown. */
+  #toComposer() {
+    this.frame.views.show("chat");
     this.composer.focus();
   }
 
@@ -219,7 +225,7 @@ class App extends EventTarget {
     this.middle = matchMedia("(min-width: 760px)");
     byId("skip").addEventListener("click", (event) => {
       event.preventDefault(); // the hash belongs to the conversation
-      this.composer.focus();
+      this.#toComposer();
     });
     byId("new-chat").addEventListener("click", () => this.newChat());
     byId("open-nav").addEventListener("click", () => this.#toggleSide("nav"));
@@ -280,7 +286,7 @@ class App extends EventTarget {
         o: event.shiftKey && (() => this.newChat()),
         k: !event.shiftKey && (() => this.nav.startSearch()),
         b: !event.shiftKey && (() => this.#toggleSide("inspector")),
-        "/": () => this.composer.focus(),
+        "/": () => this.#toComposer(),
       }[key];
       if (!action) return;
       event.preventDefault();
