@@ -5,7 +5,7 @@
  * text box and its button. Knows nothing of answers; what the text costs is context.js.
  */
 
-import { byId, h } from "./dom.js";
+import { byId, h, onWidth } from "./dom.js";
 import { pathOf, recall, remember } from "./store.js";
 
 const EXAMPLES = [
@@ -37,7 +37,7 @@ export class Composer {
     });
     this.prompt.addEventListener("keydown", (event) => this.#pressed(event));
     this.prompt.addEventListener("input", () => this.#typed());
-    addEventListener("resize", () => this.#fit()); // lines break elsewhere, and a phone has larger letters
+    onWidth(this.prompt, () => this.#fit()); // lines break elsewhere
     byId("hint-cancel").addEventListener("click", () => this.cancelEdit());
     page.addEventListener("blocks", () => this.changed());
     byId("hint-save").addEventListener("click", () => this.#saveInPlace());

@@ -42,13 +42,23 @@ export function iconButton(name, label, onclick) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick }, icon(name));
 }
 
+/** Calls `changed` when this element has become wider or narrower; in a frame of its own, so that it may change its size. */
+export function onWidth(node, changed) {
+  let width = 0;
+  new ResizeObserver(() => {
+    if (node.clientWidth !== width) requestAnimationFrame(changed);
+    width = node.clientWidth;
+  }).observe(node);
+}
+
 const sheets = new Map(); // name -> promise
 
-/** Brings css/<name>.css, once; settles when its rules hold. A sheet that cannot be had costs only the looks. */
+/** Brings css/<name>.css, once; settles when its rules hold. A sheet that cannot be had costs only the looks, and is asked for again. */
 export function useStyle(name) {
   if (!sheets.has(name)) {
     const link = h("link", { rel: "stylesheet", href: new URL(`../css/${name}.css`, import.meta.url) });
     const settled = new Promise((resolve) => ["load", "error"].forEach((event) => link.addEventListener(event, resolve)));
+    link.addEventListener("error", () => sheets.delete(name) && link.remove());
     document.head.append(link);
     sheets.set(name, settled);
   }

@@ -5,7 +5,7 @@
  * compare-column.js, how answers arrive in compare-runs.js, what is kept in compare-state.js.
  */
 
-import { byId, h, icon } from "../dom.js";
+import { byId, h, icon, onWidth } from "../dom.js";
 import { copyText } from "../copying.js";
 import { plural } from "../numbers.js";
 import { samplingBody } from "../sampling.js";
@@ -111,7 +111,7 @@ export class CompareView {
       event.preventDefault();
       if (!this.runs.size && this.#question()) this.#runAll();
     });
-    addEventListener("resize", () => this.#fitPrompt());
+    onWidth(this.prompt, () => this.#fitPrompt());
     this.prompt.addEventListener("input", () => {
       this.#state.draft = this.prompt.value;
       this.#fitPrompt();
