@@ -24,6 +24,12 @@ export const isJson = (kind) => kind === "json" || kind === "schema";
 
 export const NOTHING = Object.freeze({ kind: "", schema: "", regex: "", grammar: "", choice: "" });
 
+/** The form of a conversation; none where a file that somebody made has something else. */
+export function kept({ extra }) {
+  const form = { ...NOTHING, ...extra?.structure };
+  return Object.keys(NOTHING).every((field) => typeof form[field] === "string") ? form : NOTHING;
+}
+
 /** The fields of a request for a form: `{fields}`, with `places` of a schema, or `{error: {message, at}}`. */
 export function requestFor({ kind, schema, regex, grammar, choice }) {
   if (kind === "json") return { fields: { response_format: { type: "json_object" } } };
@@ -139,7 +145,7 @@ export class AnswerForm {
   }
 
   get value() {
-    return { ...NOTHING, ...this.page.conversation.extra?.structure };
+    return kept(this.page.conversation);
   }
 
   change(part) {

@@ -23,6 +23,7 @@ export class Answer {
     this.body = null; // what was sent
     this.cancel = () => {};
     this.isWaiting = false; // for its connection
+    this.isOver = false; // its message may go on with another one
     this.sentAt = performance.now();
     this.thoughtAt = 0;
     this.firstAt = 0;
@@ -80,19 +81,18 @@ export class Answers {
   async run(answer, asked, isExact) {
     this.#running.set(answer.conversation.id, answer);
     this.page.save(answer.conversation);
-    this.chat.begun(answer);
-    const isOver = () => answer.message.state !== "streaming"; // it may be stopped while others are waited for
     try {
+      this.chat.begun(answer);
       const body = await asked;
       await this.page.extended();
-      if (isOver()) return;
+      if (answer.isOver) return; // it may be stopped while others are waited for
       if (!isExact) this.chat.fromPlugins("contribute", body, answer);
       answer.body = body;
     } catch (error) {
-      return isOver() || this.#failed(answer, error); // a picture is gone, a field cannot be read
+      return answer.isOver || this.#failed(answer, error); // a picture is gone, a field cannot be read
     }
     await Promise.allSettled(this.chat.fromPlugins("before", answer, answer.body));
-    if (isOver()) return;
+    if (answer.isOver) return;
     this.chat.fromPlugins("sent", answer, answer.body);
     answer.message.limit = answer.body.max_tokens ?? null;
     answer.cancel = this.server.stream(answer.body, this.#listener(answer));
@@ -105,7 +105,7 @@ export class Answers {
     this.#running.set(conversation.id, answer);
     this.chat.begun(answer);
     await this.page.extended();
-    if (message.state !== "streaming") return;
+    if (answer.isOver) return;
     answer.cancel = this.server.resume(message.stream.name, message.stream.last, this.#listener(answer));
   }
 
@@ -130,14 +130,10 @@ export class Answers {
 
   /** Ends it, here and on the server. What has arrived is kept. */
   stop(answer) {
+    answer.isOver = true;
     answer.message.state = "stopped";
     answer.cancel();
     this.#end(answer);
-  }
-
-  /** Ends a thought, so that the answer begins. Throws ApiError. */
-  endThought({ message }) {
-    return this.server.post("v1/chat/completions/control", { id: message.requestId, action: "end_reasoning" });
   }
 
   // ------------------------------------------------------------------------------------------------------- what arrives
@@ -198,7 +194,7 @@ export class Answers {
   #done(answer, usage) {
     const { message } = answer;
     answer.usage = usage ?? answer.usage;
-    if (message.state === "stopped") return this.#setStats(answer); // ended already, when Stop was pressed; the count may be newer
+    if (answer.isOver) return message.state === "stopped" && this.#setStats(answer); // Stop was pressed; the count may be newer
     message.state = "done";
     this.#end(answer);
   }
@@ -216,13 +212,14 @@ export class Answers {
   }
 
   #end(answer) {
+    answer.isOver = true;
     if (answer.thoughtAt) this.#thoughtEnded(answer);
-    this.chat.itemOf(answer.message)?.finish();
     this.#running.delete(answer.conversation.id);
     delete answer.message.stream;
     this.chat.fromPlugins("ended", answer); // what they keep with it is saved with it
     this.#setStats(answer);
     this.page.changed(answer.conversation);
+    this.chat.itemOf(answer.message)?.finish();
     this.chat.painted();
   }
 

@@ -6,8 +6,8 @@
 
 import { Answer } from "./answers.js";
 import { byId } from "./dom.js";
-import { addMessage, showVariant, variantsOf } from "./store.js";
-import { offerUndo } from "./toast.js";
+import { addMessage, pathOf, showVariant, variantsOf } from "./store.js";
+import { offerUndo, tell } from "./toast.js";
 
 /** Goes on with the text that this answer has, in the same message. */
 export function continueAnswer(chat, message) {
@@ -20,6 +20,39 @@ export function continueAnswer(chat, message) {
   if (isOther) chat.rebuild(message);
   chat.itemOf(message)?.fill();
   chat.run(new Answer(chat.conversation, message, { continues: true }));
+}
+
+/** Ends the thought of an answer under way, so that the answer itself begins. */
+export async function endThought(chat, { state, requestId }) {
+  if (state !== "streaming") return;
+  const asked = chat.server.post("v1/chat/completions/control", { id: requestId, action: "end_reasoning" });
+  await asked.catch((error) => tell(`The thought could not be ended: ${error.message}`));
+}
+
+/** Has this message on screen, on whichever branch it is. */
+export function showMessage(chat, message) {
+  const { conversation } = chat;
+  if (!pathOf(conversation).includes(message)) {
+    if (chat.isBusy()) return;
+    showVariant(conversation, message);
+    chat.page.save(conversation);
+    chat.draw();
+  }
+  while (!chat.itemOf(message) && !chat.earlier.hidden) chat.mountEarlier();
+  chat.reading.follow(false);
+  chat.itemOf(message)?.element.scrollIntoView({ block: "center" });
+}
+
+/** Shows another version of a message; `label` is the name of the button that has the focus. */
+export function switchTo(chat, message, label) {
+  if (chat.isBusy()) return;
+  showVariant(chat.conversation, message);
+  chat.page.save(chat.conversation);
+  chat.draw();
+  const item = chat.itemOf(message);
+  item.drawUnder(); // how many there are may have changed
+  const buttons = [...item.under.querySelectorAll(".variants button:not(:disabled)")];
+  (buttons.find((button) => button.title.startsWith(label)) ?? buttons[0])?.focus();
 }
 
 /** Another text for this message, in its place. What follows it stays. */
@@ -45,27 +78,29 @@ export function remove(chat, message) {
   const { conversation } = chat;
   if (chat.isBusy()) return;
   const { words, shown, pictures, putBack } = takeOut(conversation, message, chat.itemOf(message).number);
-  const show = (focused) => {
-    chat.page.save(conversation);
-    chat.page.changed(conversation);
-    if (conversation !== chat.conversation) return;
+  const show = (changed, focused) => {
+    chat.page.save(changed);
+    chat.page.changed(changed);
+    if (changed !== chat.conversation) return;
     chat.draw();
     chat.redraw(); // how many versions there are has changed
     const button = focused() && chat.itemOf(focused())?.under.querySelector("button:not(:disabled)");
     (button ?? byId("prompt")).focus();
   };
   chat.blobs.forget(pictures);
-  show(() => shown ?? conversation.messages.find(({ id }) => id === conversation.head));
-  offerUndo(words, () => {
-    putBack();
+  show(conversation, () => shown ?? conversation.messages.find(({ id }) => id === conversation.head));
+  offerUndo(words, async () => {
+    const there = await chat.page.find(conversation.id); // it may have been read anew, and gone on with
+    if (!there) return tell("The conversation is not here any more.");
+    putBack(there);
     chat.blobs.keep(pictures);
-    show(() => message);
+    show(there, () => message);
   });
 }
 
 /**
  * Takes the message out of the conversation. Returns words for what was done, the version that is shown in its place (null: none is
- * left), the pictures that nothing names any more, and a function that puts everything back.
+ * left), the pictures that nothing names any more, and a function that puts everything back, where the conversation is this now.
  */
 function takeOut(conversation, message, number) {
   const { messages, head } = conversation;
@@ -79,10 +114,13 @@ function takeOut(conversation, message, number) {
   else conversation.head = message.parent;
   const kept = new Set(conversation.messages.flatMap((other) => other.pictures ?? []).map(({ id }) => id));
   const pictures = messages.filter(({ id }) => taken.has(id)).flatMap((one) => one.pictures ?? []);
-  const putBack = () => {
-    const before = new Set(messages);
-    conversation.messages = [...messages, ...conversation.messages.filter((other) => !before.has(other))];
-    conversation.head = head;
+  const putBack = (there) => {
+    const here = new Set(there.messages.map(({ id }) => id));
+    const place = new Map(messages.map(({ id }, k) => [id, k])); // what came since stands behind
+    const back = messages.filter(({ id }) => taken.has(id) && !here.has(id));
+    const placeOf = ({ id }) => place.get(id) ?? messages.length;
+    there.messages = [...there.messages, ...back].sort((a, b) => placeOf(a) - placeOf(b));
+    there.head = head;
   };
   const words = taken.size > 1 ? `Deleted message ${number} and ${taken.size - 1} below it` : `Deleted message ${number}`;
   return { words, shown, pictures: pictures.filter(({ id }) => !kept.has(id)), putBack };

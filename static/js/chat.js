@@ -9,7 +9,7 @@ import { Answer, Answers } from "./answers.js";
 import { byId, h } from "./dom.js";
 import { MessageItem } from "./message.js";
 import { Reading } from "./reading.js";
-import { addMessage, pathOf, removeMessage, showVariant } from "./store.js";
+import { addMessage, pathOf, removeMessage } from "./store.js";
 
 const MOUNTED = 200; // messages drawn at first, and once more each time the reader comes to the uppermost
 const FILL_MS = 12; // what drawing Markdown may take of a frame
@@ -42,6 +42,7 @@ export class Chat {
    * refused(ApiError, conversation, question), say(text) for the status region, edit(message) to take a question back to the composer.
    */
   constructor(server, blobs, page) {
+    this.server = server;
     this.blobs = blobs;
     this.page = page;
     this.conversation = null;
@@ -49,13 +50,13 @@ export class Chat {
     this.list = byId("messages");
     this.reading = new Reading(byId("scroll"), this.list, byId("jump"));
     this.#answers = new Answers(server, page, this);
-    this.earlier = h("button", { type: "button", class: "button earlier", hidden: true, onclick: () => this.#mountEarlier() });
+    this.earlier = h("button", { type: "button", class: "button earlier", hidden: true, onclick: () => this.mountEarlier() });
     this.list.before(this.earlier);
     this.list.addEventListener("click", ({ target }) => {
       const button = target.closest(".copy-code");
       if (button) import("./copying.js").then(({ copyText }) => copyText(button.closest(".code").querySelector("code").textContent, button));
     });
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#mountEarlier(), { rootMargin: "600px" }).observe(this.earlier);
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.mountEarlier(), { rootMargin: "600px" }).observe(this.earlier);
   }
 
   /** From now on this part of the page adds to the chat. */
@@ -64,9 +65,17 @@ export class Chat {
     this.redraw();
   }
 
-  /** What every part that has this method gives. */
+  /** What every part that has this method gives. One that fails is missed alone; only contribute() may refuse. */
   fromPlugins(method, ...given) {
-    return this.#plugins.flatMap((plugin) => plugin[method]?.(...given) ?? []);
+    return this.#plugins.flatMap((plugin) => {
+      try {
+        return plugin[method]?.(...given) ?? [];
+      } catch (error) {
+        if (method === "contribute") throw error;
+        reportError(error);
+        return [];
+      }
+    });
   }
 
   // ------------------------------------------------------------------------------------------------- what is on screen
@@ -137,7 +146,7 @@ export class Chat {
     this.reading.keepEnd();
   }
 
-  #mountEarlier() {
+  mountEarlier() {
     if (this.earlier.hidden) return;
     this.#numMounted += MOUNTED;
     this.draw();
@@ -171,7 +180,7 @@ export class Chat {
 
   /** Says that it cannot be now where an answer is under way. */
   isBusy() {
-    if (this.isStreaming) this.#tell("An answer is under way. Stop it first.");
+    if (this.isStreaming) import("./toast.js").then(({ tell }) => tell("An answer is under way. Stop it first."));
     return this.isStreaming;
   }
 
@@ -232,18 +241,6 @@ export class Chat {
     if (answer) this.#answers.stop(answer);
   }
 
-  /** Ends the thought of this answer, so that the answer itself begins. */
-  async endThought(message) {
-    const answer = this.#answers.of(this.conversation);
-    if (answer?.message !== message) return;
-    await this.#answers.endThought(answer).catch((error) => this.#tell(`The thought could not be ended: ${error.message}`));
-  }
-
-  async #tell(words) {
-    const { tell } = await import("./toast.js");
-    tell(words);
-  }
-
   #answer(questionId, exactBody = null) {
     const { conversation } = this;
     const message = addMessage(conversation, questionId, "assistant", "", { state: "streaming" });
@@ -280,36 +277,10 @@ export class Chat {
     this.reading.keepEnd();
   }
 
-  // -------------------------------------------------------------------------------------------------- changing messages
-
-  /** Has this message on screen, on whichever branch it is. */
-  showMessage(message) {
-    if (!pathOf(this.conversation).includes(message)) {
-      if (this.isBusy()) return;
-      showVariant(this.conversation, message);
-      this.page.save(this.conversation);
-      this.draw();
-    }
-    while (!this.itemOf(message) && !this.earlier.hidden) this.#mountEarlier();
-    this.reading.follow(false);
-    this.itemOf(message)?.element.scrollIntoView({ block: "center" });
-  }
-
-  /** Shows another version of a message; `label` is the name of the button that has the focus. */
-  switchTo(message, label) {
-    if (this.isBusy()) return;
-    showVariant(this.conversation, message);
-    this.page.save(this.conversation);
-    this.draw();
-    const item = this.itemOf(message);
-    item.drawUnder(); // how many there are may have changed
-    const buttons = [...item.under.querySelectorAll(".variants button:not(:disabled)")];
-    (buttons.find((button) => button.title.startsWith(label)) ?? buttons[0])?.focus();
-  }
-
-  /** Does what changes.js has under this name; it is brought when it is first needed. */
+  /** Does what changes.js has under this name; it is brought when it is first needed. Nothing once another conversation is shown. */
   async change(name, ...given) {
+    const { conversation } = this;
     const changes = await import("./changes.js");
-    return changes[name](this, ...given);
+    if (conversation === this.conversation) return changes[name](this, ...given);
   }
 }

@@ -21,7 +21,7 @@ class App extends EventTarget {
   #conversation = newConversation();
   #saveTimer = 0;
   #unsaved = null; // the conversation that the timer is for
-  #askAgain = false; // a question waits for the key
+  #askAgain = ""; // the conversation whose question waits for the key
   #extend = () => {};
 
   constructor() {
@@ -46,6 +46,7 @@ class App extends EventTarget {
       changed: (conversation) => this.#streamChanged(conversation),
       refused: (error, conversation, question) => this.#refused(error, conversation, question),
       say,
+      find: (id) => this.find(id),
       edit: (message) => this.composer.edit(message),
     });
     this.composer = new Composer(this);
@@ -71,13 +72,16 @@ class App extends EventTarget {
     this.#wireKeyDialog();
     addEventListener("hashchange", () => this.#openFromHash());
     this.frame.views.onChange = (view) => this.#showView(view);
-    addEventListener("pagehide", () => this.#saveIfBegun(this.#conversation));
+    addEventListener("pagehide", () => {
+      this.saveSoon(this.#conversation);
+      this.#saveNow();
+    });
     this.#look();
     await this.#openFromHash();
     await this.nav.draw();
     if (!isTouch()) this.composer.focus();
-    const { Settings } = await import("./settings.js");
-    this.settings = new Settings(this);
+    const lost = (error) => this.say(`Settings could not be loaded: ${error.message}`);
+    this.settings = await import("./settings.js").then(({ Settings }) => new Settings(this)).catch(lost);
     this.#extend(this.frame.extend());
   }
 
@@ -106,7 +110,7 @@ class App extends EventTarget {
       if (isAboutMessages(error) && question?.pictures) this.composer.takeBack(question);
     }
     if (error.status === 401) {
-      this.#askAgain = true;
+      this.#askAgain = conversation.id;
       this.#askForKey(error);
     }
     if (error.code === "unreachable") this.#look();
@@ -128,8 +132,8 @@ class App extends EventTarget {
       byId("key").value = "";
       dialog.close();
       this.#look();
-      if (this.#askAgain) this.chat.regenerateLast();
-      this.#askAgain = false;
+      if (this.#askAgain === this.#conversation.id) this.chat.regenerateLast();
+      this.#askAgain = "";
     });
   }
 
@@ -141,6 +145,7 @@ class App extends EventTarget {
     this.frame.views.show(hash.get("v") ?? "chat");
     if (this.chat.conversation && (id === this.#conversation.id || (!id && location.hash))) return;
     const found = id && (await this.find(id));
+    if (new URLSearchParams(location.hash.slice(1)).get("c") !== id) return; // another one was chosen since
     this.show(found || newConversation(this.#conversation));
     if (id && !found) history.replaceState(null, "", location.pathname);
   }
@@ -165,6 +170,7 @@ class App extends EventTarget {
   /** The conversation with this id, alive or as it is kept; null where there is none. */
   async find(id) {
     if (id === this.#conversation.id) return this.#conversation;
+    this.#saveNow();
     return this.chat.living(id) ?? this.store.load(id);
   }
 
@@ -176,7 +182,7 @@ class App extends EventTarget {
     this.frame.views.show("chat");
     if (conversation !== this.#conversation) this.show(conversation);
     const message = conversation.messages.find((other) => other.id === messageId);
-    if (message) this.chat.showMessage(message);
+    if (message) this.chat.change("showMessage", message);
   }
 
   newChat() {
@@ -194,23 +200,24 @@ class App extends EventTarget {
 
   async #save(conversation, message) {
     const hash = new URLSearchParams(location.hash.slice(1));
-    const isNews = conversation === this.#conversation && hash.get("c") !== conversation.id;
+    const isNews = conversation === this.#conversation && !hash.has("c"); // another one there is on its way
     if (isNews) hash.set("c", conversation.id); // beside the view that is shown
     if (isNews) history.replaceState(null, "", `#${hash}`);
     await this.store.save(conversation, message);
   }
 
-  /** A conversation is kept from its first question on; until then its settings live only on the page. */
-  #saveIfBegun(conversation) {
-    if (conversation.messages.length) this.#save(conversation);
+  /** Saves what waits for it. A conversation is kept from its first question on; until then its settings live only on the page. */
+  #saveNow() {
+    if (this.#unsaved?.messages.length) this.#save(this.#unsaved);
+    this.#unsaved = null;
   }
 
   /** Saves it when nothing has been typed for a moment. */
   saveSoon(conversation) {
+    if (this.#unsaved !== conversation) this.#saveNow();
     clearTimeout(this.#saveTimer);
-    if (this.#unsaved && this.#unsaved !== conversation) this.#saveIfBegun(this.#unsaved);
     this.#unsaved = conversation;
-    this.#saveTimer = setTimeout(() => this.#saveIfBegun(conversation), SAVE_MS);
+    this.#saveTimer = setTimeout(() => this.#saveNow(), SAVE_MS);
   }
 
   #streamChanged(conversation) {

@@ -154,7 +154,7 @@ export class MessageItem {
   }
 
   #live() {
-    const end = () => this.chat.endThought(this.message);
+    const end = () => this.chat.change("endThought", this.message);
     this.#thinkButton = h("button", { type: "button", class: "link-button", hidden: !this.message.reasoning, onclick: end }, "Stop thinking");
     return h("div", { class: "stats" }, h("span", { class: "pulse", "aria-hidden": "true" }), h("span", { class: "live" }, "Generating"), this.#thinkButton);
   }
@@ -249,7 +249,7 @@ export class MessageItem {
   #variantSwitch(variants) {
     const at = variants.indexOf(this.message);
     const step = (name, label, to) => {
-      const button = iconButton(name, `${label} version of message ${this.number}`, () => this.chat.switchTo(variants[to], label));
+      const button = iconButton(name, `${label} version of message ${this.number}`, () => this.chat.change("switchTo", variants[to], label));
       button.disabled = to < 0 || to >= variants.length;
       return button;
     };

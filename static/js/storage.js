@@ -23,6 +23,7 @@ export class Storage {
   #problem = null;
   #channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("streamserve") : null;
   #tab = recall("tab", "session") || newId();
+  #seen = new WeakMap(); // conversation -> ids of its messages, as they were written or read here
   #removed = new Map(); // id -> when it was deleted, here or in another tab
   #moved = null;
   #asked = false; // for storage that the browser does not clear by itself
@@ -64,12 +65,15 @@ export class Storage {
     if (!row || row.format !== FORMAT) return null; // written by a newer page; left as it is
     rows.sort((a, b) => a.order - b.order || a.message.created - b.message.created);
     for (const { by, at, message } of rows) {
-      const isAlive = by !== this.#tab && Date.now() - at < ALIVE_MS;
+      const isAlive = by !== this.#tab && Math.abs(Date.now() - at) < ALIVE_MS; // clocks may be set
       if (message.state === "streaming") message.state = isAlive ? "elsewhere" : "interrupted";
     }
-    this.#known.set(id, new Map(rows.map(({ order, message }) => [message.id, { print: printOf(message), order }])));
+    const gone = [...(this.#known.get(id) ?? [])].map(([key, { order }]) => [key, { print: "", order }]); // put back they have their places
+    this.#known.set(id, new Map([...gone, ...rows.map(({ order, message }) => [message.id, { print: printOf(message), order }])]));
     this.#rows.set(id, { base: printsOf(row), latest: row });
-    return { ...row, messages: rows.map(({ message }) => message) };
+    const conversation = { ...row, messages: rows.map(({ message }) => message) };
+    this.#seen.set(conversation, new Set(rows.map(({ message }) => message.id)));
+    return conversation;
   }
 
   /**
@@ -131,12 +135,13 @@ export class Storage {
     return rows;
   }
 
-  /** Ids of messages that were there and were taken out here. What another tab added is not known here, and stays. */
-  #gone({ id, messages }) {
-    const known = this.#known.get(id);
-    const here = new Set(messages.map((message) => message.id));
-    const gone = [...known].filter(([key, { print }]) => print && !here.has(key)).map(([key]) => key);
-    for (const key of gone) known.get(key).print = ""; // put back it has its place again
+  /** Ids of messages that were there and were taken out here. What another tab added, or another copy read here, stays. */
+  #gone(conversation) {
+    const known = this.#known.get(conversation.id);
+    const here = new Set(conversation.messages.map((message) => message.id));
+    const gone = [...(this.#seen.get(conversation) ?? [])].filter((key) => !here.has(key));
+    for (const key of gone) if (known.has(key)) known.get(key).print = ""; // put back it has its place again
+    this.#seen.set(conversation, here);
     return gone;
   }
 

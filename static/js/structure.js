@@ -5,7 +5,7 @@
  * forcedTokens}. The form itself is answer-form.js. Knows nothing of the panel in which it is chosen.
  */
 
-import { KINDS, formOf, requestFor } from "./answer-form.js";
+import { KINDS, formOf, kept, requestFor } from "./answer-form.js";
 import { showChip } from "./composer-chips.js";
 import { addMarks } from "./marks.js";
 import { StructuredView } from "./structured-view.js";
@@ -38,7 +38,7 @@ export class Structure {
 
   contribute(body, { conversation, message }) {
     if (message.state === "draft" && this.form.standing().state !== "good") return; // it is only looked at
-    const { fields, error } = requestFor({ ...conversation.extra?.structure });
+    const { fields, error } = requestFor(kept(conversation));
     if (error && message.state === "streaming") throw new Error(`The form of the answer is not usable. ${error.message}`);
     Object.assign(body, fields);
   }
@@ -75,7 +75,7 @@ export class Structure {
   }
 
   decorate(message, element) {
-    if (!message.extra?.structure || this.#views.has(element)) return;
+    if (!hasForm(message) || this.#views.has(element)) return;
     const number = element.querySelector("h2")?.textContent.replace(/\D+/g, "") ?? "";
     const view = new StructuredView(message, number);
     this.#views.set(element, view);
@@ -91,6 +91,12 @@ export class Structure {
   #viewOf(message) {
     return this.#views.get(this.page.chat.itemOf(message)?.element);
   }
+}
+
+/** Whether an answer had a form; a file that somebody made may have something else there. */
+function hasForm({ extra }) {
+  const { kind, choice, forced } = extra?.structure ?? {};
+  return KINDS.some(({ name }) => name && name === kind) && (kind !== "choice" || Array.isArray(choice)) && (forced === undefined || (Array.isArray(forced) && forced.every(Number.isFinite)));
 }
 
 /** The form that a request asks for, whoever wrote it; null where it asks for none. */

@@ -143,7 +143,12 @@ function placed({ message, param }, { list }, { schemas }) {
   return { message: `${list[tool].name}: ${full}`, words: full, tool, field: param.startsWith(prefix) ? "parameters" : "name", at };
 }
 
-export const toolsOf = (conversation) => ({ ...NO_TOOLS, ...conversation.extra?.tools });
+/** Those of a conversation; where a file that somebody made has something else, none. */
+export function toolsOf(conversation) {
+  const set = { ...NO_TOOLS, ...conversation.extra?.tools };
+  const isTool = (tool) => ["name", "description", "parameters", "mock", "answer"].every((field) => typeof tool?.[field] === "string");
+  return Array.isArray(set.list) && set.list.every(isTool) ? set : NO_TOOLS;
+}
 
 const sets = new WeakMap();
 

@@ -7,6 +7,7 @@
 
 import { showChip } from "./composer-chips.js";
 import { readDocument } from "./json-reader.js";
+import { plural } from "./numbers.js";
 import { problemsOf } from "./schema-check.js";
 import { pathOf } from "./store.js";
 import { ToolCard } from "./tool-card.js";
@@ -14,7 +15,13 @@ import { MAX_TURNS, mockAnswer, requestFor, toolSetOf, toolsOf } from "./tool-se
 
 const NO_RESULT = "No result was given.";
 
-const callsOf = (message) => message?.extra?.tools?.calls ?? [];
+/** A message's calls; none where a file that somebody made has something else. */
+function callsOf(message) {
+  const calls = message?.extra?.tools?.calls;
+  const isCall = (call) => ["id", "name", "arguments", "state"].every((field) => typeof call?.[field] === "string");
+  return Array.isArray(calls) && calls.every(isCall) ? calls : [];
+}
+
 const usable = (message) => callsOf(message).filter(({ state }) => state === "good" || state === "bad");
 
 export class Tools {
@@ -34,7 +41,7 @@ export class Tools {
 
   #showChip() {
     const { isOn, list } = this.set.value;
-    const words = isOn && list.length ? `${list.length} ${list.length === 1 ? "tool" : "tools"}` : "";
+    const words = isOn && list.length ? plural(list.length, "tool") : "";
     const { state, message } = this.set.standing();
     showChip(this.page, "tools", words, { why: state === "wrong" ? message : "" });
   }

@@ -99,23 +99,32 @@ function conversationOf(given, path) {
 /** `seen` has the ids of the messages before it, of which one is its parent: so there are no rings. */
 function messageOf(given, path, seen) {
   need(isRecord(given), path, "an object", given);
-  const { id, parent, role, content, reasoning, created, state, pictures, marks, stats, error, extra } = given;
+  const { stream: _, ...rest } = given; // of a server that had it
+  const { id, parent, role, content, created, state, pictures, marks, stats, extra, limit } = rest;
   need(isId(id) && !seen.has(id), at(path, "id"), "letters and digits, at most 80, and another one than before", id);
   need(parent === null || seen.has(parent), at(path, "parent"), "null or the id of a message before it", parent);
   need(role === "user" || role === "assistant", at(path, "role"), '"user" or "assistant"', role);
   need(isText(content), at(path, "content"), "a text", content);
-  need(reasoning === undefined || isText(reasoning), at(path, "reasoning"), "a text", reasoning);
-  need(error === undefined || isText(error), at(path, "error"), "a text", error);
+  for (const name of ["reasoning", "error", "param", "finish", "requestId", "edit"]) need(rest[name] === undefined || isText(rest[name]), at(path, name), "a text", rest[name]);
+  need(rest.thoughtMs === undefined || Number.isFinite(rest.thoughtMs), at(path, "thoughtMs"), "a number", rest.thoughtMs);
   need(Number.isFinite(created), at(path, "created"), "a time in milliseconds", created);
   need(STATES.has(state), at(path, "state"), [...STATES].join(", "), state);
   need(marks === undefined || (Array.isArray(marks) && marks.every(Number.isFinite)), at(path, "marks"), "a list of numbers", marks);
-  need(stats === undefined || isRecord(stats), at(path, "stats"), "an object", stats);
+  need(stats === undefined || areFigures(stats), at(path, "stats"), "an object of numbers", stats);
   need(extra === undefined || isRecord(extra), at(path, "extra"), "an object", extra);
   seen.add(id);
   const isOver = state !== "streaming" && state !== "elsewhere";
-  const kept = { ...given, state: isOver ? state : "interrupted" };
+  const kept = { ...rest, state: isOver ? state : "interrupted" };
+  if (limit !== undefined && !Number.isFinite(limit)) kept.limit = null; // a request may ask for anything
   if (pictures !== undefined) kept.pictures = namesOf(pictures, at(path, "pictures"));
   return kept;
+}
+
+/** Numbers, or null where one is not known; the server's times beside them. */
+function areFigures(stats) {
+  const areNumbers = (figures) => isRecord(figures) && Object.values(figures).every((value) => value === null || Number.isFinite(value));
+  const { timings = null, ...own } = isRecord(stats) ? stats : { timings: 0 };
+  return areNumbers(own) && (timings === null || areNumbers(timings));
 }
 
 function namesOf(pictures, path) {

@@ -165,6 +165,9 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a ring": (with_message(parent="m1"), "messages[0].parent is"),
     "a role": (with_message(role="system"), 'conversations[0].messages[0].role is "system"'),
     "a text that is none": (with_message(content={"toString": 1}), "messages[0].content is"),
+    "a field that is none": (with_message(param={"a": 1}), "messages[0].param is"),
+    "figures that are none": (with_message(stats={"tokens": "many"}), "messages[0].stats is"),
+    "times that are none": (with_message(stats={"tokens": 1, "timings": [{}]}), "messages[0].stats is"),
     "a title that is none": (minimal(title=["x"]), "conversations[0].title is"),
     "an id with a path": (minimal(id="../<img src=x>"), "conversations[0].id is"),
     "an SVG": (
