@@ -71,7 +71,7 @@ export class EngineStrip {
         onscroll: () => this.#scrolled(),
         onpointermove: (event) => this.#hover(event),
         onpointerleave: () => this.#hover(null),
-        onclick: (event) => this.choose(this.#stepAt(event)),
+        onclick: (event) => this.choose(this.#stepAt(event) ?? this.#nearest(event)),
       },
       this.space,
     );
@@ -202,8 +202,19 @@ export class EngineStrip {
     if (number === null && !this.isHeldByReader) this.update();
   }
 
+  #xOf(event) {
+    return event.clientX - this.scroller.getBoundingClientRect().left - GUTTER + this.scroller.scrollLeft;
+  }
+
+  /** A finger on a pause, or beside the first steps, means the step next to it. */
+  #nearest(event) {
+    const distance = (k) => Math.abs(this.#places[k] + this.#column / 2 - this.#xOf(event));
+    const nearest = this.#steps.reduce((best, _, k) => (distance(k) < distance(best) ? k : best), 0);
+    return this.#steps[nearest]?.step ?? null;
+  }
+
   #stepAt(event) {
-    const x = event.clientX - this.scroller.getBoundingClientRect().left - GUTTER + this.scroller.scrollLeft;
+    const x = this.#xOf(event);
     const k = this.#places.findIndex((left) => x >= left - 1 && x < left + this.#column - 1);
     return k < 0 ? null : this.#steps[k].step;
   }

@@ -16,7 +16,7 @@ PIXEL = bytes.fromhex(
 
 
 def use_every_part(tab: Tab, question: str = "What is this?") -> None:
-    """Asks in the chat, with a picture, and then uses each view and panel once. Answers have 8 tokens."""
+    """Asks in the chat, with a picture, and then uses each view and panel once. Answers have 8 tokens at most."""
     for use in (use_chat, use_cache, use_engine, use_compare, use_schema, use_tools, use_raw, use_tokens):
         use(tab, question)
 
@@ -107,10 +107,10 @@ def use_tokens(tab: Tab, question: str) -> None:
     page.get_by_role("button", name="Turn on and resend").click()
     tab.finish()
     tokens = page.get_by_role("listbox", name="Tokens of the answer").get_by_role("option")
-    expect(tokens).to_have_count(8, timeout=LONG)
-    tokens.nth(2).hover()
+    expect(tokens.nth(1)).to_be_visible(timeout=LONG)
+    tokens.nth(1).hover()
     detail = page.get_by_role("region", name="The chosen token")
-    expect(detail).to_contain_text("token 3 of 8")
+    expect(detail).to_contain_text("token 2 of")
     expect(detail.get_by_role("row").nth(1)).to_be_visible()
 
 

@@ -169,7 +169,7 @@ def test_facts_of_steps_equal_the_servers_rows_by_keys_and_as_a_table(engine_tab
         )
     page.get_by_text("Steps as a table").click()
     table = page.get_by_role("region", name="Steps as a table")
-    expect(table.locator("tbody tr")).to_have_count(100)
+    expect(table.locator("tbody tr")).to_have_count(min(100, len(steps)))
     assert table_rows(table) == [step_words(step) for step in reversed(steps[-100:])]
     engine_tab.check_clean()
 
