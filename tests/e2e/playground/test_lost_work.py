@@ -1,4 +1,4 @@
-"""What must never cost a reader their work: a part that fails, odd files, haste, a slow network, two copies of one conversation."""
+"""What must not cost a reader their work: a part that fails, odd files, haste, a slow network, two copies of a conversation."""
 
 import json
 import re
@@ -205,7 +205,7 @@ def test_answer_that_was_stopped_before_it_was_sent_is_not_sent_with_the_next_on
     tab.page.route("**/cache/lookup", lambda route: held.append(route))
     button(tab, "Save and continue").click()
     tab.page.evaluate("""() => {
-      const press = (name) => [...document.querySelectorAll("button")].find((one) => one.getAttribute("aria-label") === name).click();
+      const press = (name) => document.querySelector(`button[aria-label="${name}"]`).click();
       press("Stop");
       press("Continue message 2");
     }""")
