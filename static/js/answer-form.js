@@ -1,14 +1,12 @@
 /**
  * The form that a conversation's answers are to have: what was chosen, what of a request says so, and whether it can be.
  *
- * Owns `conversation.extra.structure`, {kind, schema, regex, grammar, choice}: texts as they were typed, one for each kind. Asks the
- * server about a form while it is being written. Tells the page by the event "form". Knows nothing of fields on screen.
+ * Owns `conversation.extra.structure`, {kind, schema, regex, grammar, choice}: texts as they were typed, one for each kind. What
+ * the server says of them is form-checks.js. Tells the page by the event "form". Knows nothing of fields on screen.
  */
 
-import { placeIn, readDocument, step } from "./json-reader.js";
-
-const WAIT_MS = 300; // after the last keystroke
-const MAX_KNOWN = 40; // checked forms
+import { FormChecks, placeOfParam } from "./form-checks.js";
+import { placeIn, readDocument } from "./json-reader.js";
 
 export const KINDS = [
   { name: "", title: "Any text", note: "The model writes as it likes." },
@@ -22,7 +20,7 @@ export const KINDS = [
 /** Kinds whose answers are JSON. */
 export const isJson = (kind) => kind === "json" || kind === "schema";
 
-export const NOTHING = Object.freeze({ kind: "", schema: "", regex: "", grammar: "", choice: "" });
+const NOTHING = Object.freeze({ kind: "", schema: "", regex: "", grammar: "", choice: "" });
 
 /** The form of a conversation; none where a file that somebody made has something else. */
 export function kept({ extra }) {
@@ -52,7 +50,7 @@ function ofSchema(text) {
 }
 
 /** Where in its text a form has what the server's `param` or message is about; null where that is not said. */
-export function placeOfProblem({ message, param }, form, { value, places } = {}) {
+function placeOfProblem({ message, param }, form, { value, places } = {}) {
   if (places) return placeOfParam(param, "response_format.json_schema.schema", value, places);
   const text = form[form.kind] ?? "";
   const character = message.match(/at character (\d+)/);
@@ -64,84 +62,11 @@ export function placeOfProblem({ message, param }, form, { value, places } = {})
   return Math.min(before + Number(column ?? 1) - 1, text.length);
 }
 
-/** The place of a value that the server names by its path behind `prefix`, "properties.a.items"; of the nearest that there is. */
-export function placeOfParam(param, prefix, value, places) {
-  if (!param?.startsWith(prefix)) return null;
-  let rest = param.slice(prefix.length);
-  let at = value;
-  let pointer = "";
-  while (rest && at && typeof at === "object") {
-    const steps = Object.keys(at).flatMap((key) => spelt(key, Array.isArray(at)).map((words) => ({ key, words })));
-    const fits = steps.filter(({ words }) => rest.startsWith(words) && /^$|^[.[]/.test(rest.slice(words.length)));
-    const [{ key, words } = {}] = fits.sort((a, b) => b.words.length - a.words.length);
-    if (key === undefined) break;
-    rest = rest.slice(words.length);
-    at = at[key];
-    pointer += step(key);
-  }
-  return places.get(pointer)?.from ?? null;
-}
-
-/** How the server may write this step of a path: [2], .name, ['another name']. */
-function spelt(key, isIndex) {
-  if (isIndex) return [`[${key}]`];
-  const quote = key.includes("'") && !key.includes('"') ? '"' : "'";
-  const quoted = [...key].slice(0, 60).join("").replaceAll("\\", "\\\\");
-  return [`.${key}`, `[${quote}${quote === "'" ? quoted.replaceAll("'", "\\'") : quoted}${quote}]`];
-}
-
-/** What the server says of forms: each is asked about once. */
-export class FormChecks {
-  #known = new Map(); // fields as JSON -> null (it can be), or {message, param}
-  #timer = 0;
-  #asked = null;
-
-  constructor(server, onAnswer) {
-    this.server = server;
-    this.onAnswer = onAnswer;
-  }
-
-  /** What is known of these fields: null where they are good, {message, param}, or undefined where that is being asked. */
-  of(fields) {
-    if (!Object.keys(fields).length) return null;
-    const key = JSON.stringify(fields);
-    if (this.#known.has(key)) return this.#known.get(key);
-    if (this.#asked !== key) this.#ask(fields, key);
-    return undefined;
-  }
-
-  #ask(fields, key) {
-    clearTimeout(this.#timer);
-    this.#asked = key;
-    this.#timer = setTimeout(async () => {
-      const found = await this.server.post("forms/check", fields).catch((error) => ({ failure: error }));
-      if (this.#asked === key) this.#asked = null;
-      if (found.failure?.status === 400) this.#know(key, found.failure);
-      else if (!found.failure) this.#know(key, found.error);
-      this.onAnswer(found.failure && found.failure.status !== 400 ? found.failure : null);
-    }, WAIT_MS);
-  }
-
-  #know(key, problem) {
-    this.#known.set(key, problem);
-    if (this.#known.size > MAX_KNOWN) this.#known.delete(this.#known.keys().next().value);
-  }
-}
-
 /** The form of the conversation on screen, and how it stands. One for a page. */
-export class AnswerForm {
-  #failure = null;
-
+class AnswerForm {
   constructor(page) {
     this.page = page;
-    this.checks = new FormChecks(page.server, (failure) => {
-      this.#failure = failure;
-      this.#tell();
-    });
-    page.addEventListener("ready", () => {
-      this.#failure = null;
-      this.#tell();
-    });
+    this.checks = new FormChecks(page, "form");
   }
 
   get value() {
@@ -151,8 +76,7 @@ export class AnswerForm {
   change(part) {
     const { conversation } = this.page;
     conversation.extra = { ...conversation.extra, structure: { ...this.value, ...part } };
-    this.#failure = null;
-    this.#tell();
+    this.checks.changed();
     this.page.saveSoon(conversation);
   }
 
@@ -162,18 +86,13 @@ export class AnswerForm {
     if (!form.kind) return { state: "", message: "", at: null };
     const request = requestFor(form);
     if (request.error) return { state: "wrong", ...request.error };
-    if (this.#failure) return { state: "unknown", message: `Not checked: ${this.#failure.message}`, at: null };
+    if (this.checks.failure) return { state: "unknown", message: `Not checked: ${this.checks.failure.message}`, at: null };
     const problem = this.checks.of(request.fields);
     if (problem === undefined) return { state: "busy", message: "Checking…", at: null };
     if (problem === null) return { state: "good", message: "Answers can be held to this.", at: null };
     const at = placeOfProblem(problem, form, request);
     const place = at === null ? null : placeIn(form[form.kind], at);
     return { state: "wrong", message: `${place ? `Line ${place.line}, column ${place.column}: ` : ""}${shortened(problem)}`, at };
-  }
-
-  #tell() {
-    this.page.dispatchEvent(new Event("form"));
-    this.page.dispatchEvent(new Event("blocks"));
   }
 }
 

@@ -7,7 +7,7 @@
  * from 1 again). Knows nothing of what is shown of it.
  */
 
-const MAX_STEPS = 600; // the engine remembers no more either
+export const MAX_STEPS = 600; // the engine remembers no more either
 const MIN_MS = 50; // as the server allows
 const MAX_MS = 10_000;
 const POLL_MS = 1_000; // at least so long between requests

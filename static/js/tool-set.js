@@ -6,7 +6,7 @@
  * nothing of fields on screen, or of calls.
  */
 
-import { FormChecks, placeOfParam } from "./answer-form.js";
+import { FormChecks, placeOfParam } from "./form-checks.js";
 import { placeIn, pretty, readDocument } from "./json-reader.js";
 
 export const MAX_TURNS = 8; // of calls and results that go on by themselves
@@ -19,7 +19,7 @@ export const MOCKS = [
   { name: "ask", title: "Ask me", note: "The chat waits until you have written the result." },
 ];
 
-export const NO_TOOLS = Object.freeze({ isOn: false, list: [], choice: "auto", parallel: true, once: true, auto: true });
+const NO_TOOLS = Object.freeze({ isOn: false, list: [], choice: "auto", parallel: true, once: true, auto: true });
 
 export const SAMPLE = {
   name: "get_weather",
@@ -80,19 +80,10 @@ export function importTools(text) {
 export const exportTools = (set) => JSON.stringify(requestFor({ ...set, isOn: true }).fields.tools ?? [], null, 2);
 
 /** The tools of the conversation on screen, and how they stand. One for a page. */
-export class ToolSet {
-  #failure = null;
-
+class ToolSet {
   constructor(page) {
     this.page = page;
-    this.checks = new FormChecks(page.server, (failure) => {
-      this.#failure = failure;
-      this.#tell();
-    });
-    page.addEventListener("ready", () => {
-      this.#failure = null;
-      this.#tell();
-    });
+    this.checks = new FormChecks(page, "tools");
   }
 
   get value() {
@@ -102,8 +93,7 @@ export class ToolSet {
   change(part) {
     const { conversation } = this.page;
     conversation.extra = { ...conversation.extra, tools: { ...this.value, ...part } };
-    this.#failure = null;
-    this.#tell();
+    this.checks.changed();
     this.page.saveSoon(conversation);
   }
 
@@ -117,15 +107,10 @@ export class ToolSet {
     const request = requestFor(set);
     if (request.error) return { state: "wrong", ...request.error };
     if (!request.fields.tools) return { state: "", message: "" };
-    if (this.#failure) return { state: "unknown", message: `Not checked: ${this.#failure.message}` };
+    if (this.checks.failure) return { state: "unknown", message: `Not checked: ${this.checks.failure.message}` };
     const problem = this.checks.of(request.fields);
     if (problem === undefined) return { state: "busy", message: "Checking…" };
     return problem === null ? { state: "good", message: "" } : { state: "wrong", ...placed(problem, set, request) };
-  }
-
-  #tell() {
-    this.page.dispatchEvent(new Event("tools"));
-    this.page.dispatchEvent(new Event("blocks"));
   }
 }
 

@@ -5,7 +5,8 @@
  * happened is zero. Times are of the engine's own clock. Knows nothing of the page.
  */
 
-export const MAX_STEPS = 600; // the engine remembers no more
+import { MAX_STEPS } from "../engine-watch.js";
+
 export const MAX_SECONDS = 300;
 const MAX_SAMPLES = 400; // step times of one second; of more, a fair choice
 const WINDOW_S = 30; // prompts are rare: the share of one second would jump
