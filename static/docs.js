@@ -4,7 +4,7 @@
  * Shows what the document says and nothing else; a new route needs no change here.
  */
 
-import { byId, h } from "./js/dom.js";
+import { byId, h } from "./js/ui/dom.js";
 
 const base = new URL(".", location.href);
 

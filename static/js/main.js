@@ -1,19 +1,19 @@
 /**
  * The page: puts the parts together and owns what lies around the messages: top bar, sidebars, key dialog.
  *
- * Parts (frame.js) are made with it. They listen to its events: "conversation" (another one is shown), "ready" (the server takes
+ * Parts (page/frame.js) are made with it. They listen to its events: "conversation" (another one is shown), "ready" (the server takes
  * questions; `config` is known), "answers" (an answer began or ended in the conversation of `event.detail`).
  */
 
-import { Blobs } from "./blobs.js";
-import { Chat } from "./chat.js";
-import { Composer, isTouch } from "./composer.js";
-import { byId, nodesOf } from "./dom.js";
-import { Frame } from "./frame.js";
-import { Nav } from "./nav.js";
-import { Server } from "./net.js";
-import { Pictures } from "./picking.js";
-import { Store, newConversation, recall, remember } from "./store.js";
+import { Chat } from "./chat/chat.js";
+import { Composer, isTouch } from "./composer/composer.js";
+import { Pictures } from "./composer/picking.js";
+import { Nav } from "./nav/nav.js";
+import { Frame } from "./page/frame.js";
+import { Blobs } from "./store/blobs.js";
+import { Store, newConversation, recall, remember } from "./store/store.js";
+import { byId, nodesOf } from "./ui/dom.js";
+import { Server } from "./wire/server.js";
 
 const SAVE_MS = 400; // after the last keystroke
 
@@ -32,7 +32,7 @@ class App extends EventTarget {
     this.settings = null; // the form; it is brought once the page stands
     const say = (text) => this.say(text);
     const hooks = { learn: () => this.#learnModel(), needKey: (error) => this.#askForKey(error), say, away: (why) => this.composer.block(why) };
-    this.connection = import("./connection.js").then(({ Connection }) => new Connection(this.server, hooks));
+    this.connection = import("./wire/connection.js").then(({ Connection }) => new Connection(this.server, hooks));
     this.blobs = new Blobs(this.store, (problem) => this.pictures.say(problem));
     this.pictures = new Pictures(this.blobs, {
       added: () => this.composer.changed(),
@@ -81,7 +81,7 @@ class App extends EventTarget {
     await this.nav.draw();
     if (!isTouch()) this.composer.focus();
     const lost = (error) => this.say(`Settings could not be loaded: ${error.message}`);
-    this.settings = await import("./settings.js").then(({ Settings }) => new Settings(this)).catch(lost);
+    this.settings = await import("./settings/form.js").then(({ Settings }) => new Settings(this)).catch(lost);
     this.#extend(this.frame.extend());
   }
 
@@ -302,7 +302,7 @@ class App extends EventTarget {
   }
 
   async #showKeys() {
-    const { showKeys } = await import("./keys-dialog.js");
+    const { showKeys } = await import("./page/keys-dialog.js");
     showKeys();
   }
 

@@ -27,7 +27,7 @@ UNTIL_STILL = """async () => {
   }
 }"""
 READ_BYTE_BY_BYTE = """async ([text, end]) => {
-  const { readStream } = await import("/static/js/sse.js");
+  const { readStream } = await import("/static/js/wire/sse.js");
   const event = (content) => `id: s:${content.codePointAt(0)}${end}data: ${JSON.stringify({ content })}${end}${end}`;
   const parts = [...text].map(event);
   const bytes = new TextEncoder().encode(`: alive${end}${end}${parts.join("")}data: [DONE]${end}${end}`);

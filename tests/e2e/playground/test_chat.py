@@ -192,7 +192,7 @@ PIECES = [
     ),
 ]
 RENDER_BOTH = """async (cases) => {
-  const { MarkdownView } = await import("/static/js/render.js");
+  const { MarkdownView } = await import("/static/js/text/render.js");
   const show = (chunks) => {
     const root = document.createElement("div");
     const view = new MarkdownView(root);
@@ -215,7 +215,7 @@ def test_text_in_any_pieces_gives_the_same_nodes(tab: Tab) -> None:
 def test_finished_blocks_keep_their_nodes_while_text_grows(tab: Tab) -> None:
     kept = tab.open().page.evaluate(
         """async () => {
-          const { MarkdownView } = await import("/static/js/render.js");
+          const { MarkdownView } = await import("/static/js/text/render.js");
           const root = document.createElement("div");
           const view = new MarkdownView(root);
           view.append("one\\n\\n```\\ncode\\n");

@@ -235,7 +235,7 @@ def test_differences_from_the_first_column_are_marked_word_by_word(tab: Tab) -> 
     page.get_by_label("Mark differences").uncheck()
     expect(column(page, "B").locator(".turn .text")).to_be_visible()
     wrong = page.evaluate("""async () => {
-      const { differences } = await import("/static/js/views/word-diff.js");
+      const { differences } = await import("/static/js/compare/word-diff.js");
       const text = (n) => Array.from({ length: n }, () => "abcd"[Math.floor(4 * Math.random())]).join(" ");
       const join = (parts, other) => parts.filter(({ kind }) => kind !== other).map(({ text }) => text).join("");
       for (let k = 0; k < 500; k += 1) {
@@ -283,7 +283,7 @@ def test_hostile_texts_are_inert_in_every_place(tab: Tab) -> None:
 def test_what_is_kept_is_bounded_and_settings_outlive_answers(tab: Tab) -> None:
     page = open_compare(tab)
     kept = page.evaluate("""async () => {
-      const { loadState, newTurn, saveState, startState } = await import("/static/js/views/compare-state.js");
+      const { loadState, newTurn, saveState, startState } = await import("/static/js/compare/state.js");
       const state = startState({ system: "Be kind", sampling: {} });
       const turn = (question, length) => ({ ...newTurn(question), content: "x".repeat(length), state: "done" });
       state.columns[0].turns = [turn("old", 90_000), turn("new", 90_000)];

@@ -330,7 +330,7 @@ def test_silence_and_another_server_are_told_of(engine_tab: Tab) -> None:
 
 
 MODEL = """async (engines) => {
-  const url = performance.getEntriesByType("resource").map(({ name }) => name).find((name) => name.endsWith("engine-history.js"));
+  const url = performance.getEntriesByType("resource").map(({ name }) => name).find((name) => name.endsWith("engine/history.js"));
   const { EngineHistory } = await import(url);
   const history = new EngineHistory();
   const same = engines.map((engine) => history.add(engine));

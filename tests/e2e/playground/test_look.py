@@ -75,7 +75,7 @@ def test_panels_stand_beside_the_chat_alone_and_are_equally_wide(tab: Tab) -> No
 
 def test_part_that_was_not_to_be_had_comes_when_asked_again(tab: Tab) -> None:
     page = tab.page
-    page.route(re.compile(r"/(views/cache\.js|css/cache\.css)$"), lambda route: route.abort())
+    page.route(re.compile(r"/(cache/view\.js|css/cache\.css)$"), lambda route: route.abort())
     tab.open()
     view(page, "Cache")
     lost = page.get_by_role("alert").filter(has_text="could not be loaded")

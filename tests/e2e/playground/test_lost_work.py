@@ -85,7 +85,7 @@ def give(tab: Tab, file: dict[str, Any]) -> None:
 
 
 def test_part_that_fails_costs_neither_the_chat_nor_an_answer(tab: Tab) -> None:
-    tab.page.route("**/js/hits.js", lambda route: route.fulfill(content_type="text/javascript", body=FAILING))
+    tab.page.route("**/js/cache/hits.js", lambda route: route.fulfill(content_type="text/javascript", body=FAILING))
     tab.open().ask("Stay")
     tab.finish()
     expect(tab.page.locator(".assistant .text")).to_have_text(SOME)
@@ -103,7 +103,7 @@ def test_part_that_fails_costs_neither_the_chat_nor_an_answer(tab: Tab) -> None:
 
 
 def test_settings_that_cannot_be_brought_do_not_hold_a_question(tab: Tab) -> None:
-    tab.page.route("**/js/settings.js", lambda route: route.abort())
+    tab.page.route("**/js/settings/form.js", lambda route: route.abort())
     tab.open().ask("Anybody?")
     expect(tab.page.locator(".assistant .text")).to_have_text(SOME, timeout=LONG)
     tab.finish()
@@ -179,7 +179,7 @@ def test_late_end_of_a_stopped_answer_does_not_end_the_next_one(far_tab: tuple[T
     tab, network = far_tab
     tab.open().ask("Go on")
     expect(tab.page.locator(".assistant .text")).to_have_text(SOME)
-    tab.page.evaluate("() => import('./static/js/changes.js')")  # brought once already
+    tab.page.evaluate("() => import('./static/js/chat/changes.js')")  # brought once already
     network.delay_s = 0.7
     button(tab, "Stop").click()
     tab.page.get_by_role("button", name="Continue message 2").click()

@@ -245,7 +245,7 @@ def test_long_conversation_is_drawn_from_its_end_and_the_rest_when_it_is_reached
     tab.open()
     tab.page.evaluate(
         """async () => {
-          const { Store, newConversation, addMessage } = await import("/static/js/store.js");
+          const { Store, newConversation, addMessage } = await import("/static/js/store/store.js");
           const conversation = newConversation();
           for (let k = 0; k < 250; k += 1) {
             addMessage(conversation, conversation.head, "user", `Question ${k}`);

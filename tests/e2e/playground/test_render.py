@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as r
 
 # Put on the page, so that tests read as what they check.
 HELPERS = """async () => {
-  const { MarkdownView } = await import("/static/js/render.js");
+  const { MarkdownView } = await import("/static/js/text/render.js");
   window.show = (chunks, isComplete = true) => {
     const root = document.createElement("div");
     root.className = "text";
@@ -124,7 +124,7 @@ COMPARE = """([cases, mayReplace]) => cases.filter(([text, places]) => {
   const moved = kept.some((node, k) => root.children[k] !== node);
   return root.innerHTML !== show([text]).innerHTML || (moved && !mayReplace);
 })"""
-EXPOSE_VIEW = '() => import("/static/js/render.js").then(({ MarkdownView }) => { window.View = MarkdownView; })'
+EXPOSE_VIEW = '() => import("/static/js/text/render.js").then(({ MarkdownView }) => { window.View = MarkdownView; })'
 
 
 def places(choose: random.Random, length: int, count: int) -> list[int]:
@@ -312,7 +312,7 @@ def test_code_is_coloured_once_its_fence_closes_and_its_text_stays(shown: Tab) -
 
 
 GROW_COLOURED = """async () => {
-  const { updateCode } = await import("/static/js/render-code.js");
+  const { updateCode } = await import("/static/js/text/render-code.js");
   const was = { kind: "code", language: "js", text: "let a;", isComplete: true };
   updateCode(document.querySelector("#shown .code"), was, { ...was, text: "let a;\\nlet b;", isComplete: false });
 }"""

@@ -324,7 +324,7 @@ def test_growing_answer_is_written_without_the_messages_before_it(slow_tab: Tab)
 def test_presets_are_kept_under_their_names(tab: Tab) -> None:
     page = ready(tab.open())
     use = """async (steps) => {
-      const { Store } = await import("./static/js/store.js");
+      const { Store } = await import("./static/js/store/store.js");
       const { presets } = new Store();
       for (const [method, ...given] of steps) await presets[method](...given);
       return presets.list();

@@ -107,7 +107,7 @@ def test_probabilities_are_asked_for_only_when_they_are_turned_on(tab: Tab) -> N
 
 def test_switch_holds_for_a_question_that_is_sent_before_the_page_has_all_its_parts(tab: Tab) -> None:
     held: list[Route] = []
-    tab.page.route("**/js/recorder.js", lambda route: held.append(route))
+    tab.page.route("**/js/raw/recorder.js", lambda route: held.append(route))
     asked = answer_with(tab, SPLIT)
     tab.open(NO_WEBSOCKET)
     record(tab.page)
