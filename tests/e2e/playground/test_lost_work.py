@@ -40,6 +40,12 @@ IDBObjectStore.prototype.get = function (key) {
   spin();
   return request;
 };"""
+PRESS = """async (names) => {
+  for (const name of names) {
+    document.querySelector(`button[aria-label="${name}"]`).click();
+    for (let k = 0; k < 3; k += 1) await new Promise((resolve) => setTimeout(resolve));
+  }
+}"""
 KEPT = """async () => {
   const db = await new Promise((resolve) => (indexedDB.open("streamserve").onsuccess = (e) => resolve(e.target.result)));
   const all = db.transaction("messages").objectStore("messages").getAll();
@@ -181,8 +187,7 @@ def test_late_end_of_a_stopped_answer_does_not_end_the_next_one(far_tab: tuple[T
     expect(tab.page.locator(".assistant .text")).to_have_text(SOME)
     tab.page.evaluate("() => import('./static/js/chat/changes.js')")  # brought once already
     network.delay_s = 0.7
-    button(tab, "Stop").click()
-    tab.page.get_by_role("button", name="Continue message 2").click()
+    tab.page.evaluate(PRESS, ["Stop", "Continue message 2"])
     expect(tab.page.locator(".assistant")).to_have_attribute("aria-busy", "true")
     length = len(tab.answers()[0])
     network.delay_s = 0
@@ -203,12 +208,8 @@ def test_answer_that_was_stopped_before_it_was_sent_is_not_sent_with_the_next_on
     field.fill("Once upon")
     held: list[Route] = []
     tab.page.route("**/cache/lookup", lambda route: held.append(route))
-    button(tab, "Save and continue").click()
-    tab.page.evaluate("""() => {
-      const press = (name) => document.querySelector(`button[aria-label="${name}"]`).click();
-      press("Stop");
-      press("Continue message 2");
-    }""")
+    button(tab, "Save in place").click()
+    tab.page.evaluate(PRESS, ["Continue message 2", "Stop", "Continue message 2"])
     expect(tab.page.locator(".assistant .text")).to_have_text("Once uponAnswer 2")
     tab.finish()
     expect(tab.page.locator(".assistant .text")).to_have_text("Once uponAnswer 2")
