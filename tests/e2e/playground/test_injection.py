@@ -3,6 +3,7 @@ and nothing hides or turns what stands around it."""
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -151,7 +152,7 @@ def test_what_a_server_says_of_itself_and_its_errors_is_text(tab: Tab) -> None:
 
     tab.page.route("**/playground/config.json", config)
     tab.page.route("**/cache/lookup", lookup)
-    tab.page.route("**/cache/tree*", tree)
+    tab.page.route(re.compile(r"/cache/tree\?"), tree)
     tab.page.route("**/engine/steps*", steps)
     failure = {"message": EVIL, "type": EVIL, "param": "temperature", "code": EVIL}
     answer(tab, stream({"delta": {"content": "Well"}}, error=failure), stream({"delta": {"content": "Fine"}}))
