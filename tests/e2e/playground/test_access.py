@@ -241,3 +241,22 @@ def test_the_judge_finds_what_is_wrong(chromium: Browser, server: str) -> None:
         assert any(problem.startswith("button-name") for problem in found)
         assert [problem for problem in found if "color-contrast" in problem and not problem.startswith("dark: ")] == []
         assert any(problem.startswith("dark: color-contrast") for problem in found)
+
+
+def test_what_is_chosen_is_told_from_the_rest_where_the_system_chooses_the_colours(chromium: Browser, server: str) -> None:
+    looks = (
+        "(node) => ['outlineStyle', 'borderBottomStyle', 'textDecorationLine'].map((name) => getComputedStyle(node)[name]).join()"
+    )
+    with opened(chromium, server, WIDTHS["wide"]) as page:
+        page.emulate_media(forced_colors="active")
+        for row in ("#panels", "#views"):
+            tabs = page.locator(row).get_by_role("tab")
+            tabs.nth(1).click()
+            chosen = page.locator(row).get_by_role("tab", selected=True)
+            page.locator("#skip").focus()  # the ring of the focus is no part of this
+            assert chosen.evaluate(looks) != tabs.nth(0).evaluate(looks), row
+        page.get_by_role("tab", name="Cache").click()
+        follow = page.get_by_role("button", name="Follow my chat")
+        follow.click(timeout=LONG)
+        page.locator("#skip").focus()
+        assert follow.evaluate(looks) != page.get_by_role("button", name="Flush cache").evaluate(looks)
