@@ -43,7 +43,7 @@ IDBObjectStore.prototype.get = function (key) {
 PRESS = """async (names) => {
   for (const name of names) {
     document.querySelector(`button[aria-label="${name}"]`).click();
-    for (let k = 0; k < 3; k += 1) await new Promise((resolve) => setTimeout(resolve));
+    for (let k = 0; k < 6; k += 1) await new Promise((resolve) => setTimeout(resolve));
   }
 }"""
 KEPT = """async () => {
