@@ -88,9 +88,9 @@ export class Connection {
   }
 
   /** The network, or whether somebody looks. */
-  #changed() {
-    if (this.state === "live") this.server.probe();
-    else if (this.state !== "locked") this.look();
+  async #changed() {
+    if (this.state === "locked" || (this.state === "live" && (await this.server.probe().catch(() => false)))) return;
+    this.look();
   }
 
   /** Counts down to the next look. */

@@ -142,9 +142,9 @@ export class Server {
     this.#brought().then((wire) => wire.reached(), () => this.onLost());
   }
 
-  /** The network may have changed: makes sure that the socket is alive. */
-  probe() {
-    this.#wire?.then((wire) => wire.probe());
+  /** The network may have changed: makes sure that the socket is alive. False where there is none that could tell. */
+  async probe() {
+    return Boolean((await this.#wire)?.probe());
   }
 
   /**

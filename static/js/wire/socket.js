@@ -91,15 +91,17 @@ export class Socket {
     if (this.isUsable) this.#send({ type: "engine.unsubscribe" });
   }
 
-  /** Gives it a moment to show that the other side is there. */
+  /** Gives it a moment to show that the other side is there. False where it is closed. */
   probe() {
-    if (this.#probe || !this.isUsable) return;
+    if (!this.isUsable) return false;
+    if (this.#probe) return true;
     this.#send({ type: "ping" });
     this.#probe = setTimeout(() => {
       this.#probe = 0;
       const isHeard = performance.now() - this.heardAt < PROBE_MS / 2; // what was under way came sooner
       if (!isHeard) this.close("no answer to a ping");
     }, PROBE_MS);
+    return true;
   }
 
   #probed() {

@@ -53,7 +53,7 @@ export class Wire {
   }
 
   probe() {
-    this.#socket?.probe();
+    return this.#socket?.probe();
   }
 
   /** The server answers (again). */

@@ -320,8 +320,9 @@ def test_too_long_a_conversation_is_not_sent_and_its_oldest_messages_can_be_left
     tab.check_clean()
 
 
-def test_question_waits_for_a_server_that_is_away_and_says_why(tab: Tab) -> None:
-    tab.open()
+@pytest.mark.parametrize("scripts", [(), (NO_WEBSOCKET,)], ids=["websocket", "sse"])
+def test_question_waits_for_a_server_that_is_away_and_says_why(tab: Tab, scripts: tuple[str, ...]) -> None:
+    tab.open(*scripts)
     expect(tab.page.locator("#server-state")).to_have_text("Ready")
     tab.page.get_by_label("Message", exact=True).fill("Are you there?")
     expect(button(tab, "Send")).to_be_enabled()
