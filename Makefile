@@ -47,8 +47,19 @@ serve: install
 	@$(PY) -m streamserve serve $(ARGS)
 
 # make test ARGS="tests/cache -x"
+PAGE_TESTS ?= tests/e2e/playground
+
+# The page's tests wait for a browser most of the time: they run beside the others, and are printed behind them.
 test: install test-tools browser
+ifeq ($(strip $(ARGS)),)
+	@page=$$(mktemp); $(PY) -m pytest -p no:cacheprovider $(PAGE_TESTS) > $$page 2>&1 & beside=$$!; \
+	trap "kill $$beside" INT TERM; \
+	$(PY) -m pytest --ignore=$(PAGE_TESTS); rest=$$?; \
+	wait $$beside; of_page=$$?; cat $$page; rm -f $$page; \
+	[ $$rest -eq 0 ] && [ $$of_page -eq 0 ]
+else
 	$(PY) -m pytest $(ARGS)
+endif
 
 lint: install
 	$(PY) -m ruff check .
