@@ -5,13 +5,12 @@ Owns this route. Knows nothing of what the fields mean (api/forms.py) or of how 
 
 from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import asdict
 
 from streamserve.api.forms import Forms
 from streamserve.api.results import FormChecked
 from streamserve.api.routes import RouteSpec
-from streamserve.api.schema import ChatRequest, ToolDefinition, convert, load_object
+from streamserve.api.schema import ChatRequest, Formed, ToolDefinition, convert, load_object
 from streamserve.api.service import Service
 from streamserve.api.wire import Exchange
 from streamserve.errors import InvalidRequest, QueueFull
@@ -19,17 +18,10 @@ from streamserve.errors import InvalidRequest, QueueFull
 MAX_CHECKS = 8  # at once: grammars of requests are not to wait behind many that nobody has finished writing
 
 
-class FormRequest(Struct, kw_only=True):
+class FormRequest(Formed, kw_only=True):
     """Body of POST /forms/check: those fields of a chat that say what form its answer has."""
 
     model: str | None = None
-    response_format: dict[str, Any] | None = None
-    json_schema: dict[str, Any] | bool | str | None = None
-    regex: str | None = None
-    ebnf: str | None = None
-    choice: list[str] | None = None
-    guided_choice: list[str] | None = None
-    json_whitespace: str | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

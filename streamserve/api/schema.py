@@ -41,7 +41,19 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None  # without effect
 
 
-class Sampled(Struct, kw_only=True):
+class Formed(Struct, kw_only=True):
+    """What an answer must match, at most one of them (api/forms.py), and how its JSON is spaced."""
+
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    choice: list[str] | None = None
+    guided_choice: list[str] | None = None
+    json_whitespace: str | None = None
+
+
+class Sampled(Formed, kw_only=True):
     """Fields that chat and text completions share."""
 
     model: str | None = None
@@ -75,14 +87,6 @@ class Sampled(Struct, kw_only=True):
     request_id: str | None = None
     priority: int = 0
     timeout: float | None = None  # seconds
-    # What the answer must match: at most one of them (api/forms.py).
-    response_format: dict[str, Any] | None = None
-    json_schema: dict[str, Any] | bool | str | None = None
-    regex: str | None = None
-    ebnf: str | None = None
-    choice: list[str] | None = None
-    guided_choice: list[str] | None = None
-    json_whitespace: str | None = None
     jump_forward: bool = True
     # Checked for their types, without effect here (api/fields.py):
     user: str | None = None

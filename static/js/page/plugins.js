@@ -1,7 +1,8 @@
 /**
  * What adds to the chat without being looked at first. It is brought once the page stands; what is sent before waits for it.
  *
- * Owns the list: each module's class is made with the page and handed to chat.use(). Knows nothing of what they add.
+ * Owns the list: each module's class is made with the page and handed to chat.use(). And what is brought behind them, so that it is
+ * there when the server is not. Knows nothing of what they add.
  */
 
 import { useStyle } from "../ui/dom.js";
@@ -17,6 +18,20 @@ const PLUGINS = [
   { name: "tools", load: () => import("../tools/plugin.js").then((m) => m.Tools), style: "tools" },
 ];
 
+// What the chat may want when the server is gone: nothing could be brought then.
+const LATER = [
+  () => import("../chat/asked.js"),
+  () => import("../chat/changes.js"),
+  () => import("../chat/editing.js"),
+  () => import("../chat/figures-table.js"),
+  () => import("../chat/marks-view.js"),
+  () => import("../chat/thought.js"),
+  () => import("../store/blob-keeping.js"),
+  () => import("../ui/copying.js"),
+  () => import("../ui/toast.js"),
+  () => import("./keys-dialog.js"),
+];
+
 /** Brings them. A part that cannot be loaded is missed alone. */
 export async function extend(page) {
   const brought = await Promise.allSettled(PLUGINS.map(async ({ load, style }) => {
@@ -25,4 +40,5 @@ export async function extend(page) {
   }));
   const lost = brought.filter(({ status }) => status === "rejected");
   for (const { reason } of lost) page.say(`A part of the page could not be loaded: ${reason.message}`);
+  Promise.allSettled(LATER.map((load) => load())); // what fails is asked for again where it is needed
 }

@@ -98,7 +98,7 @@ export class Presets {
   async #remove() {
     const preset = this.#current;
     if (!preset) return;
-    await this.store.remove(preset.name);
+    if (!(await this.store.remove(preset.name))) return this.page.say(`The browser could not delete ${preset.name}`);
     await this.#read();
     this.select.disabled ? this.saveButton.focus() : this.select.focus();
     offerUndo(`Deleted preset “${preset.name}”`, async () => {

@@ -25,8 +25,10 @@ export class Presets {
     await this.database.run("readwrite", ["presets"], (presets) => presets.put(preset)).catch(() => this.#memory.set(name, preset));
   }
 
+  /** False where the browser did not let go of it. */
   async remove(name) {
-    this.#memory.delete(name);
-    await this.database.run("readwrite", ["presets"], (presets) => presets.delete(name)).catch(() => {});
+    const wasInMemory = this.#memory.delete(name);
+    const isGone = this.database.run("readwrite", ["presets"], (presets) => presets.delete(name)).then(() => true);
+    return isGone.catch(() => wasInMemory);
   }
 }

@@ -7,6 +7,7 @@
  */
 
 import { Database } from "./database.js";
+import { Presets } from "./presets.js";
 import { newId, recall, remember } from "./store.js";
 
 const FORMAT = 1;
@@ -19,7 +20,7 @@ export class Storage {
   #memory = new Map(); // id -> conversation that could not be written
   #known = new Map(); // id -> Map of message id -> {print, order}, as they were written or read here
   #rows = new Map(); // id -> {base, latest}: what the fields were when they were last read or written here, and the row that is kept
-  #presets = null;
+  #presets = new Presets(this);
   #problem = null;
   #channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("streamserve") : null;
   #tab = recall("tab", "session") || newId();
@@ -170,8 +171,7 @@ export class Storage {
   }
 
   async preset(method, ...given) {
-    this.#presets ??= import("./presets.js").then(({ Presets }) => new Presets(this));
-    return (await this.#presets)[method](...given);
+    return this.#presets[method](...given);
   }
 
   /** Deletes pictures that no message names, and none has named for long: a page went before it wrote their message. */

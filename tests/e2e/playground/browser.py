@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Dialog, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -47,6 +47,10 @@ NOTE_GROWTH = """() => {
   };
   new MutationObserver(note).observe(list, { subtree: true, childList: true, characterData: true });
 }"""
+
+
+# By these words Chromium reports what became of requests.
+REPORTS = ("net::ERR_", "WebSocket connection to", "Failed to load resource")
 
 
 def free_port() -> int:
@@ -146,11 +150,29 @@ class Tab:
     def sockets(self) -> list[str]:
         return [url for url in self.requests if url.startswith("ws")]
 
+    def check_quiet(self) -> None:
+        """What holds at the end of every test: no error but those by which the browser itself reports requests that failed."""
+        errors = [line for line in self.console if not any(report in line for report in REPORTS)]
+        assert errors == [], errors
+        assert self.page.evaluate("() => window.violations ?? []") == []
+
     def check_clean(self) -> None:
         assert self.console == []
         assert self.page.evaluate("() => window.violations") == []
         origins = {re.sub(r"^ws", "http", url).split("/")[2] for url in self.requests if not url.startswith(("data:", "blob:"))}
         assert origins == {self.url.split("/")[2]}
+
+
+@contextmanager
+def tab_on(chromium: Browser, url: str, **options: Any) -> Iterator[Tab]:
+    """A tab in a browser profile of its own, not opened yet."""
+    context = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
+    try:
+        tab = Tab(context.new_page(), url)
+        yield tab
+        tab.check_quiet()
+    finally:
+        context.close()
 
 
 def running(url: str) -> int:

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from streamserve.default_model import find_default_model
 from streamserve.errors import CheckpointError
-from tests.e2e.playground.browser import CHROMIUM, Tab, serve
+from tests.e2e.playground.browser import CHROMIUM, Tab, serve, tab_on
 
 
 @pytest.fixture(scope="package")
@@ -51,27 +51,23 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def tab(chromium: Browser, server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), server)
-    context.close()
+    with tab_on(chromium, server) as tab:
+        yield tab
 
 
 @pytest.fixture
 def slow_tab(chromium: Browser, slow_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), slow_server)
-    context.close()
+    with tab_on(chromium, slow_server) as tab:
+        yield tab
 
 
 @pytest.fixture
 def real_tab(chromium: Browser, real_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), real_server)
-    context.close()
+    with tab_on(chromium, real_server) as tab:
+        yield tab
 
 
 @pytest.fixture
 def locked_tab(chromium: Browser, locked_server: str) -> Iterator[Tab]:
-    context = chromium.new_context()
-    yield Tab(context.new_page(), locked_server)
-    context.close()
+    with tab_on(chromium, locked_server) as tab:
+        yield tab

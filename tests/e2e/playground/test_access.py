@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab
+from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, tab_on
 
 AXE = "axe_playwright_python"
 
@@ -80,17 +80,15 @@ def answer_rich(route: Route) -> None:
 @contextmanager
 def opened(chromium: Browser, server: str, width: int) -> Iterator[Page]:
     """The page with an answer of the server and one of all kinds of Markdown."""
-    context = chromium.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
-    tab = Tab(context.new_page(), server)
-    tab.page.route("**/v1/chat/completions", answer_rich)
-    tab.open(NO_WEBSOCKET)
-    for question in ("Plain", "Rich"):
-        tab.ask(question)
-        tab.finish()
-    tab.page.evaluate(files(AXE).joinpath("axe.min.js").read_text())
-    yield tab.page
-    tab.page.unroute_all(behavior="ignoreErrors")
-    context.close()
+    with tab_on(chromium, server, viewport={"width": width, "height": 800}, reduced_motion="reduce") as tab:
+        tab.page.route("**/v1/chat/completions", answer_rich)
+        tab.open(NO_WEBSOCKET)
+        for question in ("Plain", "Rich"):
+            tab.ask(question)
+            tab.finish()
+        tab.page.evaluate(files(AXE).joinpath("axe.min.js").read_text())
+        yield tab.page
+        tab.page.unroute_all(behavior="ignoreErrors")
 
 
 # What there is to see of a view or panel: each yields when there is something new to judge.

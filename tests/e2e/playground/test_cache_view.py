@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.e2e.playground.browser import CHROMIUM, Tab, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, Tab, get_json, serve, tab_on
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 WAIT_MS = 15_000  # the tests' machine may be busy
@@ -34,16 +34,14 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def small_tab(chromium: Browser, small_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), small_server)
-    context.close()
+    with tab_on(chromium, small_server) as tab:
+        yield tab
 
 
 @pytest.fixture
 def guarded_tab(chromium: Browser, guarded_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), guarded_server)
-    context.close()
+    with tab_on(chromium, guarded_server) as tab:
+        yield tab
 
 
 def post(url: str, path: str, body: Any) -> Any:

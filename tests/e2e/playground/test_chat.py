@@ -4,7 +4,6 @@ Skips, saying why, where there is no Chromium. Waits on conditions, never on tim
 """
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -171,45 +170,6 @@ def test_hostile_answer_is_inert_text(tab: Tab) -> None:
     assert links == [["https:", "noopener noreferrer nofollow", "_blank"]] * 2
     assert tab.page.evaluate("() => window.hacked") is None
     tab.check_clean()
-
-
-PIECES = [
-    *("# head", "- a", "-", " b", "\n", "\n\n", "```", "``", "`", "x", "**", "*", "_", "~~", "1. ", "10) ", "    ", "> ", "|"),
-    *(
-        "a | b",
-        "|---|---|",
-        "---",
-        "\n- ",
-        "\n  - ",
-        "\n```js\n",
-        "[l](http",
-        "s://x.y/z)",
-        "<b>",
-        "https://e.f",
-        "\\",
-        "é",
-        "🙂",
-    ),
-]
-RENDER_BOTH = """async (cases) => {
-  const { MarkdownView } = await import("/static/js/text/render.js");
-  const show = (chunks) => {
-    const root = document.createElement("div");
-    const view = new MarkdownView(root);
-    for (const chunk of chunks) view.append(chunk);
-    view.finish();
-    return root.innerHTML;
-  };
-  return cases.map((chunks) => [show(chunks), show([chunks.join("")])]);
-}"""
-
-
-def test_text_in_any_pieces_gives_the_same_nodes(tab: Tab) -> None:
-    choose = random.Random(3)
-    cases = [[choose.choice(PIECES) for _ in range(choose.randint(1, 16))] for _ in range(3000)]
-    pairs = tab.open().page.evaluate(RENDER_BOTH, cases)
-    different = [case for case, (streamed, whole) in zip(cases, pairs, strict=True) if streamed != whole]
-    assert different == []
 
 
 def test_finished_blocks_keep_their_nodes_while_text_grows(tab: Tab) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import ROUND_HALF_UP, Decimal
 from time import monotonic, sleep
 from typing import Any
 
@@ -17,7 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.e2e.playground.browser import CHROMIUM, HIDE, NO_WEBSOCKET, Tab, get_json, serve
+from tests.e2e.playground.browser import CHROMIUM, HIDE, NO_WEBSOCKET, Tab, get_json, serve, tab_on
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
@@ -33,9 +34,8 @@ def engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def engine_tab(chromium: Browser, engine_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), engine_server)
-    context.close()
+    with tab_on(chromium, engine_server) as tab:
+        yield tab
 
 
 @contextmanager
@@ -94,7 +94,8 @@ def step_words(step: dict[str, float]) -> list[str]:
     ms = step["ms"]
     guesses = f"{step['accepted']:.0f} of {step['drafted']:.0f} right" if step["drafted"] else "none"
     counts = [f"{step[name]:.0f}" for name in ("encodes", "jumped", "preemptions", "running", "waiting")]
-    shown = f"{ms:.0f}" if ms >= 100 or ms == int(ms) else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+    places = "1" if ms >= 100 or ms == int(ms) else "0.1" if ms >= 10 else "0.01"
+    shown = f"{Decimal(ms).quantize(Decimal(places), ROUND_HALF_UP)}"  # as the browser rounds
     rows = [f"{step[name]:.0f}" for name in ("decode_rows", "prompt_rows", "prompt_tokens")]
     return [f"{step['step']:.0f}", shown, *rows, guesses, *counts, f"{step['used_tokens']:,.0f}"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.playground.browser import CHROMIUM, Tab, get_json
+from tests.e2e.playground.browser import CHROMIUM, Tab, get_json, tab_on
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 LONG = 20_000  # ms, of a machine that is busy with other things
@@ -16,9 +16,8 @@ LONG = 20_000  # ms, of a machine that is busy with other things
 
 @pytest.fixture
 def phone(chromium: Browser, server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    yield Tab(context.new_page(), server)
-    context.close()
+    with tab_on(chromium, server, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as tab:
+        yield tab
 
 
 def view(page: Page, name: str) -> None:

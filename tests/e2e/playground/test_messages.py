@@ -337,6 +337,24 @@ def test_question_waits_for_a_server_that_is_away_and_says_why(tab: Tab, scripts
     expect(tab.page.locator(".assistant .text")).not_to_be_empty()
 
 
+def test_what_was_never_used_works_without_a_server(tab: Tab) -> None:
+    tab.open().ask("Hello")
+    tab.finish()
+    tab.page.wait_for_load_state("networkidle")
+    tab.page.context.set_offline(True)
+    button(tab, "Edit message 2").click()
+    expect(button(tab, "Save as copy")).to_be_visible()
+    tab.page.keyboard.press("Escape")
+    tab.page.get_by_role("button", name="prompt tokens cached").click()
+    expect(tab.page.locator(".figures")).to_be_visible()
+    button(tab, "Delete message 2").click()
+    expect(tab.page.locator(".assistant")).to_have_count(0)
+    button(tab, "Undo").click()
+    expect(tab.page.locator(".assistant")).to_have_count(1)
+    button(tab, "Keys").click()
+    expect(tab.page.get_by_role("dialog")).to_be_visible()
+
+
 def test_drafts_stay_with_their_conversation_and_outlive_a_reload(tab: Tab) -> None:
     answering(tab, "An answer")
     prompt = tab.page.get_by_label("Message", exact=True)

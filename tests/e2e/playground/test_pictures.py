@@ -152,8 +152,10 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture
-def tab(page: Page, server: str) -> PictureTab:
-    return PictureTab(page, server)
+def tab(page: Page, server: str) -> Iterator[PictureTab]:
+    tab = PictureTab(page, server)
+    yield tab
+    tab.check_quiet()
 
 
 def test_dropped_picture_is_shown_sent_and_answered(tab: PictureTab, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab, serve, wait_for_running
+from tests.e2e.playground.browser import CHROMIUM, NO_WEBSOCKET, Tab, serve, tab_on, wait_for_running
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: as root, apt-get install chromium")
 
@@ -19,9 +19,8 @@ def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def thinking_tab(chromium: Browser, thinking_server: str) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield Tab(context.new_page(), thinking_server)
-    context.close()
+    with tab_on(chromium, thinking_server) as tab:
+        yield tab
 
 
 def limit(tab: Tab, tokens: int, thought: int) -> None:

@@ -160,7 +160,7 @@ def test_finished_blocks_keep_their_nodes_to_the_end(shown: Tab) -> None:
 def test_made_up_texts_in_pieces_end_as_the_same_nodes(shown: Tab) -> None:
     choose = random.Random(8)
     cases = []
-    for _ in range(2000):
+    for _ in range(3000):
         text = "".join(choose.choice(PIECES) for _ in range(choose.randint(2, 16)))
         cases.append([text, places(choose, utf16(text), choose.randint(1, 12))])
     assert shown.page.evaluate(COMPARE, [cases, True]) == []

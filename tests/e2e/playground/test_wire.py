@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
-from tests.e2e.playground.browser import NO_WEBSOCKET, NOTE_GROWTH, Tab, free_port, get_json, serve, wait_for_running
+from tests.e2e.playground.browser import NO_WEBSOCKET, NOTE_GROWTH, Tab, free_port, get_json, serve, tab_on, wait_for_running
 from tests.e2e.playground.network import Network, network_to
 
 LONG = 30_000
@@ -31,8 +31,8 @@ def network(wire_server: str) -> Iterator[Network]:
 
 @pytest.fixture
 def wire_tab(chromium: Browser, network: Network) -> Iterator[Tab]:
-    with chromium.new_context(viewport={"width": 1280, "height": 800}) as context:
-        yield Tab(context.new_page(), network.url)
+    with tab_on(chromium, network.url) as tab:
+        yield tab
 
 
 def grows(page: Page, length: int) -> None:
@@ -100,7 +100,10 @@ def test_an_answer_that_was_cut_twice_is_the_answer_in_one(
 @TRANSPORTS
 def test_a_reloaded_page_goes_on_with_its_answer(wire_tab: Tab, init: tuple[str, ...], whole: str) -> None:
     begin(wire_tab, *init)
-    wire_tab.page.wait_for_timeout(1_500)  # so that some of it is kept: an answer is saved about every second
+    for _ in range(100):  # an answer is saved about every second
+        if kept_text(wire_tab.page):
+            break
+        wire_tab.page.wait_for_timeout(100)
     wire_tab.page.reload()
     expect(wire_tab.page.get_by_role("button", name="Stop", exact=True)).to_be_visible(timeout=LONG)
     wire_tab.finish()
