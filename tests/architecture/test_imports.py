@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("kernels", "cache.pool"),
     "engine": ("cache", "models", "kernels"),
     "api": ("text", "media", "engine.client"),
+    "lang": ("text",),
     "calibrate": ("kernels", "models", "cache.pool"),
     "facts": ("kernels", "models", "calibrate"),
     "build": ("text", "media", "kernels", "cache", "models", "engine", "facts"),
@@ -84,6 +85,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "llguidance": ("engine.grammar",),
     "av": ("media.sound", "media.video"),
     "PIL": ("media",),
+    "greenlet": ("lang",),
     "httpx": ("media",),
     "python_multipart": ("api.multipart",),
 }
@@ -93,6 +95,7 @@ TORCH_FREE = (
     "streamserve.text",
     "streamserve.media",
     "streamserve.api",
+    "streamserve.lang",
     "streamserve.engine.client",
     "streamserve.engine.encodings",
     "streamserve.engine.held_inputs",
