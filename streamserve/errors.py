@@ -20,6 +20,8 @@
     │   ├── DeadlineExceeded         504  the time the request, or the server, allows for an answer was over
     │   ├── SlowReader               500  the client stopped reading; its request was aborted
     │   └── EngineStopped            503  starting, draining or broken
+    ├── CallFailed                   what another server answered, where it is none of the above
+    │   └── Unreachable              503  it did not answer
     └── StartError                   the server cannot start; the message says what to do
         ├── ConfigError              a setting is out of range or contradicts another
         └── CheckpointError          the model files are missing, broken or unsupported
@@ -27,6 +29,7 @@
 A message says what was asked, what is allowed and what to do.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 
@@ -177,6 +180,25 @@ class EngineStopped(EngineError):
     code: ClassVar[str] = "engine_stopped"
 
 
+class CallFailed(StreamServeError):
+    """Another server, called over its API, answered with an error that has no class here. `answered` is its status."""
+
+    status: ClassVar[int] = 502
+    code: ClassVar[str] = "call_failed"
+
+    def __init__(self, message: str, *, answered: int | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.param = param
+
+
+class Unreachable(CallFailed):
+    """Another server did not answer, or its answer ended in the middle."""
+
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "unreachable"
+
+
 class StartError(StreamServeError):
     """The server cannot start."""
 
@@ -200,3 +222,30 @@ def error_body(error: StreamServeError) -> dict[str, Any]:
         "code": error.code,
     }
     return {"error": dict(flat), "object": "error", **flat}
+
+
+def error_of(status: int | None, body: Any, *, retry_after_s: float | None = None) -> StreamServeError:
+    """The error that a server answered with, back from its status (None: of an event in a stream) and its decoded body.
+
+    What this server said is an instance of the class it was; what another said, of the class with its status.
+    """
+    given = body.get("error", body) if isinstance(body, Mapping) else {"message": body}
+    if not isinstance(given, Mapping):
+        given = {"message": given}
+    message = str(given.get("message") or given.get("detail") or f"the server answered {status} and did not say why")
+    param, code, said = given.get("param"), given.get("code"), given.get("code") if status is None else status
+    param = param if isinstance(param, str) else None
+    found = next((kind for kind in _kinds(StreamServeError) if kind.code == code), None)
+    if found is None:
+        found = next((kind for kind in (InvalidRequest, *_kinds(RequestError), EngineStopped) if kind.status == said), CallFailed)
+    if found is QueueFull:
+        return QueueFull(message, retry_after_s=1.0 if retry_after_s is None else retry_after_s, param=param)
+    if issubclass(found, CallFailed):
+        return found(message, answered=status, param=param)
+    return found(message, param=param) if issubclass(found, RequestError) else found(message)
+
+
+def _kinds(root: type[StreamServeError]) -> Iterator[type[StreamServeError]]:
+    for kind in root.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
