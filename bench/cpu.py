@@ -68,6 +68,7 @@ class Ours:
     name = "streamserve"
 
     def __init__(self, model: str, threads: int, *, reuse: bool = True) -> None:
+        from streamserve import process
         from streamserve.build import build
         from streamserve.config import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 
@@ -78,6 +79,7 @@ class Ours:
             scheduler=SchedulerConfig(max_running_requests=32),
         )
         self.built = build(config)
+        process.settle()
         self.count = 0
         self.runner = asyncio.Runner()
         self.loop_task = self.runner.run(self._start())

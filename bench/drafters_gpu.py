@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.load import random_tokens
 from bench.server import config_of, random_range
 from bench.synthetic import Timed, tell
-from streamserve import log
+from streamserve import log, process
 from streamserve.build import Built, build
 from streamserve.engine.speculation import StepCosts
 from streamserve.messages import GenerateRequest, SamplingParams
@@ -138,6 +138,7 @@ def main(arguments: Sequence[str]) -> int:
     started_s = time.perf_counter()
     speculative = f"draft_model={args.drafter},{args.drafts}"
     built = build(config_of(args.model, ["--load-format", args.load_format, "--speculative", speculative, *flags]))
+    process.settle()
     tell(what="ready", seconds=time.perf_counter() - started_s)
     try:
         is_own = Path(args.model).resolve() == Path(args.drafter).resolve()

@@ -23,7 +23,7 @@ from bench.load import Figures, completion, random_tokens
 from bench.machine import machine, shown
 from bench.report import Result, table
 from bench.server import config_of, random_range, split_arguments
-from streamserve import log
+from streamserve import log, process
 from streamserve.build import Built, build
 from streamserve.config import Config
 from streamserve.offline import Answer, Desk
@@ -103,6 +103,7 @@ def main() -> None:
     config, tokens = config_of(args.model, flags), random_range(args.model)
     started = time.perf_counter()
     built = build(config)
+    process.settle()
     print(f"ready after {time.perf_counter() - started:.1f} s", flush=True)
     try:
         asyncio.run(measure(config, built, tokens, args.rounds, result))

@@ -38,6 +38,7 @@ from bench.load import Figures, ask, completion, drive, figures, percentile, ran
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import Server, config_of, random_range, split_arguments
+from streamserve import process
 from streamserve.build import Built, build
 from streamserve.default_model import find_default_model
 from streamserve.engine.client import collect
@@ -395,6 +396,7 @@ def main() -> None:
     if args.count:
         cases = random.Random(0).sample(cases, min(args.count, len(cases)))
     built = build(config_of(args.model, flags))
+    process.settle()
     try:
         is_right = asyncio.run(answer_all(cases, built, args.at_once, args.max_tokens))
     finally:

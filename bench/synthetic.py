@@ -34,7 +34,7 @@ from torch import Tensor
 
 from bench.load import random_tokens
 from bench.server import config_of, random_range
-from streamserve import log
+from streamserve import log, process
 from streamserve.build import Built, build
 from streamserve.engine.client import Mailbox
 from streamserve.engine.device_sampler import DeviceSampler, DraftedRows
@@ -383,6 +383,7 @@ def main(arguments: list[str], flags: list[str]) -> int:
     drafter = RandomDrafter(tokens, most)
     started_s = time.perf_counter()
     built = build(config_of(args.model, flags), drafter=drafter, device_sampler=sampler_by(odds))
+    process.settle()
     print(f"ready after {time.perf_counter() - started_s:.1f} s", file=sys.stderr, flush=True)
     try:
         asyncio.run(measure(Bench(built, drafter, odds, tokens), built, args))

@@ -3,8 +3,6 @@
 Owns nothing; composes. Blocks while weights load: call `build` in a worker thread where a loop must go on.
 """
 
-import gc
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -120,13 +118,7 @@ def build(
     """Load what the settings name. Raises StartError. `drafter` takes the place of the one that --speculative names, and
     `device_sampler` that of a GPU's sampler: for measurements."""
     make = _build_fake if config.server.fake else partial(_build_model, device_sampler=device_sampler)
-    built = make(config, observer, display or Quiet(), drafter)
-    gc.collect()
-    gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
-    gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: one large body used to bring about several
-    # A step's thread needs the GIL many times over. While another thread walks a large schema, each time takes as long as this.
-    sys.setswitchinterval(1e-3)
-    return built
+    return make(config, observer, display or Quiet(), drafter)
 
 
 def _build_model(

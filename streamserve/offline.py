@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from streamserve import process
 from streamserve.api.openai import Completions
 from streamserve.api.schema import load_object
 from streamserve.api.service import MIB, Service
@@ -76,6 +77,7 @@ async def _run(config: Config, namespace: argparse.Namespace) -> int:
         raise ConfigError("--embedding-model is for `serve`: `generate` completes prompts; leave it out")
     display = StartUp(config, sys.stderr) if sys.stderr.isatty() else None
     built = await anyio.to_thread.run_sync(lambda: build(config, None, display))
+    process.settle()
     try:
         with _opened(namespace.input, "r", sys.stdin) as source, _opened(namespace.output, "w", sys.stdout) as sink:
             bodies = _lines(source) if namespace.input else _prompts(namespace.prompts or [source.read()])

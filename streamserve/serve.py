@@ -25,6 +25,7 @@ import structlog
 from anyio import create_task_group, move_on_after, open_signal_receiver, sleep
 from anyio.abc import TaskGroup
 
+from streamserve import process
 from streamserve.api.app import Api, create_app
 from streamserve.api.auth import read_keys
 from streamserve.api.encoders import EncoderModel
@@ -111,6 +112,7 @@ class Server:
             load = partial(build, self._config, self._metrics, self._display)
             self._store = await anyio.to_thread.run_sync(open_store, self._config.server.response_store)
             built = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)  # Ctrl+C does not wait for weights
+            process.settle()
             self._built = built
             self._app = self._make_app(built)
         except StartError as error:

@@ -20,6 +20,7 @@ FOUNDATION = (
     "calibration",
     "startup",
     "default_model",
+    "process",
 )
 
 # What each part may import of ours, beside the foundation and itself. A dotted name allows that module only.
