@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "offline": ("api", "build", "media"),
     "cli": ("flags", "serve", "offline", "explain", "doctor"),
     "__main__": ("cli",),
-    "launch_server": ("cli",),
+    "sglang_flags": ("flags",),
+    "launch_server": ("cli", "flags", "sglang_flags"),
 }
 
 # Other people's packages that only some parts may know. Whoever is not named here is free.
