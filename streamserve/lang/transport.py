@@ -1,0 +1,155 @@
+"""How calls of a server's API travel: over HTTP here; in this process elsewhere.
+
+Owns the connections to one server, and how its failures become errors. Knows nothing of what is asked or answered.
+"""
+
+import json
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import httpx
+
+from streamserve.errors import CallFailed, Unreachable, error_of
+
+MAX_CONNECTIONS = 256  # calls at once; more wait for one to end
+CONNECT_TIMEOUT_S = 20.0
+KEPT_S = 4.0  # a connection without calls: less than servers keep theirs, or a call meets one that is being closed
+DONE = "[DONE]"
+
+
+class Transport(Protocol):
+    """Calls of one server. All methods run on the background loop (loops.py). What fails raises a StreamServeError."""
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer, decoded. Cancelling the call ends the request."""
+        ...
+
+    def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        """The decoded data of each event that a POST answers with, up to the stream's end. Closing it ends the request."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what is held open."""
+        ...
+
+
+class Http:
+    """A server at a URL. Opens nothing before the first call. Without `timeout_s` an answer may take as long as it takes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        verify: bool | str | ssl.SSLContext = True,
+        timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {**({} if api_key is None else {"authorization": f"Bearer {api_key}"}), **(headers or {})}
+        self._verify = verify
+        self._timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None)
+        self._client: httpx.AsyncClient | None = None
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """See Transport."""
+        try:
+            reply = await self._opened().request(method, self.url + path, **_content(body))
+        except httpx.HTTPError as error:
+            raise self._unreachable(method, path, error) from error
+        if reply.status_code >= 400:
+            raise failure_of(reply.status_code, reply.content, reply.headers.get("retry-after"))
+        return decoded(reply.content)
+
+    async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        """See Transport."""
+        try:
+            async with self._opened().stream("POST", self.url + path, **_content(body)) as reply:
+                if reply.status_code >= 400:
+                    raise failure_of(reply.status_code, await reply.aread(), reply.headers.get("retry-after"))
+                async with aclosing(events_of(reply.aiter_bytes())) as events:
+                    async for event in events:
+                        yield event
+        except httpx.HTTPError as error:
+            raise self._unreachable("POST", path, error) from error
+
+    async def aclose(self) -> None:
+        """See Transport."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _opened(self) -> httpx.AsyncClient:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEPT_S)
+            self._client = httpx.AsyncClient(
+                headers=self._headers, verify=self._verify, timeout=self._timeout, limits=limits, follow_redirects=True
+            )
+        return self._client
+
+    def _unreachable(self, method: str, path: str, error: httpx.HTTPError) -> Unreachable:
+        why = str(error) or type(error).__name__
+        return Unreachable(f"{method} {self.url}{path} was not answered: {why}; is the server running?")
+
+
+def _content(body: Any) -> dict[str, Any]:
+    if body is None:
+        return {}
+    return {"content": json.dumps(body).encode(), "headers": {"content-type": "application/json"}}
+
+
+def failure_of(status: int, content: bytes, retry_after: str | None) -> Exception:
+    """The error that an answer of this status is."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = content.decode("utf-8", "replace")[:1000] or None
+    try:
+        retry_after_s = None if retry_after is None else float(retry_after)
+    except ValueError:  # it may be a date
+        retry_after_s = None
+    return error_of(status, {} if body is None else body, retry_after_s=retry_after_s)
+
+
+def decoded(content: bytes) -> Any:
+    """The value of an answer's body; the text where it is not JSON; None where there is none."""
+    if not content:
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content.decode("utf-8", "replace")
+
+
+async def events_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[Any, None]:
+    """The decoded data of each event, up to `[DONE]`. Raises what an event with an `error` says, and Unreachable for a stream
+    that ends without either: its end is missing."""
+    async for data in _data_of(parts):
+        if data == DONE:
+            return
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise CallFailed(f"an event of the stream is no JSON: {data[:200]}") from None
+        if isinstance(event, Mapping) and event.get("error"):
+            raise error_of(None, event)
+        yield event
+    raise Unreachable("the stream ended in the middle; is the server still running?")
+
+
+async def _data_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[str, None]:
+    lines: list[str] = []
+    held = b""
+    async for part in parts:
+        *whole, held = (held + part).split(b"\n")
+        for line in whole:
+            text = line.rstrip(b"\r").decode()
+            if text.startswith("data:"):
+                lines.append(text[5:].removeprefix(" "))
+            elif not text and lines:
+                yield "\n".join(lines)
+                lines.clear()
+    if lines:
+        yield "\n".join(lines)
