@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,15 +26,15 @@ from anyio import create_task_group, move_on_after, open_signal_receiver, sleep
 from anyio.abc import TaskGroup
 
 from streamserve import process
-from streamserve.api.app import Api, create_app
+from streamserve.api.app import Api
 from streamserve.api.auth import read_keys
-from streamserve.api.encoders import EncoderModel
 from streamserve.api.gate import Gate
 from streamserve.api.h2 import install_flow_control
 from streamserve.api.playground import Playground, static_folder
 from streamserve.api.response_store import ResponseStore, open_store
+from streamserve.application import app_of
 from streamserve.build import Built, build
-from streamserve.config import Config, ServerConfig, served_names, shown_settings
+from streamserve.config import Config, ServerConfig
 from streamserve.errors import ConfigError, StartError
 from streamserve.metrics import Metrics
 from streamserve.startup import StartUp
@@ -114,7 +114,7 @@ class Server:
             built = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)  # Ctrl+C does not wait for weights
             process.settle()
             self._built = built
-            self._app = self._make_app(built)
+            self._app = app_of(self._config, built, metrics=self._metrics, response_store=self._store, page=self._page)
         except StartError as error:
             self._display.failed(error)
             self._exit_code = 1
@@ -126,25 +126,6 @@ class Server:
         self._gate.open(self._app)
         encoder_name = built.encoder.name if built.encoder else None
         self._display.ready(port, built.model_name, time.monotonic() - started, encoder_name)
-
-    def _make_app(self, built: Built) -> Api:
-        encoder = None
-        if built.encoder is not None:
-            encoder = EncoderModel(built.encoder.name, built.encoder.embedder, built.encoder.text)
-        return create_app(
-            built.engine,
-            built.text,
-            self._config.server,
-            model_name=built.model_name,
-            aliases=served_names(self._config)[1:],
-            settings=settings_of(self._config, built),
-            response_store=self._store,
-            metrics=self._metrics,
-            sampling_defaults=self._config.model.sampling_defaults,
-            encoder=encoder,
-            family=built.pictures,
-            page=self._page,
-        )
 
     async def _run_part(self, run: Callable[[], Awaitable[None]]) -> None:
         """Run the engine, or the embedder beside it, to the end of the server."""
@@ -185,14 +166,6 @@ class Server:
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()
-
-
-def settings_of(config: Config, built: Built) -> dict[str, Any]:
-    """What /server_info shows: every setting, and what was decided where one was left open."""
-    shown = shown_settings(config)
-    if built.resolved is not None:
-        shown |= {"resolved": {name: value for name, value in asdict(built.resolved).items() if name != "reasons"}}
-    return shown
 
 
 def _quiet_about_cancelled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

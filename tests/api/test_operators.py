@@ -11,12 +11,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from streamserve.api.app import Api, create_app
+from streamserve.application import settings_of
 from streamserve.build import build
 from streamserve.config import Config, ModelConfig, SchedulerConfig, ServerConfig, served_names
 from streamserve.errors import ConfigError, QueueFull
 from streamserve.messages import FinishReason
 from streamserve.resolve import check
-from streamserve.serve import settings_of
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.conftest import client_of
 from tests.api.scripted import ScriptedEngine, says
