@@ -26,7 +26,8 @@ def test_flags_that_are_ours_stay_as_they_are() -> None:
 def test_what_means_nothing_here_is_left_out_with_one_reason_each() -> None:
     line = (
         "--trust-remote-code --tp 1 --enable-metrics --attention-backend=flashinfer --cuda-graph-bs 1 2 4 --port 1 "
-        "--enable-metrics --grammar-backend xgrammar --cuda-graph-max-bs 8 --watchdog-timeout 300 --stream-interval 1 --chunked-prefill-size -1"
+        "--enable-metrics --grammar-backend xgrammar --cuda-graph-max-bs 8 --watchdog-timeout 300 --stream-interval 1 "
+        "--chunked-prefill-size -1"
     )
     found = read(line.split())
     assert found.flags == ("--port", "1")
