@@ -1,0 +1,1 @@
+"""Programs written for others, run here as they are."""
