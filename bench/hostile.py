@@ -29,10 +29,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.load import Answer, ask, completion, drive, figures, random_tokens
+from bench.load import ask, completion, drive, figures, random_tokens
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import Server, random_range, split_arguments
+from streamserve.benchmark.answers import Answer
 
 CHATS = 4
 LIMIT_S = 25.0  # a grammar compiles for at most 20 s (engine/grammar.py)

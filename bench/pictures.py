@@ -31,10 +31,12 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.load import Answer, Ask, Figures, Streams, ask, drive, failures, percentile, random_tokens
+from bench.load import Figures, Streams, ask, drive, failures, percentile, random_tokens
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import Server, split_arguments
+from streamserve.benchmark.answers import Answer
+from streamserve.benchmark.client import Ask
 
 TEXT_PROMPT, ANSWER = 128, 64
 BEGIN_S, ALONE_S, GAP_S = 2.0, 3.0, 1.5  # until streams are under way; what they are looked at alone; between the others
@@ -234,6 +236,16 @@ def gaps(streams: Sequence[Answer], begin_s: float, end_s: float) -> Figures:
     return {"itl_p50_ms": percentile(found, 50), "itl_p99_ms": percentile(found, 99), "itl_max_ms": max(found)}
 
 
+def late(streams: Sequence[Answer], begin_s: float, end_s: float, over_ms: float) -> str:
+    """When tokens came that far behind the one before them: how many in each half second."""
+    counts = [0] * (int((end_s - begin_s) * 2) + 1)
+    for answer in streams:
+        for before, at in zip(answer.events_s, answer.events_s[1:], strict=False):
+            if begin_s <= at < end_s and (at - before) * 1e3 > over_ms:
+                counts[int((at - begin_s) * 2)] += 1
+    return f"gaps over {over_ms:.1f} ms, by half seconds: {' '.join(map(str, counts))}"
+
+
 def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *, is_chat: bool) -> Figures:
     """Figures of the time from the first request of these to the end of the last. A chat's first event only says who speaks."""
     begin_s, end_s = min(one.sent_s for one in answers), max(one.events_s[-1] for one in answers)
@@ -363,7 +375,8 @@ class Bench:
         if steps is not None:
             steps.close()
             for name, (since_s, until_s) in times.items():
-                print(f"  {name}", *steps.told(since_s, until_s), sep="\n    ", flush=True)
+                print(f"  {name}", late(texts, since_s, until_s, 1.5 * alone["itl_p99_ms"]), sep="\n    ")
+                print("", *steps.told(since_s, until_s), sep="\n    ", flush=True)
 
     def _encoded(self) -> float:
         return next(value for name, value in self.server.metrics().items() if "encoded_media" in name and "created" not in name)

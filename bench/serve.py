@@ -32,10 +32,11 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.load import Ask, Figures, ask, completion, drive, failures, figures, random_tokens
+from bench.load import Figures, ask, completion, drive, failures, figures, random_tokens
 from bench.machine import machine, shown, used_mib
 from bench.report import Result, table
 from bench.server import Server, random_range, split_arguments
+from streamserve.benchmark.client import Ask
 
 LONG_PROMPT = 32_768
 TRACE_BLOCK = 512  # tokens that one hash id of the trace stands for

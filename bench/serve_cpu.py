@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.cpu import NEW_TOKENS, PROMPT_LEN, Ours, prompts
-from bench.load import Ask, ask, completion, drive, figures
+from bench.load import ask, completion, drive, figures
 from bench.machine import processor
 from bench.server import Server
+from streamserve.benchmark.client import Ask
 
 
 def first_token_s(server: Server) -> float:

@@ -38,11 +38,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.edits import copied_share, edits
-from bench.load import Answer, Ask, Figures, ask, drive, failures
+from bench.load import Figures, ask, drive, failures
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import ROOT, Server, split_arguments
 from bench.structured import NESTED
+from streamserve.benchmark.answers import Answer
+from streamserve.benchmark.client import Ask
 from streamserve.default_model import find_default_model
 from streamserve.text.model import TextModel, load_text_model
 

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("flags", "serve", "offline", "batch", "explain", "doctor"),
     "__main__": ("cli",),
     "sglang_flags": ("flags",),
+    "benchmark": ("text",),
     "launch_server": ("cli", "flags", "sglang_flags"),
     "compat": ("", "lang"),
 }
@@ -134,6 +135,7 @@ TORCH_FREE = (
     "streamserve.build",
     "streamserve.cli",
     "streamserve.launch_server",
+    "streamserve.benchmark",
 )
 
 

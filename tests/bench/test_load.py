@@ -9,9 +9,11 @@ from random import Random
 
 import pytest
 
-from bench import load
-from bench.load import Answer, Ask, ask, completion, figures, parsed, percentile, send_all, timed_events
+from bench.load import ask, completion, figures, local, percentile
 from bench.serve import trace_asks
+from streamserve.benchmark import client
+from streamserve.benchmark.answers import Answer, parsed, timed_events
+from streamserve.benchmark.client import Ask, send_all
 
 HEAD = b"HTTP/1.1 200 \r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 USAGE = (
@@ -61,7 +63,8 @@ def test_an_answer_is_its_events_and_its_usage(size: int) -> None:
         (b'HTTP/1.1 429 \r\ncontent-length: 16\r\n\r\n{"error":"full"}', "429"),
         (answer_bytes(token("a"), b'{"error":{"message":"the step failed"}}'), "the step failed"),
         (answer_bytes(token("a"), USAGE), "ended without"),
-        (answer_bytes(token("a"), b"[DONE]"), "ended without"),
+        (answer_bytes(USAGE, b"[DONE]"), "ended without"),
+        (answer_bytes(b"<html>"), "no event of a stream: <html>"),
         (b"", "no answer"),
     ],
 )
@@ -102,11 +105,11 @@ async def test_requests_are_sent_on_kept_connections_and_clients_leave(monkeypat
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    sent = await send_all(port, [one(1), one(9), one(2), one(3, 0), one(4, 2), one(5)], 1, 0.0, 5.0)
+    sent = await send_all(local(port), [one(1), one(9), one(2), one(3, 0), one(4, 2), one(5)], 1, 0.0, 5.0)
     num_connections = len(ends)
-    monkeypatch.setattr(load, "IDLE_S", 0.05)
+    monkeypatch.setattr(client, "IDLE_S", 0.05)
     late = [replace(one(6 + i), at_s=at_s) for i, at_s in enumerate((0.0, 0.0, 0.3))]
-    await send_all(port, late, 1, time.perf_counter(), 5.0)
+    await send_all(local(port), late, 1, time.perf_counter(), 5.0)
     server.close()
     await asyncio.gather(*(ended.wait() for ended in ends))
     answers = [parsed(*one) for one in sent]

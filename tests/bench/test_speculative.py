@@ -7,8 +7,8 @@ import pytest
 
 from bench.counters import Counts, Plan, Sent, exact_checks, loose_checks, plans, said
 from bench.edits import copied_share, edits
-from bench.load import Answer
 from bench.speculative import Comparison, Prompt, tell, verdict
+from streamserve.benchmark.answers import Answer
 
 
 def answer(text: str, *, tokens: int, sent_s: float = 0.0, takes_s: float = 1.0, accepted: int = 0, drafted: int = 0) -> Answer:
