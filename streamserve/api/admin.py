@@ -152,6 +152,7 @@ class Admin:
                 "has_image_understanding": service.takes_pictures,
                 "has_audio_understanding": AUDIO in service.takes,
                 "image_limits": image_limits(self._service),
+                "chat_template": chat_template(self._service),
                 "max_model_len": facts.context_len,
                 "vocab_size": facts.vocab_size,
                 "eos_token_ids": sorted(facts.eos_token_ids),
@@ -259,6 +260,19 @@ def image_limits(service: Service) -> dict[str, Any] | None:
         return None
     max_bytes = service.max_body_bytes
     return {"max_images": MAX_PICTURES, "max_file_bytes": max_bytes, "max_body_bytes": max_bytes, "types": MEDIA_TYPES}
+
+
+def chat_template(service: Service) -> dict[str, Any] | None:
+    """How this model writes conversations, for programs that write their prompts themselves (lang/roles.py). `image_marker`: what
+    it writes for a picture."""
+    template = service.text.template
+    if template is None:
+        return None
+    return {
+        "source": template.plain_source,
+        "special_tokens": dict(template.special_tokens),
+        "image_marker": service.prompts.image_marker,
+    }
 
 
 def timeout_of(exchange: Exchange) -> float:

@@ -326,13 +326,13 @@ class Generate:
 
     async def _prompts(self, request: NativeRequest, caller: Caller) -> tuple[list[Prompt], bool]:
         """Each prompt, and whether they came as a list."""
-        prompts = self._service.prompts
+        prompts, adds = self._service.prompts, request.add_special_tokens
         if (request.text is None) == (request.input_ids is None):
             raise InvalidRequest("give either text or input_ids", param="text")
         if request.image_data:
             return await self._pictured(request, caller)
         if isinstance(request.text, str):
-            return [Prompt(await prompts.of_text(request.text, "text"))], False
+            return [Prompt(await prompts.of_text(request.text, "text", add_special_tokens=adds))], False
         ids = request.input_ids
         if ids is not None and ids and isinstance(ids[0], int):
             return [Prompt(prompts.check_ids(ids, "input_ids"))], False  # type: ignore[arg-type]
@@ -343,7 +343,8 @@ class Generate:
         found: list[Prompt] = []
         for index, entry in enumerate(entries):
             if isinstance(entry, str):
-                found.append(Prompt(await prompts.of_text(entry, f"text[{index}]", is_long=is_long)))
+                token_ids = await prompts.of_text(entry, f"text[{index}]", add_special_tokens=adds, is_long=is_long)
+                found.append(Prompt(token_ids))
             elif isinstance(entry, list):
                 found.append(Prompt(prompts.check_ids(entry, f"input_ids[{index}]")))
             else:
@@ -354,6 +355,8 @@ class Generate:
         """Prompts with pictures, all of which are loaded together."""
         if not self._service.takes_pictures:
             raise no_pictures("image_data is given", "image_data")
+        if request.image_marker == "":
+            raise InvalidRequest("image_marker is empty; it needs at least 1 character", param="image_marker")
         if request.text is None:
             raise InvalidRequest("image_data needs text, in which it has its place; input_ids is given", param="image_data")
         is_batch = not isinstance(request.text, str)
@@ -362,14 +365,15 @@ class Generate:
         shown = images_of(request.image_data, len(texts), is_batch)
         known: dict[str, Prepared] = {}
         await self._service.prepared([picture for pictures in shown for picture in pictures], caller, known)
-        found: list[Prompt] = []
+        prompts, adds, found = self._service.prompts, request.add_special_tokens, list[Prompt]()
         for index, (text, pictures) in enumerate(zip(texts, shown, strict=True)):
             name = f"text[{index}]" if is_batch else "text"
             prepared = [known[picture.source] for picture in pictures]
             if prepared:
-                found.append(await self._service.prompts.of_pictured_text(text, name, prepared))
+                marker = request.image_marker
+                found.append(await prompts.of_pictured_text(text, name, prepared, marker=marker, add_special_tokens=adds))
             else:
-                found.append(Prompt(await self._service.prompts.of_text(text, name)))
+                found.append(Prompt(await prompts.of_text(text, name, add_special_tokens=adds)))
         return found, is_batch
 
     def _call(

@@ -59,6 +59,10 @@ class NativeRequest(Struct, kw_only=True):
     return_prompt_token_ids: bool = False
     stream: bool = False
     resumable: bool = False  # not SGLang's: a stream whose client may leave and come back
+    # Not SGLang's either, for texts that somebody else rendered: whether the tokenizer's own begin token is added, and what
+    # stands in the text for a picture where the model's chat template has nothing for one.
+    add_special_tokens: bool = True
+    image_marker: str | None = None
     incremental: bool = False
     cache_salt: str = ""
     extra_key: str = ""

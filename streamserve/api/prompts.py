@@ -48,6 +48,12 @@ class Prompts:
         self._ids_type: Any = None  # a tuple of this vocabulary's ids, as msgspec knows it
         self.answers = Answers(text.tokenizer)
 
+    @property
+    def image_marker(self) -> str | None:
+        """What the chat template writes for a picture, if it writes something."""
+        marker, template = self._marks.get("marker"), self._text.template
+        return marker if marker is not None and template is not None and template.writes(marker) else None
+
     async def of_text(self, text: str, param: str, *, add_special_tokens: bool = True, is_long: bool = False) -> tuple[int, ...]:
         """Token ids of a text; the text of a special token becomes that token. `is_long`: one of many, long together."""
 
@@ -72,13 +78,16 @@ class Prompts:
             )
         return token_ids
 
-    async def of_pictured_text(self, text: str, param: str, pictures: Sequence[Prepared]) -> Prompt:
-        """A text with pictures, where it has the model's markers, or in front of it."""
+    async def of_pictured_text(
+        self, text: str, param: str, pictures: Sequence[Prepared], *, marker: str | None = None, add_special_tokens: bool = True
+    ) -> Prompt:
+        """A text with pictures, where it has the marker (the model's own, or one that is given), or in front of it."""
 
         def encode() -> list[int]:
             layouts = [picture.layout for picture in pictures]
+            marks = self._marks if marker is None else {**self._marks, "marker": marker}
             try:
-                return self._text.encode_pictured_prompt(text, layouts, **self._marks)
+                return self._text.encode_pictured_prompt(text, layouts, **marks, add_special_tokens=add_special_tokens)
             except InvalidRequest as error:
                 raise InvalidRequest(f"{param}: {error}", param=param) from None
 

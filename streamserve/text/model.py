@@ -14,7 +14,7 @@ from streamserve.messages import Layout
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
 from streamserve.text.folder_source import read_generation
-from streamserve.text.pictures import Slots, filled, slots, token_id_of
+from streamserve.text.pictures import Slots, check_shown, filled, slots, token_id_of
 from streamserve.text.template import ChatTemplate, Message, encode_chat
 from streamserve.text.tokenizer import FastTokenizer, Tokenizer, read_source
 
@@ -35,20 +35,37 @@ class TextModel:
         # Only the one the tokenizer added: a text that itself begins with two keeps them.
         return ids[1:] if is_doubled else ids
 
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def encode_pictured_prompt(
-        self, text: str, pictures: Sequence[Layout], *, marker: str | None = None, token: str | None = None
+        self,
+        text: str,
+        pictures: Sequence[Layout],
+        *,
+        marker: str | None = None,
+        token: str | None = None,
+        add_special_tokens: bool = True,
     ) -> list[int]:
         """Ids of a completion prompt with pictures, which stand where the text has the marker, once for each; if it has none, in
         front. Raises InvalidRequest when markers and pictures are not as many."""
-        if marker is not None and marker in text:
-            text = filled(text, marker, pictures)
-        elif token is not None:
-            text = "".join([picture.text for picture in pictures]) + text
+        encode = self.encode_prompt if add_special_tokens else self._encode_plain
+        is_marked = marker is not None and marker in text
         if token is None:
-            head, tail = self.tokenizer.encode(""), self.tokenizer.encode("\n" + text, add_special_tokens=False, continues=True)
-            return [*head, *[slot for place, picture in enumerate(pictures) for slot in slots(place, picture)], *tail]
+            first, *rest = text.split(marker) if is_marked else ("", *[""] * (len(pictures) - 1), "\n" + text)
+            check_shown(len(rest), pictures)
+            ids = encode(first)
+            for place, piece in enumerate(rest):
+                ids += slots(place, pictures[place])
+                ids += self.tokenizer.encode(piece, add_special_tokens=False, continues=True)
+            return ids
+        if is_marked:
+            assert marker is not None
+            text = filled(text, marker, pictures)
+        else:
+            text = "".join([picture.text for picture in pictures]) + text
         given_out = Slots(token_id_of(self.tokenizer, token), pictures)
-        ids = given_out.take(self.encode_prompt(text))
+        ids = given_out.take(encode(text))
         assert given_out.is_spent, "a picture's text has its image token once for every place"
         return ids
 

@@ -126,7 +126,8 @@ class ChatTemplate:
     """A compiled chat template. CheckpointError when it does not compile. May be used from several threads at once.
 
     `tool_source` is the template to use when a request brings tools, where the model has one of its own for that. `source` is the
-    text that tools go through; `variables` are the names that a request may set in `kwargs`, as far as the template reads them.
+    text that tools go through, `plain_source` the other; `variables` are the names that a request may set in `kwargs`, as far as
+    the template reads them.
 
     What of a conversation gets through is tried out: `takes_system` a system message; `renders_tools` the tools;
     `renders_calls` calls and their results beside tools, `renders_calls_alone` where a request brings no tools.
@@ -134,6 +135,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None, tool_source: str | None = None) -> None:
         environment = _environment()
+        self.plain_source = source
         self._special_tokens = dict(special_tokens or {})
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if tool_source is None else _compile(environment, tool_source)
@@ -178,6 +180,11 @@ class ChatTemplate:
         mark = next(free_letters((chat, tools, kwargs)))
         chat[-1] = _with_mark(chat[-1], mark + " ")
         return _cut_at_mark(self._render(variables, tools, False), mark)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The tokens that the template may write by their names, as bos_token."""
+        return self._special_tokens
 
     def normalise(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Messages in the form that templates expect: see _content and _CallForm; null fields are left out."""

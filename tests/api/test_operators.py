@@ -62,6 +62,12 @@ async def test_the_served_model_and_the_settings_are_shown_without_secrets(engin
         server = await http.get("/get_server_info")
         assert (await http.get("/model_info")).json() == model
     assert (model["model_path"], model["is_generation"], model["max_model_len"]) == ("tiny", True, 512)
+    template = byte_text_model().template
+    assert template is not None and model["chat_template"] == {
+        "source": template.plain_source,
+        "special_tokens": {"eos_token": "<|im_end|>"},
+        "image_marker": None,
+    }
     assert "s3cret" not in server.text
     shown = server.json()
     assert (shown["api_key"], shown["admin_api_key"], shown["port"], shown["schedule_policy"]) == (

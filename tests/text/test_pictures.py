@@ -227,6 +227,17 @@ def test_a_plain_prompt_needs_as_many_markers_as_pictures(folder: Path) -> None:
         text.encode_pictured_prompt("a <|stop|>", (TWO,), marker="<|start|>", token=MARK)
     plain = byte_text_model()
     assert shown(plain, plain.encode_pictured_prompt("what?", (Layout("", (Run(2),)),))) == "11\nwhat?"
+    with pytest.raises(InvalidRequest, match="shows 1 of 2 pictures"):
+        plain.encode_pictured_prompt("a # b", (Layout("", (Run(2),)),) * 2, marker="#")
+
+
+def test_pictures_without_a_token_stand_where_a_given_marker_does(tmp_path: Path) -> None:
+    text = load_text_model(byte_level_folder(tmp_path / "begins", has_bos=True))
+    layouts = (Layout("", (Run(2),)), Layout("", (Run(1),)))
+    ids = text.encode_pictured_prompt("a # b #?", layouts, marker="#")
+    begin, *rest = ids
+    assert begin == text.tokenizer.bos_token_id and shown(text, rest) == "a 11 b 2?"
+    assert text.encode_pictured_prompt("a # b #?", layouts, marker="#", add_special_tokens=False) == rest
 
 
 def test_an_image_token_that_the_tokenizer_does_not_have_is_an_error_of_the_model(folder: Path) -> None:
