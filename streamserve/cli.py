@@ -135,6 +135,21 @@ def _generate(namespace: argparse.Namespace) -> int:
     return run(config, namespace)
 
 
+def _add_batch(parser: Parser, show_all: bool) -> None:
+    parser.add_argument("input_file", metavar="IN", help="JSON lines: requests in OpenAI's batch format")
+    parser.add_argument("output_file", metavar="OUT", help="where answers go, as they come; what it answers already is not asked")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="same as --model-path")
+    parser.add_argument("--errors", metavar="FILE", help="where answers that are errors go, instead of OUT")
+    add_flags(parser, show_all=show_all)
+
+
+def _batch(namespace: argparse.Namespace) -> int:
+    config, _ = _config_of(namespace)
+    from streamserve.batch import run
+
+    return run(config, namespace)
+
+
 def _add_config(parser: Parser, show_all: bool) -> None:
     parser.add_argument("--explain", action="store_true", help="also read the model and say why each open value was chosen")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -161,6 +176,7 @@ def _doctor(namespace: argparse.Namespace) -> int:
 VERBS = (
     Verb("serve", "serve a model over HTTP and WebSocket, with a playground at /", _model_and_flags, _serve),
     Verb("generate", "complete prompts offline: from arguments, standard input or JSON lines", _add_generate, _generate),
+    Verb("batch", "answer a file of requests, in OpenAI's batch format; killed and run again it goes on", _add_batch, _batch),
     Verb("config", "print the settings; with --explain the chosen values and why", _add_config, _config),
     Verb("doctor", "look at this machine and installation; say what to fix", _add_doctor, _doctor),
 )

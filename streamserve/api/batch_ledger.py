@@ -1,0 +1,249 @@
+"""The files that a batch's answers are written to, so that a process that is killed at any moment loses none and repeats none.
+
+A file only ever grows, by whole lines. A crash may leave the last one torn: it is cut off when the file is opened again, and its
+request asked again. Owns these files while it is open: nobody else may write them. Knows nothing of how lines are answered.
+"""
+
+import os
+from asyncio import Future, get_running_loop
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from errno import EINVAL, ENOTSUP
+from pathlib import Path
+from time import monotonic
+from typing import Protocol
+
+from streamserve.api.batch_lines import START, Usage, read_answer
+from streamserve.api.batch_todo import Index
+from streamserve.errors import ConfigError, StreamServeError
+
+SYNC_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many lines were answered, and what that took."""
+
+    completed: int = 0
+    failed: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, is_good: bool, usage: Usage) -> None:
+        """Count one answer."""
+        self.completed += is_good
+        self.failed += not is_good
+        self.usage.add(usage)
+
+
+class Sink(Protocol):
+    """Where answers go. `answers` are those that were there before."""
+
+    answers: Index
+
+    async def put(self, line: bytes, *, is_good: bool) -> None:
+        """Keep the line of an answer; when this returns, it outlives the process. Raises StreamServeError."""
+        ...
+
+
+class Ledger:
+    """Answers in files. `errors`: a file of its own for those that failed."""
+
+    def __init__(self, output: Path, errors: Path | None = None) -> None:
+        """Open the files, or make them; read what they hold. Blocks. Raises ConfigError, with the files as they were."""
+        self.answers = Index()
+        self.tally = Tally()
+        self.num_cut = 0  # torn lines
+        self._good = _Appended(output)
+        self._bad = self._good if errors is None else None
+        try:
+            if errors is not None:
+                self._bad = _Appended(errors)
+            files = list(dict.fromkeys(file for file in (self._good, self._bad) if file is not None))
+            ends = [self._read(file) for file in files]
+            self._check_repeats(" or ".join(str(file.path) for file in files))
+            for file, end in zip(files, ends, strict=True):
+                self.num_cut += file.cut(end)
+        except BaseException:
+            self._close_files()
+            raise
+        self._waiting: deque[tuple[bytes, bool, Future[None]]] = deque()
+        # One thread does all of the files' work, so that the loop never waits for a disk.
+        self._thread = ThreadPoolExecutor(1, "batch-writer")
+        self._is_writing = False
+        self._synced_s = monotonic()
+
+    def _read(self, file: "_Appended") -> int:
+        """Take in a file's answers. Where its last whole line ends."""
+        number = end = 0
+        for data in file.whole_lines():
+            number, end = number + 1, end + len(data)
+            answered = read_answer(data)
+            if answered is None:
+                raise ConfigError(f"line {number} of {file.path} is no answer of a batch; nothing was changed, name another file")
+            self.answers.add(answered, number)
+            self.tally.add(answered.is_good, answered.usage)
+        if not _may_be_torn(file.tail(end)):
+            raise ConfigError(f"line {number + 1} of {file.path} is no answer of a batch; nothing was changed, name another file")
+        return end
+
+    def _check_repeats(self, paths: str) -> None:
+        for first, second in self.answers.repeats():
+            raise ConfigError(f"lines {first} and {second} of {paths} answer the same custom_id; delete one of them")
+
+    async def put(self, line: bytes, *, is_good: bool) -> None:
+        """See Sink. Lines that come while others are written are written together."""
+        done: Future[None] = get_running_loop().create_future()
+        self._waiting.append((line, is_good, done))
+        if not self._is_writing:
+            self._is_writing = True
+            self._write_next()
+        await done
+
+    def _write_next(self) -> None:
+        """Have the thread write all that waits; called again when it has."""
+        taken = [entry for entry in self._waiting if not entry[2].cancelled()]
+        self._waiting.clear()
+        if not taken:
+            self._is_writing = False
+            return
+        written = get_running_loop().run_in_executor(self._thread, self._write, [entry[:2] for entry in taken])
+
+        def tell(written: Future[None]) -> None:
+            failure = None if written.cancelled() else written.exception()
+            for *_, done in taken:
+                if done.done():
+                    continue
+                if failure is not None:
+                    done.set_exception(failure)
+                else:
+                    done.set_result(None)
+            self._write_next()
+
+        written.add_done_callback(tell)
+
+    def _write(self, lines: list[tuple[bytes, bool]]) -> None:
+        assert self._bad is not None
+        for file, wanted in ((self._good, True), (self._bad, False)):
+            data = b"".join(line for line, is_good in lines if is_good is wanted)
+            if data:
+                file.append(data)
+        if monotonic() - self._synced_s > SYNC_EVERY_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        self._synced_s = monotonic()
+        for file in {self._good, self._bad}:
+            if file is not None:
+                file.sync()
+
+    def close(self) -> None:
+        """Wait for what is being written, see that it reaches the disk, and let go of the files. Blocks."""
+        self._thread.shutdown()
+        try:
+            self._sync()
+        finally:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        for file in {self._good, self._bad}:
+            if file is not None:
+                file.close()
+
+
+class _Appended:
+    """A file that only grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_dirty = False
+        is_new = not path.exists()
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise ConfigError(f"cannot open {path}: {error.strerror}") from None
+        try:
+            _lock(self._fd, path)
+            if is_new:
+                _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def whole_lines(self) -> Iterator[bytes]:
+        """The lines that end."""
+        with open(self._fd, "rb", closefd=False) as source:
+            source.seek(0)
+            for data in source:
+                if not data.endswith(b"\n"):
+                    return
+                yield data
+
+    def tail(self, start: int) -> bytes:
+        """What comes behind that place, the beginning of it."""
+        os.lseek(self._fd, start, os.SEEK_SET)
+        return os.read(self._fd, len(START))
+
+    def cut(self, end: int) -> bool:
+        """Forget what comes behind that place. Whether there was anything."""
+        has_more = os.fstat(self._fd).st_size > end
+        if has_more:
+            os.ftruncate(self._fd, end)
+            self._is_dirty = True
+        return has_more
+
+    def append(self, data: bytes) -> None:
+        """Write at the end: all of it, or nothing. Raises StreamServeError."""
+        end = os.fstat(self._fd).st_size
+        rest = memoryview(data)
+        self._is_dirty = True
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, end)
+            raise StreamServeError(f"cannot write {self.path}: {error.strerror}; what was answered before stands in it") from None
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        if self._is_dirty:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                if error.errno not in (EINVAL, ENOTSUP):  # a pipe, or a file system that does not know how
+                    raise StreamServeError(f"cannot write {self.path}: {error.strerror}; its last lines may be lost") from None
+            self._is_dirty = False
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+
+def _may_be_torn(tail: bytes) -> bool:
+    """Whether a file's end, which begins like this, is what a crash leaves. After a power failure it may be zeros."""
+    return START.startswith(tail) or not tail.strip(b"\0")
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Two writers would answer everything twice."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:  # Windows
+        return
+    try:
+        flock(fd, LOCK_EX | LOCK_NB)
+    except OSError:
+        raise ConfigError(f"{path} is being written by another process") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name reaches the disk with its folder."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
