@@ -50,6 +50,23 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     logging.captureWarnings(True)
 
 
+def as_library(level: str) -> None:
+    """Events as records of the standard library's loggers below `streamserve`, from `level` on. What becomes of them is the
+    process's own affair; a structlog that it has configured stays as it is."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.contextvars.merge_contextvars,
+                structlog.dev.ConsoleRenderer(0, colors=False, exception_formatter=structlog.dev.plain_traceback),
+            ],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+            cache_logger_on_first_use=False,
+        )
+    logging.getLogger("streamserve").setLevel(LEVELS[level])
+
+
 def is_json(format: str, stream: TextIO) -> bool:
     """Whether lines on `stream` are JSON."""
     return format == "json" or (format == "auto" and not stream.isatty())

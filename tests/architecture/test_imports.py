@@ -84,7 +84,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "transformers": (),  # the reference in tests; nothing here needs it
     "starlette": ("api",),
     "hypercorn": ("serve", "api.h2"),
-    "rich": ("startup",),
+    "rich": ("startup", "llm"),
     "prometheus_client": ("metrics",),
     "msgspec": ("api", "text", "messages"),
     "huggingface_hub": ("models.hub",),
@@ -131,6 +131,8 @@ TORCH_FREE = (
     "streamserve.cache.evict",
     "streamserve.cache.kv_cache",
     "streamserve.kernels.devices.cpu",
+    "streamserve.application",
+    "streamserve.llm",
     "streamserve.serve",
     "streamserve.build",
     "streamserve.cli",

@@ -1,0 +1,58 @@
+"""Many calls, some of them at a time, their answers in order; and a bar for those who look.
+
+Owns how many are under way. Knows nothing of what is called.
+"""
+
+import sys
+from asyncio import TaskGroup
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from streamserve.api.wire import one_error
+from streamserve.errors import StreamServeError
+
+MAX_IN_FLIGHT = 256  # more than a step takes, so that the engine never waits for the next
+
+T = TypeVar("T")
+
+
+async def all_of(
+    calls: Sequence[Callable[[], Awaitable[T]]], *, keeps_errors: bool, done: Callable[[], object]
+) -> list[T | StreamServeError]:
+    """The answers, in the order of the calls. The first that fails ends them all, and its error says which it was; with
+    `keeps_errors` the error stands in the answer's place, and the others go on."""
+    answers: list[T | StreamServeError | None] = [None] * len(calls)
+    left = iter(enumerate(calls))
+
+    async def work() -> None:
+        for index, call in left:
+            try:
+                answers[index] = await call()
+            except StreamServeError as error:
+                if not keeps_errors:
+                    error.args = (f"number {index} of {len(calls)}: {error}", *error.args[1:])
+                    raise
+                answers[index] = error
+            done()
+
+    with one_error():
+        async with TaskGroup() as tasks:
+            for _ in range(min(MAX_IN_FLIGHT, len(calls))):
+                tasks.create_task(work())
+    return answers  # type: ignore[return-value]  # every place is filled
+
+
+@contextmanager
+def bar(total: int, is_wanted: bool | None, what: str = "requests") -> Iterator[Callable[[], object]]:
+    """Called for each that is done. None: a bar is shown for several, where standard error is a terminal."""
+    if is_wanted is False or (is_wanted is None and not (total > 1 and sys.stderr.isatty())):
+        yield lambda: None
+        return
+    from rich.console import Console  # only who looks pays for it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,147 @@
+"""An engine in this process: its parts, its application, and the background loop that both run on.
+
+Owns the life of one engine: built in the caller's thread, run on the background loop (lang/loops.py) beside others, closed once:
+when it is told to, when nobody can call it any more, or when the process ends. Callers go through the application, as clients of
+the server do (`InProcess`); no socket is opened.
+"""
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+from weakref import finalize, ref
+
+import orjson
+import structlog
+
+from streamserve.api.app import Api
+from streamserve.api.inside import Inside
+from streamserve.api.wire import Headers
+from streamserve.application import app_of
+from streamserve.build import Built, Display, build
+from streamserve.config import Config
+from streamserve.errors import EngineStopped
+from streamserve.lang import loops
+from streamserve.lang.transport import decoded, events_of, failure_of
+from streamserve.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+CLOSED = "this engine was shut down"
+SETTLE_S = 5.0  # for what is still to be kept when everything has ended
+
+
+class Host:
+    """One engine and its application. Blocks while the model loads; raises StartError."""
+
+    def __init__(self, config: Config, display: Display | None = None) -> None:
+        metrics = Metrics()
+        built = build(config, metrics, display)
+        self._lock = threading.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        try:
+            app = loops.run(self._open(config, built, metrics))
+        except BaseException:
+            built.close()
+            raise
+        self._parts: tuple[Built, Api, Inside] | None = (built, app, Inside(app))
+        self._at_exit = partial(_close, ref(self))
+        atexit.register(self._at_exit)
+
+    async def _open(self, config: Config, built: Built, metrics: Metrics) -> Api:
+        app = app_of(config, built, metrics=metrics)
+        self._tasks.append(asyncio.create_task(_run_part(built.engine.run)))
+        if built.encoder is not None:
+            self._tasks.append(asyncio.create_task(_run_part(built.encoder.embedder.run)))
+        return app
+
+    @property
+    def inside(self) -> Inside:
+        """The application, for calls on the background loop. Raises EngineStopped behind `close`."""
+        if self._parts is None:
+            raise EngineStopped(CLOSED)
+        return self._parts[2]
+
+    def close(self) -> None:
+        """End every request, then the threads, and let go of what holds memory. A second call does nothing. Any thread but the
+        background loop's."""
+        with self._lock:
+            parts, self._parts = self._parts, None
+        if parts is None:
+            return
+        built, app, _ = parts
+        loops.run(self._end(built, app))
+        self._tasks.clear()
+        built.close()  # waits for the step under way
+        atexit.unregister(self._at_exit)
+
+    async def _end(self, built: Built, app: Api) -> None:
+        built.engine.close(CLOSED)
+        built.engine.abort_all()
+        if built.encoder is not None:
+            built.encoder.embedder.close()
+        await asyncio.sleep(0)  # last deltas are on their way
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await app.settled()
+
+
+async def _run_part(run: Callable[[], Awaitable[None]]) -> None:
+    """The engine, or the embedder beside it. Its end by an error ends its requests with one."""
+    try:
+        await run()
+    except Exception as error:
+        log.critical("engine_stopped", exc_info=error)
+
+
+def _close(host: "ref[Host]") -> None:
+    found = host()
+    if found is not None:
+        found.close()
+
+
+def _leave(host: Host) -> None:
+    """Whichever thread the garbage collector runs in, possibly one of the engine's own, must not wait."""
+    threading.Thread(target=host.close, name="streamserve-close", daemon=True).start()
+
+
+class InProcess:
+    """A Transport (lang/transport.py) into a host, which is closed when its last user is gone."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        finalize(self, _leave, host).atexit = False  # the host sees to that itself
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """See Transport."""
+        reply = await self._host.inside.ask(method, path, _content(body))
+        if reply.status >= 400:
+            raise failure_of(reply.status, reply.body, _retry_after(reply.headers))
+        return decoded(reply.body)
+
+    async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        """See Transport."""
+        async with self._host.inside.reading("POST", path, _content(body)) as reading:
+            if reading.status >= 400:
+                content = b"".join([part async for part in reading.parts])
+                raise failure_of(reading.status, content, _retry_after(reading.headers))
+            async with aclosing(events_of(reading.parts)) as events:
+                async for event in events:
+                    yield event
+
+    async def aclose(self) -> None:
+        """See Transport. The engine goes on: others may use it."""
+
+
+def _content(body: Any) -> bytes:
+    return b"" if body is None else orjson.dumps(body)
+
+
+def _retry_after(headers: Headers) -> str | None:
+    return next((value.decode() for name, value in headers if name == b"retry-after"), None)
