@@ -56,7 +56,7 @@ def answers(path: Path) -> dict[str, Any]:
         answer = json.loads(line)
         assert answer["custom_id"] not in found
         body = answer["response"]["body"]
-        said = [choice.get("text") or choice["message"]["content"] for choice in body.get("choices", ())]
+        said = [choice["text"] if "text" in choice else choice["message"]["content"] for choice in body.get("choices", ())]
         found[answer["custom_id"]] = (answer["response"]["status_code"], said or body["error"]["message"])
     return found
 
