@@ -41,7 +41,11 @@ class Loop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        self.loop.run_until_complete(_forever())  # a task to which anyio's worker threads belong: run_forever() has none
+
+
+async def _forever() -> None:
+    await asyncio.Event().wait()
 
 
 class _Loops:
