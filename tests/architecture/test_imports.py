@@ -92,7 +92,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "av": ("media.sound", "media.video"),
     "PIL": ("media",),
     "greenlet": ("lang",),
-    "httpx": ("media",),
+    "httpx": ("media", "lang.transport"),
     "python_multipart": ("api.multipart",),
 }
 
