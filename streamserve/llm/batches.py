@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 async def all_of(
-    calls: Sequence[Callable[[], Awaitable[T]]], *, keeps_errors: bool, done: Callable[[], object]
+    calls: Sequence[Callable[[], Awaitable[T]]], *, keeps_errors: bool = False, done: Callable[[], object] | None = None
 ) -> list[T | StreamServeError]:
-    """The answers, in the order of the calls. The first that fails ends them all, and its error says which it was; with
-    `keeps_errors` the error stands in the answer's place, and the others go on."""
+    """The answers, in the order of the calls. The first that fails ends them all; with `keeps_errors` its error stands in the
+    answer's place, and the others go on. `done` is called behind each: then a call is somebody's, and errors say which it was."""
     answers: list[T | StreamServeError | None] = [None] * len(calls)
     left = iter(enumerate(calls))
 
@@ -31,10 +31,13 @@ async def all_of(
                 answers[index] = await call()
             except StreamServeError as error:
                 if not keeps_errors:
+                    if done is None or len(calls) == 1:
+                        raise
                     error.args = (f"number {index} of {len(calls)}: {error}", *error.args[1:])
                     raise
                 answers[index] = error
-            done()
+            if done is not None:
+                done()
 
     with one_error():
         async with TaskGroup() as tasks:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from streamserve import log
 from streamserve.errors import InvalidRequest, StartError
 from streamserve.lang import loops
+from streamserve.lang.endpoint import Native
 from streamserve.llm.batches import all_of, bar
 from streamserve.llm.host import Host, InProcess
 from streamserve.llm.prompts import generate_bodies, generate_body
@@ -53,6 +54,7 @@ class Engine:
         except StartError as error:
             raise type(error)(in_python(str(error))) from error
         self.transport = InProcess(self._host)
+        self.endpoint = Native(self.transport)  # the engine as a back end of programs
 
     # ---- texts ---------------------------------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class Engine:
         """`generate` for coroutines; with `stream` what is awaited is an async iterator."""
         if stream:
             return aiter(self._generate_stream(prompt, sampling_params, fields))
-        bodies = generate_bodies(prompt, sampling_params, fields)
+        bodies = await asyncio.to_thread(generate_bodies, prompt, sampling_params, fields)  # pictures are read from files
         return await self._async_answered(bodies, self._generate, progress, return_exceptions)
 
     def chat(
@@ -270,7 +272,7 @@ class Engine:
 
     async def _all(self, path: str, bodies: Sequence[Any]) -> list[Any]:
         calls = [partial(self.transport.call, "POST", path, body) for body in bodies]
-        return await loops.arun(all_of(calls, keeps_errors=False, done=lambda: None))
+        return await loops.arun(all_of(calls))
 
 
 def _flat(answers: Sequence[Any]) -> list[Any]:
