@@ -28,7 +28,7 @@ from streamserve.api.wire import one_error
 from streamserve.application import app_of
 from streamserve.build import Built, build
 from streamserve.config import Config
-from streamserve.errors import ConfigError, Conflict
+from streamserve.errors import ConfigError, Conflict, EngineStopped
 from streamserve.startup import StartUp
 
 MIB = 1 << 20
@@ -94,10 +94,13 @@ async def _run(config: Config, todo: Todo, ledger: Ledger) -> None:
         inside = Inside(app_of(open_to_all, built, response_store=store))
 
         async def ask(line: Line) -> Reply:
-            return await inside.ask("POST", line.url, line.body)
+            reply = await inside.ask("POST", line.url, line.body)
+            if not built.engine.facts().is_healthy:  # what it breaks off is no answer
+                raise EngineStopped("the engine has failed; run the batch again to go on")
+            return reply
 
         async with _running(built), _shown(todo, ledger.tally):
-            await work(todo, ask, ledger, ledger.tally, _Room(_num_in_flight(config, built)))
+            await work(todo, ask, ledger, _Room(_num_in_flight(config, built)))
     finally:
         store.close()
         built.close()

@@ -326,7 +326,7 @@ class EngineFacts:
 
     `context_len` is the most tokens (prompt and answer) one request may hold: the model's limit or what the KV memory
     allows, whichever is less. `uses_predictions`: whether a request's prediction makes a difference to its speed. `takes_media`:
-    whether requests may have pictures.
+    whether requests may have pictures. `max_running`: how many requests run at once; 0: nobody said.
     """
 
     context_len: int
@@ -338,6 +338,7 @@ class EngineFacts:
     load: EngineLoad = EngineLoad()
     uses_predictions: bool = True
     takes_media: bool = False
+    max_running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,19 @@ request asked again. Owns these files while it is open: nobody else may write th
 """
 
 import os
-from asyncio import Future, get_running_loop
+from asyncio import Future, get_running_loop, sleep, wait
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EINVAL, ENOTSUP
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-from streamserve.api.batch_lines import START, Usage, read_answer
+from streamserve.api.batch_lines import START, Line, Usage, read_answer
 from streamserve.api.batch_todo import Index
 from streamserve.errors import ConfigError, StreamServeError
 
@@ -38,13 +39,32 @@ class Tally:
         self.usage.add(usage)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The answer of a line, as it is written."""
+
+    line: Line
+    data: bytes
+    is_good: bool
+    usage: Usage
+
+
 class Sink(Protocol):
-    """Where answers go. `answers` are those that were there before."""
+    """Where answers go. `answers` and `tally` are of those that are there."""
 
     answers: Index
+    tally: Tally
 
-    async def put(self, line: bytes, *, is_good: bool) -> None:
-        """Keep the line of an answer; when this returns, it outlives the process. Raises StreamServeError."""
+    async def put(self, entry: Entry) -> None:
+        """Keep an answer. Raises StreamServeError."""
+        ...
+
+    async def settled(self) -> None:
+        """Until what is being written is there, where nobody puts any more."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is put afterwards. Blocks."""
         ...
 
 
@@ -69,10 +89,10 @@ class Ledger:
         except BaseException:
             self._close_files()
             raise
-        self._waiting: deque[tuple[bytes, bool, Future[None]]] = deque()
+        self._waiting: deque[tuple[Entry, Future[None]]] = deque()
         # One thread does all of the files' work, so that the loop never waits for a disk.
         self._thread = ThreadPoolExecutor(1, "batch-writer")
-        self._is_writing = False
+        self._writing: Future[None] | None = None
         self._synced_s = monotonic()
 
     def _read(self, file: "_Appended") -> int:
@@ -93,41 +113,49 @@ class Ledger:
         for first, second in self.answers.repeats():
             raise ConfigError(f"lines {first} and {second} of {paths} answer the same custom_id; delete one of them")
 
-    async def put(self, line: bytes, *, is_good: bool) -> None:
-        """See Sink. Lines that come while others are written are written together."""
+    async def put(self, entry: Entry) -> None:
+        """See Sink. Lines that come while others are written are written together. When this returns, the line outlives the
+        process, and within a second the machine; when it is cancelled, it may."""
         done: Future[None] = get_running_loop().create_future()
-        self._waiting.append((line, is_good, done))
-        if not self._is_writing:
-            self._is_writing = True
+        self._waiting.append((entry, done))
+        if self._writing is None:
             self._write_next()
         await done
 
     def _write_next(self) -> None:
         """Have the thread write all that waits; called again when it has."""
-        taken = [entry for entry in self._waiting if not entry[2].cancelled()]
+        taken = [(entry, done) for entry, done in self._waiting if not done.cancelled()]
         self._waiting.clear()
-        if not taken:
-            self._is_writing = False
-            return
-        written = get_running_loop().run_in_executor(self._thread, self._write, [entry[:2] for entry in taken])
+        self._writing = None
+        if taken:
+            entries = [entry for entry, _ in taken]
+            self._writing = get_running_loop().run_in_executor(self._thread, self._write, entries)
+            self._writing.add_done_callback(partial(self._written, taken))
 
-        def tell(written: Future[None]) -> None:
-            failure = None if written.cancelled() else written.exception()
-            for *_, done in taken:
-                if done.done():
-                    continue
-                if failure is not None:
-                    done.set_exception(failure)
-                else:
-                    done.set_result(None)
-            self._write_next()
+    def _written(self, taken: list[tuple[Entry, Future[None]]], writing: Future[None]) -> None:
+        failure = writing.exception()
+        for entry, done in taken:
+            if failure is None:
+                self.answers.add(entry.line, len(self.answers) + 1)
+                self.tally.add(entry.is_good, entry.usage)
+            if done.done():
+                continue
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+        self._write_next()
 
-        written.add_done_callback(tell)
+    async def settled(self) -> None:
+        """See Sink."""
+        while self._writing is not None:
+            await wait((self._writing,))
+            await sleep(0)  # its callback comes behind ours
 
-    def _write(self, lines: list[tuple[bytes, bool]]) -> None:
+    def _write(self, entries: list[Entry]) -> None:
         assert self._bad is not None
         for file, wanted in ((self._good, True), (self._bad, False)):
-            data = b"".join(line for line, is_good in lines if is_good is wanted)
+            data = b"".join(entry.data for entry in entries if entry.is_good is wanted)
             if data:
                 file.append(data)
         if monotonic() - self._synced_s > SYNC_EVERY_S:
@@ -140,7 +168,7 @@ class Ledger:
                 file.sync()
 
     def close(self) -> None:
-        """Wait for what is being written, see that it reaches the disk, and let go of the files. Blocks."""
+        """See Sink. Waits for what is being written, sees that it reaches the disk, and lets go of the files."""
         self._thread.shutdown()
         try:
             self._sync()

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from anyio import to_thread
 
-from streamserve.api.batch_ledger import Sink, Tally
-from streamserve.api.batch_lines import Line, answer_line, error_line, is_success, usage_of
+from streamserve.api.batch_ledger import Entry, Sink
+from streamserve.api.batch_lines import Line, Usage, answer_line, error_line, is_success, usage_of
 from streamserve.api.batch_todo import Todo
 from streamserve.api.inside import Reply
 from streamserve.api.stream import new_id
@@ -36,7 +36,7 @@ class Room(Protocol):
         ...
 
 
-async def work(todo: Todo, ask: Ask, sink: Sink, tally: Tally, room: Room) -> None:
+async def work(todo: Todo, ask: Ask, sink: Sink, room: Room) -> None:
     """Answer all that is still to be answered. Raises EngineStopped when there is nobody any more who could; what has no answer
     then, or when this is cancelled, is asked again by who comes next."""
     with one_error():
@@ -44,10 +44,10 @@ async def work(todo: Todo, ask: Ask, sink: Sink, tally: Tally, room: Room) -> No
             while lines := await to_thread.run_sync(todo.take, LINES_AT_ONCE):
                 for line in lines:
                     await room.enter(line)
-                    tasks.create_task(_answer(line, ask, sink, tally, room))
+                    tasks.create_task(_answer(line, ask, sink, room))
 
 
-async def _answer(line: Line, ask: Ask, sink: Sink, tally: Tally, room: Room) -> None:
+async def _answer(line: Line, ask: Ask, sink: Sink, room: Room) -> None:
     try:
         reply = await ask(line)
         while reply.status == BUSY:  # others may be faster to fill a queue
@@ -57,17 +57,16 @@ async def _answer(line: Line, ask: Ask, sink: Sink, tally: Tally, room: Room) ->
             raise EngineStopped("the engine has stopped; run the batch again to go on")
         is_good = is_success(reply.status)
         request_id = dict(reply.headers).get(b"x-request-id", b"").decode("latin1") or new_id("req")
-        await sink.put(answer_line(line, reply.status, request_id, reply.body), is_good=is_good)
-        tally.add(is_good, usage_of(reply.body))
+        data = answer_line(line, reply.status, request_id, reply.body)
+        await sink.put(Entry(line, data, is_good, usage_of(reply.body)))
     finally:
         room.leave(line)
 
 
-async def give_up(todo: Todo, code: str, message: str, sink: Sink, tally: Tally) -> None:
+async def give_up(todo: Todo, code: str, message: str, sink: Sink) -> None:
     """Answer all that is still to be answered with that it will not be."""
     while lines := await to_thread.run_sync(todo.take, LINES_AT_ONCE):
-        await gather(*(sink.put(error_line(line, code, message), is_good=False) for line in lines))
-        tally.failed += len(lines)
+        await gather(*(sink.put(Entry(line, error_line(line, code, message), False, Usage())) for line in lines))
 
 
 def _wait_s(reply: Reply) -> float:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from anyio import to_thread
 from msgspec import Struct, to_builtins
 
-from streamserve.api.auth import given_key
 from streamserve.api.multipart import FormField, read_form
 from streamserve.api.query import page_of, query_of
 from streamserve.api.routes import RouteSpec
@@ -151,7 +150,7 @@ class Files:
         await exchange.answer_json(to_builtins(FileDeleted(kept.id, deleted=True)))
 
     def _owner(self, exchange: Exchange) -> str:
-        return self._service.owner_with(given_key(exchange.scope) or b"")
+        return self._service.owner_of(exchange.scope)
 
     def _found(self, exchange: Exchange) -> Upload:
         id = exchange.scope["path_params"]["id"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope
 
+from streamserve.api.auth import OWNER
 from streamserve.api.wire import JSON, Headers
 
 MAX_WAITING_PARTS = 64  # of a streamed answer; then the application waits for its reader
@@ -37,8 +38,10 @@ class Reading:
 class Inside:
     """Calls an application. `headers` go with every request, behind `content-type`."""
 
-    def __init__(self, app: ASGIApp, headers: Headers = ()) -> None:
+    def __init__(self, app: ASGIApp, headers: Headers = (), *, owner: str | None = None) -> None:
+        """`owner`: in whose name calls are, without a key; see auth.OWNER."""
         self._app = app
+        self._owner = {} if owner is None else {OWNER: owner}
         self._headers = [(b"content-type", JSON), *headers]
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: Headers = ()) -> Reply:
@@ -105,6 +108,7 @@ class Inside:
             "client": None,
             "server": None,
             "extensions": {},
+            **self._owner,
         }
 
 

@@ -14,7 +14,7 @@ import structlog
 from anyio import CapacityLimiter, Event, to_thread
 from starlette.types import Scope
 
-from streamserve.api.auth import Door, given_key
+from streamserve.api.auth import OWNER, Door, given_key
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.pictures import Caller, Pictures
 from streamserve.api.prompts import Prompts
@@ -141,7 +141,8 @@ class Service:
 
     def owner_of(self, scope: Scope) -> str:
         """In whose name things are kept: the key's. Without keys on the server, everybody's."""
-        return self.owner_with(given_key(scope) or b"")
+        inside: str | None = scope.get(OWNER)
+        return self.owner_with(given_key(scope) or b"") if inside is None else inside
 
     def owner_with(self, key: bytes) -> str:
         """The owner with that key."""

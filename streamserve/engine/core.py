@@ -128,6 +128,7 @@ class Engine:
             page_size=self._cache.page_size,
             uses_predictions=scheduler.uses_predictions,
             takes_media=options.takes_media,
+            max_running=scheduler.limits.max_running,
         )
 
     # ---- the seam ----------------------------------------------------------------------------------------------
