@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from streamserve.errors import InvalidRequest, QueueFull
+from streamserve.errors import InvalidRequest
 from streamserve.lang.backend import ChoicesMethod, Chosen, Piece, Prompt, Sampling
 from streamserve.lang.choices import healed, mean_of
 from streamserve.lang.dtypes import REGEXES, STOPS
@@ -21,8 +21,6 @@ from streamserve.lang.transport import Http, Transport
 NUM_HEALED = 2  # the prompt's last tokens that a choice may change, as SGLang has it
 MAX_SCORED = 256  # choices in one call
 MAX_TEMPERATURE = 1e-5  # of a select, which samples nothing
-MAX_QUEUE_WAIT_S = 600.0  # how long a full server is tried again
-LONGEST_PAUSE_S = 5.0
 FLUSH_WAIT_S = 30  # for requests that run
 NOTHING: dict[str, Any] = {"max_new_tokens": 0, "temperature": 0}
 
@@ -129,6 +127,10 @@ class Native:
         """Any other call of the server's API."""
         return await self._transport.call(method, path, body)
 
+    def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        """Any other call whose answer is a stream."""
+        return self._transport.events(path, body)
+
     async def _learned(self) -> Known:
         if self._known is None:
             if self._learning is None:
@@ -180,17 +182,7 @@ class Native:
         return metas
 
     async def _ask(self, body: dict[str, Any]) -> Any:
-        """POST /generate. A server whose queue is full is asked again when it says."""
-        waited_s = 0.0
-        while True:
-            try:
-                return await self._transport.call("POST", "/generate", body)
-            except QueueFull as full:
-                pause_s = min(max(full.retry_after_s, 0.1), LONGEST_PAUSE_S)
-                if waited_s + pause_s > MAX_QUEUE_WAIT_S:
-                    raise
-                waited_s += pause_s
-                await asyncio.sleep(pause_s)
+        return await self._transport.call("POST", "/generate", body)
 
 
 class RuntimeEndpoint(Native):

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("kernels", "cache.pool"),
     "engine": ("cache", "models", "kernels"),
     "api": ("text", "media", "engine.client"),
-    "lang": ("text",),
+    "lang": ("text", "sglang_flags"),
     "calibrate": ("kernels", "models", "cache.pool"),
     "facts": ("kernels", "models", "calibrate"),
     "build": ("text", "media", "kernels", "cache", "models", "engine", "facts"),

@@ -4,13 +4,13 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from PIL import Image
 
-from streamserve.errors import AuthenticationFailed, InvalidRequest, QueueFull, StreamServeError, Unreachable
+from streamserve.errors import AuthenticationFailed, InvalidRequest, StreamServeError, Unreachable
 from streamserve.lang.backend import Prompt, Sampling
 from streamserve.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
 from streamserve.lang.endpoint import Native, RuntimeEndpoint
@@ -108,17 +108,14 @@ async def test_leaving_an_answer_ends_it_on_the_server(native: RuntimeEndpoint, 
     await server.until_idle()
 
 
-async def test_a_full_server_is_asked_again() -> None:
-    class Full:
-        def __init__(self) -> None:
-            self.bodies: list[Any] = []
+async def test_a_server_without_our_additions_gets_sglangs_fields_only() -> None:
+    class Sglangs:
+        bodies: ClassVar[list[Any]] = []
 
         async def call(self, method: str, path: str, body: Any = None) -> Any:
             if path == "/get_model_info":
                 return {"model_path": "m"}
             self.bodies.append(body)
-            if len(self.bodies) < 3:
-                raise QueueFull("full", retry_after_s=0.1)
             return {"text": "done", "meta_info": {}}
 
         def events(self, path: str, body: Any) -> Any:
@@ -126,12 +123,9 @@ async def test_a_full_server_is_asked_again() -> None:
 
         async def aclose(self) -> None: ...
 
-    full = Full()
-    native = Native(full)
-    assert (await native.generate(Prompt("x"), Sampling()))[0].text == "done"
-    assert len(full.bodies) == 3
-    # A server that shows no template gets SGLang's fields only, and plain roles.
-    assert full.bodies[0] == {"text": "x", "sampling_params": {}}
+    native = Native(Sglangs())
+    assert (await native.generate(Prompt("USER:x", role="user"), Sampling()))[0].text == "done"
+    assert Sglangs.bodies == [{"text": "USER:x", "sampling_params": {}}]
     assert (await native.roles()).begin((), "user") == "USER:"
 
 

@@ -1,0 +1,81 @@
+"""Servers that programs start: they are up when they are said to be, and no process stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from streamserve.errors import StartError
+from streamserve.lang import loops
+from streamserve.lang.backend import Prompt, Sampling
+from streamserve.lang.runtime import Runtime
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until_gone(pid: int) -> None:
+    while is_alive(pid):  # the test's own limit ends it
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> "Runtime":
+    with Runtime(fake=True, fake_step_ms=0.1, trust_remote_code=True) as runtime:  # type: ignore[misc]
+        yield runtime  # type: ignore[misc]
+    assert not is_alive(runtime.pid)
+    runtime.shutdown()
+
+
+def test_it_answers_plain_code(runtime: Runtime) -> None:
+    one = runtime.generate("hello", {"max_new_tokens": 4})
+    assert isinstance(one, dict) and one["meta_info"]["completion_tokens"] == 4
+    several = runtime.generate(["a", "b"], {"max_new_tokens": 2}, return_logprob=True)
+    assert isinstance(several, list) and len(several) == 2
+    assert runtime.detokenize(runtime.tokenize("hello")) == "hello"
+    assert runtime.get_server_info()["fake"] is True
+    runtime.flush_cache()
+    piece = loops.run(runtime.endpoint.generate(Prompt("x"), Sampling(max_tokens=3)))[0]
+    assert piece.meta["completion_tokens"] == 3
+
+
+@pytest.mark.anyio
+async def test_it_answers_inside_a_running_loop(runtime: Runtime) -> None:
+    whole = await runtime.async_generate("hello", {"max_new_tokens": 16, "temperature": 0})
+    assert isinstance(whole, dict)
+    texts = [text async for text in runtime.add_request("hello", {"max_new_tokens": 16, "temperature": 0})]
+    assert "".join(texts) == whole["text"] and len(texts) > 1
+    assert runtime.generate("hello", {"max_new_tokens": 16, "temperature": 0}) is not None  # not even there it hangs
+
+
+def test_start_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StartError, match=r"(?s)ended before it was ready.*/nowhere"):
+        Runtime("/nowhere/model")
+    with pytest.raises(StartError, match="tp-size 2 cannot be served"):
+        Runtime(fake=True, tp_size=2)
+    with pytest.raises(StartError, match=r"not ready within 0\.01 s"):
+        Runtime(fake=True, timeout_s=0.01)
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)", "del runtime; time.sleep(60)"])
+def test_server_ends_with_its_process_or_its_holder(end: str) -> None:
+    script = (
+        "import os, signal, sys, time\nfrom streamserve.lang.runtime import Runtime\n"
+        f"runtime = Runtime(fake=True)\nprint(runtime.pid, flush=True)\nsys.stdin.readline()\n{end}\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert is_alive(pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        until_gone(pid)
+        os.kill(process.pid, signal.SIGKILL)
