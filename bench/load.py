@@ -10,6 +10,7 @@ from typing import Any
 from streamserve.benchmark import client
 from streamserve.benchmark.answers import Answer
 from streamserve.benchmark.client import PROCESSES, Ask
+from streamserve.benchmark.figures import percentile as percentile
 from streamserve.benchmark.target import Target
 
 Figures = dict[str, float]
@@ -50,12 +51,6 @@ class Streams(client.Streams):
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
-
-
-def percentile(values: Iterable[float], percent: float) -> float:
-    """The value that `percent` of the others do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[round(percent / 100 * (len(ordered) - 1))]
 
 
 def failures(answers: Iterable[Answer]) -> list[str]:

@@ -173,10 +173,31 @@ def _doctor(namespace: argparse.Namespace) -> int:
     return run(as_json=namespace.json)
 
 
+def _add_bench(parser: Parser, show_all: bool) -> None:
+    from streamserve.benchmark.options import add_options
+
+    add_options(parser)
+
+
+def _bench(namespace: argparse.Namespace) -> int:
+    from streamserve.benchmark.options import BENCHES
+
+    if namespace.bench is None:
+        print("usage: streamserve bench BENCH [arguments]\n\nbenches:")
+        print("\n".join(f"  {name:<10} {words}" for name, words in BENCHES.items()))
+        return OK
+    if namespace.bench not in BENCHES:
+        raise UsageError(f"unknown bench {namespace.bench}; there are {', '.join(BENCHES)}")
+    from streamserve.benchmark.serve import run
+
+    return run(namespace)
+
+
 VERBS = (
     Verb("serve", "serve a model over HTTP and WebSocket, with a playground at /", _model_and_flags, _serve),
     Verb("generate", "complete prompts offline: from arguments, standard input or JSON lines", _add_generate, _generate),
     Verb("batch", "answer a file of requests, in OpenAI's batch format; killed and run again it goes on", _add_batch, _batch),
+    Verb("bench", "measure a running server: `bench serve`, against any server of OpenAI's API", _add_bench, _bench),
     Verb("config", "print the settings; with --explain the chosen values and why", _add_config, _config),
     Verb("doctor", "look at this machine and installation; say what to fix", _add_doctor, _doctor),
 )
