@@ -18,6 +18,7 @@ after `--` go to the server and are printed with the figures; the table of recor
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,9 +39,10 @@ from bench.machine import machine, shown, used_mib
 from bench.report import Result, table
 from bench.server import Server, random_range, split_arguments
 from streamserve.benchmark.client import Ask
+from streamserve.benchmark.texts import Ids, Words
+from streamserve.benchmark.workloads import mooncake_requests
 
 LONG_PROMPT = 32_768
-TRACE_BLOCK = 512  # tokens that one hash id of the trace stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ class Bench:
 
 
 def trace_asks(
-    lines: Sequence[dict[str, object]],
+    lines: Sequence[dict[str, Any]],
     model: str,
     tokens: range,
     *,
@@ -227,31 +230,19 @@ def trace_asks(
     rng: Random,
     leaving: float = 0.1,
 ) -> list[Ask]:
-    """Requests of a trace in Mooncake's form (github.com/kvcache-ai/Mooncake): `timestamp` in ms, `input_length`,
-    `output_length`, and one hash id for every 512 tokens of the prompt; equal ids stand for equal tokens.
-
-    `lengths` scales prompts, so that blocks are shared as before; `speed` is seconds of the trace per second. A prompt that
-    does not fit the context loses its end. One client in ten, or as `leaving` says, hangs up somewhere in its answer.
+    """Requests of a trace in Mooncake's form (streamserve/benchmark/workloads.py). `speed` is seconds of the trace per second. A
+    prompt that does not fit the context loses its end. One client in ten, or as `leaving` says, hangs up somewhere in its answer.
     """
-    block = max(1, round(TRACE_BLOCK * lengths))
-    blocks: dict[object, list[int]] = {}
+    due = itertools.takewhile(lambda line: float(line["timestamp"]) / 1e3 / speed < seconds, lines)
+    short = ({**line, "output_length": min(int(line["output_length"]), context_len // 2)} for line in due)
     asks = []
-    for line in lines:
-        at_s = float(line["timestamp"]) / 1e3 / speed  # type: ignore[arg-type]
-        if at_s >= seconds:
-            break
-        num_output = min(int(line["output_length"]), context_len // 2)  # type: ignore[call-overload]
-        num_prompt = min(max(1, round(int(line["input_length"]) * lengths)), context_len - num_output)  # type: ignore[call-overload]
-        prompt: list[int] = []
-        for number in line["hash_ids"]:  # type: ignore[attr-defined]
-            if len(prompt) >= num_prompt:
-                break
-            if number not in blocks:
-                blocks[number] = random_tokens(rng, block, tokens)
-            prompt += blocks[number]
-        prompt += random_tokens(rng, num_prompt - len(prompt), tokens)
+    for one in mooncake_requests(
+        short, Ids(tokens, Words()), rng, lengths=lengths, fits=lambda prompt, output: min(prompt, context_len - output)
+    ):
+        (prompt,), num_output = one.parts, one.num_output
+        assert isinstance(prompt, list) and num_output is not None
         leaves_after = rng.randrange(num_output) if rng.random() < leaving else None
-        asks.append(ask(completion(model, prompt[:num_prompt], num_output), at_s=at_s, leaves_after=leaves_after))
+        asks.append(ask(completion(model, prompt, num_output), at_s=one.at_s / speed, leaves_after=leaves_after))
     return asks
 
 
