@@ -26,8 +26,8 @@ _NETWORK = frozenset(
         *("drain_timeout_s", "resume_window_s", "ssl_certfile", "ssl_keyfile", "disable_playground", "log_format"),
     }
 )
-# What those are in this process, where a stream's reader may take his time.
-_INSIDE: Mapping[str, Any] = {"disable_playground": True, "keep_alive_s": 0.0, "resume_window_s": 0.0, "write_timeout_s": 1e9}
+# What those are in this process, where a stream's reader may take a day.
+_INSIDE: Mapping[str, Any] = {"disable_playground": True, "keep_alive_s": 0.0, "resume_window_s": 0.0, "write_timeout_s": 86400.0}
 _NO_LIMIT = 10_000_000  # requests that may wait: they are all the caller's own
 _VLLM = {"seed": "random_seed", "enforce_eager": "disable_cuda_graph", "hf_revision": "revision", "tokenizer": "tokenizer_path"}
 

