@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sampling:
     """How one answer is sampled. None, and an empty tuple, leave a matter to the back end."""
 
@@ -41,6 +41,10 @@ class Sampling:
             value = getattr(self, each.name)
             values[each.name] = getattr(defaults, each.name) if value is None or value == () else value
         return Sampling(**values)
+
+    def __repr__(self) -> str:
+        said = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return f"Sampling({', '.join(f'{name}={value!r}' for name, value in said if value is not None and value != ())})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,11 @@ class Roles(Protocol):
     def stops(self) -> tuple[str, ...]:
         """Strings that end an assistant's turn, beside the model's own end tokens. Usually none."""
 
-    def begin(self, before: tuple[str, ...], role: str) -> str:
-        """Text that opens a turn after closed turns of the roles `before`. A default system message is part of it."""
+    def begin(self, before: tuple[str, ...], role: str, *, is_written: bool = False) -> str:
+        """Text that opens a turn after closed turns of the roles `before`. A default system message is part of it.
+
+        `is_written`: the program says all of the turn itself, so that an assistant's opens as one that was said already.
+        """
 
     def end(self, before: tuple[str, ...], role: str) -> str:
         """Text that closes it."""
