@@ -74,7 +74,7 @@ class Anthropic:
                 async for event in events:
                     match event.type:
                         case "message_start":
-                            id, num_prompt = event.message.id, event.message.usage.input_tokens
+                            id, num_prompt = event.message.id, _prompt_tokens(event.message.usage)
                         case "content_block_delta" if event.delta.type == "text_delta":
                             text, matched = (event.delta.text, None) if blank is None else blank.push(event.delta.text)
                             if text:
@@ -173,10 +173,10 @@ class Anthropic:
         return {**fields, "extra_body": more} if more else fields
 
     def _piece(self, answer: Any, sampling: Sampling) -> Piece:
-        usage = answer.usage
-        self.token_usage.add(usage.input_tokens, usage.output_tokens)
+        num_prompt, num_answer = _prompt_tokens(answer.usage), answer.usage.output_tokens
+        self.token_usage.add(num_prompt, num_answer)
         text = "".join(block.text for block in answer.content if block.type == "text")
-        meta = meta_of(answer.id, answer.stop_reason, usage.input_tokens, usage.output_tokens)
+        meta = meta_of(answer.id, answer.stop_reason, num_prompt, num_answer)
         if sampling.dtype is not None:
             return Piece(value_of(text, sampling.dtype), meta)
         if blank := _blank(sampling):
@@ -185,6 +185,12 @@ class Anthropic:
             if matched is not None:
                 meta["finish_reason"] = {"type": "stop", "matched": matched}
         return Piece(text, meta)
+
+
+def _prompt_tokens(usage: Any) -> int:
+    """All of them: the API counts those that its cache held apart."""
+    held = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    return int(usage.input_tokens + held)
 
 
 def _blank(sampling: Sampling) -> StopStrings | None:
