@@ -5,12 +5,13 @@ Owns how many are under way. Knows nothing of what is called.
 
 import sys
 from asyncio import TaskGroup
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from streamserve.api.wire import one_error
 from streamserve.errors import StreamServeError
+from streamserve.lang.progress import counting
 
 MAX_IN_FLIGHT = 256  # more than a step takes, so that the engine never waits for the next
 
@@ -46,16 +47,6 @@ async def all_of(
     return answers  # type: ignore[return-value]  # every place is filled
 
 
-@contextmanager
-def bar(total: int, is_wanted: bool | None, what: str = "requests") -> Iterator[Callable[[], object]]:
+def bar(total: int, is_wanted: bool | None) -> AbstractContextManager[Callable[[], None]]:
     """Called for each that is done. None: a bar is shown for several, where standard error is a terminal."""
-    if is_wanted is False or (is_wanted is None and not (total > 1 and sys.stderr.isatty())):
-        yield lambda: None
-        return
-    from rich.console import Console  # only who looks pays for it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+    return counting(total, is_shown=total > 1 and sys.stderr.isatty() if is_wanted is None else is_wanted)

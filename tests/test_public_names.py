@@ -1,0 +1,47 @@
+"""`import streamserve`: every public name is there, and nothing is loaded before it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import streamserve
+
+SLOW = {"torch", "numba", "numpy", "transformers", "httpx", "starlette", "hypercorn", "structlog", "rich", "asyncio", "greenlet"}
+
+
+def test_the_package_loads_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import streamserve; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert {name for name in loaded if name.startswith("streamserve")} == {"streamserve"}
+    assert SLOW.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("name", streamserve.__all__)
+def test_a_public_name_is_there(name: str) -> None:
+    assert getattr(streamserve, name) is not None
+    assert name in dir(streamserve)
+
+
+def test_every_name_is_known_to_tools_that_run_nothing() -> None:
+    """What is imported for type checkers, what is looked up on first use, and __all__ are one list."""
+    tree = ast.parse(Path(streamserve.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    shown = {(alias.name, node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert shown == set(streamserve._HOME_OF.items())
+    assert set(streamserve.__all__) == {"__version__", *streamserve._HOME_OF}
+
+
+def test_no_public_name_is_a_part_of_the_package() -> None:
+    """A module that is imported becomes an attribute of its package, and would take the name's place."""
+    from tests.architecture.source import modules
+
+    assert set(streamserve.__all__) & {module.name.split(".", 1)[0] for module in modules()} == set()
+
+
+def test_an_unknown_name_says_so() -> None:
+    with pytest.raises(AttributeError, match="'streamserve' has no attribute 'Nothing'"):
+        streamserve.Nothing  # noqa: B018
