@@ -425,7 +425,7 @@ def _large(family: Family) -> Prepared:
 
 
 BURST_STEP = 8192  # most tokens of a step of a burst of prompts
-MEDIA_TOKENS = 256  # for whose products a device needs about as long as for reading the weights
+MEDIA_TOKENS = 128  # for whose products a device needs half as long as for reading the weights
 
 
 def burst_limits(resolved: Resolved) -> BurstLimits:

@@ -13,4 +13,4 @@ def settle() -> None:
     gc.freeze()  # what is here now stays: looking through it again and again would stall the loop
     gc.set_threshold(5_000, 5, 40)  # so would a pass through all else: one large body used to bring about several
     # A step's thread needs the GIL many times over. While another thread walks a large schema, each time takes as long as this.
-    sys.setswitchinterval(1e-3)
+    sys.setswitchinterval(2e-4)

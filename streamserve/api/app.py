@@ -17,6 +17,9 @@ from streamserve.api import results
 from streamserve.api.admin import Admin
 from streamserve.api.anthropic import Messages, anthropic_error_body
 from streamserve.api.auth import Door
+from streamserve.api.batch_runner import BatchRunner
+from streamserve.api.batch_store import open_batches
+from streamserve.api.batches import Batches
 from streamserve.api.embeddings import Embeddings
 from streamserve.api.encoders import EncoderModel
 from streamserve.api.fields import why_unserved
@@ -39,7 +42,7 @@ from streamserve.api.schema import ChatRequest, CompletionRequest, ControlReques
 from streamserve.api.scoring import Scoring
 from streamserve.api.service import MIB, Meter, Service
 from streamserve.api.uploads import Uploads
-from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
+from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, Turnstile, unforeseen
 from streamserve.api.ws import Sockets
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
@@ -82,20 +85,32 @@ class Endpoint:
 
 
 class Api:
-    """The application. `close_idle_sockets` and `settled` are for the shutdown."""
+    """The application. `resume_batches` is for the start; `close_idle_sockets`, `stop_batches` and `settled` for the shutdown."""
 
     def __init__(self, service: Service, store: ResponseStore, uploads: Uploads, page: Playground) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
+        self._turnstile = Turnstile()
         completions = Completions(service)
         self._responses = Responses(service, completions, store)
-        self._router, routes = _router(service, completions, self._responses, Files(service, uploads), page)
+        self._batches = BatchRunner(service, self, open_batches(service.config.batch_folder, uploads))
+        kept = [*Files(service, uploads).routes(), *Batches(service, uploads, self._batches).routes()]
+        self._router, routes = _router(service, completions, self._responses, kept, page)
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
 
     def close_idle_sockets(self) -> None:
-        """From now on a WebSocket without live requests closes, with code 1001."""
+        """From now on a WebSocket without live requests closes, with code 1001, and batches ask no more lines."""
         self._service.closing.set()
+        self._batches.close()
+
+    async def resume_batches(self) -> None:
+        """Once the engine runs: go on with batches that are kept in a folder."""
+        await self._batches.resume()
+
+    async def stop_batches(self) -> None:
+        """Before requests are broken off: a line that has not been answered stays unanswered."""
+        await self._batches.stop()
 
     async def settled(self) -> None:
         """Behind the engine's end: until what no connection waits for is kept."""
@@ -113,7 +128,7 @@ class Api:
 
     async def _http(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         door = self._service.door
-        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope))
+        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope), self._turnstile)
         try:
             if scope["method"] == "OPTIONS":
                 await exchange.start(204, door.preflight_headers(scope))
@@ -195,7 +210,7 @@ async def _not_a_page(exchange: Exchange) -> None:
 
 
 def _router(
-    service: Service, completions: Completions, responses: Responses, files: Files, playground: Playground
+    service: Service, completions: Completions, responses: Responses, kept: list[RouteSpec], playground: Playground
 ) -> tuple[Router, list[RouteSpec]]:
     streams = service.streams
     native, admin, messages = Native(service, completions.forms), Admin(service), Messages(service, completions)
@@ -222,7 +237,7 @@ def _router(
         ),
         *messages.routes(),
         *responses.routes(),
-        *files.routes(),
+        *kept,
         RouteSpec("GET", "/v1/streams/{id}", streams.read),
         RouteSpec("DELETE", "/v1/streams/{id}", streams.stop),
         *native.routes(),

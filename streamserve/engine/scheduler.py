@@ -283,7 +283,7 @@ class Scheduler:
         if num_decode >= bursts.gather_rows and not self._has_waited(bursts.gather_s):
             return 0
         if bursts.media_tokens is not None and self._has_media():
-            return min(most, max(bursts.media_tokens - draft.num_drafts, self.cache.page_size))
+            return min(most, max(bursts.media_tokens, self.cache.page_size))
         return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
 
     def _has_media(self) -> bool:
@@ -403,7 +403,7 @@ class Scheduler:
         if limits.max_drafted_tokens is not None:
             most = min(most, limits.max_drafted_tokens)
         if limits.bursts.media_tokens is not None and self._has_media():
-            return min(most - len(running) - num_new, limits.bursts.media_tokens // 2)
+            return 0  # many such steps follow each other: each should be short
         return most - len(running) - num_new
 
     def _guesses(self) -> dict[str, Sequence[int]]:

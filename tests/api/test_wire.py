@@ -1,11 +1,13 @@
 """Writes that wait for a client, for so long and no longer."""
 
 import asyncio
+from itertools import pairwise
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
-from streamserve.api.wire import BoundedSend, Exchange
+from streamserve.api.wire import LARGE_BODY, BoundedSend, Exchange, Turnstile
 from streamserve.errors import SlowReader
 
 pytestmark = pytest.mark.anyio
@@ -83,3 +85,35 @@ async def test_who_reads_slowly_has_the_time_for_every_part_of_a_long_body(strea
         await exchange.answer(200, body)
     assert b"".join([message["body"] for message in got[1:]]) == body
     assert [message.get("more_body", False) for message in got[1:]] == [True] * (len(got) - 2) + [False]
+
+
+async def test_large_bodies_are_handed_out_one_by_one_and_others_have_as_long_between() -> None:
+    turnstile, turns = Turnstile(), []
+
+    async def read() -> None:
+        await turnstile.enter()
+        began_s = monotonic()
+        sleep(0.01)  # noqa: ASYNC251  (what reading it costs the loop)
+        turns.append((began_s, monotonic()))
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(read())
+    assert all(later - ended_s >= 0.009 for (_, ended_s), (later, _) in pairwise(turns))
+
+
+async def test_only_large_bodies_wait_for_each_other() -> None:
+    turnstile = Turnstile()
+    await turnstile.enter()
+    await turnstile._lock.acquire()  # somebody's turn that does not end
+
+    def exchange_of(body: bytes) -> Exchange:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        scope = {"type": "http", "method": "POST", "headers": []}
+        return Exchange(scope, receive, BoundedSend(receive, 1), (), turnstile)  # type: ignore[arg-type]
+
+    assert await exchange_of(b"small").body(1 << 20) == b"small"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(exchange_of(bytes(LARGE_BODY + 1)).body(1 << 20), 0.05)

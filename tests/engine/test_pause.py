@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from streamserve.cache.kv_cache import KVCache
+from streamserve.engine.drafters.ngram import NgramDrafter
 from streamserve.engine.fake import FakeRunner, VirtualClock
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.messages import GenerateRequest, Media, SamplingParams, Span, media_token_ids
 
 CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
@@ -103,6 +105,19 @@ def test_pictures_make_no_burst_and_ride_in_smaller_pieces() -> None:
     assert [steps.step() for _ in range(5)] == [(1, 7), (1, 8), (1, 8), (1, 7), (2, 0)]  # the first one's encoding counts as well
     steps.add(30)
     assert steps.step() == (0, 30)
+
+
+def test_nothing_is_guessed_while_pictures_ride() -> None:
+    steps = Steps(media_tokens=8)
+    steps.scheduler._speculation = Speculation(NgramDrafter(4), StepCosts(0.0))
+    steps.add(10)
+    steps.step()
+    assert steps.scheduler._room_for_guesses() > 0
+    steps.add(30, num_places=20)
+    assert steps.scheduler._room_for_guesses() == 0
+    while steps.step()[1]:
+        pass
+    assert steps.scheduler._room_for_guesses() > 0
 
 
 def test_small_prompts_gather_before_many_answers_wait_for_them() -> None:

@@ -12,6 +12,7 @@ import pytest
 from anyio import fail_after, sleep_forever
 
 from streamserve.errors import InvalidRequest
+from streamserve.media import data_url
 from streamserve.media.fetch import Fetcher
 from streamserve.media.loader import MAX_PICTURES, Loader
 from streamserve.media.picture import Picture
@@ -64,6 +65,16 @@ async def refusal(source: str, loader: Loader | None = None) -> str:
 )
 async def test_a_data_url_is_read(source: str) -> None:
     assert await shape_of(source) == (48, 64, 3)
+
+
+@pytest.mark.parametrize("num_more", [-4, -1, 0, 1, 3])
+def test_a_long_data_url_is_what_it_is_as_a_whole(num_more: int) -> None:
+    data = bytes(range(256)) * 700 + bytes(data_url.PART * 3 // 4 * 4 - 256 * 700 + num_more)
+    text = b64encode(data).decode()
+    assert data_url.bytes_of(f"data:;base64,{text}", 1 << 20, "x") == data
+    for at in (data_url.PART - 2, data_url.PART, 2 * data_url.PART - 1):  # padding behind which there is more
+        with pytest.raises(InvalidRequest, match="not valid base64"):
+            data_url.bytes_of(f"data:;base64,{text[:at]}=={text[at + 2 :]}", 1 << 20, "x")
 
 
 async def test_a_file_and_a_url_are_read() -> None:
