@@ -90,7 +90,7 @@ async def _run(config: Config, todo: Todo, ledger: Ledger) -> None:
     store = open_store(config.server.response_store)
     try:
         # Whoever runs this asks in nobody's name: keys are for servers.
-        open_to_all = replace(config, server=replace(config.server, api_key=(), admin_api_key=None))
+        open_to_all = replace(config, server=replace(config.server, api_key=(), admin_api_key=None, batch_folder=None))
         inside = Inside(app_of(open_to_all, built, response_store=store))
 
         async def ask(line: Line) -> Reply:

@@ -115,6 +115,7 @@ class ServerConfig:
     )
     keep_alive_s: float = _flag(15.0, "seconds between comment lines on a silent SSE stream; 0 is off")
     response_store: str | None = _flag(None, "SQLite file that keeps responses of /v1/responses; unset: they are kept in memory")
+    batch_folder: str | None = _flag(None, "folder that keeps batches of /v1/batches; unset: they are kept in memory")
     resume_window_s: float = _flag(30.0, "seconds a resumable stream is kept after its client has left; 0: there are none")
     request_timeout_s: float = _flag(0.0, "most seconds from a request's start to its end; requests may ask for less; 0 is off")
     write_timeout_s: float = _flag(30.0, "seconds a client may stop reading before its request is aborted")

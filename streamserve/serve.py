@@ -84,6 +84,8 @@ class Server:
             tasks.start_soon(self._start_engine, tasks, port)
             tasks.start_soon(self._serve_http, listener)
             await self._closed.wait()
+            if self._app is not None:
+                await self._app.stop_batches()
             tasks.cancel_scope.cancel()
         if self._app is not None:
             with move_on_after(SETTLE_S):
@@ -115,6 +117,7 @@ class Server:
             process.settle()
             self._built = built
             self._app = app_of(self._config, built, metrics=self._metrics, response_store=self._store, page=self._page)
+            await self._app.resume_batches()
         except StartError as error:
             self._display.failed(error)
             self._exit_code = 1
@@ -163,6 +166,8 @@ class Server:
                 await engine.idle()
                 if embedder is not None:
                     await embedder.idle()
+            if self._app is not None:
+                await self._app.stop_batches()
             engine.abort_all()
             await sleep(0.1)  # last events leave before the sockets close
         self._stop.set()

@@ -93,7 +93,7 @@ def test_a_wrong_flag_is_named(arguments: tuple[str, ...], words: str) -> None:
     "arguments, words",
     [
         (["srve"], "did you mean serve?"),
-        (["xyz"], "there are serve, generate, "),
+        (["xyz"], "there are serve, "),
         (["serve", "--prot", "1"], "`streamserve serve --help` shows the flags"),
         (["serve", "--port", "99999"], "--port is 99999; allowed is 0 to 65535"),
         (["serve", "a.gguf", "--model-path", "b.gguf"], "two models were given"),

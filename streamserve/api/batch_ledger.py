@@ -186,16 +186,16 @@ class _Appended:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_dirty = False
+        self._is_dirty = self._is_closed = False
         is_new = not path.exists()
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise ConfigError(f"cannot open {path}: {error.strerror}") from None
         try:
-            _lock(self._fd, path)
+            lock_file(self._fd, path)
             if is_new:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
         except BaseException:
             os.close(self._fd)
             raise
@@ -246,8 +246,10 @@ class _Appended:
             self._is_dirty = False
 
     def close(self) -> None:
-        """Let go of it."""
-        os.close(self._fd)
+        """Let go of it, once."""
+        if not self._is_closed:
+            os.close(self._fd)
+        self._is_closed = True
 
 
 def _may_be_torn(tail: bytes) -> bool:
@@ -255,7 +257,7 @@ def _may_be_torn(tail: bytes) -> bool:
     return START.startswith(tail) or not tail.strip(b"\0")
 
 
-def _lock(fd: int, path: Path) -> None:
+def lock_file(fd: int, path: Path) -> None:
     """Two writers would answer everything twice."""
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
@@ -267,7 +269,7 @@ def _lock(fd: int, path: Path) -> None:
         raise ConfigError(f"{path} is being written by another process") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A new file's name reaches the disk with its folder."""
     with suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)

@@ -11,7 +11,7 @@ changed since. Knows nothing of files, nor of how a line is answered.
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
-from typing import BinaryIO
+from typing import BinaryIO, Literal, get_args
 
 import msgspec
 import orjson
@@ -20,7 +20,7 @@ from msgspec import Raw, Struct
 from streamserve.api.schema import convert, load_object, show
 from streamserve.errors import InvalidRequest
 
-ENDPOINTS = (
+Endpoint = Literal[
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -30,7 +30,8 @@ ENDPOINTS = (
     "/v1/score",
     "/v1/classify",
     "/generate",
-)
+]
+ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 ID = "batch_req_"
 START = f'{{"id":"{ID}'.encode()  # of every line that is written here
 MAX_ID_CHARS = 512

@@ -1,34 +1,40 @@
-"""OpenAI's Files API: pictures that are sent once and then meant by their id.
+"""OpenAI's Files API: pictures that are sent once and then meant by their id, and the requests and answers of batches.
 
 Owns these routes: what a form may say, and the answers' shapes. How files are kept is uploads.py's; how one becomes a picture
 media/loader.py's, which asks for it by its id and owner.
 """
 
 from asyncio import get_running_loop
-from typing import Any, Literal
+from io import BytesIO
+from typing import Any, Literal, cast
 
+import anyio
 from anyio import to_thread
 from msgspec import Struct, to_builtins
 
+from streamserve.api.batch_runner import MAX_LINES
+from streamserve.api.batch_todo import BadInput, indexed
 from streamserve.api.multipart import FormField, read_form
 from streamserve.api.query import page_of, query_of
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import MAX_NAME_CHARS, show
 from streamserve.api.service import Service
 from streamserve.api.uploads import Upload, Uploads
-from streamserve.api.wire import Exchange
+from streamserve.api.wire import MAX_PART_BYTES, Exchange
 from streamserve.errors import InvalidRequest, NotFound
 from streamserve.media.decode import num_pixels_of
 
-PURPOSES = ("vision", "user_data")
+PURPOSES = ("vision", "user_data", "batch")
+Purpose = Literal["vision", "user_data", "batch", "batch_output"]
 MIN_TTL_S, TTL_S, MAX_TTL_S = 3_600, 24 * 3_600, 30 * 24 * 3_600
 MAX_LISTED = 10_000
+FILE_KINDS = "PNG, JPEG, WebP, GIF or BMP, where purpose is vision; requests as JSON lines, where it is batch"
 FORM: dict[str, Any] = {
     "type": "object",
     "required": ["file", "purpose"],
     "additionalProperties": False,
     "properties": {
-        "file": {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, GIF or BMP, where purpose is vision"},
+        "file": {"type": "string", "format": "binary", "description": FILE_KINDS},
         "purpose": {"type": "string", "enum": list(PURPOSES)},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
         "expires_after[seconds]": {
@@ -49,7 +55,7 @@ class FileObject(Struct):
     created_at: int
     expires_at: int
     filename: str
-    purpose: Literal["vision", "user_data"]
+    purpose: Purpose
     object: Literal["file"] = "file"
     status: Literal["processed"] = "processed"
 
@@ -90,7 +96,7 @@ class Files:
                 self.list,
                 result=FileList,
                 query=(
-                    ("purpose", f"only files for this: {', '.join(PURPOSES)}"),
+                    ("purpose", f"only files for this: {', '.join(PURPOSES)}, batch_output"),
                     ("limit", f"1 to {MAX_LISTED}, which is also what it is when left out"),
                     ("order", "desc (newest first, when left out) or asc"),
                     ("after", "only files behind this one"),
@@ -116,6 +122,8 @@ class Files:
         ttl_s = _ttl_s(form)
         if purpose == "vision":
             await to_thread.run_sync(num_pixels_of, file.data, "file")
+        if purpose == "batch":
+            await to_thread.run_sync(self._check_lines, file.data)
         kept = self._store.put(
             file.data,
             owner=self._owner(exchange),
@@ -141,13 +149,28 @@ class Files:
         """GET /v1/files/{id}/content: the file as it was sent."""
         # Nothing that a browser would show: it is anybody's, and this server's origin is not theirs.
         headers = [(b"content-disposition", b"attachment"), (b"x-content-type-options", b"nosniff")]
-        await exchange.answer(200, self._found(exchange).data, b"application/octet-stream", headers)
+        kept, kind = self._found(exchange), b"application/octet-stream"
+        if kept.path is None:
+            await exchange.answer(200, kept.data, kind, headers)
+            return
+        async with await anyio.open_file(kept.path, "rb") as file:
+            await exchange.start(200, [(b"content-type", kind), (b"content-length", b"%d" % kept.size), *headers])
+            while part := await file.read(MAX_PART_BYTES):
+                await exchange.write(part)
+            await exchange.end()
 
     async def delete(self, exchange: Exchange) -> None:
         """DELETE /v1/files/{id}: keep it no longer."""
         kept = self._found(exchange)
         self._store.delete(kept.id, kept.owner)
         await exchange.answer_json(to_builtins(FileDeleted(kept.id, deleted=True)))
+
+    def _check_lines(self, data: bytes) -> None:
+        """Of a batch. Blocks. Raises InvalidRequest that names the line."""
+        try:
+            indexed(lambda: BytesIO(data), self._service.max_body_bytes, max_lines=MAX_LINES)
+        except BadInput as error:
+            raise InvalidRequest(f"file: {error}", param="file") from None
 
     def _owner(self, exchange: Exchange) -> str:
         return self._service.owner_of(exchange.scope)
@@ -164,11 +187,11 @@ def _shown(kept: Upload) -> dict[str, Any]:
     shown: dict[str, Any] = to_builtins(
         FileObject(
             id=kept.id,
-            bytes=len(kept.data),
+            bytes=kept.size,
             created_at=kept.created_s,
             expires_at=kept.expires_s,
             filename=kept.filename,
-            purpose="vision" if kept.purpose == "vision" else "user_data",
+            purpose=cast(Purpose, kept.purpose),
         )
     )
     return shown

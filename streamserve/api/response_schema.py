@@ -181,7 +181,7 @@ def read_create(given: Json) -> CreateResponse:
             "return_progress is given but there is no stream to say it in: stream true and background false are needed",
             param="return_progress",
         )
-    _check_metadata(request.metadata or {})
+    check_metadata(request.metadata or {})
     _check_repeatable(request)
     return request
 
@@ -236,7 +236,8 @@ _REASONING = {
 }
 
 
-def _check_metadata(metadata: Mapping[str, str]) -> None:
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raises InvalidRequest for more than OpenAI allows."""
     if len(metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata has {len(metadata)} entries; at most {MAX_METADATA} are allowed", param="metadata")
     for key, value in metadata.items():

@@ -1,4 +1,4 @@
-"""Files that clients uploaded, in memory until they expire.
+"""Files that clients uploaded, in memory until they expire; beside them files of the server's own, some of which lie on disk.
 
 Owns how many are kept, how long, and in whose name. A file that has not expired is never dropped for another: a full store takes
 no more. Knows nothing of HTTP, and nothing of what is in a file.
@@ -6,6 +6,7 @@ no more. Knows nothing of HTTP, and nothing of what is in a file.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from secrets import token_hex
 from time import time
 
@@ -16,7 +17,8 @@ MAX_STORE_BYTES, MAX_FILES = 256 << 20, 1024
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file. `owner` is a digest of the key that sent it; nobody else finds it. Times are in seconds since 1970."""
+    """One file. `owner` is a digest of the key that sent it; nobody else finds it. Times are in seconds since 1970. `path`: where
+    it lies, if it is not `data`."""
 
     id: str
     owner: str
@@ -25,6 +27,13 @@ class Upload:
     data: bytes
     created_s: int
     expires_s: int
+    path: Path | None = None
+    size_on_disk: int = 0
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.data) + self.size_on_disk
 
 
 class Uploads:
@@ -35,7 +44,7 @@ class Uploads:
         self._max_files = max_files
         self._now = now
         self._files: dict[str, Upload] = {}  # oldest first
-        self.num_bytes = 0
+        self.num_bytes = 0  # in memory
 
     def __len__(self) -> int:
         return len(self._files)
@@ -43,17 +52,31 @@ class Uploads:
     def put(self, data: bytes, *, owner: str, filename: str, purpose: str, ttl_s: int) -> Upload:
         """Keep a file. Raises RequestTooLarge when there is no room for it."""
         self.drop_expired()
-        if self.num_bytes + len(data) > self._max_bytes or len(self) >= self._max_files:
-            raise RequestTooLarge(
-                f"file has {len(data)} bytes, for which there is no room: {len(self)} files of {self.num_bytes} bytes are kept, "
-                f"at most {self._max_files} of {self._max_bytes} may be; delete some, or wait until they expire",
-                param="file",
-            )
+        if len(self) >= self._max_files:
+            raise self._no_room(len(data))
+        self.reserve(len(data))
         created_s = int(self._now())
-        kept = Upload(f"file-{token_hex(16)}", owner, filename, purpose, data, created_s, created_s + ttl_s)
+        kept = Upload(new_file_id(), owner, filename, purpose, data, created_s, created_s + ttl_s)
         self._files[kept.id] = kept
-        self.num_bytes += len(data)
         return kept
+
+    def reserve(self, num_bytes: int) -> None:
+        """Count bytes that somebody else keeps, until they are given back as a negative number. Raises RequestTooLarge when there
+        is no room for them."""
+        if num_bytes > 0 and self.num_bytes + num_bytes > self._max_bytes:
+            raise self._no_room(num_bytes)
+        self.num_bytes += num_bytes
+
+    def _no_room(self, num_bytes: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"file has {num_bytes} bytes, for which there is no room: {len(self)} files of {self.num_bytes} bytes are kept, "
+            f"at most {self._max_files} of {self._max_bytes} may be; delete some, or wait until they expire",
+            param="file",
+        )
+
+    def add(self, kept: Upload) -> None:
+        """Keep a file that the server has made on disk, or had before it was started anew."""
+        self._files[kept.id] = kept
 
     def get(self, id: str, owner: str) -> Upload | None:
         """The file of that id; None when this owner has no such file."""
@@ -62,9 +85,9 @@ class Uploads:
         return found if found is not None and found.owner == owner else None
 
     def contents(self, id: str, owner: str) -> bytes | None:
-        """What is in it."""
+        """What is in it; None also when it lies on disk, where no picture does."""
         found = self.get(id, owner)
-        return None if found is None else found.data
+        return None if found is None or found.path is not None else found.data
 
     def listed(self, owner: str) -> list[Upload]:
         """This owner's files, oldest first."""
@@ -87,3 +110,10 @@ class Uploads:
     def _forget(self, kept: Upload) -> None:
         del self._files[kept.id]
         self.num_bytes -= len(kept.data)
+        if kept.path is not None:
+            kept.path.unlink(missing_ok=True)
+
+
+def new_file_id() -> str:
+    """An id that nobody guesses."""
+    return f"file-{token_hex(16)}"

@@ -5,6 +5,7 @@ from streamserve.flags import settings
 FLAGS = [
     "--admin-api-key",
     "--api-key",
+    "--batch-folder",
     "--chat-template",
     "--chunked-prefill-size",
     "--context-length",

@@ -1,13 +1,14 @@
-"""Every method of the openai client's chat, completions, responses, embeddings, models and files, asynchronous and plain: each
-works, or says why it does not. A method without a case fails."""
+"""Every method of the openai client's chat, completions, responses, embeddings, models, files and batches, asynchronous and
+plain: each works, or says why it does not. A method without a case fails."""
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
-from anyio import to_thread
+from anyio import sleep, to_thread
 from openai import AsyncOpenAI, OpenAI
 from openai.types.responses import ResponseTextDeltaEvent
 from pydantic import BaseModel
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 __all__ = ["client", "plain_client", "server"]
 HI: Any = [{"role": "user", "content": "Hello"}]
-ROOTS = ("chat", "completions", "responses", "embeddings", "models", "files")
+ROOTS = ("chat", "completions", "responses", "embeddings", "models", "files", "batches")
 
 
 class Flag(BaseModel):
@@ -355,6 +356,50 @@ async def files_delete(call: Client) -> None:
     assert (await call("files.delete", file_id=made.id)).deleted
     with pytest.raises(openai.NotFoundError):
         await call("files.retrieve", file_id=made.id)
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+
+async def batch_of(call: Client) -> Any:
+    body = {"messages": HI, "max_tokens": 2}
+    lines = [json.dumps({"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}) for n in range(3)]
+    kept = await call("files.create", file=("lines.jsonl", "\n".join(lines).encode()), purpose="batch")
+    return await call(
+        "batches.create", input_file_id=kept.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"k": "v"}
+    )
+
+
+@of("batches.create")
+async def batches_create(call: Client) -> None:
+    made = await batch_of(call)
+    assert (made.object, made.status, made.metadata) == ("batch", "validating", {"k": "v"})
+
+
+@of("batches.retrieve")
+async def batches_retrieve(call: Client) -> None:
+    made = await batch_of(call)
+    while made.status != "completed":
+        await sleep(0.01)
+        made = await call("batches.retrieve", batch_id=made.id)
+    answers = [json.loads(line) for line in (await call("files.content", file_id=made.output_file_id)).content.splitlines()]
+    assert {answer["custom_id"] for answer in answers} == {"r0", "r1", "r2"}
+    assert all(answer["response"]["body"]["object"] == "chat.completion" for answer in answers)
+
+
+@of("batches.list")
+async def batches_list(call: Client) -> None:
+    ids = [(await batch_of(call)).id for _ in range(2)]
+    assert {*ids} <= {batch.id for batch in await call.events(await call("batches.list", limit=1))}
+
+
+@of("batches.cancel")
+async def batches_cancel(call: Client) -> None:
+    made = await batch_of(call)
+    try:
+        assert (await call("batches.cancel", batch_id=made.id)).status in ("cancelling", "cancelled")
+    except openai.ConflictError as late:
+        assert "cannot be cancelled any more" in late.message
 
 
 # ---- what there is no route for ----------------------------------------------------------------------------------

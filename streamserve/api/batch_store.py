@@ -1,0 +1,268 @@
+"""Where the batches of a server are kept: in its memory, beside uploaded files, or in a folder that outlives it.
+
+    DIR/lock                       held by the one server that uses the folder
+    DIR/batch_…/batch.json         what is known of the batch, written anew whenever its state changes
+    DIR/batch_…/input.jsonl        the requests; output.jsonl, errors.jsonl: the answers (batch_ledger.py)
+
+Owns these files. Knows nothing of how a batch is run.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from shutil import disk_usage, rmtree
+from time import time
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from streamserve.api.batch_ledger import Entry, Ledger, Sink, Tally, lock_file, sync_folder
+from streamserve.api.batch_schema import Batch
+from streamserve.api.batch_todo import Index, Open
+from streamserve.api.uploads import Upload, Uploads, new_file_id
+from streamserve.errors import ConfigError, RequestTooLarge
+
+MEMORY_TTL_S, FOLDER_TTL_S = 24 * 3_600, 30 * 24 * 3_600  # of answers, where the client does not say
+MIN_FREE_BYTES = 1 << 30  # of a disk, that others need
+OUTPUT = "batch_output"  # what files of answers are for
+
+
+class Record(Struct):
+    """A batch, whose it is, and how long its answers are kept. `num_lines`: of its input; 0: they were not counted yet."""
+
+    batch: Batch
+    owner: str
+    output_ttl_s: int
+    num_lines: int = 0
+    kept_until_s: int | None = None  # once it is over
+
+
+class BatchStore(Protocol):
+    """Keeps batches. All of it may block."""
+
+    ttl_s: int
+
+    def begin(self, record: Record, data: bytes) -> None:
+        """Keep a new one, with its input."""
+        ...
+
+    def save(self, record: Record) -> None:
+        """Keep what has changed of it."""
+        ...
+
+    def input_of(self, record: Record) -> Open:
+        """Its input."""
+        ...
+
+    def sink_of(self, record: Record) -> Sink:
+        """Where its answers go."""
+        ...
+
+    def finish(self, record: Record, sink: Sink | None) -> None:
+        """Make files of its answers, if there are any, and name them in it. Called on the event loop."""
+        ...
+
+    def forget(self, record: Record) -> None:
+        """Keep it no longer."""
+        ...
+
+    def load(self) -> list[Record]:
+        """Those that were kept before the server was started, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is asked afterwards."""
+        ...
+
+
+@dataclass(slots=True)
+class MemorySink:
+    """Answers in memory, counted with uploaded files."""
+
+    uploads: Uploads
+    answers: Index = field(default_factory=Index)
+    tally: Tally = field(default_factory=Tally)
+    output: bytearray = field(default_factory=bytearray)
+    errors: bytearray = field(default_factory=bytearray)
+
+    async def put(self, entry: Entry) -> None:
+        """See Sink. Raises RequestTooLarge when there is no room."""
+        self.uploads.drop_expired()
+        self.uploads.reserve(len(entry.data))
+        (self.output if entry.is_good else self.errors).extend(entry.data)
+        self.answers.add(entry.line, len(self.answers) + 1)
+        self.tally.add(entry.is_good, entry.usage)
+
+    async def settled(self) -> None:
+        """See Sink."""
+
+    def close(self) -> None:
+        """See Sink."""
+
+
+class MemoryBatches:
+    """Batches in memory; gone with the server."""
+
+    ttl_s = MEMORY_TTL_S
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+        self._inputs: dict[str, bytes] = {}  # of those that are not over
+
+    def begin(self, record: Record, data: bytes) -> None:
+        """See BatchStore."""
+        self._inputs[record.batch.id] = data
+
+    def save(self, record: Record) -> None:
+        """See BatchStore."""
+
+    def input_of(self, record: Record) -> Open:
+        """See BatchStore."""
+        data = self._inputs[record.batch.id]
+        return lambda: BytesIO(data)
+
+    def sink_of(self, record: Record) -> Sink:
+        """See BatchStore."""
+        return MemorySink(self._uploads)
+
+    def finish(self, record: Record, sink: Sink | None) -> None:
+        """See BatchStore. The answers' bytes are counted already."""
+        self._inputs.pop(record.batch.id, None)
+        if not isinstance(sink, MemorySink):
+            return
+        now_s = int(time())
+        for data, name in ((sink.output, "output"), (sink.errors, "error")):
+            if data:
+                id, filename = new_file_id(), f"{record.batch.id}_{name}.jsonl"
+                kept = Upload(id, record.owner, filename, OUTPUT, bytes(data), now_s, now_s + record.output_ttl_s)
+                self._uploads.add(kept)
+                setattr(record.batch, f"{name}_file_id", id)
+
+    def forget(self, record: Record) -> None:
+        """See BatchStore."""
+        self._inputs.pop(record.batch.id, None)
+
+    def load(self) -> list[Record]:
+        """See BatchStore."""
+        return []
+
+    def close(self) -> None:
+        """See BatchStore."""
+
+
+class FolderBatches:
+    """Batches in a folder."""
+
+    ttl_s = FOLDER_TTL_S
+
+    def __init__(self, folder: Path, uploads: Uploads) -> None:
+        """Raises ConfigError when the folder cannot be used."""
+        self._folder = folder
+        self._uploads = uploads
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what people ask is nobody else's business
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"--batch-folder names {str(folder)!r}, which cannot be used: {error.strerror}") from None
+        try:
+            lock_file(self._lock, folder)
+        except ConfigError:
+            os.close(self._lock)
+            raise
+
+    def _place(self, record: Record) -> Path:
+        return self._folder / record.batch.id
+
+    def begin(self, record: Record, data: bytes) -> None:
+        """See BatchStore. What has no batch.json yet was never promised to anybody."""
+        if disk_usage(self._folder).free < MIN_FREE_BYTES + len(data):
+            raise RequestTooLarge("the disk of the server's batches is nearly full; delete files of batches that are over")
+        place = self._place(record)
+        place.mkdir(mode=0o700)
+        _write_whole(place / "input.jsonl", data)
+        self.save(record)
+        sync_folder(self._folder)
+
+    def save(self, record: Record) -> None:
+        """See BatchStore."""
+        _write_whole(self._place(record) / "batch.json", msgspec.json.encode(record))
+
+    def input_of(self, record: Record) -> Open:
+        """See BatchStore."""
+        return lambda: (self._place(record) / "input.jsonl").open("rb")
+
+    def sink_of(self, record: Record) -> Sink:
+        """See BatchStore."""
+        place = self._place(record)
+        return Ledger(place / "output.jsonl", place / "errors.jsonl")
+
+    def finish(self, record: Record, sink: Sink | None) -> None:
+        """See BatchStore."""
+        for path, name in self._outputs(record):
+            if path.exists() and path.stat().st_size:
+                setattr(record.batch, f"{name}_file_id", new_file_id())
+        self._show_outputs(record)
+
+    def _outputs(self, record: Record) -> Iterator[tuple[Path, str]]:
+        place = self._place(record)
+        return iter([(place / "output.jsonl", "output"), (place / "errors.jsonl", "error")])
+
+    def _show_outputs(self, record: Record) -> None:
+        """Among the files, until they expire or are deleted."""
+        now_s = int(time())
+        for path, name in self._outputs(record):
+            id: str | None = getattr(record.batch, f"{name}_file_id")
+            if id is not None and path.exists():
+                made_s = record.batch.finalizing_at or record.batch.created_at
+                expires_s = made_s + record.output_ttl_s
+                if expires_s > now_s:
+                    filename = f"{record.batch.id}_{name}.jsonl"
+                    size = path.stat().st_size
+                    self._uploads.add(Upload(id, record.owner, filename, OUTPUT, b"", made_s, expires_s, path, size))
+
+    def forget(self, record: Record) -> None:
+        """See BatchStore."""
+        rmtree(self._place(record), ignore_errors=True)
+
+    def load(self) -> list[Record]:
+        """See BatchStore. A folder without a batch.json is what a crash left of a request that was not answered."""
+        records = []
+        for place in self._folder.glob("batch_*"):
+            try:
+                record = msgspec.json.decode((place / "batch.json").read_bytes(), type=Record)
+            except FileNotFoundError:
+                rmtree(place, ignore_errors=True)
+                continue
+            except (OSError, msgspec.MsgspecError) as error:
+                raise ConfigError(f"{place / 'batch.json'} cannot be read ({error}); mend or remove it") from None
+            records.append(record)
+            if record.batch.is_over:
+                self._show_outputs(record)
+        return sorted(records, key=lambda record: record.batch.created_at)
+
+    def close(self) -> None:
+        """See BatchStore."""
+        os.close(self._lock)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """After a crash the file is the old one or the new one."""
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        with suppress(OSError):  # a file system that does not know how
+            os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def open_batches(folder: str | None, uploads: Uploads) -> BatchStore:
+    """The store of a server: in memory without a folder."""
+    if folder is None:
+        return MemoryBatches(uploads)
+    return FolderBatches(Path(folder), uploads)
