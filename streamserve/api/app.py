@@ -42,7 +42,7 @@ from streamserve.api.schema import ChatRequest, CompletionRequest, ControlReques
 from streamserve.api.scoring import Scoring
 from streamserve.api.service import MIB, Meter, Service
 from streamserve.api.uploads import Uploads
-from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, unforeseen
+from streamserve.api.wire import BoundedSend, ClientLeft, Exchange, Turnstile, unforeseen
 from streamserve.api.ws import Sockets
 from streamserve.config import ServerConfig
 from streamserve.engine.client import EngineClient
@@ -90,6 +90,7 @@ class Api:
     def __init__(self, service: Service, store: ResponseStore, uploads: Uploads, page: Playground) -> None:
         self._service = service
         self._limit_s = service.config.write_timeout_s
+        self._turnstile = Turnstile()
         completions = Completions(service)
         self._responses = Responses(service, completions, store)
         self._batches = BatchRunner(service, self, open_batches(service.config.batch_folder, uploads))
@@ -127,7 +128,7 @@ class Api:
 
     async def _http(self, scope: Scope, receive: Receive, send: BoundedSend) -> None:
         door = self._service.door
-        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope))
+        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, door.cors_headers(scope), self._turnstile)
         try:
             if scope["method"] == "OPTIONS":
                 await exchange.start(204, door.preflight_headers(scope))
