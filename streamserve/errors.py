@@ -22,6 +22,7 @@
     │   └── EngineStopped            503  starting, draining or broken
     ├── CallFailed                   what another server answered, where it is none of the above
     │   └── Unreachable              503  it did not answer
+    ├── ProgramEnded                 a program (lang/) was ended before all of it was done
     └── StartError                   the server cannot start; the message says what to do
         ├── ConfigError              a setting is out of range or contradicts another
         └── CheckpointError          the model files are missing, broken or unsupported
@@ -197,6 +198,12 @@ class Unreachable(CallFailed):
 
     status: ClassVar[int] = 503
     code: ClassVar[str] = "unreachable"
+
+
+class ProgramEnded(StreamServeError):
+    """A program of the language was ended before all of it was done. Only its own readers meet this."""
+
+    code: ClassVar[str] = "program_ended"
 
 
 class StartError(StreamServeError):

@@ -10,8 +10,8 @@ A program is data on a queue (executor.py) that the background loop works throug
 was called (function.py). Back ends keep the promise in backend.py. Loading this package loads no back end.
 """
 
+from streamserve.errors import ProgramEnded
 from streamserve.lang.dtypes import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
-from streamserve.lang.executor import ProgramEnded
 from streamserve.lang.expressions import (
     Expression,
     assistant,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
+from streamserve.errors import ProgramEnded
 from streamserve.lang.backend import Backend, Guesses, Guessing, Sampling
 from streamserve.lang.expressions import (
     Expression,
@@ -32,10 +33,6 @@ from streamserve.lang.loops import arun, background, run
 from streamserve.lang.transcript import Live, Transcript
 
 HIDDEN = "\0"  # begins names of variables that no user gave
-
-
-class ProgramEnded(RuntimeError):
-    """The program was ended before all of it was done."""
 
 
 @dataclass(frozen=True, slots=True)

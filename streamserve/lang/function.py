@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 from streamserve.lang.backend import Backend, Sampling
 from streamserve.lang.batches import Crew, in_order
-from streamserve.lang.executor import INSIDE, Executor, ProgramEnded
+from streamserve.lang.executor import INSIDE, Executor
 from streamserve.lang.gates import Leader
 from streamserve.lang.greenlets import spawn, start_thread
 from streamserve.lang.interpreter import perform
@@ -188,11 +188,12 @@ class Function:
 
     def trace(self, *, backend: Any = None, **arguments: Any) -> Trace:
         """What the program appends, as a tree, without a model. Arguments that are not given are placeholders."""
-        return Tracer.trace(self, arguments)
+        return Tracer.trace(self.func, self.arg_names, {**self.bound, **arguments})
 
     def cache(self, backend: Any = None) -> None:
         """Computes the text that all runs of the program begin with, so that they find it."""
-        warm(self, self._state(backend_of(backend), Sampling()).executor)
+        prefix = Tracer.trace(self.func, self.arg_names, self.bound, only_prefix=True).prefix()
+        warm(prefix, self._state(backend_of(backend), Sampling()).executor)
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
         sampling: dict[str, Any] = {}
@@ -353,6 +354,3 @@ def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | 
     if func is None:
         return lambda each: Function(each, num_api_spec_tokens)
     return Function(func, num_api_spec_tokens)
-
-
-__all__ = ["Function", "ProgramEnded", "function"]

@@ -1,23 +1,34 @@
-"""Forks of one state: a list of states that can be appended to together, and joined."""
+"""Forks of one state: a list of states that can be appended to together, and joined. Knows of a state only its executor."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from streamserve.lang.executor import Join
+from streamserve.lang.executor import Executor, Join
 from streamserve.lang.expressions import Expression, Part
-from streamserve.lang.state import ProgramState
 
 GATHER, APPEND = "gather_variable", "concate_and_append"
 
 
-class ProgramStateGroup:
+class Forked(Protocol):
+    """A state, as a group needs it."""
+
+    executor: Executor
+
+    def __iadd__(self, other: Part, /) -> Any:
+        """Appends."""
+
+
+S = TypeVar("S", bound=Forked)
+
+
+class ProgramStateGroup(Generic[S]):
     """The forks, in order.
 
     `group += "text"` appends it to each, `group += [a, b]` one part to each, `group += lambda i: ...` to each what it returns for
     its index.
     """
 
-    def __init__(self, states: list[ProgramState], src_state: ProgramState) -> None:
+    def __init__(self, states: list[S], src_state: S) -> None:
         self.states = states
         self.src_state = src_state
 
@@ -32,20 +43,20 @@ class ProgramStateGroup:
         marks = tuple(state.executor.mark() for state in self.states)
         self.src_state.executor.push(Join(marks, mode == APPEND))
 
-    def __getitem__(self, i: int) -> ProgramState:
+    def __getitem__(self, i: int) -> S:
         return self.states[i]
 
-    def __setitem__(self, i: int, value: ProgramState) -> None:
+    def __setitem__(self, i: int, value: S) -> None:
         if self.states[i] is not value:  # group[i] += x assigns what += returns
             raise TypeError("a fork cannot be replaced; append to it: group[i] += ...")
 
     def __len__(self) -> int:
         return len(self.states)
 
-    def __iter__(self) -> Iterator[ProgramState]:
+    def __iter__(self) -> Iterator[S]:
         return iter(self.states)
 
-    def __iadd__(self, other: "Part | Sequence[Part] | Callable[[int], Any]") -> "ProgramStateGroup":
+    def __iadd__(self, other: "Part | Sequence[Part] | Callable[[int], Any]") -> "ProgramStateGroup[S]":
         if isinstance(other, str | Expression):
             parts: list[Any] = [other] * len(self.states)
         elif callable(other):

@@ -7,15 +7,13 @@ executor's.
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from streamserve.lang.executor import HIDDEN, Executor, SetVar
 from streamserve.lang.expressions import Gen, Part, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, gen, parts_of, select, turn
+from streamserve.lang.group import ProgramStateGroup
 from streamserve.lang.loops import arun, run
 from streamserve.lang.transcript import Live
-
-if TYPE_CHECKING:
-    from streamserve.lang.group import ProgramStateGroup
 
 
 class ProgramState:
@@ -204,13 +202,11 @@ class ProgramState:
 
     # Forks, and the end.
 
-    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> "ProgramStateGroup":
+    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> "ProgramStateGroup[ProgramState]":
         """So many states that go on from here, side by side. It waits for nothing: they begin when this one gets here.
 
         `position_ids_offset` is taken, as SGLang does, and means nothing: positions are those of the text.
         """
-        from streamserve.lang.group import ProgramStateGroup
-
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"fork({size!r}): the number of forks is a whole number, 0 or more")
         forks = [ProgramState(executor, is_async=self.is_async) for executor in self.executor.fork(size)]

@@ -4,13 +4,14 @@ Owns the stand-in for a program's state and the tree it makes. Good for a look a
 begin with. A program that decides by its variables is seen on one of its ways only.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from streamserve.lang.executor import Executor
 from streamserve.lang.expressions import (
     Expression,
     Part,
@@ -27,10 +28,6 @@ from streamserve.lang.expressions import (
 )
 from streamserve.lang.gates import MIN_PREFIX, gate_of
 from streamserve.lang.loops import run
-
-if TYPE_CHECKING:
-    from streamserve.lang.executor import Executor
-    from streamserve.lang.function import Function
 
 MAX_NODES = 10_000
 _CURRENT: "ContextVar[Tracer | None]" = ContextVar("streamserve_tracer", default=None)
@@ -86,13 +83,17 @@ class Tracer:
         self._values: dict[str, Any] = {}
 
     @classmethod
-    def trace(cls, function: "Function", arguments: Mapping[str, Any], *, only_prefix: bool = False) -> Trace:
-        """Runs the function on a tracer. With `only_prefix` it is left at the first thing that is not constant."""
+    def trace(
+        cls, func: Callable[..., Any], names: Sequence[str], given: Mapping[str, Any], *, only_prefix: bool = False
+    ) -> Trace:
+        """Runs a program's function on a tracer; `names` are its parameters' behind `s`.
+
+        With `only_prefix` it is left at the first thing that is not constant.
+        """
         tracer = cls(only_prefix=only_prefix)
-        given = {**function.bound, **arguments}
-        missing = {name: Placeholder(name) for name in function.arg_names if name not in given}
+        missing = {name: Placeholder(name) for name in names if name not in given}
         try:
-            tracer.inline(function.func, (), {**given, **missing})
+            tracer.inline(func, (), {**given, **missing})
         except _Enough:
             pass
         except Exception:
@@ -286,9 +287,9 @@ def current_tracer() -> Tracer | None:
     return _CURRENT.get()
 
 
-def warm(function: "Function", executor: "Executor") -> None:
+def warm(prefix: Sequence[Expression], executor: Executor) -> None:
     """Computes a program's constant beginning, if it is long enough to be worth it. `executor` is a fresh one."""
-    executor.push(*Tracer.trace(function, {}, only_prefix=True).prefix())
+    executor.push(*prefix)
     executor.close()
     executor.wait_settled()
     if executor.error is not None:
