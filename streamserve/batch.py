@@ -10,6 +10,7 @@ import sys
 from asyncio import CancelledError, Semaphore, TaskGroup, create_task, sleep
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -41,7 +42,7 @@ def run(config: Config, namespace: argparse.Namespace) -> int:
     source, output = Path(namespace.input_file), Path(namespace.output_file)
     errors = None if namespace.errors is None else Path(namespace.errors)
     with _opened(source, output, errors, config.server.max_body_mb * MIB) as (todo, ledger):
-        before = replace(ledger.tally)
+        before = deepcopy(ledger.tally)
         started = monotonic()
         try:
             if todo.num_answered < todo.num_lines:
@@ -179,7 +180,8 @@ def _summary(todo: Todo, ledger: Ledger, before: Tally, seconds: float) -> str:
     if left:
         parts.append(f"{left:,} not yet: the same command goes on")
     parts.append(f"{tally.failed:,} failed")
-    return f"{', '.join(parts)}; {seconds:.1f} s"
+    tokens = tally.usage.output_tokens - before.usage.output_tokens
+    return f"{', '.join(parts)}; {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
 
 
 def _say(text: str) -> None:

@@ -85,7 +85,9 @@ class BatchRunner:
     # ---- what clients ask for ------------------------------------------------------------------------------------
 
     async def create(self, request: CreateBatch, data: bytes, owner: str) -> Batch:
-        """Begin a batch whose input is `data`."""
+        """Begin a batch whose input is `data`. Raises QueueFull or EngineStopped."""
+        if not self._service.client.facts().is_ready:
+            raise EngineStopped("the server is shutting down; it takes no batches")
         await self._forget_old()
         num_own = sum(job.record.owner == owner for job in self._jobs.values())
         if num_own >= MAX_OWN_UNFINISHED or len(self._jobs) >= MAX_UNFINISHED or len(self._records) >= MAX_KEPT:

@@ -1,5 +1,5 @@
-"""`streamserve batch` killed again and again in the middle of its work: in the end every line is answered, once, as if nothing
-had happened.
+"""`streamserve batch`, and a server with a batch, killed again and again in the middle of the work: in the end every line is
+answered, once, as if nothing had happened.
 
 STREAMSERVE_BATCH_KILLS sets how often, STREAMSERVE_BATCH_SEED when, STREAMSERVE_BATCH_MODEL with which model (`default`: the
 default one); the suite kills the fake engine a few times.
@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 
 KILLS = int(os.environ.get("STREAMSERVE_BATCH_KILLS", "6"))
@@ -49,10 +51,10 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def answers(path: Path) -> dict[str, Any]:
+def answers(*paths: Path) -> dict[str, Any]:
     """What was answered, by custom_id, without what differs from run to run. Every line is whole, and there once."""
     found: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in chain.from_iterable(path.read_text(encoding="utf-8").splitlines() for path in paths):
         answer = json.loads(line)
         assert answer["custom_id"] not in found
         body = answer["response"]["body"]
@@ -109,3 +111,65 @@ def test_interrupted_it_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path) 
     assert process.returncode == 130, said
     assert "not yet: the same command goes on" in said and "Traceback" not in said
     assert 0 < len(answers(output)) < 400
+
+
+class Served:
+    """A server of its own process, with a folder for batches."""
+
+    def __init__(self, folder: Path) -> None:
+        flags = ("--port", "0", "--batch-folder", str(folder), "--api-key", "secret", "--max-running-requests", "4")
+        command = [*COMMAND[:3], "serve", *ENGINE, *flags, "--log-level", "error", "--log-format", "json"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        port = next(event["port"] for event in map(json.loads, self.process.stdout) if event["event"] == "streamserve_ready")
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": "Bearer secret"})
+
+    def batch(self, id: str) -> dict[str, Any]:
+        batch: dict[str, Any] = self.http.get(f"/v1/batches/{id}").raise_for_status().json()
+        return batch
+
+    def num_answered(self, id: str) -> int:
+        counts = self.batch(id)["request_counts"]
+        return int(counts["completed"] + counts["failed"])
+
+    def end(self, number: signal.Signals) -> int:
+        self.http.close()
+        self.process.send_signal(number)
+        with self.process:
+            return self.process.wait(WAIT_S)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.timeout(120 if KILLS <= 6 else 3600)
+def test_a_servers_batch_goes_on_when_it_was_killed_and_when_it_was_told_to_end(tmp_path: Path) -> None:
+    random = Random(SEED)
+    lines = [line for line in requests(max(400, 80 * KILLS)) if line["url"] == "/v1/completions"]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    server, folder = Served(tmp_path), tmp_path
+    form = {"file": ("lines.jsonl", data)}
+    kept = server.http.post("/v1/files", files=form, data={"purpose": "batch"}).raise_for_status().json()
+    asked = {"input_file_id": kept["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    id = server.http.post("/v1/batches", json=asked).raise_for_status().json()["id"]
+    for kill in range(max(3, KILLS // 2)):
+        until, deadline = server.num_answered(id) + random.randint(1, 12), time.monotonic() + WAIT_S
+        while server.num_answered(id) < until and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if kill % 3 == 1:
+            assert server.end(signal.SIGTERM) == 0
+        else:
+            server.end(signal.SIGKILL)
+        answers(*(path for path in (folder / id / "output.jsonl", folder / id / "errors.jsonl") if size_of(path)))
+        server = Served(folder)
+    assert server.batch(id)["status"] == "in_progress", f"seed {SEED}: it was done before the last kill"
+    while server.batch(id)["status"] == "in_progress":
+        time.sleep(0.02)
+    batch = server.batch(id)
+    files = [tmp_path / f"{name}.jsonl" for name in ("output", "error")]
+    for file in files:
+        file.write_bytes(server.http.get(f"/v1/files/{batch[f'{file.stem}_file_id']}/content").raise_for_status().content)
+    assert server.end(signal.SIGTERM) == 0
+    found = answers(*files)
+    assert found.keys() == {line["custom_id"] for line in lines}, f"seed {SEED}"
+    counts = batch["request_counts"]
+    assert (counts["total"], counts["completed"] + counts["failed"]) == (len(lines), len(lines))
+    assert {status for status, _ in found.values()} == {200, 400}
