@@ -27,6 +27,7 @@ from streamserve.lang.choices import TokenLengthNormalized
 from streamserve.lang.endpoint import check_choices
 from streamserve.lang.guesses import TurnGuesses
 from streamserve.lang.roles import TemplateRoles, roles_of
+from streamserve.lang.transport import close_when_gone
 from streamserve.text.stops import StopStrings
 
 try:
@@ -141,6 +142,7 @@ class Anthropic:
                 self._client = self._make()
             except anthropic.AnthropicError as error:
                 raise InvalidRequest(str(error), param="api_key") from None
+            close_when_gone(self, self._client.close)
         return self._client
 
     def _fields(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:

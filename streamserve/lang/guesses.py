@@ -4,7 +4,6 @@ Owns the rest of the last guess, per program. Knows no API: it asks through a fu
 is cut out of a guess, so `max_tokens` of a node bounds what is asked for, not what is taken from a guess.
 """
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -135,14 +134,21 @@ def pattern(parts: Sequence[str | Sampling], max_chars: int) -> str | None:
     for place, part in enumerate(parts):
         is_last = place == len(parts) - 1
         if isinstance(part, str):
-            found.append(re.escape(part))
+            found.append(_escaped(part, r"\.^$*+?{}[]|()"))
         elif part.stop and all(len(stop) == 1 for stop in part.stop):
-            found.append(f"[^{''.join(map(re.escape, part.stop))}]{{1,{max_chars}}}")
+            stops = _escaped("".join(part.stop), r"\^-[]")
+            found.append(f"[^{stops}]{{1,{max_chars}}}")
         elif not part.stop and is_last:
             found.append(r"(.|\n)+")
         else:
             return None
     return "".join(found)
+
+
+def _escaped(text: str, special: str) -> str:
+    """As in any dialect of regular expressions: Python's own escapes more than others know."""
+    named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+    return "".join([named.get(letter) or (f"\\{letter}" if letter in special else letter) for letter in text])
 
 
 def _can_be_guessed(sampling: Sampling) -> bool:

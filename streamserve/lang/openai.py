@@ -33,6 +33,7 @@ from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.endpoint import check_choices
 from streamserve.lang.guesses import CompletionGuesses, TurnGuesses
 from streamserve.lang.roles import TemplateRoles, roles_of
+from streamserve.lang.transport import close_when_gone
 
 try:
     import openai
@@ -218,6 +219,7 @@ class OpenAI:
                 self._client = self._make()
             except openai.OpenAIError as error:
                 raise InvalidRequest(str(error), param="api_key") from None
+            close_when_gone(self, self._client.close)
         return self._client
 
     def _wraps(self, sampling: Sampling) -> bool:

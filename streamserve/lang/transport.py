@@ -3,11 +3,13 @@
 Owns the connections to one server, and how its failures become errors. Knows nothing of what is asked or answered.
 """
 
+import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
+from weakref import finalize
 
 import httpx
 
@@ -33,6 +35,19 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Let go of what is held open."""
         ...
+
+
+def close_when_gone(owner: object, close: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Closes what `owner` opened on the running loop once nobody has the owner any longer: programs drop a back end without a
+    word, and its connections must not wait for the process to end. `close` must not know the owner."""
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[object]] = []  # a loop does not hold its tasks
+
+    def closing() -> None:  # from any thread
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(close())))
+
+    finalize(owner, closing).atexit = False
 
 
 class Http:
@@ -87,6 +102,7 @@ class Http:
             self._client = httpx.AsyncClient(
                 headers=self._headers, verify=self._verify, timeout=self._timeout, limits=limits, follow_redirects=True
             )
+            close_when_gone(self, self._client.aclose)
         return self._client
 
     def _unreachable(self, method: str, path: str, error: httpx.HTTPError) -> Unreachable:
