@@ -1,7 +1,9 @@
 """`streamserve batch`, on the fake engine: both files' formats, what is refused, and going on where an earlier run ended."""
 
 import json
+import os
 from collections.abc import Callable
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +227,30 @@ def test_answers_that_stand_twice_in_an_output_are_named(files: Files, capsys: C
     assert files.run() == 2
     assert "lines 1 and 2" in capsys.readouterr().err
     assert files.output.read_bytes().startswith(START)
+
+
+def test_a_disk_that_is_full_stops_the_run_and_keeps_whole_lines(
+    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.ask(*(request(f"r{n}") for n in range(40)))
+    write, left = os.write, 3000
+
+    def until_full(fd: int, data: memoryview) -> int:
+        nonlocal left
+        if left == 0:
+            raise OSError(ENOSPC, "No space left on device")
+        taken = min(len(data), left)
+        left -= taken
+        return write(fd, data[:taken])
+
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.write", until_full)
+    assert files.run() == 1
+    said = capsys.readouterr().err
+    assert "No space left on device; what was answered before stands in it" in said and "not yet" in said
+    held = files.output.read_bytes()
+    assert held == b"" or held.endswith(b"\n")
+    monkeypatch.undo()
+    monkeypatch.setattr("streamserve.log.configure", lambda *arguments, **more: None)
+    monkeypatch.setattr("streamserve.process.settle", lambda: None)
+    assert files.run() == 0
+    assert files.output.read_bytes().startswith(held) and len(files.answers()) == 40

@@ -5,7 +5,7 @@ request asked again. Owns these files while it is open: nobody else may write th
 """
 
 import os
-from asyncio import Future, get_running_loop, sleep, wait
+from asyncio import Future, TimerHandle, get_running_loop, sleep, wait
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from errno import EINVAL, ENOTSUP
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Protocol
 
 from streamserve.api.batch_lines import START, Line, Usage, read_answer
@@ -93,7 +92,9 @@ class Ledger:
         # One thread does all of the files' work, so that the loop never waits for a disk.
         self._thread = ThreadPoolExecutor(1, "batch-writer")
         self._writing: Future[None] | None = None
-        self._synced_s = monotonic()
+        self._timer: TimerHandle | None = None  # until the disk is to have what was written
+        self._failure: BaseException | None = None  # of the disk
+        self._is_closed = False
 
     def _read(self, file: "_Appended") -> int:
         """Take in a file's answers. Where its last whole line ends."""
@@ -116,6 +117,8 @@ class Ledger:
     async def put(self, entry: Entry) -> None:
         """See Sink. Lines that come while others are written are written together. When this returns, the line outlives the
         process, and within a second the machine; when it is cancelled, it may."""
+        if self._failure is not None:
+            raise self._failure
         done: Future[None] = get_running_loop().create_future()
         self._waiting.append((entry, done))
         if self._writing is None:
@@ -144,7 +147,17 @@ class Ledger:
                 done.set_result(None)
             else:
                 done.set_exception(failure)
+        if self._timer is None:
+            self._timer = get_running_loop().call_later(SYNC_EVERY_S, self._sync_soon)
         self._write_next()
+
+    def _sync_soon(self) -> None:
+        self._timer = None
+        if not self._is_closed:
+            get_running_loop().run_in_executor(self._thread, self._sync).add_done_callback(self._synced)
+
+    def _synced(self, syncing: Future[None]) -> None:
+        self._failure = self._failure or syncing.exception()
 
     async def settled(self) -> None:
         """See Sink."""
@@ -158,17 +171,15 @@ class Ledger:
             data = b"".join(entry.data for entry in entries if entry.is_good is wanted)
             if data:
                 file.append(data)
-        if monotonic() - self._synced_s > SYNC_EVERY_S:
-            self._sync()
 
     def _sync(self) -> None:
-        self._synced_s = monotonic()
         for file in {self._good, self._bad}:
             if file is not None:
                 file.sync()
 
     def close(self) -> None:
         """See Sink. Waits for what is being written, sees that it reaches the disk, and lets go of the files."""
+        self._is_closed = True
         self._thread.shutdown()
         try:
             self._sync()

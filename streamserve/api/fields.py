@@ -319,7 +319,7 @@ TABLES: Mapping[str, tuple[Field, ...]] = {
 }
 # What clients of others have methods for and no route answers. {id}: anything.
 _NOT_STORED = "chat completions are not stored; /v1/responses stores"
-_NO_BATCHES = "there are no batches to wait for; send the messages at once, and they are computed together"
+_NO_BATCHES = "there are none of Anthropic's batches; /v1/batches takes lines for /v1/messages, or send the messages at once"
 UNSERVED: Mapping[str, str] = {
     "GET /v1/chat/completions": _NOT_STORED,
     "GET /v1/chat/completions/{id}": _NOT_STORED,

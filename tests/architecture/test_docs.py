@@ -11,6 +11,7 @@ DOCUMENTS = (
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "docs/batches.md",
     "docs/embeddings.md",
     "docs/inspection.md",
     "docs/playground.md",
@@ -43,7 +44,7 @@ def test_the_map_shows_every_module() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_flag_that_is_named_exists(name: str) -> None:
-    others = {"--help", "--help-all", "--explain", "--json", "--fake", "--input", "--output", "--no-deps"}
+    others = {"--errors", "--help", "--help-all", "--explain", "--json", "--fake", "--input", "--output", "--no-deps"}
     known = {setting.flag for setting in settings()} | {alias for alias, _ in ALIASES} | others
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", _text(name))) - known == set()
 
