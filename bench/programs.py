@@ -100,13 +100,17 @@ class Transformers:
     def __init__(self, threads: int, dtype: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         torch.set_num_threads(threads)
         path = find_default_model()
         self.torch = torch
         self.tokenizer = load_text_model(path).tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=getattr(torch, dtype))
         self.model.train(False)
+        assert all(weight.dtype == getattr(torch, dtype) for weight in self.model.parameters()), "they are dequantised"
 
     def run(self, task: Task, batch: int) -> Ran:
         """All questions, so many together."""

@@ -1,7 +1,6 @@
 """`streamserve generate`: prompts in, answers out, without a server. From arguments, standard input, or JSON lines.
 
-Owns the two formats. A line's fields mean what they mean over HTTP, because the same code reads them and the same code
-builds the answer.
+Owns the two formats. A line's fields mean what they mean over HTTP: it goes through the same application.
 
     in   {"messages": [...], "max_tokens": 64, "custom_id": "a"}     body of /v1/chat/completions or, with "prompt",
          {"custom_id": "a", "body": {"prompt": "..."}}               of /v1/completions; OpenAI's batch form works too
@@ -25,15 +24,14 @@ import anyio.to_thread
 import orjson
 
 from streamserve import process
-from streamserve.api.openai import Completions
+from streamserve.api.inside import Inside, Reply
+from streamserve.api.playground import Playground
 from streamserve.api.schema import load_object
-from streamserve.api.service import MIB, Service
-from streamserve.api.stream import collect
+from streamserve.api.wire import WARNING
+from streamserve.application import app_of
 from streamserve.build import Built, build
 from streamserve.config import Config
 from streamserve.errors import ConfigError, InvalidRequest, StreamServeError, error_body
-from streamserve.media.fetch import Fetcher
-from streamserve.media.loader import Loader
 from streamserve.startup import StartUp
 
 MAX_IN_FLIGHT = 256
@@ -114,22 +112,10 @@ async def _answer_all(
 
 
 class Desk:
-    """Turns bodies into answers, many at once, in the order they came."""
+    """Turns bodies into answers, many at once, in the order they came. To be made on the engine's event loop."""
 
     def __init__(self, config: Config, built: Built, defaults: dict[str, Any], *, is_raw: bool) -> None:
-        max_bytes = config.server.max_body_mb * MIB
-        self._service = Service(
-            built.engine,
-            built.text,
-            config.server,
-            model_name=built.model_name,
-            aliases=(),
-            sampling_defaults=config.model.sampling_defaults,
-            meter=None,
-            family=built.pictures,
-            loader=Loader(Fetcher(config.server.media_hosts, max_bytes), lambda id, owner: None, max_bytes),
-        )
-        self._completions = Completions(self._service)
+        self._inside = Inside(app_of(config, built, page=Playground(None)))
         self._defaults = defaults
         self._completes = is_raw or built.text.template is None
         self._max_in_flight = min(MAX_IN_FLIGHT, max(1, config.scheduler.max_queued_requests))
@@ -152,20 +138,21 @@ class Desk:
         try:
             given = load_object(line) if isinstance(line, str) else line
             custom_id, body = _unwrapped(given)
-            return Answer(index, custom_id, await self._response(self._defaults | body))
         except StreamServeError as error:
             return Answer(index, custom_id, None, error_body(error)["error"])
+        reply = await self._asked(self._defaults | body)
+        answer = orjson.loads(reply.body)
+        if reply.status != 200:
+            return Answer(index, custom_id, None, answer["error"])
+        warnings = [part for name, value in reply.headers if name == WARNING for part in value.decode().split("; ")]
+        return Answer(index, custom_id, {**answer, "warnings": warnings} if warnings else answer)
 
-    async def _response(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _asked(self, body: dict[str, Any]) -> Reply:
         if "text" in body:  # a bare prompt from the command line
             text = body.pop("text")
             body |= {"prompt": text} if self._completes else {"messages": [{"role": "user", "content": text}]}
-        make = self._completions.chat_job if "messages" in body else self._completions.completion_job
-        job = await make(body)
-        with self._service.live(job.run):
-            await job.run.start()
-            answer = job.shape.whole(await collect(job.run))
-        return {**answer, "warnings": list(job.warnings)} if job.warnings else answer
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        return await self._inside.ask("POST", path, orjson.dumps(body))
 
 
 def _unwrapped(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

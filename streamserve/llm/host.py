@@ -56,6 +56,7 @@ class Host:
         self._tasks.append(asyncio.create_task(_run_part(built.engine.run)))
         if built.encoder is not None:
             self._tasks.append(asyncio.create_task(_run_part(built.encoder.embedder.run)))
+        await app.resume_batches()
         return app
 
     @property
@@ -79,6 +80,7 @@ class Host:
         atexit.unregister(self._at_exit)
 
     async def _end(self, built: Built, app: Api) -> None:
+        await app.stop_batches()
         built.engine.close(CLOSED)
         built.engine.abort_all()
         if built.encoder is not None:
