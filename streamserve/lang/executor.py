@@ -113,6 +113,7 @@ class Executor:
         self._is_running = False
         self._queue: deque[Work] = deque()
         self._pending: dict[str, int] = {}  # how often each variable is going to be set by what is queued
+        self._lost: set[str] = set()  # variables that would have been set after the error
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None  # made by who waits, on the background loop
         self._children: WeakSet[Executor] = WeakSet()
@@ -134,6 +135,8 @@ class Executor:
                             self._pending[name] = self._pending.get(name, 0) + 1
                     starts, self._is_running = not self._is_running, True
                 works = ()
+            else:
+                self._lost.update(name for work in works for name in sets(work))
         if works:
             self._refuse(works)
             if isinstance(self.error, ProgramEnded) and not isinstance(works[0], Mark):
@@ -210,7 +213,7 @@ class Executor:
         """Whether all that was appended is done, and no more can come as far as the caller can know."""
         inside = self.is_inside()
         with self._lock:
-            return self.error is not None or self._is_settled(inside)
+            return self._is_settled(inside)
 
     def is_inside(self) -> bool:
         """Whether the caller is the program's own function: it knows that nothing comes but what it appends."""
@@ -302,6 +305,7 @@ class Executor:
             self._is_running = False
             works = tuple(self._queue)
             self._queue.clear()
+            self._lost.update(self._pending)
             self._pending.clear()
         self._refuse(works)
         self._notify()
@@ -324,7 +328,7 @@ class Executor:
     async def _settled(self, inside: bool) -> None:
         while True:
             with self._lock:
-                if self.error is not None or self._is_settled(inside):
+                if self._is_settled(inside):
                     return
                 changed = self._next_change()
             await changed.wait()
@@ -414,14 +418,17 @@ class Executor:
         return True
 
     def _look(self, name: str) -> tuple[bool, Any]:
-        if name not in self._pending and name in self.transcript.variables:
+        if name in self.transcript.variables and name not in self._pending and name not in self._lost:
             return True, self.transcript.variables[name]
         if self.error is not None:
             raise self.error
         return False, None
 
     def _is_settled(self, inside: bool) -> bool:
-        return not self._is_running and (inside or not self._is_open)
+        """Nothing is going to happen any more, as far as one knows who is, or is not, in the program's function."""
+        if self._is_open and not inside:  # a function that was ended may take its time: nobody waits for it
+            return isinstance(self.error, ProgramEnded)
+        return self.error is not None or not self._is_running
 
     def _raise_if_settled(self, name: str, inside: bool) -> None:
         if self._is_settled(inside):
