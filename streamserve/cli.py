@@ -173,6 +173,30 @@ def _doctor(namespace: argparse.Namespace) -> int:
     return run(as_json=namespace.json)
 
 
+def _add_run(parser: Parser, show_all: bool) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="same as --model-path; with --url the server's name for it")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and leave; - as MODEL is the default model")
+    parser.add_argument("--url", metavar="URL", help="chat with a running server of OpenAI's API instead")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--image", metavar="FILE", action="append", default=[], help="picture of the first message; repeatable")
+    parser.add_argument("--max-tokens", type=human_int, metavar="N", help="longest answer")
+    parser.add_argument("--temperature", type=float, metavar="X", help="0 takes the best token")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling")
+    parser.add_argument("--verbose", action="store_true", help="show how fast each answer was, and how much of it was cached")
+    add_flags(parser, show_all=show_all)
+
+
+def _run(namespace: argparse.Namespace) -> int:
+    if namespace.model == "-":
+        namespace.model = None
+    if not hasattr(namespace, "log_level"):
+        namespace.log_level = "error"  # what goes wrong is shown in the chat
+    config, _ = _config_of(namespace)
+    from streamserve.terminal.run import run
+
+    return run(config, namespace)
+
+
 def _add_bench(parser: Parser, show_all: bool) -> None:
     from streamserve.benchmark.options import add_options
 
@@ -195,6 +219,7 @@ def _bench(namespace: argparse.Namespace) -> int:
 
 VERBS = (
     Verb("serve", "serve a model over HTTP and WebSocket, with a playground at /", _model_and_flags, _serve),
+    Verb("run", "chat in the terminal, with a model in this process or a running server", _add_run, _run),
     Verb("generate", "complete prompts offline: from arguments, standard input or JSON lines", _add_generate, _generate),
     Verb("batch", "answer a file of requests, in OpenAI's batch format; killed and run again it goes on", _add_batch, _batch),
     Verb("bench", "measure a running server: `bench serve`, against any server of OpenAI's API", _add_bench, _bench),
