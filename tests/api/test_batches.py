@@ -3,9 +3,11 @@ between."""
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,23 @@ from openai.types import Batch
 
 from streamserve.api import batch_runner
 from streamserve.api.app import Api, create_app
+from streamserve.api.batch_lines import Line
+from streamserve.api.batch_store import MemorySink
+from streamserve.api.batch_todo import Index, Todo, indexed
+from streamserve.api.batch_work import work
+from streamserve.api.inside import Reply
+from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.uploads import Uploads
 from streamserve.config import ServerConfig
 from streamserve.engine.core import Engine
+from streamserve.errors import EngineStopped
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.conftest import client_of
+from tests.api.scripted import ScriptedEngine
 from tests.e2e.serving import fake_engine
 
 pytestmark = pytest.mark.anyio
-CHAT = "/v1/chat/completions"
+CHAT: Any = "/v1/chat/completions"
 OVER = ("completed", "failed", "cancelled", "expired")
 
 
@@ -351,3 +361,60 @@ async def test_a_batch_folder_has_one_server_and_must_be_readable(tmp_path: Path
     (tmp_path / "file").write_text("x")
     with pytest.raises(Exception, match="--batch-folder names"):
         create_app(fake_engine()[0], byte_text_model(), ServerConfig(batch_folder=str(tmp_path / "file")), model_name="tiny")
+
+
+# ---- what an engine answers -------------------------------------------------------------------------------------------
+
+
+class Unlimited:
+    async def enter(self, line: Line) -> None: ...
+    def leave(self, line: Line) -> None: ...
+
+
+def todo_of(*ids: str) -> Todo:
+    data = "".join(json.dumps(line(id)) + "\n" for id in ids).encode()
+    return Todo(lambda: BytesIO(data), indexed(lambda: BytesIO(data), 1000), Index(), 1000)
+
+
+async def test_a_line_that_finds_the_queue_full_is_asked_again() -> None:
+    sink, asked = MemorySink(Uploads()), Counter[str]()
+
+    async def ask(line: Line) -> Reply:
+        asked[line.custom_id] += 1
+        if line.custom_id == "b" and asked["b"] < 3:
+            return Reply(429, [(b"retry-after", b"0")], b"{}")
+        return Reply(200, [], b"{}")
+
+    await work(todo_of("a", "b"), ask, sink, Unlimited())
+    assert asked == {"a": 1, "b": 3}
+    assert (sink.tally.completed, sink.tally.failed, sink.output.count(b"\n")) == (2, 0, 2)
+
+
+async def test_what_an_engine_that_stops_leaves_is_no_answer() -> None:
+    sink = MemorySink(Uploads())
+
+    async def ask(line: Line) -> Reply:
+        return Reply(200 if line.custom_id == "a" else 503, [], b"{}")
+
+    with pytest.raises(EngineStopped):
+        await work(todo_of("a", "b"), ask, sink, Unlimited())
+    assert b'"b"' not in sink.output and not sink.errors
+
+
+async def test_lines_have_the_lowest_priority_where_requests_are_ordered_by_it() -> None:
+    engine = ScriptedEngine()
+    app = create_app(engine, byte_text_model(), ServerConfig(), model_name="tiny", settings={"schedule_policy": "priority"})
+    client = AsyncOpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none", http_client=client_of(app))
+    own = line("b", messages=[{"role": "user", "content": "x"}], priority=5)
+    assert (await over(client, (await begun(client, [line("a"), own])).id)).status == "completed"
+    assert [request.priority for request in engine.requests] == [-MAX_PRIORITY, 5]
+
+
+async def test_a_server_that_shuts_down_takes_no_batch() -> None:
+    async with serving() as server:
+        client = server.client()
+        kept = await client.files.create(file=("x.jsonl", json.dumps(line("a")).encode()), purpose="batch")
+        server.engine.close()
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.batches.create(input_file_id=kept.id, endpoint=CHAT, completion_window="24h")
+        assert refused.value.status_code == 503

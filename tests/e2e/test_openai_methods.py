@@ -361,13 +361,21 @@ async def files_delete(call: Client) -> None:
 # ---- batches ------------------------------------------------------------------------------------------------------
 
 
-async def batch_of(call: Client) -> Any:
-    body = {"messages": HI, "max_tokens": 2}
-    lines = [json.dumps({"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}) for n in range(3)]
+async def batch_of(call: Client, url: str = "/v1/chat/completions", **body: Any) -> Any:
+    body = body or {"messages": HI, "max_tokens": 2}
+    lines = [json.dumps({"custom_id": f"r{n}", "method": "POST", "url": url, "body": body}) for n in range(3)]
     kept = await call("files.create", file=("lines.jsonl", "\n".join(lines).encode()), purpose="batch")
-    return await call(
-        "batches.create", input_file_id=kept.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"k": "v"}
-    )
+    return await call("batches.create", input_file_id=kept.id, endpoint=url, completion_window="24h", metadata={"k": "v"})
+
+
+async def answers_of(call: Client, batch: Any) -> list[Any]:
+    while batch.status != "completed":
+        await sleep(0.01)
+        batch = await call("batches.retrieve", batch_id=batch.id)
+    lines = (await call("files.content", file_id=batch.output_file_id)).content.splitlines()
+    answers = {answer["custom_id"]: answer["response"]["body"] for answer in map(json.loads, lines)}
+    assert answers.keys() == {"r0", "r1", "r2"}
+    return [*answers.values()]
 
 
 @of("batches.create")
@@ -378,13 +386,9 @@ async def batches_create(call: Client) -> None:
 
 @of("batches.retrieve")
 async def batches_retrieve(call: Client) -> None:
-    made = await batch_of(call)
-    while made.status != "completed":
-        await sleep(0.01)
-        made = await call("batches.retrieve", batch_id=made.id)
-    answers = [json.loads(line) for line in (await call("files.content", file_id=made.output_file_id)).content.splitlines()]
-    assert {answer["custom_id"] for answer in answers} == {"r0", "r1", "r2"}
-    assert all(answer["response"]["body"]["object"] == "chat.completion" for answer in answers)
+    assert [answer["object"] for answer in await answers_of(call, await batch_of(call))] == ["chat.completion"] * 3
+    vectors = await answers_of(call, await batch_of(call, "/v1/embeddings", input="x", model="vectors"))
+    assert all(answer["data"][0]["embedding"] == vectors[0]["data"][0]["embedding"] for answer in vectors)
 
 
 @of("batches.list")
