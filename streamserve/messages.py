@@ -36,7 +36,8 @@ class SamplingParams:
 
     `max_new_tokens` None means: to the end of the context. `top_k` 0 (or -1 on input) is off. `logprobs` None is off,
     k >= 0 gives the chosen token's log-probability and the k best alternatives, from the model's own distribution
-    (before temperature and penalties); `prompt_logprobs` the same for every prompt token. `logprob_token_ids` are tokens whose
+    (before temperature and penalties); `prompt_logprobs` the same for every prompt token from `prompt_logprobs_start` on, and
+    what stands before that may come from the prefix cache. `logprob_token_ids` are tokens whose
     log-probability is wanted at every place of the answer beside these; they need `logprobs`.
     """
 
@@ -55,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     logprob_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", -(2**63), 2**63 - 1),
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs_start", 0, 10_000_000),
 )
 assert {name for name, _, _ in RANGES} <= {f.name for f in fields(SamplingParams)}
 
@@ -248,7 +251,8 @@ class Delta(Struct, frozen=True, gc=False):
 
     `token_ids` includes a final stop token (the text layer hides it). `logprobs` is parallel to `token_ids` when asked
     for, else empty. `num_cached_tokens` (prompt tokens taken from the prefix cache) is right from the first delta on.
-    `prompt_logprobs` has one entry per prompt token, None for the first; set on the first delta only.
+    `prompt_logprobs` has one entry per prompt token, None for the first and for those before `prompt_logprobs_start`; set on
+    the first delta only.
     `matched_stop` is the token id that ended the request. After a delta with `finish_reason` nothing follows. `num_jumped` counts
     the answer's tokens so far that cost no step of their own; `num_thought` those of its thought. A delta without tokens and
     without an end says how much of the prompt is computed: `num_computed`, cached tokens included.

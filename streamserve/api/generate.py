@@ -309,10 +309,11 @@ class Generate:
             if wants[index]:
                 check_range("top_logprobs_num", tops[index], 0, MAX_LOGPROBS)
                 check_range("logprob_start_len", starts[index], -1, len(prompt.token_ids))
-                if prompt.media and starts[index] >= 0:
+                behind = max((span.end for media in prompt.media for span in media.spans), default=0)
+                if 0 <= starts[index] < behind:
                     raise InvalidRequest(
                         f"logprob_start_len is {starts[index]}, but the prompt shows a picture, whose places have no "
-                        f"log-probabilities; allowed is -1",
+                        f"log-probabilities; allowed are -1 and {behind} on",
                         param="logprob_start_len",
                     )
                 wishes = LogprobWishes(starts[index], tops[index], request.return_text_in_logprobs)
@@ -411,6 +412,7 @@ class Generate:
                 ignore_eos=sampling.ignore_eos,
                 logprobs=None if wishes is None else wishes.num_top,
                 prompt_logprobs=wishes.num_top if wishes is not None and wishes.start >= 0 else None,
+                prompt_logprobs_start=0 if wishes is None else max(wishes.start, 0),
             )
         except InvalidRequest as error:
             if error.param is None or error.param.startswith(where):

@@ -203,7 +203,8 @@ class Engine:
         words = [t for t in request.token_ids if t < MEDIA_BASE] if request.media else request.token_ids
         if request.media:
             assert self._options.takes_media and len(words) + sum(m.num_tokens for m in request.media) == num_prompt
-            if request.sampling.prompt_logprobs is not None:
+            first = request.sampling.prompt_logprobs_start
+            if request.sampling.prompt_logprobs is not None and any(s.end > first for m in request.media for s in m.spans):
                 raise InvalidRequest(
                     "prompt_logprobs is given, but places of pictures have no log-probabilities; leave it out",
                     param="prompt_logprobs",

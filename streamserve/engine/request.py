@@ -46,6 +46,7 @@ class Request:
         "drafts",
         "epoch",
         "expected",
+        "first_scored",
         "given",
         "guide",
         "is_drafted",
@@ -122,7 +123,9 @@ class Request:
         self.num_told = 0  # so many tokens
         self.offered: tuple[int, ...] = ()  # what the runner's drafter guesses behind the newest token
         self.waits_for: tuple[Request, int, int] | None = None  # (request, its epoch, tokens) computing our prefix
-        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        # Of prompt tokens whose log-probabilities are wanted the first is told by the logits one place before it.
+        self.first_scored = max(0, min(given.sampling.prompt_logprobs_start, self.num_prompt) - 1)
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None] * (self.first_scored + 1)
 
     @property
     def id(self) -> str:

@@ -520,6 +520,8 @@ class Scheduler:
         """A row for the next part of a prompt. Returns what it takes of the budget: its tokens, and those that encoding its media
         costs."""
         num_tokens, long = min(budget, len(request.tokens) - request.planned), self.limits.long_chunk
+        if request.planned < request.first_scored:  # logits of a row's every token cost more than all else of it
+            num_tokens = min(num_tokens, request.first_scored - request.planned)
         if long is not None and num_tokens > long and request.planned % long == 0:
             num_tokens -= num_tokens % long
         cost = 0
@@ -598,7 +600,8 @@ class Scheduler:
         request.planned += num_tokens
         samples = request.planned >= len(request.tokens)
         draft.is_guided |= samples and request.guide is not None
-        wants_all_logits = start < request.num_prompt and request.given.sampling.prompt_logprobs is not None
+        is_scored = request.given.sampling.prompt_logprobs is not None
+        wants_all_logits = is_scored and request.first_scored <= start < request.num_prompt
         request.expected += samples
         draft.has_chunks = True
         # An answer that begins says soon how good guesses are, and its drafter has read the prompt for it.
@@ -639,7 +642,7 @@ class Scheduler:
     def _open(self, request: Request, draft: Draft) -> bool:
         """Give a waiting request its slot and the pages of all its known tokens."""
         num_tokens = len(request.tokens)
-        limit = 0 if request.given.sampling.prompt_logprobs is not None else num_tokens - 1
+        limit = num_tokens - 1 if request.given.sampling.prompt_logprobs is None else request.first_scored
         salt, tokens = request.given.salt, request.tokens
         limit = self.without_part_of_span(request.given, tokens, limit)
         # One page in hand for every running request keeps a new prompt from preempting them at once.
@@ -667,7 +670,7 @@ class Scheduler:
         request.computed = request.planned = lease.num_cached
         request.expected = num_tokens
         request.appended.clear()  # the admission has them
-        del request.prompt_logprobs[1:]
+        del request.prompt_logprobs[request.first_scored + 1 :]
         if request.num_delivered == 0:
             request.num_cached = min(lease.num_cached, request.num_prompt)
             self.cache.note_prompt(request.num_prompt, request.num_cached)
@@ -683,14 +686,16 @@ class Scheduler:
 
         After SGLang's in-batch prefix check: requests that arrive together compute a common prefix once.
         """
-        if not self.cache.reuse or request.given.sampling.prompt_logprobs is not None:
+        longest = len(request.tokens) - 1
+        if request.given.sampling.prompt_logprobs is not None:
+            longest = request.first_scored
+        if not self.cache.reuse or not longest:
             return False
         if request.waits_for is not None:  # a queue of followers is looked through in every plan: keep it cheap
             other, epoch, shared = request.waits_for
             if other.epoch == epoch and other.state is State.RUNNING and other.computed < shared:
                 return True
             request.waits_for = None
-        longest = len(request.tokens) - 1
         mine = None
         matched = -1
         for other in self._running:

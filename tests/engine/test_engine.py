@@ -234,6 +234,20 @@ async def test_prompt_logprobs_cover_the_whole_prompt_once() -> None:
     assert [entry.token_id for entry in answer.prompt_logprobs[1:] if entry] == prompt_of(30)[1:]
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 17, 29, 30])
+async def test_prompt_logprobs_from_a_place_on_leave_what_stands_before_it_to_the_cache(start: int) -> None:
+    async with running(Bench(max_step_tokens=7)) as bench:
+        whole = await bench.ask("whole", prompt_of(30), 3, prompt_logprobs=1)
+        for name in ("part", "again"):
+            part = await bench.ask(name, prompt_of(30), 3, prompt_logprobs=1, prompt_logprobs_start=start)
+            assert part.prompt_logprobs is not None and whole.prompt_logprobs is not None
+            first = max(start, 1)
+            assert part.prompt_logprobs[:first] == (None,) * first
+            assert part.prompt_logprobs[first:] == whole.prompt_logprobs[first:]
+            assert part.num_cached_tokens == max(start - 1, 0)
+            assert part.token_ids == whole.token_ids
+
+
 async def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     bench = Bench(num_pages=8, page_size=4, max_queued=1)
     with pytest.raises(ContextOverflow, match=r"20 tokens and 9 more .* holds 28"):
