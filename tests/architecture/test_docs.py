@@ -14,6 +14,7 @@ DOCUMENTS = (
     "docs/batches.md",
     "docs/embeddings.md",
     "docs/inspection.md",
+    "docs/offline.md",
     "docs/playground.md",
     "docs/speculation.md",
     "docs/websocket.md",

@@ -1,13 +1,17 @@
 """Engines with the default model in this process: their numbers, their shared prefixes, two at once, and what is left of them."""
 
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import streamserve
 from streamserve import LLM, Engine, SamplingParams
 from streamserve.default_model import find_default_model
 from streamserve.errors import CheckpointError
@@ -79,3 +83,19 @@ def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> N
     gc.collect()
     assert runner() is None and threading.active_count() < num_threads
     assert engine.generate(CAPITAL, GREEDY)["text"] == texts[0]
+
+
+def test_the_page_about_engines_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "offline.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 8
+    names: dict[str, Any] = {}
+    backend = streamserve.global_config.default_backend
+    try:
+        exec(compile("\n".join(blocks), "offline.md", "exec"), names)
+    finally:
+        streamserve.set_default_backend(backend)
+    assert capsys.readouterr().out.count("Paris") >= 3
+    assert [row[0] + row[1] for row in names["rows"]] == pytest.approx([1.0, 1.0])
+    assert names["ranked"][0]["document"] == {"text": "A dog."}
+    assert names["shaped"]["text"].isdigit() and len(names["several"]) == 3 and len(names["tokens"]) == 2
