@@ -80,7 +80,7 @@ class BatchRunner:
         self._is_stopped = False
 
     async def _in_store(self, work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=self._one_at_a_time)
+        return await to_thread.run_sync(work, limiter=self._one_at_a_time) if self._store.blocks else work()
 
     # ---- what clients ask for ------------------------------------------------------------------------------------
 
@@ -124,11 +124,11 @@ class BatchRunner:
     def get(self, id: str, owner: str) -> Batch | None:
         """The batch of that id; None when this owner has no such batch."""
         record = self._records.get(id)
-        return self._counted(record) if record is not None and record.owner == owner else None
+        return self._counted(record) if record is not None and record.owner == owner and not record.is_old else None
 
     def listed(self, owner: str) -> list[Batch]:
         """This owner's, oldest first."""
-        return [self._counted(record) for record in self._records.values() if record.owner == owner]
+        return [self._counted(record) for record in self._records.values() if record.owner == owner and not record.is_old]
 
     async def cancel(self, id: str) -> None:
         """End a batch early; what it has answered stays. Raises Conflict when it is too late."""
@@ -284,7 +284,6 @@ class BatchRunner:
             log.error("batch_not_saved", id=record.batch.id, error=str(error))
 
     async def _forget_old(self) -> None:
-        now_s = time()
-        for record in [r for r in self._records.values() if r.kept_until_s is not None and r.kept_until_s <= now_s]:
+        for record in [record for record in self._records.values() if record.is_old]:
             del self._records[record.batch.id]
             await self._in_store(partial(self._store.forget, record))

@@ -8,6 +8,7 @@ Owns these files. Knows nothing of how a batch is run.
 """
 
 import os
+from asyncio import get_running_loop
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,10 +41,16 @@ class Record(Struct):
     num_lines: int = 0
     kept_until_s: int | None = None  # once it is over
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is to be forgotten."""
+        return self.kept_until_s is not None and self.kept_until_s <= time()
+
 
 class BatchStore(Protocol):
-    """Keeps batches. All of it may block."""
+    """Keeps batches. `blocks`: what it does takes its time, and is to be done in a thread, but for finish()."""
 
+    blocks: bool
     ttl_s: int
 
     def begin(self, record: Record, data: bytes) -> None:
@@ -107,6 +114,7 @@ class MemorySink:
 class MemoryBatches:
     """Batches in memory; gone with the server."""
 
+    blocks = False
     ttl_s = MEMORY_TTL_S
 
     def __init__(self, uploads: Uploads) -> None:
@@ -116,6 +124,7 @@ class MemoryBatches:
     def begin(self, record: Record, data: bytes) -> None:
         """See BatchStore."""
         self._inputs[record.batch.id] = data
+        self._uploads.hold(record.batch.input_file_id)  # where its bytes are counted
 
     def save(self, record: Record) -> None:
         """See BatchStore."""
@@ -131,7 +140,7 @@ class MemoryBatches:
 
     def finish(self, record: Record, sink: Sink | None) -> None:
         """See BatchStore. The answers' bytes are counted already."""
-        self._inputs.pop(record.batch.id, None)
+        self.forget(record)
         if not isinstance(sink, MemorySink):
             return
         now_s = int(time())
@@ -140,11 +149,13 @@ class MemoryBatches:
                 id, filename = new_file_id(), f"{record.batch.id}_{name}.jsonl"
                 kept = Upload(id, record.owner, filename, OUTPUT, bytes(data), now_s, now_s + record.output_ttl_s)
                 self._uploads.add(kept)
+                get_running_loop().call_later(record.output_ttl_s + 1, self._uploads.drop_expired)
                 setattr(record.batch, f"{name}_file_id", id)
 
     def forget(self, record: Record) -> None:
         """See BatchStore."""
-        self._inputs.pop(record.batch.id, None)
+        if self._inputs.pop(record.batch.id, None) is not None:
+            self._uploads.release(record.batch.input_file_id)
 
     def load(self) -> list[Record]:
         """See BatchStore."""
@@ -157,6 +168,7 @@ class MemoryBatches:
 class FolderBatches:
     """Batches in a folder."""
 
+    blocks = True
     ttl_s = FOLDER_TTL_S
 
     def __init__(self, folder: Path, uploads: Uploads) -> None:
@@ -206,6 +218,7 @@ class FolderBatches:
             if path.exists() and path.stat().st_size:
                 setattr(record.batch, f"{name}_file_id", new_file_id())
         self._show_outputs(record)
+        get_running_loop().call_later(record.output_ttl_s + 1, self._uploads.drop_expired)
 
     def _outputs(self, record: Record) -> Iterator[tuple[Path, str]]:
         place = self._place(record)

@@ -104,7 +104,7 @@ class Files:
             ),
             RouteSpec("GET", one, self.retrieve, result=FileObject),
             RouteSpec("GET", f"{one}/content", self.content, media="application/octet-stream"),
-            RouteSpec("DELETE", one, self.delete, result=FileDeleted),
+            RouteSpec("DELETE", one, self.delete, result=FileDeleted, errors=(409,)),
         ]
 
     async def create(self, exchange: Exchange) -> None:

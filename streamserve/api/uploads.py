@@ -4,13 +4,14 @@ Owns how many are kept, how long, and in whose name. A file that has not expired
 no more. Knows nothing of HTTP, and nothing of what is in a file.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from time import time
 
-from streamserve.errors import RequestTooLarge
+from streamserve.errors import Conflict, RequestTooLarge
 
 MAX_STORE_BYTES, MAX_FILES = 256 << 20, 1024
 
@@ -44,6 +45,7 @@ class Uploads:
         self._max_files = max_files
         self._now = now
         self._files: dict[str, Upload] = {}  # oldest first
+        self._held: Counter[str] = Counter()  # files that are being read
         self.num_bytes = 0  # in memory
 
     def __len__(self) -> int:
@@ -95,16 +97,28 @@ class Uploads:
         return [kept for kept in self._files.values() if kept.owner == owner]
 
     def delete(self, id: str, owner: str) -> bool:
-        """Forget a file. False when this owner has no such file."""
+        """Forget a file. False when this owner has no such file. Raises Conflict while it is held."""
         found = self.get(id, owner)
+        if found is not None and self._held[id]:
+            raise Conflict("a batch that is not over reads this file; cancel the batch, or wait for its end", param="id")
         if found is not None:
             self._forget(found)
         return found is not None
 
+    def hold(self, id: str) -> None:
+        """Keep a file until it is released as often."""
+        self._held[id] += 1
+
+    def release(self, id: str) -> None:
+        """See hold()."""
+        self._held[id] -= 1
+        self._held += Counter()  # without those at 0
+        self.drop_expired()
+
     def drop_expired(self) -> None:
         """Forget what has expired."""
         now_s = self._now()
-        for kept in [kept for kept in self._files.values() if kept.expires_s <= now_s]:
+        for kept in [kept for kept in self._files.values() if kept.expires_s <= now_s and not self._held[kept.id]]:
             self._forget(kept)
 
     def _forget(self, kept: Upload) -> None:

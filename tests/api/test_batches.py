@@ -287,7 +287,10 @@ async def test_a_key_has_only_so_many_batches_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(batch_runner, "MAX_OWN_UNFINISHED", 2)
     async with serving(step_s=0.01, max_running=1) as server:
         client = server.client()
-        ids = [(await begun(client, [line(f"r{n}") for n in range(50)])).id for _ in range(2)]
+        batches = [await begun(client, [line(f"r{n}") for n in range(50)]) for _ in range(2)]
+        with pytest.raises(openai.ConflictError, match="a batch that is not over reads this file"):
+            await client.files.delete(batches[0].input_file_id)
+        ids = [batch.id for batch in batches]
         with pytest.raises(openai.RateLimitError) as refused:
             await begun(client, [line("a")])
         assert refused.value.response.headers["retry-after"] == "60"
@@ -295,6 +298,7 @@ async def test_a_key_has_only_so_many_batches_at_once(monkeypatch: pytest.Monkey
             await client.batches.cancel(id)
             await over(client, id)
         assert (await over(client, (await begun(client, [line("a")])).id)).status == "completed"
+        assert (await client.files.delete(batches[0].input_file_id)).deleted
 
 
 # ---- a folder ---------------------------------------------------------------------------------------------------------
