@@ -58,6 +58,8 @@ _BOTH: tuple[Field, ...] = (
         seed="the same seed gives the same text, alone or in company",
         n="1 to 128",
         stop="a string or up to 32; where thoughts and calls are parsed it holds for content only, not inside those",
+        stop_regex="SGLang's: a pattern or up to 32 that end an answer as stop does, at the first character with which one is "
+        "matched; matches have at most 256 characters, and ^, $ and look-around have no place",
         stop_token_ids="further tokens that end an answer",
         ignore_eos="go on past the end token",
         no_stop_trim="the stop string stays in the text",
@@ -85,7 +87,6 @@ _BOTH: tuple[Field, ...] = (
         timeout="seconds the request may take",
     ),
     _warned("user", "requests are not told apart by user"),
-    _refused("stop_regex", "a backtracking pattern could hold up everybody's answers; use regex to shape the answer, or stop"),
     _refused("guided_json", "its name here is json_schema"),
     _refused("guided_regex", "its name here is regex"),
     _refused("guided_grammar", "its name here is ebnf"),

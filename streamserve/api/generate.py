@@ -30,7 +30,7 @@ from streamserve.api.generate_schema import (
 from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.pictures import Caller
 from streamserve.api.prompts import INLINE_CHARS, MIXED
-from streamserve.api.schema import check_range, convert, load_object, no_pictures, stops_of
+from streamserve.api.schema import check_range, convert, load_object, no_pictures, stop_patterns_of, stops_of
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
@@ -425,6 +425,7 @@ class Generate:
             sampling=params,
             n=sampling.n,
             stops=stops_of(sampling.stop, f"{where}.stop"),
+            stop_patterns=stop_patterns_of(sampling.stop_regex, f"{where}.stop_regex"),
             keeps_stop=sampling.no_stop_trim,
             skips_special=sampling.skip_special_tokens,
             drops_output=max_new == 0,

@@ -31,6 +31,7 @@ class NativeSampling(Struct, kw_only=True):
     repetition_penalty: float = 1.0
     n: int = 1
     stop: str | list[str] | None = None
+    stop_regex: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -84,7 +85,7 @@ UNWANTED_SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
     "beam_width": (1,),
-    **dict.fromkeys(("stop_regex", "custom_params", "watermark"), ()),
+    **dict.fromkeys(("custom_params", "watermark"), ()),
 }
 
 

@@ -31,6 +31,7 @@ from streamserve.api.schema import (
     messages_of,
     prediction_of,
     show,
+    stop_patterns_of,
     stops_of,
     unread_in,
 )
@@ -311,6 +312,7 @@ class Completions:
             sampling=sampling,
             n=request.n if n is None else n,
             stops=stops_of(request.stop),
+            stop_patterns=stop_patterns_of(request.stop_regex),
             keeps_stop=request.no_stop_trim,
             skips_special=request.skip_special_tokens,
             drops_output=drops_output,

@@ -23,6 +23,7 @@ from streamserve.errors import InvalidRequest
 from streamserve.media.families import types_that_take
 from streamserve.messages import AUDIO, IMAGE
 from streamserve.messages import VIDEO as MOVING
+from streamserve.text.stop_patterns import StopPatterns
 
 MAX_CHOICES_PER_PROMPT = 128
 MAX_STOPS = 32
@@ -70,6 +71,7 @@ class Sampled(Formed, kw_only=True):
     seed: int | None = None
     n: int = 1
     stop: str | list[str] | None = None
+    stop_regex: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
     no_stop_trim: bool = False
@@ -374,6 +376,14 @@ def stops_of(given: str | list[str] | None, param: str = "stop") -> tuple[str, .
         if not 0 < len(stop) <= MAX_STOP_CHARS:
             raise InvalidRequest(f"{param} has an entry of {len(stop)} characters; allowed is 1 to {MAX_STOP_CHARS}", param=param)
     return tuple(stops)
+
+
+def stop_patterns_of(given: str | list[str] | None, param: str = "stop_regex") -> StopPatterns | None:
+    """The stop patterns, compiled. Raises InvalidRequest."""
+    patterns = [given] if isinstance(given, str) else given or []
+    if len(patterns) > MAX_STOPS:
+        raise InvalidRequest(f"{param} has {len(patterns)} entries; at most {MAX_STOPS} are allowed", param=param)
+    return StopPatterns(patterns, param) if patterns else None
 
 
 def check_range(name: str, value: int | None, low: int, high: int) -> None:

@@ -34,7 +34,8 @@ from streamserve.messages import (
 )
 from streamserve.text.answers import Answers
 from streamserve.text.detokenizer import Detokenizer
-from streamserve.text.stops import StopStrings
+from streamserve.text.stop_patterns import StopPatterns
+from streamserve.text.stops import Stops, stops_in
 from streamserve.text.tokenizer import Tokenizer
 
 SEED_SPAN = 1 << 64
@@ -74,6 +75,7 @@ class Call:
     sampling: SamplingParams
     n: int = 1
     stops: tuple[str, ...] = ()
+    stop_patterns: StopPatterns | None = None
     keeps_stop: bool = False
     skips_special: bool = True
     drops_output: bool = False
@@ -206,7 +208,7 @@ class Choice:
     def __init__(self, call: Call, index: int, tokenizer: Tokenizer) -> None:
         nth = index % call.n
         self._call = call
-        self._stops = StopStrings(call.stops, include_stop=call.keeps_stop) if call.stops else None
+        self._stops = stops_in(call.stops, call.stop_patterns, include_stop=call.keeps_stop)
         self._is_first = True
         self.index = index
         self.prompt = call.prompts[index // call.n]
@@ -351,7 +353,7 @@ class Choice:
         if not self._call.scores_stop:
             piece.logprobs = delta.logprobs[:shown]
 
-    def _take_until_stop(self, delta: Delta, piece: Piece, stops: StopStrings) -> None:
+    def _take_until_stop(self, delta: Delta, piece: Piece, stops: Stops) -> None:
         """Token by token, so that the count ends with the token that completed the stop string."""
         shown = self._shown(delta)
         parts: list[str] = []
@@ -465,7 +467,7 @@ def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool, bool]]:
         start = end
 
 
-def _until_stop(events: list[Event], stops: StopStrings) -> list[Event]:
+def _until_stop(events: list[Event], stops: Stops) -> list[Event]:
     """The events before a stop string in their content. What is held back comes before a thought or a call at the latest."""
     kept: list[Event] = []
     for event in events:

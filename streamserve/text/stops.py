@@ -4,8 +4,24 @@ Owns text that may be the beginning of a stop string. Knows nothing of tokens or
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from streamserve.errors import InvalidRequest
+from streamserve.text.stop_patterns import StopPatterns, StopRun
+
+
+class Stops(Protocol):
+    """What ends an answer, along its text. `matched`: the stop string or pattern that was found."""
+
+    matched: str | None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that is certainly before what ends the answer, and that, once it is found. Then nothing."""
+        ...
+
+    def flush(self) -> str:
+        """The text has ended: what was held back."""
+        ...
 
 
 class StopStrings:
@@ -63,3 +79,44 @@ class StopStrings:
                     break
                 at += 1
         return earliest
+
+
+class _Both:
+    """Stop strings, and patterns in the text before them."""
+
+    __slots__ = ("_patterns", "_strings", "matched")
+
+    def __init__(self, strings: StopStrings, patterns: StopRun) -> None:
+        self._strings = strings
+        self._patterns = patterns
+        self.matched: str | None = None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """See Stops."""
+        if self.matched is not None:
+            return "", self.matched
+        text, string = self._strings.push(text)
+        return self._before(text, string, is_end=string is not None)
+
+    def flush(self) -> str:
+        """See Stops."""
+        if self.matched is not None:
+            return ""
+        text = self._strings.flush()
+        return self._before(text, self._strings.matched, is_end=True)[0]
+
+    def _before(self, text: str, string: str | None, *, is_end: bool) -> tuple[str, str | None]:
+        text, pattern = self._patterns.push(text)
+        if is_end and pattern is None:
+            text += self._patterns.flush()
+        self.matched = pattern if pattern is not None else string
+        return text, self.matched
+
+
+def stops_in(strings: Sequence[str], patterns: StopPatterns | None, *, include_stop: bool = False) -> Stops | None:
+    """What looks for these; None where there are none."""
+    run = None if patterns is None else StopRun(patterns, include_stop=include_stop)
+    if not strings:
+        return run
+    found = StopStrings(strings, include_stop=include_stop)
+    return found if run is None else _Both(found, run)

@@ -28,6 +28,7 @@ SHARED: list[tuple[str, list[Any]]] = [
     ("min_tokens", [-1, "x", 10**12]),
     ("seed", ["x", 1.5, 2**63, -(2**64), []]),
     ("stop", [5, [5], "", [""], ["a"] * 33, ["x" * 2000], {"a": 1}]),
+    ("stop_regex", [5, [5], "", ["a", "b*"], ["a"] * 33, "(a", "^a", "(?=a)b", "a{9999}", {"a": 1}]),
     ("logit_bias", [[], "x", {"x": 1}, {"-1": 1}, {"999": 1}, {"1": 101}, {"1": "a"}, {"1": None}, {"٣": 1}]),
     ("stream", ["yes", 1, []]),
     ("stream_options", ["x", [], {"include_usage": "x"}, {"include_usages": True}, {"include_usage": True}]),

@@ -410,6 +410,15 @@ async def stop(ask: Asker) -> None:
         assert (answer.text, answer.reason) == (plain[: plain.index(plain[5:7])], "stop")
 
 
+@shows(CHAT, COMPLETION)
+async def stop_regex(ask: Asker) -> None:
+    plain = (await ask(temperature=0)).text
+    pattern = "".join(f"\\x{ord(letter):02x}{{1}}" for letter in plain[5:7])
+    for given in (pattern, ["§", pattern]):
+        answer = await ask.both(temperature=0, stop_regex=given)
+        assert (answer.text, answer.reason) == (plain[: plain.index(plain[5:7])], "stop")
+
+
 @shows(*GENERATING)
 async def stop_token_ids(ask: Asker) -> None:
     plain = (await ask(temperature=0)).text
