@@ -95,7 +95,8 @@ class BuiltEncoder:
 class Built:
     """All parts of one model. `engine.run()` has yet to be started; `close` ends what is not a coroutine. `resolved`: what was
     decided for it; None where there was nothing to decide. `encoder`: the embedding model beside it. `pictures`: how they are
-    prepared for the model; None: it takes none."""
+    prepared for the model; None: it takes none. `release`: gives the device's memory back, when nothing refers to this any more;
+    it does not itself."""
 
     engine: Engine
     text: TextModel
@@ -105,6 +106,7 @@ class Built:
     resolved: Resolved | None = None
     encoder: BuiltEncoder | None = None
     pictures: Family | None = None
+    release: Callable[[], None] = lambda: None
 
 
 def build(
@@ -166,7 +168,8 @@ def _build_model(
     encodings = Encodings(max_media_tokens(checkpoint)) if vision is not None else None
     engine = _engine(config, cache, limits, runner, options, observer, grammars, speculation, encodings)
     close = _closing(runner.close, grammars, encoder)
-    return Built(engine, text, resolved.served_model_name, cache, close, resolved, encoder, pictures)
+    release = (lambda: None) if isinstance(device, CPU) else device.release
+    return Built(engine, text, resolved.served_model_name, cache, close, resolved, encoder, pictures, release)
 
 
 def max_media_tokens(checkpoint: "Checkpoint") -> int:

@@ -5,7 +5,6 @@ are the server's. Sync methods may be called anywhere, in a running event loop t
 """
 
 import asyncio
-import gc
 import sys
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -238,7 +237,6 @@ class Engine:
     def shutdown(self) -> None:
         """End all requests and threads, and free the memory. A second call does nothing."""
         self._host.close()
-        gc.collect()  # the parts know each other
 
     def __enter__(self) -> Self:
         return self

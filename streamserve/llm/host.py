@@ -7,6 +7,7 @@ the server do (`InProcess`); no socket is opened.
 
 import asyncio
 import atexit
+import gc
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -78,6 +79,10 @@ class Host:
         self._tasks.clear()
         built.close()  # waits for the step under way
         atexit.unregister(self._at_exit)
+        release = built.release
+        del parts, built, app, _
+        gc.collect()  # they know each other
+        release()
 
     async def _end(self, built: Built, app: Api) -> None:
         await app.stop_batches()

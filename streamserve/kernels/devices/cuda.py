@@ -72,6 +72,10 @@ class CUDA:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return free, total
 
+    def release(self) -> None:
+        """Give back to the driver what torch keeps for reuse."""
+        torch.cuda.empty_cache()
+
     def event(self) -> torch.cuda.Event:
         return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 

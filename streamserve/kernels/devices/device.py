@@ -63,6 +63,10 @@ class Device(Protocol):
         """Free and total bytes, now."""
         ...
 
+    def release(self) -> None:
+        """Give back what is kept for reuse."""
+        ...
+
     def event(self) -> Event:
         """A new event, not recorded yet; it counts as done until it is."""
         ...

@@ -53,6 +53,8 @@ class Host:
     def memory(self) -> tuple[int, int]:
         return 1 << 30, 1 << 30
 
+    def release(self) -> None: ...
+
     def event(self) -> Done:
         return Done()
 
