@@ -48,7 +48,7 @@ NUM_TRIES = 3  # of an answer that must look like a number
 PASSED_ON = ("n", "temperature", "top_p", "frequency_penalty", "presence_penalty")
 # Of OpenAI's own API; at others' all of MORE besides.
 SERVED = frozenset(("max_tokens", "stop", "dtype", "return_logprob", "top_logprobs_num", "return_text_in_logprobs", *PASSED_ON))
-MORE = frozenset(("top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos", "regex", "json_schema"))
+MORE = frozenset(("top_k", "min_p", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos", "regex", "json_schema"))
 
 
 class OpenAI:
@@ -241,7 +241,8 @@ class OpenAI:
         more: dict[str, Any] = {}
         if not self.is_openais:
             more = {name: getattr(sampling, name) for name in ("top_k", "min_p", "min_tokens", "ignore_eos")}
-            more |= {"stop_token_ids": list(sampling.stop_token_ids) or None, "regex": pattern_of(sampling)}
+            more |= {name: list(getattr(sampling, name)) or None for name in ("stop_token_ids", "stop_regex")}
+            more["regex"] = pattern_of(sampling)
         client = self._opened()
         if not self.is_chat_model:
             _check_text(prompt)

@@ -54,6 +54,8 @@ async def test_answers_streams_and_choices_come_with_their_meta(native: RuntimeE
     assert len(several) == 3
     stopped = await native.generate(prompt, Sampling(max_tokens=60, stop=("fox",)))
     assert stopped[0].meta["finish_reason"]["matched"] == "fox" and "fox" not in stopped[0].text
+    stopped = await native.generate(prompt, Sampling(max_tokens=60, stop_regex=(r"f\w+",)))
+    assert stopped[0].meta["finish_reason"]["matched"] == r"f\w+" and stopped[0].text.endswith("brown ")
     scored = await native.generate(prompt, Sampling(max_tokens=3, return_logprob=True, logprob_start_len=0))
     assert len(scored[0].meta["input_token_logprobs"]) == 5
 

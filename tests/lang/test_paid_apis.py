@@ -48,6 +48,11 @@ async def test_chat_answers_streams_and_counts(server: FakeServer) -> None:
         assert backend.token_usage.completion_tokens == 48
         backend.token_usage.reset()
         assert len(await backend.generate(ANSWER, Sampling(max_tokens=2, n=3))) == 3
+        if isinstance(backend, OpenAI):
+            (stopped,) = await backend.generate(ANSWER, Sampling(max_tokens=60, stop_regex=(" f.x",)))
+            assert "fox" not in stopped.text and stopped.meta["finish_reason"]["type"] == "stop"
+            backend.token_usage.reset()
+            await backend.generate(ANSWER, Sampling(max_tokens=6, ignore_eos=True))
         assert backend.token_usage.completion_tokens == 6
         (stopped,) = await backend.generate(ANSWER, Sampling(max_tokens=60, stop=("fox", " ")))
         assert " " not in stopped.text and stopped.meta["finish_reason"]["type"] == "stop"
@@ -100,7 +105,7 @@ async def test_what_an_api_has_nothing_for_is_refused(server: FakeServer) -> Non
         (own, Sampling(regex="a+"), "regex is 'a\\+'; OpenAI's chat API has nothing for it"),
         (own, Sampling(top_k=5), "top_k is 5"),
         (anthropic_of(server.url), Sampling(presence_penalty=0.5), "presence_penalty is 0.5; Anthropic's API"),
-        (openai_of(server.url), Sampling(stop_regex=("a",)), "stop_regex"),
+        (anthropic_of(server.url), Sampling(stop_regex=("a",)), "stop_regex"),
     ):
         with pytest.raises(InvalidRequest, match=what):
             await backend.generate(ANSWER, sampling)
