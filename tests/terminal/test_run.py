@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -34,9 +35,10 @@ class Terminal:
 
     def until(self, words: str) -> str:
         """What is shown up to these words."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 30
         while words not in self.seen:
-            assert time.monotonic() < limit, self.seen
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, limit - time.monotonic()))
+            assert ready, f"waited for {words!r}; seen: {self.seen}"
             try:
                 data = os.read(self._descriptor, 65536)
             except OSError:  # the program has ended
@@ -49,6 +51,11 @@ class Terminal:
     def type(self, text: str) -> None:
         """As a person does."""
         os.write(self._descriptor, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl+C at a prompt, a moment behind it: while readline shows its prompt it would notice only the next key."""
+        time.sleep(0.3)
+        self.type(CTRL_C)
 
     def line(self, text: str, answer: str) -> str:
         """Type a line; what is shown behind it, up to these words."""
@@ -105,10 +112,10 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
         terminal.until(">>> ")
         terminal.line("/set max_tokens 2", ">>> ")
         assert "2 tokens, " in terminal.line("Still there?", ">>> ")
-        terminal.type(CTRL_C)
+        terminal.interrupt()
         terminal.until("once more")
         terminal.until(">>> ")
-        terminal.type(CTRL_C)
+        terminal.interrupt()
         assert terminal.process.wait(timeout=20) == 0
     saved = json.loads((tmp_path / "saved").read_text())
     assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant", "user", "assistant"]
