@@ -36,7 +36,10 @@ class TemplateRoles:
         self._has_date = "strftime_now" in source  # then nothing is remembered: it would be yesterday's
         self._known: dict[tuple[str, tuple[str, ...], str], str] = {}
         self.marks_places = marker is None or not self._template.writes(marker)
-        self.image = PLACE if marker is None or self.marks_places else self._image(marker)
+        if marker is None or self.marks_places:  # the server puts a letter in the place of the picture too
+            self.image = self._image({"type": "text", "text": PLACE}, PLACE)
+        else:
+            self.image = self._image({"type": "image"}, marker)
 
     def begin(self, before: tuple[str, ...], role: str, *, is_written: bool = False) -> str:
         """See backend.Roles. An assistant's turn opens as one does that the model goes on with, which may begin a thought; with
@@ -125,15 +128,16 @@ class TemplateRoles:
         turns = f"turns of {', '.join(roles)}" if roles else "a chat without turns"
         return InvalidRequest(f"the chat template of {self._name} refuses {turns}: {why}", param="messages")
 
-    def _image(self, marker: str) -> str:
-        """What the template writes for a picture in front of a text, with what it adds to the marker."""
+    def _image(self, part: dict[str, str], marker: str) -> str:
+        """What the template writes for a picture in front of a text, with what stands between them beside the marker."""
         letter = chr(_FIRST_LETTER)
-        given: list[list[dict[str, Any]]] = [
-            [{"role": "user", "content": content}]
-            for content in ([{"type": "text", "text": letter}], [{"type": "image"}, letter])
-        ]
+        text = {"type": "text", "text": letter}
+        given: list[list[dict[str, str]]] = [[text], [part, text]]
         try:
-            plain, shown = (self._template.render(messages, add_generation_prompt=False).partition(letter) for messages in given)
+            plain, shown = (
+                self._template.render([{"role": "user", "content": parts}], add_generation_prompt=False).partition(letter)
+                for parts in given
+            )
         except InvalidRequest:
             return marker
         start = len(plain[0])

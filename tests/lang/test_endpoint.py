@@ -174,11 +174,10 @@ async def test_a_picture_stands_where_the_program_showed_it(native: RuntimeEndpo
     text = roles.begin((), "user") + roles.image + "What is it?" + roles.end((), "user") + roles.begin(("user",), "assistant")
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     prompt = Prompt(text, ({"role": "user", "content": content},), (url,), "assistant")
-    # The chat route joins the parts of a text-only template with a newline; what a program writes has none.
     expected = (await native.call("POST", "/tokenize", {"messages": list(prompt.messages)}))["tokens"]
-    ids = await prompt_ids(native, prompt)
-    newline = expected.index(ord("\n"), ids.index(ord("W")))
-    assert ids == expected[:newline] + expected[newline + 1 :] and ids[0] == 257
+    assert await prompt_ids(native, prompt) == expected and expected[0] == 257
+    chosen = await native.choose(prompt, ["red", "a dog"], 0, token_length_normalized)
+    assert [len(entries) for entries in chosen.meta["input_token_logprobs"]] == [3, 5]
     answer = await native.generate(prompt, Sampling(max_tokens=2))
     assert answer[0].meta["image_tokens"] == 16
 
