@@ -432,6 +432,8 @@ class Executor:
 
     def _raise_if_settled(self, name: str, inside: bool) -> None:
         if self._is_settled(inside):
+            if any(isinstance(part, Gen) and part.name == name for part in self.turn_parts or ()):
+                raise KeyError(f"with num_api_spec_tokens the variable {name!r} is set when the assistant's turn ends")
             known = ", ".join(repr(each) for each in self.transcript.variables if not each.startswith(HIDDEN))
             raise KeyError(f"nothing sets the variable {name!r}; set are: {known or 'none'}")
 

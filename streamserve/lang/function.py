@@ -80,6 +80,7 @@ class Function:
         if stream:
             self._start(state, args, arguments, in_thread=use_thread)
         elif self.is_async:
+            self._must_not_block()
             future = programs().submit(self._acall(state, args, arguments))
             try:
                 wait(future)
@@ -143,6 +144,8 @@ class Function:
             raise TypeError(f"run_batch has no argument {next(iter(unknown))!r}; arguments of the program belong into the items")
         if num_threads != "auto" and (isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1):
             raise ValueError(f"num_threads is {num_threads!r}; allowed are 'auto' and whole numbers from 1")
+        if self.is_async:
+            self._must_not_block()
         states = self._batch(items, backend_of(backend), sampling, num_threads, progress_bar, generator_style)
         if generator_style:
             return states
@@ -194,6 +197,11 @@ class Function:
         """Computes the text that all runs of the program begin with, so that they find it."""
         prefix = Tracer.trace(self.func, self.arg_names, self.bound, only_prefix=True).prefix()
         warm(prefix, self._state(backend_of(backend), Sampling()).executor)
+
+    def _must_not_block(self) -> None:
+        """An async program that is run without awaiting, from inside another one."""
+        if programs().is_here and asyncio._get_running_loop() is not None:
+            raise RuntimeError(f"{self.__name__} would wait for itself here: await {self.__name__}.async_run(...) instead")
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
         sampling: dict[str, Any] = {}

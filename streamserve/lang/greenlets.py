@@ -103,8 +103,8 @@ def spawn(function: Callable[[], T]) -> "tuple[Future[T], Callable[[], None]]":
     """Starts a function as a greenlet, in a copy of the caller's context. Its result, and what stops it where it waits."""
     result: Future[T] = Future()
     loop, context = programs(), copy_context()
-    if loop.is_here and asyncio._get_running_loop() not in (None, loop.loop):
-        # A function has started a loop of its own and waits in it: this thread switches to nothing else meanwhile.
+    if loop.is_here and asyncio._get_running_loop() is not None:
+        # The caller is a coroutine of this thread and may wait without awaiting: then nothing else would be switched to.
         return start_thread(lambda: context.run(function)), lambda: None
     made: list[Parked] = []
     is_stopped = False

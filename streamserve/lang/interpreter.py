@@ -62,12 +62,15 @@ async def perform(executor: Executor, work: Work) -> None:
         case Video():
             raise InvalidRequest("videos go into chats over /v1/chat/completions; a program takes pictures: image(path)")
         case ScopeBegin():
+            _refuse_inside_guess(executor, "a scope")
             executor.write(lambda: script.begin_scope(work.name))
         case ScopeEnd():
+            _refuse_inside_guess(executor, "a scope")
             executor.write(lambda: script.end_scope(work.name))
         case SetVar():
             executor.write(lambda: script.variables.__setitem__(work.name, work.value))
         case SeparateReasoning():
+            await _answer_turn(executor)
             _separate(executor, work)
         case Fork():
             await _fork(executor, work)
@@ -143,8 +146,7 @@ async def _stream(executor: Executor, node: Gen, sampling: Sampling) -> None:
 
 async def _select(executor: Executor, node: Select) -> None:
     script, backend = executor.transcript, executor.backend
-    if executor.turn_parts is not None:
-        raise InvalidRequest("a turn that is guessed whole (num_api_spec_tokens) can hold no select")
+    _refuse_inside_guess(executor, "a select")
     method = node.method
     if method is None:
         from streamserve.lang.choices import token_length_normalized
@@ -156,6 +158,14 @@ async def _select(executor: Executor, node: Select) -> None:
     if executor.guesses is not None:
         executor.guesses.wrote(chosen.decision)
     executor.write(lambda: script.answer(node.name, chosen.decision, chosen.decision, chosen.meta))
+
+
+def _refuse_inside_guess(executor: Executor, what: str) -> None:
+    """What needs the words that stand before it cannot be where they come later."""
+    if executor.turn_parts:
+        raise InvalidRequest(
+            f"with num_api_spec_tokens an assistant's turn is answered when it ends; {what} in it comes before"
+        )
 
 
 async def _answer_turn(executor: Executor) -> None:
