@@ -122,7 +122,9 @@ class Served:
         command = [*COMMAND[:3], "serve", *ENGINE, *flags, "--log-level", "error", "--log-format", "json"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        port = next(event["port"] for event in map(json.loads, self.process.stdout) if event["event"] == "streamserve_ready")
+        events = map(json.loads, self.process.stdout)
+        port = next((event["port"] for event in events if event["event"] == "streamserve_ready"), None)
+        assert port is not None, f"it ended with {self.process.wait(WAIT_S)}"
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": "Bearer secret"})
 
     def batch(self, id: str) -> dict[str, Any]:
