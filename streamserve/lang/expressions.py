@@ -207,12 +207,12 @@ def gen(
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, n: int | None = None, **sampling: Any) -> Expression:
     """A whole number. Its arguments are those of `gen`."""
-    return gen(name, max_tokens, None, n, dtype=int, **sampling)
+    return gen(name, max_tokens, n=n, dtype=int, **sampling)
 
 
 def gen_string(name: str | None = None, max_tokens: int | None = None, n: int | None = None, **sampling: Any) -> Expression:
     """A string in double quotes. Its arguments are those of `gen`."""
-    return gen(name, max_tokens, None, n, dtype=str, **sampling)
+    return gen(name, max_tokens, n=n, dtype=str, **sampling)
 
 
 def select(

@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/inspection.md",
     "docs/offline.md",
     "docs/playground.md",
+    "docs/programs.md",
     "docs/speculation.md",
     "docs/websocket.md",
 )
