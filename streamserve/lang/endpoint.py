@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamserve.errors import InvalidRequest
+from streamserve.lang import loops
 from streamserve.lang.backend import ChoicesMethod, Chosen, Piece, Prompt, Sampling
 from streamserve.lang.choices import healed, mean_of
 from streamserve.lang.dtypes import REGEXES, STOPS
@@ -202,6 +203,14 @@ class RuntimeEndpoint(Native):
         self.base_url = base_url.rstrip("/")
         transport = Http(base_url, api_key=api_key, verify=True if verify is None else verify)
         super().__init__(transport, chat_template=chat_template or chat_template_name)
+
+    def get_model_name(self) -> str:
+        """Which model is served, waited for."""
+        return str(loops.run(self.model_info())["model_path"])
+
+    def get_server_info(self) -> dict[str, Any]:
+        """What the server says of itself, waited for."""
+        return loops.run(self.server_info())
 
 
 def check_choices(choices: Sequence[str], temperature: float) -> None:
