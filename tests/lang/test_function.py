@@ -322,6 +322,12 @@ def test_a_generator_starts_programs_only_so_far_ahead_and_leaving_it_ends_them(
     assert len(started) <= 202
 
 
+@pytest.mark.parametrize("more", [{}, {"num_threads": 2}, {"generator_style": True}])
+def test_a_bar_counts_programs(more: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(list(twice.run_batch([("a",)] * 3, progress_bar=True, backend=Scripted(), **more))) == 3
+    assert "3/3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
