@@ -258,6 +258,47 @@ def test_several_engines_live_side_by_side_and_leave_nothing_behind() -> None:
     assert logging.getLogger().handlers == handlers
 
 
+def _ran(code: str, *arguments: str) -> str:
+    """What a script prints that ends well, and says nothing else."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_process_ends_with_requests_under_way() -> None:
+    code = (
+        "import threading\nfrom contextlib import suppress\nfrom streamserve import Engine\n"
+        "engine = Engine(fake=True, fake_step_ms=5)\n"
+        "stream = engine.generate('a', {'max_new_tokens': 4000}, stream=True)\n"
+        "next(stream)\n"
+        "def ask():\n"
+        "    with suppress(Exception):\n"
+        "        engine.generate(['a'] * 50, {'max_new_tokens': 4000})\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "print('end')\n"
+    )
+    assert _ran(code) == "end\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_is_told_that_the_engine_is_elsewhere() -> None:
+    code = (
+        "import os, warnings\nfrom streamserve import Engine\n"
+        "warnings.simplefilter('ignore')\n"
+        "engine = Engine(fake=True)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        engine.generate('a')\n"
+        "    except Exception as error:\n"
+        "        print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "print(engine.generate('a', {'max_new_tokens': 1})['meta_info']['completion_tokens'])\n"
+    )
+    first, second = _ran(code).splitlines()
+    assert "forked" in first and second == "1"
+
+
 def test_shutting_down_ends_what_runs() -> None:
     async def program() -> None:
         async with Engine(fake=True, fake_step_ms=5) as slow:

@@ -8,12 +8,12 @@ the server do (`InProcess`); no socket is opened.
 import asyncio
 import atexit
 import gc
+import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from functools import partial
 from typing import Any
-from weakref import finalize, ref
+from weakref import WeakSet, finalize
 
 import orjson
 import structlog
@@ -49,8 +49,8 @@ class Host:
             built.close()
             raise
         self._parts: tuple[Built, Api, Inside] | None = (built, app, Inside(app))
-        self._at_exit = partial(_close, ref(self))
-        atexit.register(self._at_exit)
+        self._pid = os.getpid()
+        _LIVING.add(self)
 
     async def _open(self, config: Config, built: Built, metrics: Metrics) -> Api:
         app = app_of(config, built, metrics=metrics)
@@ -62,9 +62,11 @@ class Host:
 
     @property
     def inside(self) -> Inside:
-        """The application, for calls on the background loop. Raises EngineStopped behind `close`."""
+        """The application, for calls on the background loop. Raises EngineStopped behind `close`, and in a forked child."""
         if self._parts is None:
             raise EngineStopped(CLOSED)
+        if self._pid != os.getpid():
+            raise EngineStopped("this engine's threads are in the process that forked this one; load one here")
         return self._parts[2]
 
     def close(self) -> None:
@@ -72,13 +74,12 @@ class Host:
         background loop's."""
         with self._lock:
             parts, self._parts = self._parts, None
-        if parts is None:
+        if parts is None or self._pid != os.getpid():  # a forked child has none of the threads
             return
         built, app, _ = parts
         loops.run(self._end(built, app))
         self._tasks.clear()
         built.close()  # waits for the step under way
-        atexit.unregister(self._at_exit)
         release = built.release
         del parts, built, app, _
         gc.collect()  # they know each other
@@ -107,10 +108,27 @@ async def _run_part(run: Callable[[], Awaitable[None]]) -> None:
         log.critical("engine_stopped", exc_info=error)
 
 
-def _close(host: "ref[Host]") -> None:
-    found = host()
-    if found is not None:
-        found.close()
+class _Living:
+    """Hosts that the end of the process closes."""
+
+    def __init__(self) -> None:
+        self._hosts: WeakSet[Host] = WeakSet()
+        self._is_registered = False
+
+    def add(self, host: Host) -> None:
+        if not self._is_registered:
+            self._is_registered = True
+            # Before the executors are shut down, which steps are handed to; atexit's own functions are called behind that.
+            register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+            register(self._close_all)
+        self._hosts.add(host)
+
+    def _close_all(self) -> None:
+        for host in list(self._hosts):
+            host.close()
+
+
+_LIVING = _Living()
 
 
 def _leave(host: Host) -> None:

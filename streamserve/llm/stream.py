@@ -3,6 +3,7 @@
 Owns the way from an async generator on the background loop to its reader. Knows nothing of what it carries.
 """
 
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +26,8 @@ class Stream(Generic[T]):
             while (item := loops.run(_next(source))) is not _END:
                 yield item
         finally:
-            loops.run(_close(source))
+            if not sys.is_finalizing():  # then the engine has ended already
+                loops.run(_close(source))
 
     async def __aiter__(self) -> AsyncIterator[T]:
         source = self._open()

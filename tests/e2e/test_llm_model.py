@@ -2,6 +2,8 @@
 
 import gc
 import re
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -83,6 +85,20 @@ def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> N
     gc.collect()
     assert runner() is None and threading.active_count() < num_threads
     assert engine.generate(CAPITAL, GREEDY)["text"] == texts[0]
+
+
+def test_a_process_ends_quietly_while_steps_run() -> None:
+    code = (
+        "import threading\nfrom contextlib import suppress\nfrom streamserve import Engine\n"
+        f"engine = Engine(**{SMALL!r})\n"
+        "def ask():\n"
+        "    with suppress(Exception):\n"
+        "        engine.generate(['a'] * 8, {'max_new_tokens': 900, 'ignore_eos': True})\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "next(engine.generate('a', {'max_new_tokens': 900, 'ignore_eos': True}, stream=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_page_about_engines_runs(capsys: pytest.CaptureFixture[str]) -> None:
