@@ -11,10 +11,12 @@ import threading
 import weakref
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from streamserve import LLM, Engine, SamplingParams
 from streamserve.errors import ConfigError, EngineStopped, InvalidRequest
@@ -96,6 +98,24 @@ def test_many_chats_are_answered_in_order(engine: Engine) -> None:
     alone = [engine.chat(chat, max_tokens=5) for chat in chats]
     together = engine.chat(chats, [{"max_tokens": 5}] * 3)
     assert [a["choices"][0]["message"] for a in together] == [a["choices"][0]["message"] for a in alone]
+
+
+def test_pictures_are_paths_bytes_and_open_pictures(engine: Engine, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "red.png")
+    shown = [str(tmp_path / "red.png"), (tmp_path / "red.png").read_bytes(), picture, [picture]]
+    assert {engine.generate("a", FEW, image_data=one)["meta_info"]["image_tokens"] for one in shown} == {16}
+    with_one, without = engine.generate(["a", "b"], FEW, image_data=[picture, None])
+    assert with_one["meta_info"]["image_tokens"] == 16 and "image_tokens" not in without["meta_info"]
+    with pytest.raises(InvalidRequest, match=r"image_data is 'nothing\.png'"):
+        engine.generate("a", FEW, image_data="nothing.png")
+
+
+def test_a_field_without_effect_is_told_of_once(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "streamserve"):
+        for _ in range(2):
+            engine.chat(CHAT, max_tokens=1, user="me")
+    assert caplog.text.count("user has no effect") == 1
 
 
 def test_what_an_engine_says_of_itself(engine: Engine) -> None:
@@ -253,7 +273,7 @@ def test_several_engines_live_side_by_side_and_leave_nothing_behind() -> None:
     assert loops.run(endpoint.model_info())["served_model_name"] == "other"  # a program may still have it as its back end
     del endpoint
     _until(lambda: gc.collect() >= 0 and host() is None)
-    assert _threads() <= before
+    _until(lambda: _threads() <= before)
     assert (gc.get_threshold(), gc.get_freeze_count(), sys.getswitchinterval()) == (thresholds, frozen, interval)
     assert logging.getLogger().handlers == handlers
 

@@ -20,7 +20,7 @@ import structlog
 
 from streamserve.api.app import Api
 from streamserve.api.inside import Inside
-from streamserve.api.wire import Headers
+from streamserve.api.wire import WARNING, Headers
 from streamserve.application import app_of
 from streamserve.build import Built, Display, build
 from streamserve.config import Config
@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 CLOSED = "this engine was shut down"
 SETTLE_S = 5.0  # for what is still to be kept when everything has ended
+MAX_TOLD = 100  # different warnings
 
 
 class Host:
@@ -141,6 +142,7 @@ class InProcess:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._told: set[bytes] = set()
         finalize(self, _leave, host).atexit = False  # the host sees to that itself
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -148,6 +150,7 @@ class InProcess:
         reply = await self._host.inside.ask(method, path, _content(body))
         if reply.status >= 400:
             raise failure_of(reply.status, reply.body, _retry_after(reply.headers))
+        self._tell(reply.headers)
         return decoded(reply.body)
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
@@ -156,9 +159,17 @@ class InProcess:
             if reading.status >= 400:
                 content = b"".join([part async for part in reading.parts])
                 raise failure_of(reading.status, content, _retry_after(reading.headers))
+            self._tell(reading.headers)
             async with aclosing(events_of(reading.parts)) as events:
                 async for event in events:
                     yield event
+
+    def _tell(self, headers: Headers) -> None:
+        """Which fields of a request had no effect, once each."""
+        for name, value in headers:
+            if name == WARNING and value not in self._told and len(self._told) < MAX_TOLD:
+                self._told.add(value)
+                log.warning("fields_without_effect", why=value.decode())
 
     async def aclose(self) -> None:
         """See Transport. The engine goes on: others may use it."""
