@@ -14,7 +14,7 @@ from streamserve.errors import AuthenticationFailed, InvalidRequest, StreamServe
 from streamserve.lang.backend import Prompt, Sampling
 from streamserve.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
 from streamserve.lang.endpoint import Native, RuntimeEndpoint
-from streamserve.lang.transport import Http
+from streamserve.lang.transport import LANE_WIDTH, Http, Lane
 from streamserve.media.fixed import FixedFamily
 from tests.e2e.serving import SCRIPT, FakeServer, fake_server
 from tests.lang.test_roles import written
@@ -182,6 +182,14 @@ async def test_a_picture_stands_where_the_program_showed_it(native: RuntimeEndpo
     assert answer[0].meta["image_tokens"] == 16
 
 
+async def test_calls_at_once_share_connections_by_few(native: RuntimeEndpoint) -> None:
+    num_calls = 3 * LANE_WIDTH + 1
+    answers = await asyncio.gather(*[native.generate(Prompt(f"{n}"), Sampling(max_tokens=2)) for n in range(num_calls)])
+    assert len(answers) == num_calls
+    http: Any = native._transport
+    assert len(http._lanes) == 4 and not any(lane.num_calls for lane in http._lanes)
+
+
 async def test_stream_that_ends_in_the_middle_is_an_error() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -189,7 +197,7 @@ async def test_stream_that_ends_in_the_middle_is_an_error() -> None:
         await send({"type": "http.response.body", "body": b'data: {"text": "a"}\n\n'})
 
     transport = Http("http://test")
-    transport._client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+    transport._lanes = [Lane(httpx.AsyncClient(transport=httpx.ASGITransport(app)))]
     with pytest.raises(StreamServeError, match="ended in the middle"):
         assert [event async for event in transport.events("/x", {})]
     await transport.aclose()
