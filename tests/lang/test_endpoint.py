@@ -14,6 +14,7 @@ from streamserve.errors import AuthenticationFailed, InvalidRequest, StreamServe
 from streamserve.lang.backend import Prompt, Sampling
 from streamserve.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
 from streamserve.lang.endpoint import Native, RuntimeEndpoint
+from streamserve.lang.templates import TEMPLATES
 from streamserve.lang.transport import LANE_WIDTH, Http, Lane
 from streamserve.media.fixed import FixedFamily
 from tests.e2e.serving import SCRIPT, FakeServer, fake_server
@@ -129,6 +130,31 @@ async def test_a_server_without_our_additions_gets_sglangs_fields_only() -> None
     assert (await native.generate(Prompt("USER:x", role="user"), Sampling()))[0].text == "done"
     assert Sglangs.bodies == [{"text": "USER:x", "sampling_params": {}}]
     assert (await native.roles()).begin((), "user") == "USER:"
+
+
+async def test_begin_token_is_the_templates_business_where_the_template_wrote() -> None:
+    class Shows:
+        async def call(self, method: str, path: str, body: Any = None) -> Any:
+            return {
+                "model_path": "m",
+                "chat_template": {"source": TEMPLATES["chatml"], "special_tokens": {}, "image_marker": None},
+            }
+
+        def events(self, path: str, body: Any) -> Any:
+            raise NotImplementedError
+
+        async def aclose(self) -> None: ...
+
+    chat = Prompt("<|im_start|>user\nHi", role="user")
+    mixed = Prompt("Once. <|im_start|>user\nHi", role="user")  # words before the first turn: no template wrote the beginning
+    native = Native(Shows())
+    assert (await native._given(chat))["add_special_tokens"] is False
+    for prompt in (mixed, Prompt("Once")):
+        assert await native._given(prompt) == {"text": prompt.text}
+    own = Native(Shows(), chat_template="llama-3-instruct")  # a template of the user's: the server adds what it adds
+    assert await own._given(Prompt((await own.roles()).begin((), "user"), role="user")) == {
+        "text": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    }
 
 
 async def test_a_stream_that_repeats_its_text_is_shown_once() -> None:
