@@ -18,6 +18,7 @@ from weakref import finalize
 
 from streamserve.errors import StartError
 from streamserve.lang import loops
+from streamserve.lang.backend import Prompt
 from streamserve.lang.endpoint import RuntimeEndpoint
 from streamserve.sglang_flags import arguments_of
 
@@ -41,7 +42,8 @@ class Runtime:
     """A server with the model at `model_path` (the default model without one), on a free port unless `port` says which.
 
     `settings` are the server's flags, in SGLang's names or ours. `endpoint` is the back end that it is; the Runtime itself will
-    do where one is wanted. Raises StartError with the server's last words when it does not come up, in `timeout_s` if given.
+    do where one is wanted. Raises StartError with the server's last words when it does not come up, within `launch_timeout`
+    seconds if that is given.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Runtime:
         model_path: str | None = None,
         *,
         log_level: str = "error",
-        timeout_s: float | None = None,
+        launch_timeout: float | None = None,
         chat_template_name: str | None = None,
         **settings: Any,
     ) -> None:
@@ -57,7 +59,7 @@ class Runtime:
         given = {"port": 0, **settings, "model_path": model_path, "log_level": log_level, "log_format": "json"}
         self._child = _Child([sys.executable, "-c", _WATCHED, *arguments_of(given)])
         self._finalizer = finalize(self, self._child.stop)
-        self.url = self._child.ready(timeout_s)
+        self.url = self._child.ready(launch_timeout)
         self.endpoint = RuntimeEndpoint(
             self.url,
             api_key=api_key[0] if isinstance(api_key, list | tuple) else api_key,
@@ -120,6 +122,10 @@ class Runtime:
     def get_server_info(self) -> dict[str, Any]:
         """The server's settings and state."""
         return loops.run(self.endpoint.server_info())
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Computes a text, so that prompts which begin with it find it."""
+        loops.run(self.endpoint.cache_prefix(Prompt(prefix)))
 
     def flush_cache(self) -> None:
         """Forgets all cached prefixes, once what runs is done."""

@@ -42,6 +42,9 @@ def test_it_answers_plain_code(runtime: Runtime) -> None:
     assert isinstance(several, list) and len(several) == 2
     assert runtime.detokenize(runtime.tokenize("hello")) == "hello"
     assert runtime.get_server_info()["fake"] is True
+    runtime.cache_prefix("a prefix that is not short")
+    longer = runtime.generate("a prefix that is not short, and more", {"max_new_tokens": 1})
+    assert isinstance(longer, dict) and longer["meta_info"]["cached_tokens"] > 20
     runtime.flush_cache()
     piece = loops.run(runtime.endpoint.generate(Prompt("x"), Sampling(max_tokens=3)))[0]
     assert piece.meta["completion_tokens"] == 3
@@ -62,7 +65,7 @@ def test_start_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(StartError, match="tp-size 2 cannot be served"):
         Runtime(fake=True, tp_size=2)
     with pytest.raises(StartError, match=r"not ready within 0\.01 s"):
-        Runtime(fake=True, timeout_s=0.01)
+        Runtime(fake=True, launch_timeout=0.01)
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)", "del runtime; time.sleep(60)"])
