@@ -9,7 +9,9 @@ import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from contextvars import copy_context
 from dataclasses import fields
+from functools import partial
 from typing import Any, Literal, overload
 
 from streamserve.lang.backend import Backend, Sampling
@@ -254,14 +256,15 @@ class Function:
         one_by_one: bool,
     ) -> Generator[Any, None, None]:
         """The states one after another, or all of them at once."""
-        leader = self._leader(items)
+        leader, context = self._leader(items), copy_context()
         pool = ThreadPoolExecutor(num_threads, "streamserve-program") if isinstance(num_threads, int) else None
         try:
             with counting(len(items), is_shown=progress_bar) as count:
 
                 def start(index: int) -> "tuple[Future[ProgramState], Callable[[], None]]":
                     state = self._state(backend, sampling, leader=leader)
-                    end, stop = self._begin(state, items[index], pool)
+                    # The caller's context, not that of the program whose end made room for this one.
+                    end, stop = context.copy().run(self._begin, state, items[index], pool)
                     end.add_done_callback(lambda _: count())
                     return end, stop
 
@@ -282,7 +285,7 @@ class Function:
             end = programs().submit(self._aguarded(state, (), arguments))
             return end, state.end
         if pool is not None:
-            return pool.submit(self._guarded, state, (), arguments), state.end
+            return pool.submit(copy_context().run, self._guarded, state, (), arguments), state.end
         end, stop = spawn(lambda: self._guarded(state, (), arguments))
 
         def give_up() -> None:
@@ -296,7 +299,7 @@ class Function:
         if self.is_async:
             programs().submit(self._aguarded(state, args, arguments))
         elif in_thread:
-            start_thread(lambda: self._guarded(state, args, arguments))
+            start_thread(partial(copy_context().run, self._guarded, state, args, arguments))
         else:
             spawn(lambda: self._guarded(state, args, arguments))
 

@@ -7,11 +7,11 @@ Everything runs on the background loop.
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from streamserve.errors import QueueFull
+from streamserve.errors import QueueFull, StreamServeError
 from streamserve.lang.backend import Backend, Piece, Prompt
 
 T = TypeVar("T")
@@ -86,9 +86,15 @@ class Leader:
         elif len(prompt.text) > MIN_PREFIX:
             self._arrived = asyncio.Event()
             try:
-                await gate_of(backend).call(lambda: backend.cache_prefix(prompt))
-            finally:  # where it failed the others find out for themselves
+                await warm(backend, prompt)
+            finally:
                 self._arrived.set()
+
+
+async def warm(backend: Backend, prompt: Prompt) -> None:
+    """Computes a prompt that others begin with. Where that fails nothing is lost: what is wrong is said when they ask."""
+    with suppress(StreamServeError):
+        await gate_of(backend).call(lambda: backend.cache_prefix(prompt))
 
 
 async def _closable(pieces: AsyncIterator[Piece]) -> AsyncGenerator[Piece, None]:

@@ -28,7 +28,7 @@ from streamserve.lang.expressions import (
     Video,
     thought_of,
 )
-from streamserve.lang.gates import gate_of
+from streamserve.lang.gates import gate_of, warm
 from streamserve.lang.pictures import url_of
 from streamserve.lang.transcript import Live
 
@@ -163,9 +163,7 @@ async def _select(executor: Executor, node: Select) -> None:
 def _refuse_inside_guess(executor: Executor, what: str) -> None:
     """What needs the words that stand before it cannot be where they come later."""
     if executor.turn_parts:
-        raise InvalidRequest(
-            f"with num_api_spec_tokens an assistant's turn is answered when it ends; {what} in it comes before"
-        )
+        raise InvalidRequest(f"with num_api_spec_tokens an assistant's turn is answered when it ends; {what} in it comes before")
 
 
 async def _answer_turn(executor: Executor) -> None:
@@ -212,7 +210,7 @@ async def _fork(executor: Executor, work: Fork) -> None:
     if len(work.children) > 1 and script.text and executor.turn_parts is None:
         prompt = script.prompt()
         await _follow(executor)
-        await gate_of(executor.backend).call(lambda: executor.backend.cache_prefix(prompt))
+        await warm(executor.backend, prompt)
     for child in work.children:
         child.adopt(script.copy(), None if executor.turn_parts is None else list(executor.turn_parts))
 

@@ -301,8 +301,12 @@ def test_context_of_the_caller_is_seen_by_its_programs() -> None:
         return seen + user.get()
 
     user.set("somebody")
-    states = program.run_batch([{}, {}], backend=Scripted())
-    assert [state.ret_value for state in states] == ["somebodyprogram"] * 2
+    for more in ({}, {"num_threads": 3}):
+        states = program.run_batch([{}] * (AT_ONCE + 50), backend=Scripted(), **more)
+        assert {state.ret_value for state in states} == {"somebodyprogram"}
+    state = program.run(stream=True, use_thread=True, backend=Scripted())
+    state.sync()
+    assert state.ret_value == "somebodyprogram"
     assert user.get() == "somebody"
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from streamserve.errors import QueueFull
+from streamserve.errors import InvalidRequest, QueueFull
 from streamserve.lang import ProgramState, function, gen
 from streamserve.lang.backend import Piece, Prompt, Sampling
 from streamserve.lang.gates import MAX_CALLS, MAX_TRIES, Gate
@@ -57,6 +57,22 @@ def test_an_answer_that_has_begun_is_not_begun_again() -> None:
     state = one.run(backend=backend, stream=True)
     assert isinstance(state.error(), QueueFull)
     assert len(backend.prompts) == 1
+
+
+def test_a_prefix_that_cannot_be_computed_ahead_stops_nobody() -> None:
+    class Cold(Scripted):
+        async def cache_prefix(self, prompt: Prompt) -> None:
+            raise InvalidRequest("not here")
+
+    @function
+    def forking(s: ProgramState) -> None:
+        s += "words " * 20
+        forks = s.fork(2)
+        forks += gen("a")
+        forks.join()
+
+    states = forking.run_batch([{}, {}], backend=Cold())
+    assert [len(state["a"]) for state in states] == [2, 2]
 
 
 def test_so_many_calls_are_under_way_and_no_more() -> None:
