@@ -7,7 +7,7 @@ import streamserve as sgl
 LABELS = [" sport", " cooking", " weather", " music"]
 HEADLINES = (
     "Late goal sends the visitors home without a point",
-    "Heavy rain expected along the coast until Sunday",
+    "Storm warning for the islands until Sunday",
     "How to keep a cake from falling in the oven",
     "The orchestra plays its first concert in the new hall",
 )

@@ -15,18 +15,21 @@ SCHEMA = {
     "required": ["name", "city", "age", "job"],
     "additionalProperties": False,
 }
+EXAMPLE = "Hi, this is Joe from Boston. I am 45 years old, and I look after sick people in a hospital."
+FACTS = '{"name":"Joe","city":"Boston","age":45,"job":"doctor"}'  # without spaces, as JSON under a schema is written
 LETTERS = (
     "Dear Sir, my name is Maria Lopez. I am 34 years old, I live in Lisbon and I teach mathematics to children.",
-    "Hello! I'm Ken, 51, and I have flown airplanes out of Osaka for half of my life.",
-    "Greetings from Vienna. Anna here, 28. I get up at three every morning to bake bread for the whole street.",
+    "Hello from Osaka! I am Ken, 51 years old, and I fly airplanes.",
+    "Greetings from Rome! I am Anna, 28 years old, and I bake bread for the whole street.",
 )
 
 
 @sgl.function
 def extract(s, letter):
     s += sgl.system("You take facts out of letters and write them down as JSON.")
+    s += sgl.user(EXAMPLE) + sgl.assistant(FACTS)
     s += sgl.user(letter)
-    s += sgl.assistant(sgl.gen("facts", json_schema=json.dumps(SCHEMA), max_tokens=80, temperature=0))
+    s += sgl.assistant(sgl.gen("facts", json_schema=SCHEMA, max_tokens=80, temperature=0))
 
 
 if __name__ == "__main__":

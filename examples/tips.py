@@ -14,14 +14,14 @@ def advise(s, topic):
     s += sgl.user(f"Give me {NUM_TIPS} short tips for {topic}.")
     s += sgl.assistant_begin()
     for i in range(NUM_TIPS):
-        s += f"{i + 1}." + sgl.gen(f"tip_{i}", max_tokens=16, stop=["\n", ". "]) + "\n"
+        s += f"{i + 1}." + sgl.gen(f"tip_{i}", max_tokens=16, stop=["\n", ".", ","]) + ".\n"
     s += sgl.assistant_end()
     forks = s.fork(NUM_TIPS)
     for i, fork in enumerate(forks):
-        fork += sgl.user(f"Say more about tip {i + 1}, in one or two sentences.")
-        fork += sgl.assistant(sgl.gen("more", max_tokens=48))
+        fork += sgl.user(f"Why is tip {i + 1} good advice? One sentence.")
+        fork += sgl.assistant(s[f"tip_{i}"].strip() + ", because" + sgl.gen("reason", max_tokens=40, stop=[".", "\n"]))
     for i, fork in enumerate(forks):
-        print(f"{i + 1}.{s[f'tip_{i}']}\n   {fork['more'].strip()}")
+        print(f"{i + 1}.{s[f'tip_{i}']}, because{fork['reason']}.")
 
 
 if __name__ == "__main__":

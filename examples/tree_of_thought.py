@@ -1,38 +1,44 @@
-"""Tree of thought: several ways to think about a question, each followed and judged; the best one answers.
+"""Tree of thought: several ideas, each thought on in a branch of its own and judged there; the best one goes on.
 
-Every fork starts from the question that its parent has read, so the model reads that once, however many branches there are.
+Every branch begins with what its parent has read, so the model reads that once, however many branches there are.
 """
+
+import math
 
 import streamserve as sgl
 
-QUESTION = "A baker has 3 trays with 6 rolls on each tray. He sells 10 rolls. How many rolls does he have left?"
-NUM_PLANS = 3
+PROBLEM = "My tomato plants have yellow leaves."
+NUM_IDEAS = 4
 
 
 @sgl.function
-def solve(s, question):
-    s += sgl.system("You are a careful teacher. Think in short, plain steps.")
-    s += sgl.user(question)
-    plans = s.fork(NUM_PLANS)
-    for plan in plans:
-        plan += sgl.assistant("A plan: " + sgl.gen("plan", max_tokens=40, temperature=0.8, stop="\n"))
-        plan += sgl.user("Follow your plan.")
-        plan += sgl.assistant(sgl.gen("steps", max_tokens=80, temperature=0))
-        plan += sgl.user("How good was that, from 1 to 9?")
-        plan += sgl.assistant("I give it a " + sgl.gen("mark", regex="[1-9]", temperature=0))
-    plans.join()  # the parent's variables are now lists: one plan, one mark for each branch
-    best = max(range(NUM_PLANS), key=lambda i: int(s["mark"][i]))
-    s["best"] = best
-    s += sgl.assistant(s["steps"][best])
-    s += sgl.user("So what is the answer? One number.")
-    s += sgl.assistant("The answer is " + sgl.gen_int("answer", max_tokens=6))
+def solve(s, problem):
+    s += sgl.system("You are a gardener. You answer in one short sentence.")
+    s += sgl.user(problem + " What could be the reason?")
+
+    branches = s.fork(NUM_IDEAS)
+    for branch in branches:
+        branch += sgl.assistant("They may have" + sgl.gen("reason", max_tokens=24, temperature=0.9, stop=[".", ",", "\n"]) + ".")
+        branch += sgl.user("What should I do about that?")
+        branch += sgl.assistant("You should" + sgl.gen("step", max_tokens=24, temperature=0, stop=[".", ",", "\n"]) + ".")
+        branch += sgl.user("Will that help? Answer yes or no.")
+        branch += sgl.assistant(sgl.select("verdict", ["Yes", "No"]))
+
+    def confidence(branch):
+        yes, no = branch.get_meta_info("verdict")["normalized_prompt_logprobs"]
+        return math.exp(yes) / (math.exp(yes) + math.exp(no))
+
+    s["ideas"] = [(confidence(branch), branch["reason"].strip(), branch["step"].strip()) for branch in branches]
+    _, reason, step = max(s["ideas"])
+    s += sgl.assistant(f"They may have {reason}. You should {step}.")
+    s += sgl.user("How do I do that?")
+    s += sgl.assistant(sgl.gen("answer", max_tokens=48, temperature=0, stop="\n"))
 
 
 if __name__ == "__main__":
-    with sgl.Engine() as engine:
+    with sgl.Engine(random_seed=1) as engine:
         sgl.set_default_backend(engine)
-        state = solve.run(question=QUESTION)
-        for i, (plan, mark) in enumerate(zip(state["plan"], state["mark"], strict=True)):
-            print(f"{'*' if i == state['best'] else ' '} plan {i + 1}, mark {mark}: {plan.strip()}")
-        print(state["steps"][state["best"]].strip())
-        print("answer:", state["answer"])
+        state = solve.run(problem=PROBLEM)
+        for score, reason, step in sorted(state["ideas"], reverse=True):
+            print(f"{score:.0%}  they may have {reason}: you should {step}")
+        print("\n" + state["answer"].strip())
