@@ -39,7 +39,8 @@ class Crew(Generic[T]):
         try:
             self._fill()
             wait(self._all)
-            return [end.result() for end in self._ends]
+            ends, self._ends = self._ends, []  # a future keeps its callbacks, which are this object's
+            return [end.result() for end in ends]
         except BaseException:
             self._stop()
             raise

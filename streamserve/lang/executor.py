@@ -77,8 +77,8 @@ class Join:
 Work = Expression | SetVar | Fork | Mark | Join
 Do = Callable[["Executor", Work], Any]
 
-# The programs inside whose functions this code runs, innermost last.
-INSIDE: "ContextVar[tuple[Executor, ...]]" = ContextVar("streamserve_programs", default=())
+# The programs (Executor.program) inside whose functions this code runs, innermost last.
+INSIDE: ContextVar[tuple[object, ...]] = ContextVar("streamserve_programs", default=())
 
 
 class Executor:
@@ -94,9 +94,9 @@ class Executor:
         num_api_spec_tokens: int | None = None,
         leader: Leader | None = None,
         is_open: bool = False,
-        root: "Executor | None" = None,
+        program: object = None,
     ) -> None:
-        self.root = self if root is None else root
+        self.program = object() if program is None else program  # the same for a program and its forks
         self.backend = backend
         self.defaults = defaults
         self.streams = streams
@@ -157,7 +157,7 @@ class Executor:
                 streams=self.streams,
                 num_api_spec_tokens=self.num_api_spec_tokens,
                 leader=self.leader,
-                root=self.root,
+                program=self.program,
             )
             child._is_running = True  # until its parent gets to the fork
             children.append(child)
@@ -217,7 +217,7 @@ class Executor:
 
     def is_inside(self) -> bool:
         """Whether the caller is the program's own function: it knows that nothing comes but what it appends."""
-        return self.root in INSIDE.get()
+        return self.program in INSIDE.get()
 
     def wait_value(self, name: str) -> Any:
         """The variable's final value. Raises the program's error, or KeyError if nothing is ever going to set it."""

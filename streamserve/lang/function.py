@@ -76,6 +76,7 @@ class Function:
 
         Arguments named as sampling parameters (temperature, max_new_tokens, stop, ...) are defaults for all its answers, unless
         the program has parameters of these names. An error of the model is in the state: `error()` tells, and reading raises it.
+        `use_thread`: a function that is streamed gets a thread of its own, for one that blocks on something else than a model.
         """
         sampling, arguments = self._split(arguments)
         state = self._state(backend_of(backend), sampling, streams=stream)
@@ -305,7 +306,7 @@ class Function:
 
     def _call(self, state: ProgramState, args: tuple[Any, ...], arguments: Mapping[str, Any]) -> None:
         executor = state.executor
-        before = INSIDE.set((*INSIDE.get(), executor))
+        before = INSIDE.set((*INSIDE.get(), executor.program))
         try:
             state.ret_value = self.func(state, *args, **{**self.bound, **arguments})
             executor.wait_settled()
@@ -318,7 +319,7 @@ class Function:
 
     async def _acall(self, state: ProgramState, args: tuple[Any, ...], arguments: Mapping[str, Any]) -> None:
         executor = state.executor
-        before = INSIDE.set((*INSIDE.get(), executor))
+        before = INSIDE.set((*INSIDE.get(), executor.program))
         try:
             state.ret_value = await self.func(state, *args, **{**self.bound, **arguments})
             await executor.await_settled()

@@ -1,9 +1,11 @@
 """The ways to run a program, and what they leave behind: threads, requests, errors."""
 
 import asyncio
+import gc
 import signal
 import threading
 import time
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
@@ -118,6 +120,26 @@ def test_a_batch_computes_what_it_shares_once_and_calls_no_program_for_it() -> N
     program.run_batch([{"number": i} for i in range(20)], backend=backend)
     assert len(backend.prefixes) == 1
     assert sorted(called) == list(range(20))
+
+
+def test_a_state_that_nobody_holds_is_freed_with_all_it_held() -> None:
+    @function
+    def program(s: ProgramState) -> None:
+        forks = s.fork(2)
+        forks += gen("a")
+        forks.join()
+        s["a"]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for more in ({}, {"num_threads": 2}):
+            states = program.run_batch([{}] * 3, backend=Scripted(), **more)
+            held = [weakref.ref(state.executor) for state in states]
+            states.clear()
+            _until(lambda held=held: not any(each() for each in held))
+    finally:
+        gc.enable()
 
 
 def test_one_failing_item_harms_no_other() -> None:
