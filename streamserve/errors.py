@@ -242,9 +242,10 @@ def error_of(status: int | None, body: Any, *, retry_after_s: float | None = Non
     message = str(given.get("message") or given.get("detail") or f"the server answered {status} and did not say why")
     param, code, said = given.get("param"), given.get("code"), given.get("code") if status is None else status
     param = param if isinstance(param, str) else None
-    found = next((kind for kind in _kinds(StreamServeError) if kind.code == code), None)
-    if found is None:
-        found = next((kind for kind in (InvalidRequest, *_kinds(RequestError), EngineStopped) if kind.status == said), CallFailed)
+    told_by_status: list[type[StreamServeError]] = [InvalidRequest, *_kinds(RequestError), EngineStopped]
+    by_code = (kind for kind in _kinds(StreamServeError) if kind.code == code)
+    by_status = (kind for kind in told_by_status if kind.status == said)
+    found: type[StreamServeError] = next(by_code, None) or next(by_status, CallFailed)
     if found is QueueFull:
         return QueueFull(message, retry_after_s=1.0 if retry_after_s is None else retry_after_s, param=param)
     if issubclass(found, CallFailed):
@@ -253,6 +254,7 @@ def error_of(status: int | None, body: Any, *, retry_after_s: float | None = Non
 
 
 def _kinds(root: type[StreamServeError]) -> Iterator[type[StreamServeError]]:
-    for kind in root.__subclasses__():
+    """Those of the tree above; what others make of them is theirs."""
+    for kind in (kind for kind in root.__subclasses__() if kind.__module__ == __name__):
         yield kind
         yield from _kinds(kind)
