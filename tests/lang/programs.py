@@ -176,6 +176,13 @@ def image_qa(s: State, picture: Any, question: str) -> None:
 
 
 @sgl.function
+def image_choice(s: State, picture: Any) -> None:
+    """A picture, and a choice about it."""
+    s += sgl.user(sgl.image(picture) + "What colour is the circle?")
+    s += sgl.assistant(sgl.select("colour", ["Blue", "Red", "Green"]))
+
+
+@sgl.function
 def stream(s: State, question: str) -> None:
     """A chat whose answer is read as it comes."""
     s += sgl.system("You are a helpful assistant.")

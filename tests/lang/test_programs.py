@@ -149,12 +149,22 @@ def test_parallel_encoding() -> None:
     assert "white" in state["answer"]
 
 
-def test_image_qa() -> None:
+def _red_circle() -> bytes:
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (160, 160), "white")
     ImageDraw.Draw(picture).ellipse((40, 40, 120, 120), fill="#e01010")
-    state = programs.image_qa.run(picture=file_of(picture), question="What is in this picture?", temperature=0, max_new_tokens=24)
+    return file_of(picture)
+
+
+def test_a_choice_about_a_picture() -> None:
+    state = programs.image_choice.run(picture=_red_circle(), temperature=0)
+    assert state["colour"] == "Red"
+    assert len(_info(state, "colour")["normalized_prompt_logprobs"]) == 3
+
+
+def test_image_qa() -> None:
+    state = programs.image_qa.run(picture=_red_circle(), question="What is in this picture?", temperature=0, max_new_tokens=24)
     content = state.messages()[0]["content"] if state.messages()[0]["role"] == "user" else state.messages()[1]["content"]
     assert sorted(part["type"] for part in content) == ["image_url", "text"]
     assert state.messages()[-1]["content"] == state["answer"]
@@ -216,34 +226,3 @@ def test_bind_and_trace_and_cache(backend: Any) -> None:
 def test_a_program_calls_another() -> None:
     state = programs.multi_function.run(topic="cooking", temperature=0)
     assert state.text().startswith("A tip for cooking:" + state["tip"] + ".\n")
-
-
-def test_scores_behind_a_cached_prefix_are_those_of_a_whole_prompt(engine: Any) -> None:
-    texts = [f"The capital of {country} is a large city by a river." for country in ("Italy", "France", "Japan")]
-    options = {"return_logprob": True, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
-    whole = engine.generate(texts, logprob_start_len=0, **options)
-    engine.generate(texts, {"max_new_tokens": 1})
-    for start in (1, 4, 9):
-        for all_of_it, part in zip(whole, engine.generate(texts, logprob_start_len=start, **options), strict=True):
-            scores, expected = part["meta_info"]["input_token_logprobs"], all_of_it["meta_info"]["input_token_logprobs"][start:]
-            assert [entry[1] for entry in scores] == [entry[1] for entry in expected]
-            assert [entry[0] for entry in scores] == pytest.approx([entry[0] for entry in expected], abs=1e-3)
-            assert part["meta_info"]["cached_tokens"] == start - 1
-
-
-def test_every_way_to_run_a_program_says_the_same(server_url: str, engine: Any) -> None:
-    ways = [
-        (programs.stream, {"question": "What is a bridge?"}),
-        (programs.decode_int, {}),
-        (programs.parallel_decoding, {"topic": "walking"}),
-        (programs.select, {"review": "Not bad, not good."}),
-    ]
-    for program, arguments in ways:
-        texts = {"sync": program.run(**arguments, temperature=0).text()}
-        texts["async"] = asyncio.run(program.async_run(**arguments, temperature=0)).text()
-        texts["batch"], texts["again"] = (s.text() for s in program.run_batch([arguments] * 2, temperature=0))
-        texts["threads"] = program.run_batch([arguments] * 2, temperature=0, num_threads=2)[1].text()
-        texts["stream"] = "".join(program.run(**arguments, temperature=0, stream=True).text_iter())
-        texts["http"] = program.run(**arguments, temperature=0, backend=sgl.RuntimeEndpoint(server_url)).text()
-        texts["engine"] = program.run(**arguments, temperature=0, backend=engine).text()
-        assert set(texts.values()) == {texts["sync"]}, texts
