@@ -268,6 +268,7 @@ _SPECIAL: Mapping[str, Callable[[str, Sequence[str], dict[str, str]], Sequence[s
     "--chunked-prefill-size": _chunks,
     "--enable-priority-scheduling": _priorities,
 }
+THEIR_FLAGS = frozenset({*_THEIRS, *_SAME, *_SPECIAL, _ALGORITHM, _DRAFT_PATH, _NUM_STEPS, _NUM_DRAFTS})
 
 
 def _speculative(given: Mapping[str, str]) -> tuple[str, ...]:

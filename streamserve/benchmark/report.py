@@ -5,7 +5,7 @@ from typing import Any
 
 from streamserve.benchmark.figures import LATENCIES, PERCENTILES
 
-WIDTH = 94
+WIDTH = 96
 _COUNTS = (
     ("Successful requests", "completed", ",d"),
     ("Failed requests", "failed", ",d"),
@@ -37,11 +37,11 @@ def table(about: Sequence[tuple[str, str]], found: Mapping[str, Any], notes: Seq
             lines.append(f"{name + ':':<36}{value}")
     if any(f"mean_{name}_ms" in found for name in LATENCIES):
         lines.append("-" * WIDTH)
-        lines.append(f"{'ms':<36}" + "".join(f"{column:>9}" for column in _COLUMNS))
+        lines.append(f"{'ms':<30}" + "".join(f"{column:>11}" for column in _COLUMNS))
         for name, words in LATENCIES.items():
             if f"mean_{name}_ms" in found:
                 values = (found[f"{column}_{name}_ms"] for column in _COLUMNS)
-                lines.append(f"{_short(name) + words:<36}" + "".join(f"{value:>9,.2f}" for value in values))
+                lines.append(f"{_short(name) + words:<30}" + "".join(f"{value:>11,.2f}" for value in values))
     lines += ["-" * WIDTH, *(f"- {note}" for note in notes)] if notes else []
     return "\n".join([*lines, "=" * WIDTH])
 

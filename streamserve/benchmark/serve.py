@@ -101,7 +101,7 @@ def _about(target: Target, dialect: Dialect, options: argparse.Namespace) -> lis
     if options.dataset_name == "mooncake":
         rate = "at the trace's times"
     else:
-        rate = "at no rate" if options.request_rate == float("inf") else f"{options.request_rate:g} requests a second"
+        rate = "no rate limit" if options.request_rate == float("inf") else f"{options.request_rate:g} requests a second"
     at_once = "any number at once" if options.max_concurrency is None else f"at most {options.max_concurrency} at once"
     return [
         ("Server", target.url + dialect.path),

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from streamserve.flags import ALIASES, settings
+from streamserve.cli import VERBS
+from streamserve.flags import ALIASES, Parser, settings
+from streamserve.sglang_flags import THEIR_FLAGS
 from tests.architecture.source import PACKAGE, ROOT, modules
 
 DOCUMENTS = (
@@ -12,6 +14,7 @@ DOCUMENTS = (
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs/batches.md",
+    "docs/benchmark.md",
     "docs/embeddings.md",
     "docs/inspection.md",
     "docs/offline.md",
@@ -47,7 +50,11 @@ def test_the_map_shows_every_module() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_flag_that_is_named_exists(name: str) -> None:
     others = {"--errors", "--help", "--help-all", "--explain", "--json", "--fake", "--input", "--output", "--no-deps"}
-    known = {setting.flag for setting in settings()} | {alias for alias, _ in ALIASES} | others
+    known = {setting.flag for setting in settings()} | {alias for alias, _ in ALIASES} | others | THEIR_FLAGS
+    for verb in VERBS:
+        parser = Parser(verb.name)
+        verb.add_arguments(parser, True)
+        known |= set(parser._option_string_actions)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", _text(name))) - known == set()
 
 

@@ -95,6 +95,19 @@ def test_a_missing_route_is_said_as_the_server_says_it(capsys: Capture) -> None:
     assert "/v2/x cannot be measured: HTTP/1.1 404 Said" in capsys.readouterr().err
 
 
+def test_the_commands_of_the_page_can_be_pasted(
+    ours: int, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("streamserve bench serve -")]
+    assert len(commands) >= 4
+    for command in commands:
+        few = f" --port {ours} --num-prompts 2 --gsp-num-groups 1 --gsp-prompts-per-group 2 --random-output-len 4"
+        assert cli.main((command + few).split()[1:]) == 0, command
+        assert "Successful requests:                2" in capsys.readouterr().out
+
+
 def test_benches_are_listed(capsys: Capture) -> None:
     assert cli.main(["bench"]) == 0
     assert "serve      latency and throughput" in capsys.readouterr().out
