@@ -57,11 +57,11 @@ def _opened(config: Config, options: argparse.Namespace) -> Iterator[tuple[Trans
             loops.run(transport.aclose())
         return
     from streamserve.llm.host import Host, InProcess
-    from streamserve.startup import StartUp
+    from streamserve.terminal.loading import Loading
 
     quiet = replace(config.server, keep_alive_s=0.0, resume_window_s=0.0, write_timeout_s=86400.0, disable_playground=True)
-    display = StartUp(config, sys.stderr) if sys.stderr.isatty() and options.verbose else None
-    host = Host(replace(config, server=quiet), display)
+    with Loading(sys.stderr) as display:
+        host = Host(replace(config, server=quiet), display)
     try:
         yield InProcess(host), None
     finally:
