@@ -7,7 +7,7 @@ a body that ends with the connection, whatever ends its lines.
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def _chunks(raw: bytes) -> Iterator[tuple[int, int]]:
     """Where the data of each chunk begins in `raw`, and how long it is. A body that is not chunked is one chunk."""
     head_end = raw.find(b"\r\n\r\n")
     at = head_end + 4
-    if not is_chunked(raw[: head_end + 2]):
+    if not is_chunked(fields_of(raw[:head_end])):
         yield at, len(raw) - at
         return
     while (line_end := raw.find(b"\r\n", at)) >= 0:
@@ -146,6 +146,12 @@ def _chunks(raw: bytes) -> Iterator[tuple[int, int]]:
         at = line_end + 2 + size + 2
 
 
-def is_chunked(head: bytes) -> bool:
+def fields_of(head: bytes) -> dict[bytes, bytes]:
+    """Names and values of an answer's head, in small letters."""
+    lines = (line.lower().partition(b":") for line in head.split(b"\r\n")[1:])
+    return {name.strip(): value.strip() for name, colon, value in lines if colon}
+
+
+def is_chunked(fields: Mapping[bytes, bytes]) -> bool:
     """Whether the body behind this head comes in chunks."""
-    return b"\r\ntransfer-encoding: chunked" in head.lower()
+    return fields.get(b"transfer-encoding") == b"chunked"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from streamserve.benchmark.answers import LEFT, Answer, Reads, is_chunked, output_of, parsed, timed_events
+from streamserve.benchmark.answers import LEFT, Answer, Reads, fields_of, is_chunked, output_of, parsed, timed_events
 from streamserve.benchmark.target import Target
 
 PROCESSES = 4
@@ -245,8 +245,8 @@ class _Line(asyncio.Protocol):
         head, blank, body = whole.partition(b"\r\n\r\n")
         if not blank:
             return
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
-        self._is_chunked = is_chunked(head + b"\r\n")
+        fields = fields_of(head)
+        self._is_chunked = is_chunked(fields)
         self._ends_with_connection = not self._is_chunked and b"content-length" not in fields
         self._tail = whole[-len(LAST_CHUNK) :]
         if self._is_chunked:

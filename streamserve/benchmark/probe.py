@@ -42,11 +42,11 @@ class Dialect:
     def body(
         self, parts: Sequence[Prompt], num_output: int | None, *, ignores_eos: bool = True, messages: Any = None
     ) -> dict[str, Any]:
-        """A streamed request. The first of several parts is what requests share: a chat's system message."""
+        """A streamed request. Parts of a text are put behind one another, in a chat as one message: not every template takes a
+        system text."""
         found: dict[str, Any] = {"model": self.model, "temperature": 0.0, "stream": True}
         if self.is_chat:
-            roles = ("user",) if len(parts) == 1 else ("system", "user")
-            found["messages"] = messages or [{"role": role, "content": part} for role, part in zip(roles, parts, strict=True)]
+            found["messages"] = messages or [{"role": "user", "content": "\n\n".join(str(part) for part in parts)}]
         elif isinstance(parts[0], str):
             found["prompt"] = "\n\n".join(str(part) for part in parts)
         else:

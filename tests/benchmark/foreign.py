@@ -81,10 +81,10 @@ class Foreign:
 
     def _whole(self, writer: asyncio.StreamWriter, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
-        writer.write(b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n\r\n%b" % (status, len(data), data))
+        writer.write(b"HTTP/1.1 %d Said\r\nContent-Length:%d\r\n\r\n%b" % (status, len(data), data))
 
     async def _stream(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
-        framing = b"Transfer-Encoding: chunked\r\n" if self.is_chunked else b"Connection: close\r\n"
+        framing = b"transfer-encoding:Chunked\r\n" if self.is_chunked else b"Connection: close\r\n"
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + framing + b"\r\n")
         is_chat = "messages" in body
         count = body.get("max_tokens", 3)
