@@ -58,5 +58,5 @@ def test_every_flag_that_is_named_exists(name: str) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", _text(name))) - known == set()
 
 
-def test_the_architecture_fits_on_four_pages() -> None:
-    assert len(_text("ARCHITECTURE.md").splitlines()) <= 4 * 60
+def test_the_architecture_fits_on_five_pages() -> None:
+    assert len(_text("ARCHITECTURE.md").splitlines()) <= 5 * 60
