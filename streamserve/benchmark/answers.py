@@ -14,6 +14,7 @@ from typing import Any
 Reads = Sequence[tuple[float, bytes]]  # when a read came, and what it held
 
 LEFT = "the client left"
+STOPPED = "the run was stopped"
 _EVENT = re.compile(rb"^data:( ?)([^\r\n]*)\r?\n", re.MULTILINE)
 
 

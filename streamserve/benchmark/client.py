@@ -10,6 +10,7 @@ import asyncio
 import json
 import multiprocessing
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from streamserve.benchmark.answers import LEFT, Answer, Reads, fields_of, is_chunked, output_of, parsed, timed_events
+from streamserve.benchmark.answers import LEFT, STOPPED, Answer, Reads, fields_of, is_chunked, output_of, parsed, timed_events
 from streamserve.benchmark.target import Target
 
 PROCESSES = 4
@@ -50,8 +51,8 @@ def drive(
     limit_s: float = 300.0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Send everything, at most `at_once` at a time, each process its share; the answers in the order of the requests.
-    `progress` hears now and then how many were answered."""
+    """Send everything, at most `at_once` at a time, each process its share; the answers in the order of the requests. Ctrl+C
+    ends it: requests that were not answered by then have the error STOPPED. `progress` hears now and then how many were answered."""
     processes = max(1, min(processes, at_once, len(asks)))
     context = multiprocessing.get_context("fork")  # the requests are there already, nothing is copied
     starts_s = time.perf_counter() + 0.3
@@ -71,16 +72,20 @@ def drive(
         answers: list[Answer | None] = [None] * len(asks)
         waiting = dict(zip(ends, range(processes), strict=True))
         while waiting:
-            for end in wait(list(waiting), None if progress is None else LOOK_EVERY_S):
-                assert isinstance(end, Connection)
-                answers[waiting.pop(end) :: processes] = end.recv()
-            if progress is not None:
-                progress(sum(counts))
+            try:
+                for end in wait(list(waiting), None if progress is None else LOOK_EVERY_S):
+                    assert isinstance(end, Connection)
+                    answers[waiting.pop(end) :: processes] = end.recv()
+                if progress is not None:
+                    progress(sum(counts))
+            except KeyboardInterrupt:
+                for worker in workers:
+                    worker.terminate()
         for worker in workers:
             worker.join()
-    finally:  # Ctrl+C: nobody waits for the rest
+    finally:
         for worker in workers:
-            worker.terminate()
+            worker.kill()
     return [answer for answer in answers if answer is not None]
 
 
@@ -95,7 +100,7 @@ def _client(
     number: int,
 ) -> None:
     """One client process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, who ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, who tells us by SIGTERM
     try:
         import uvloop
     except ImportError:
@@ -151,8 +156,18 @@ async def send_all(
         if line is not None:
             line.close()
 
-    await asyncio.gather(*(lane() for _ in range(min(at_once, len(asks)))))
-    return [sent[number] for number in range(len(asks))]
+    lanes = [asyncio.create_task(lane()) for _ in range(min(at_once, len(asks)))]
+
+    def stop() -> None:
+        for task in lanes:
+            task.cancel()
+
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    for ended in await asyncio.gather(*lanes, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+    return [sent.get(number) or (time.perf_counter(), [], STOPPED) for number in range(len(asks))]
 
 
 class Streams:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from streamserve.benchmark import workloads
-from streamserve.benchmark.answers import Answer
+from streamserve.benchmark.answers import STOPPED, Answer
 from streamserve.benchmark.client import PROCESSES, Ask, drive
 from streamserve.benchmark.figures import figures, timing
 from streamserve.benchmark.probe import OPTIONAL, Dialect, find_dialect, find_ids, find_maker, find_model
@@ -25,10 +25,11 @@ from streamserve.errors import ConfigError
 
 KEYS = ("STREAMSERVE_API_KEY", "OPENAI_API_KEY")  # environment variables: a key on a command line is everybody's to see
 SHOWN_ERRORS = 3
+INTERRUPTED = 130
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; 1 when a request failed."""
+    """Measure; 1 when a request failed, 130 when Ctrl+C ended it early."""
     if options.num_prompts < 1 or (options.max_concurrency or 1) < 1:
         raise ConfigError("--num-prompts and --max-concurrency are at least 1")
     target = _target(options)
@@ -42,15 +43,19 @@ def run(options: argparse.Namespace) -> int:
     requests = workloads.make(maker, options)
     _warm_up(target, dialect, requests, options)
     answers = _drive(target, _asks(target, dialect, requests, options), options, "requests answered")
+    ended = [number for number, answer in enumerate(answers) if answer.error != STOPPED]
+    num_stopped = len(answers) - len(ended)
+    requests, answers = [requests[number] for number in ended], [answers[number] for number in ended]
     promises = {name: most for one in options.goodput for name, most in one.items()}
     found = figures(answers, [one.num_prompt for one in requests], promises)
     about = _about(target, dialect, options)
-    print(table(about, found, _notes(dialect, maker, requests, answers)))
+    stopped = [f"stopped: {num_stopped:,} requests were not answered by then and are left out"] if num_stopped else []
+    print(table(about, found, [*stopped, *_notes(dialect, maker, requests, answers)]))
     for answer in [answer for answer in answers if answer.error is not None][:SHOWN_ERRORS]:
         print(f"streamserve: a request failed: {answer.error}", file=sys.stderr)
     if options.output_file is not None:
         _save(options, about, found, requests, answers)
-    return int(found["failed"] > 0)
+    return INTERRUPTED if num_stopped else int(found["failed"] > 0)
 
 
 def _target(options: argparse.Namespace) -> Target:
@@ -78,7 +83,9 @@ def _warm_up(target: Target, dialect: Dialect, requests: Sequence[Request], opti
         for number, one in enumerate(some):
             parts = tuple(f"{number} {part}" if isinstance(part, str) else [*part[1:], *part[:1]] for part in one.parts)
             others.append(Request(parts, one.num_prompt, one.num_output, more=one.more))
-        _drive(target, _asks(target, dialect, others, options), options, "requests of the warm-up answered")
+        answers = _drive(target, _asks(target, dialect, others, options), options, "requests of the warm-up answered")
+        if any(answer.error == STOPPED for answer in answers):
+            raise KeyboardInterrupt
     if options.flush_cache:
         status, _ = target.ask("POST", "/flush_cache")
         if status != 200:

@@ -1,8 +1,10 @@
 """`streamserve bench serve` against a server that is not ours, and against ours."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,19 @@ def test_the_commands_of_the_page_can_be_pasted(
         few = f" --port {ours} --num-prompts 2 --gsp-num-groups 1 --gsp-prompts-per-group 2 --random-output-len 4"
         assert cli.main((command + few).split()[1:]) == 0, command
         assert "Successful requests:                2" in capsys.readouterr().out
+
+
+def test_a_run_that_is_stopped_shows_what_was_answered() -> None:
+    arguments = ("--num-prompts", "60", "--random-input-len", "4", "--random-output-len", "2", "--request-rate", "3")
+    with Foreign() as server:
+        command = [sys.executable, "-m", "streamserve", "bench", "serve", "--port", str(server.port), *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while sum(body.get("max_tokens") == 2 for body in server.bodies) < 5:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == ""
+    assert "TTFT" in out and "Failed requests:                    0" in out and "stopped: 5" in out
 
 
 def test_benches_are_listed(capsys: Capture) -> None:
