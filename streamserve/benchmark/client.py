@@ -52,7 +52,7 @@ def drive(
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Send everything, at most `at_once` at a time, each process its share; the answers in the order of the requests. Ctrl+C
-    ends it: requests that were not answered by then have the error STOPPED. `progress` hears now and then how many were answered."""
+    ends it: requests that were not answered by then have the error STOPPED. `progress` hears now and then how many are done."""
     processes = max(1, min(processes, at_once, len(asks)))
     context = multiprocessing.get_context("fork")  # the requests are there already, nothing is copied
     starts_s = time.perf_counter() + 0.3
