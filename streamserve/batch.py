@@ -49,7 +49,7 @@ def run(config: Config, namespace: argparse.Namespace) -> int:
                 anyio.run(_run, config, todo, ledger, backend="asyncio")
         finally:
             _say(_summary(todo, ledger, before, monotonic() - started))
-        return int(ledger.tally.failed > 0)
+        return int(_num_failed(todo, ledger) > 0)
 
 
 @contextmanager
@@ -103,6 +103,7 @@ async def _run(config: Config, todo: Todo, ledger: Ledger) -> None:
         async with _running(built), _shown(todo, ledger.tally):
             await work(todo, ask, ledger, _Room(_num_in_flight(config, built)))
     finally:
+        await ledger.settled()  # what is being written counts
         store.close()
         built.close()
 
@@ -147,12 +148,12 @@ async def _shown(todo: Todo, tally: Tally) -> AsyncIterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    started, first, first_tokens = monotonic(), tally.completed + tally.failed, tally.usage.output_tokens
+    started, first, first_tokens = monotonic(), todo.num_answered, tally.usage.output_tokens
 
     async def show() -> None:
         while True:
             await sleep(SHOW_EVERY_S)
-            answered, seconds = tally.completed + tally.failed, monotonic() - started
+            answered, seconds = tally.completed + tally.failed - todo.num_strangers, monotonic() - started
             pace = (answered - first) / seconds
             left = f", {(todo.num_lines - answered) / pace:,.0f} s to go" if pace else ""
             tokens = (tally.usage.output_tokens - first_tokens) / seconds
@@ -170,6 +171,11 @@ async def _shown(todo: Todo, tally: Tally) -> AsyncIterator[None]:
         print("\r\x1b[K", end="", file=sys.stderr)
 
 
+def _num_failed(todo: Todo, ledger: Ledger) -> int:
+    """Of the lines that the input has."""
+    return ledger.tally.failed - todo.num_strangers_among(ledger.failed)
+
+
 def _summary(todo: Todo, ledger: Ledger, before: Tally, seconds: float) -> str:
     tally = ledger.tally
     now = tally.completed + tally.failed - before.completed - before.failed
@@ -179,7 +185,7 @@ def _summary(todo: Todo, ledger: Ledger, before: Tally, seconds: float) -> str:
     left = todo.num_lines - todo.num_answered - now
     if left:
         parts.append(f"{left:,} not yet: the same command goes on")
-    parts.append(f"{tally.failed:,} failed")
+    parts.append(f"{_num_failed(todo, ledger):,} failed")
     tokens = tally.usage.output_tokens - before.usage.output_tokens
     return f"{', '.join(parts)}; {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
 

@@ -2,16 +2,21 @@
 
 import json
 import os
+import sys
+import time
+from asyncio import Event, create_task, gather, get_running_loop, sleep
 from collections.abc import Callable
-from errno import ENOSPC
+from errno import EIO, ENOLCK, ENOSPC
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamserve import cli
-from streamserve.api.batch_ledger import Ledger
-from streamserve.api.batch_lines import START
+from streamserve.api.batch_ledger import Entry, Ledger
+from streamserve.api.batch_lines import START, Usage, answer_line, read_line
+from streamserve.api.batch_todo import Todo
+from streamserve.errors import EngineStopped, StreamServeError
 
 Capture = pytest.CaptureFixture[str]
 FLAGS = ("--fake", "--fake-step-ms", "0")
@@ -28,6 +33,11 @@ def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 def request(custom_id: str, url: str = COMPLETION, method: str = "POST", **body: Any) -> str:
     body = body or {"prompt": f"about {custom_id}", "max_tokens": 3}
     return json.dumps({"custom_id": custom_id, "method": method, "url": url, "body": body})
+
+
+def entry(custom_id: str) -> Entry:
+    line = read_line(request(custom_id).encode(), 1)
+    return Entry(line, answer_line(line, 200, "req", b"{}"), True, Usage())
 
 
 class Files:
@@ -99,10 +109,10 @@ def test_a_run_with_nothing_left_to_do_loads_no_model(files: Files, monkeypatch:
     assert files.run() == 0
 
 
-def test_an_output_torn_at_any_byte_of_its_last_lines_is_mended(files: Files, tmp_path: Path) -> None:
-    files.ask(*(request(f"r{n}", prompt=str(n), max_tokens=1) for n in range(4)))
-    assert files.run() == 0
-    whole = files.output.read_bytes()
+def test_an_output_torn_at_any_byte_of_its_last_lines_is_mended(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.fsync", lambda fd: None)  # hundreds of them
+    files.ask(*(request(f"r{n}") for n in range(4)))
+    whole = b"".join(entry(f"r{n}").data for n in range(4))
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(ends[1], len(whole) + 1):
         files.output.write_bytes(whole[:size])
@@ -144,6 +154,8 @@ def test_failures_go_to_a_file_of_their_own_and_are_asked_again_when_it_is_gone(
         (['{"custom_id": 5, "method": "POST", "url": "/v1/completions", "body": {}}'], "line 1: custom_id is 5"),
         (['{"custom_id": "a", "method": "POST", "url": "/generate", "body": {}, "boddy": 1}'], "line 1: unknown field"),
         (["x", "y", "z"], "(and 2 more)"),
+        ([request("a", prompt=0).replace("0", "[" * 300 + "]" * 300)], "line 1: it is nested too deeply"),
+        ([request("a", prompt=0).replace("0", "[" * 90_000 + "]" * 90_000)], "line 1: it is nested too deeply"),
         ([], "there is no request"),
     ],
 )
@@ -209,6 +221,32 @@ def test_files_that_cannot_be_used_are_one_sentence(
     assert said in capsys.readouterr().err
 
 
+def test_failures_of_lines_that_are_gone_no_longer_count(files: Files, capsys: Capture) -> None:
+    files.ask(request("good"), request("bad", prompt="x", temperature=900))
+    assert files.run() == 1
+    files.ask(request("good"))
+    assert files.run() == 0
+    assert "1 requests, 0 answered now, 1 before, 0 failed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
+def test_an_output_that_cannot_be_read_again_is_refused(files: Files, capsys: Capture) -> None:
+    files.ask(request("a"))
+    os.mkfifo(files.output)
+    assert files.run() == 2
+    assert "out.jsonl is no file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_files_that_cannot_be_locked_are_written_all_the_same(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(fd: int, how: int) -> None:
+        raise OSError(ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", lock)
+    files.ask(request("a"))
+    assert files.run() == 0
+
+
 def test_two_writers_of_one_output_are_one_too_many(files: Files, capsys: Capture) -> None:
     files.ask(request("a"))
     ledger = Ledger(files.output)
@@ -254,3 +292,79 @@ def test_a_disk_that_is_full_stops_the_run_and_keeps_whole_lines(
     monkeypatch.setattr("streamserve.process.settle", lambda: None)
     assert files.run() == 0
     assert files.output.read_bytes().startswith(held) and len(files.answers()) == 40
+
+
+# ---- slow and broken disks --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_is_being_written_when_the_run_ends_is_counted(
+    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def slowly(fd: int, data: memoryview) -> int:
+        time.sleep(0.1)
+        return write(fd, data)
+
+    async def interrupted(todo: Todo, ask: object, ledger: Ledger, room: object) -> None:
+        putting = create_task(ledger.put(entry("a")))
+        await sleep(0.01)
+        putting.cancel()
+        raise EngineStopped("it broke")
+
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.write", slowly)
+    monkeypatch.setattr("streamserve.batch.work", interrupted)
+    files.ask(request("a"), request("b"))
+    assert files.run() == 1
+    assert "1 answered now, 1 not yet" in capsys.readouterr().err
+    assert list(files.answers()) == ["a"]
+
+
+@pytest.mark.anyio
+async def test_what_a_disk_lost_is_told_at_the_end_though_it_then_says_that_all_is_well(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, loop, sync = Event(), get_running_loop(), os.fsync
+    ledger = Ledger(files.output)
+
+    def fail(fd: int) -> None:
+        monkeypatch.setattr("streamserve.api.batch_ledger.os.fsync", sync)
+        loop.call_soon_threadsafe(synced.set)
+        raise OSError(EIO, "Input/output error")
+
+    monkeypatch.setattr("streamserve.api.batch_ledger.SYNC_EVERY_S", 0)
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.fsync", fail)
+    await ledger.put(entry("a"))
+    await synced.wait()
+    with pytest.raises(StreamServeError, match="its last lines may be lost"):
+        ledger.close()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_behind_a_line_that_could_not_be_cut_off(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, num_writes = os.write, 0
+    ledger = Ledger(files.output)
+
+    def broken(fd: int, data: memoryview) -> int:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes == 2:
+            raise OSError(EIO, "Input/output error")
+        return write(fd, data[:20])
+
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(EIO, "Input/output error")
+
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.write", broken)
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.ftruncate", refuse)
+    first = create_task(ledger.put(entry("a")))
+    await sleep(0)
+    results = await gather(first, ledger.put(entry("b")), return_exceptions=True)
+    assert all(isinstance(result, StreamServeError) for result in results)
+    assert len(files.output.read_bytes()) == 20
+    with pytest.raises(StreamServeError):
+        ledger.close()
+    monkeypatch.undo()
+    ledger = Ledger(files.output)
+    ledger.close()
+    assert ledger.num_cut == 1

@@ -5,6 +5,7 @@ request asked again. Owns these files while it is open: nobody else may write th
 """
 
 import os
+from array import array
 from asyncio import Future, TimerHandle, get_running_loop, sleep, wait
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from errno import EINVAL, ENOTSUP
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 from streamserve.api.batch_lines import START, Line, Usage, read_answer
@@ -75,6 +77,7 @@ class Ledger:
         self.answers = Index()
         self.tally = Tally()
         self.num_cut = 0  # torn lines
+        self.failed = array("Q")  # keys of the failures that were there
         self._good = _Appended(output)
         self._bad = self._good if errors is None else None
         try:
@@ -93,7 +96,7 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, "batch-writer")
         self._writing: Future[None] | None = None
         self._timer: TimerHandle | None = None  # until the disk is to have what was written
-        self._failure: BaseException | None = None  # of the disk
+        self._failure: BaseException | None = None  # of the disk; nothing is written behind it
         self._is_closed = False
 
     def _read(self, file: "_Appended") -> int:
@@ -106,6 +109,8 @@ class Ledger:
                 raise ConfigError(f"line {number} of {file.path} is no answer of a batch; nothing was changed, name another file")
             self.answers.add(answered, number)
             self.tally.add(answered.is_good, answered.usage)
+            if not answered.is_good:
+                self.failed.append(answered.key)
         if not _may_be_torn(file.tail(end)):
             raise ConfigError(f"line {number + 1} of {file.path} is no answer of a batch; nothing was changed, name another file")
         return end
@@ -130,13 +135,17 @@ class Ledger:
         taken = [(entry, done) for entry, done in self._waiting if not done.cancelled()]
         self._waiting.clear()
         self._writing = None
-        if taken:
+        if self._failure is not None:
+            for _, done in taken:
+                done.set_exception(self._failure)
+        elif taken:
             entries = [entry for entry, _ in taken]
             self._writing = get_running_loop().run_in_executor(self._thread, self._write, entries)
             self._writing.add_done_callback(partial(self._written, taken))
 
     def _written(self, taken: list[tuple[Entry, Future[None]]], writing: Future[None]) -> None:
         failure = writing.exception()
+        self._failure = self._failure or failure
         for entry, done in taken:
             if failure is None:
                 self.answers.add(entry.line, len(self.answers) + 1)
@@ -154,10 +163,7 @@ class Ledger:
     def _sync_soon(self) -> None:
         self._timer = None
         if not self._is_closed:
-            get_running_loop().run_in_executor(self._thread, self._sync).add_done_callback(self._synced)
-
-    def _synced(self, syncing: Future[None]) -> None:
-        self._failure = self._failure or syncing.exception()
+            get_running_loop().run_in_executor(self._thread, self._sync)
 
     async def settled(self) -> None:
         """See Sink."""
@@ -175,16 +181,21 @@ class Ledger:
     def _sync(self) -> None:
         for file in {self._good, self._bad}:
             if file is not None:
-                file.sync()
+                try:
+                    file.sync()
+                except StreamServeError as error:
+                    self._failure = self._failure or error
 
     def close(self) -> None:
-        """See Sink. Waits for what is being written, sees that it reaches the disk, and lets go of the files."""
+        """See Sink. Waits for what is being written, sees that it reaches the disk, and lets go of the files. Raises what the
+        disk has refused, once."""
         self._is_closed = True
         self._thread.shutdown()
-        try:
-            self._sync()
-        finally:
-            self._close_files()
+        self._sync()
+        self._close_files()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _close_files(self) -> None:
         for file in {self._good, self._bad}:
@@ -204,6 +215,8 @@ class _Appended:
         except OSError as error:
             raise ConfigError(f"cannot open {path}: {error.strerror}") from None
         try:
+            if not S_ISREG(os.fstat(self._fd).st_mode) and path != Path(os.devnull):
+                raise ConfigError(f"{path} is no file; what is answered is read again by the next run")
             lock_file(self._fd, path)
             if is_new:
                 sync_folder(path.parent)
@@ -247,14 +260,14 @@ class _Appended:
             raise StreamServeError(f"cannot write {self.path}: {error.strerror}; what was answered before stands in it") from None
 
     def sync(self) -> None:
-        """Wait until the disk has it."""
+        """Wait until the disk has it. A second try after a failure would tell of success: the kernel forgets what it lost."""
         if self._is_dirty:
+            self._is_dirty = False
             try:
                 os.fsync(self._fd)
             except OSError as error:
-                if error.errno not in (EINVAL, ENOTSUP):  # a pipe, or a file system that does not know how
+                if error.errno not in (EINVAL, ENOTSUP):  # a file system that does not know how
                     raise StreamServeError(f"cannot write {self.path}: {error.strerror}; its last lines may be lost") from None
-            self._is_dirty = False
 
     def close(self) -> None:
         """Let go of it, once."""
@@ -274,10 +287,11 @@ def lock_file(fd: int, path: Path) -> None:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:  # Windows
         return
-    try:
-        flock(fd, LOCK_EX | LOCK_NB)
-    except OSError:
-        raise ConfigError(f"{path} is being written by another process") from None
+    with suppress(OSError):  # a file system that does not know how
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{path} is being written by another process") from None
 
 
 def sync_folder(folder: Path) -> None:

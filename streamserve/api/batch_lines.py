@@ -82,11 +82,13 @@ class Line(Struct, frozen=True):
         return digest_of(self.id)
 
 
-def numbered(source: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers. Raises BadLine at one that is too long."""
+def numbered(source: BinaryIO, max_bytes: int, max_lines: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers. Raises BadLine at one that is too long, or too many."""
     number = 0
     while data := source.readline(max_bytes + 1):
         number += 1
+        if max_lines is not None and number > max_lines:
+            raise BadLine(f"there are more than {max_lines} lines", number)
         if len(data) > max_bytes:
             raise BadLine(f"it has more than {max_bytes} bytes (--max-body-mb)", number)
         if number == 1:
@@ -103,6 +105,9 @@ def read_line(data: bytes, number: int) -> Line:
         body = orjson.loads(raw)
         if not isinstance(body, dict):
             raise BadLine(f"body is {show(body)}; an object is expected", number, param="body")
+        id = _id_of(given.custom_id, given.url, body)
+    except (RecursionError, orjson.JSONEncodeError):  # which has 254 levels for a limit
+        raise BadLine("it is nested too deeply", number) from None
     except (msgspec.MsgspecError, orjson.JSONDecodeError, UnicodeDecodeError):
         try:
             convert(load_object(data), _Unchecked)
@@ -122,7 +127,7 @@ def read_line(data: bytes, number: int) -> Line:
             raise BadLine(
                 f"body.{name} is {show(body[name])}; answers of a batch are written whole", number, param=f"body.{name}"
             )
-    return Line(number, _id_of(given.custom_id, given.url, body), given.custom_id, given.url, bytes(given.body))
+    return Line(number, id, given.custom_id, given.url, raw)
 
 
 def _id_of(custom_id: str, url: str, body: object) -> str:
@@ -198,7 +203,7 @@ class _Body(Struct):
 def usage_of(body: bytes | Raw) -> Usage:
     """The tokens that an answer says it took; nothing where it says nothing."""
     counts = None
-    with suppress(msgspec.MsgspecError):  # a list, or numbers that are none
+    with suppress(msgspec.MsgspecError, RecursionError):  # a list, or numbers that are none
         read = msgspec.json.decode(body, type=_Body)
         counts = read.usage or read.meta_info
     if counts is None:
@@ -242,7 +247,7 @@ def read_answer(data: bytes) -> Answered | None:
     """What was answered on a line; None: it is no such line."""
     try:
         given = msgspec.json.decode(data, type=_Answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if not given.id.startswith(ID) or len(given.id) != len(ID) + 32 or not given.id[len(ID) :].isalnum():
         return None

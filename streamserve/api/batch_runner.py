@@ -6,6 +6,7 @@ Knows no routes.
 
 from asyncio import CancelledError, Task, create_task, gather, get_running_loop
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -34,7 +35,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_LINES = 50_000  # OpenAI's
-MAX_UNFINISHED, MAX_OWN_UNFINISHED, MAX_KEPT = 1024, 32, 10_000  # batches
+MAX_UNFINISHED, MAX_OWN_UNFINISHED = 128, 32  # batches; each has a thread and three open files
+MAX_KEPT, MAX_OWN_KEPT = 10_000, 2_500
 RETRY_AFTER_S = 60.0
 WITH_PRIORITY = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate")
 ENDINGS: dict[Status, tuple[str, str]] = {
@@ -76,6 +78,7 @@ class BatchRunner:
         self._jobs: dict[str, Job] = {}
         self._room = SharedRoom(service.client.facts, has_encoder=service.encoder is not None)
         self._one_at_a_time = CapacityLimiter(1)  # of the store's work
+        self._forgetting: Task[None] | None = None
         self._has_priorities = service.settings.get("schedule_policy") == "priority"
         self._is_stopped = False
 
@@ -89,13 +92,7 @@ class BatchRunner:
         if not self._service.client.facts().is_ready:
             raise EngineStopped("the server is shutting down; it takes no batches")
         await self._forget_old()
-        num_own = sum(job.record.owner == owner for job in self._jobs.values())
-        if num_own >= MAX_OWN_UNFINISHED or len(self._jobs) >= MAX_UNFINISHED or len(self._records) >= MAX_KEPT:
-            raise QueueFull(
-                f"{num_own} of your batches are not over (at most {MAX_OWN_UNFINISHED} may be), nor are {len(self._jobs)} of all "
-                f"(at most {MAX_UNFINISHED}), and {len(self._records)} are kept (at most {MAX_KEPT}); wait until one is over",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        self._check_room(owner)
         now_s = int(time())
         batch = Batch(
             id=f"batch_{token_hex(16)}",
@@ -120,6 +117,23 @@ class BatchRunner:
             raise
         self._start(record)
         return batch
+
+    def _check_room(self, owner: str) -> None:
+        """Raises QueueFull when there are too many batches, this owner's or all."""
+        own = [record for record in self._records.values() if record.owner == owner]
+        num_own, num = (sum(not record.batch.is_over for record in records) for records in (own, self._records.values()))
+        if num_own >= MAX_OWN_UNFINISHED or num >= MAX_UNFINISHED:
+            raise QueueFull(
+                f"{num_own} of your batches are not over (at most {MAX_OWN_UNFINISHED} may be), nor are {num} of all "
+                f"(at most {MAX_UNFINISHED}); wait until one is over",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if len(own) >= MAX_OWN_KEPT or len(self._records) >= MAX_KEPT:
+            raise QueueFull(
+                f"{len(own)} of your batches are kept (at most {MAX_OWN_KEPT} may be), and {len(self._records)} of all (at most "
+                f"{MAX_KEPT}); delete the files of answers that you have read, or wait until they expire",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     def get(self, id: str, owner: str) -> Batch | None:
         """The batch of that id; None when this owner has no such batch."""
@@ -155,6 +169,7 @@ class BatchRunner:
             self._records[record.batch.id] = record
             if not record.batch.is_over:
                 self._start(record)
+        await self._forget_old()
         if self._jobs:
             log.info("batches_resumed", batches=len(self._jobs))
 
@@ -197,7 +212,8 @@ class BatchRunner:
     async def _answer(self, job: Job) -> None:
         record, batch, max_bytes = job.record, job.batch, self._service.max_body_bytes
         open_input = self._store.input_of(record)
-        index = await to_thread.run_sync(partial(indexed, open_input, max_bytes, url=batch.endpoint, max_lines=MAX_LINES))
+        check = partial(indexed, open_input, max_bytes, url=batch.endpoint, max_lines=MAX_LINES)
+        index = await to_thread.run_sync(check, limiter=self._service.checks)
         record.num_lines = len(index)
         sink = await self._in_store(partial(self._store.sink_of, record))
         job.sink = sink
@@ -253,26 +269,28 @@ class BatchRunner:
 
     async def _finish(self, job: Job) -> None:
         """Make files of the answers."""
-        if job.sink is not None:
-            await job.sink.settled()
-            await self._in_store(job.sink.close)
+        job.record.kept_until_s = int(time()) + job.record.output_ttl_s
+        try:
+            if job.sink is not None:
+                await job.sink.settled()
+                await self._in_store(job.sink.close)
+        finally:  # what a disk has taken is there all the same
             self._counted(job.record)
-        self._store.finish(job.record, job.sink)
+            self._store.finish(job.record, job.sink)
 
     async def _fail(self, job: Job, error: StreamServeError) -> None:
         """End it; what it has answered stays."""
         log.warning("batch_failed", id=job.batch.id, error=str(error))
-        try:
-            await self._finish(job)
-        except (StreamServeError, OSError) as more:
-            log.error("batch_answers_lost", id=job.batch.id, error=str(more))
+        if job.record.kept_until_s is None:
+            with suppress(StreamServeError, OSError):  # the disk's, again
+                await self._finish(job)
         job.batch.fail(error, time())
         await self._over(job, "failed")
 
     async def _over(self, job: Job, status: Status) -> None:
         job.batch.enter(status, time())
-        job.record.kept_until_s = int(time()) + job.record.output_ttl_s
         del self._jobs[job.batch.id]
+        get_running_loop().call_later(job.record.output_ttl_s + 1, self._forget_soon)
         counts = job.batch.request_counts
         log.info("batch_over", id=job.batch.id, status=status, completed=counts.completed, failed=counts.failed)
         await self._save(job.record)
@@ -283,7 +301,13 @@ class BatchRunner:
         except OSError as error:  # its answers are safe all the same
             log.error("batch_not_saved", id=record.batch.id, error=str(error))
 
+    def _forget_soon(self) -> None:
+        self._forgetting = create_task(self._forget_old())
+
     async def _forget_old(self) -> None:
-        for record in [record for record in self._records.values() if record.is_old]:
-            del self._records[record.batch.id]
-            await self._in_store(partial(self._store.forget, record))
+        """Those whose time is up, and where many are kept, those whose answers were deleted."""
+        is_full = len(self._records) >= MAX_OWN_KEPT
+        for record in list(self._records.values()):
+            is_empty = is_full and record.batch.is_over and not self._store.has_files(record)
+            if (record.is_old or is_empty) and self._records.pop(record.batch.id, None) is not None:
+                await self._in_store(partial(self._store.forget, record))

@@ -8,8 +8,8 @@ Owns these files. Knows nothing of how a batch is run.
 """
 
 import os
+import re
 from asyncio import get_running_loop
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -30,6 +30,7 @@ from streamserve.errors import ConfigError, RequestTooLarge
 MEMORY_TTL_S, FOLDER_TTL_S = 24 * 3_600, 30 * 24 * 3_600  # of answers, where the client does not say
 MIN_FREE_BYTES = 1 << 30  # of a disk, that others need
 OUTPUT = "batch_output"  # what files of answers are for
+FOLDER_NAME = re.compile("batch_[0-9a-f]{32}")
 
 
 class Record(Struct):
@@ -39,16 +40,29 @@ class Record(Struct):
     owner: str
     output_ttl_s: int
     num_lines: int = 0
-    kept_until_s: int | None = None  # once it is over
+    kept_until_s: int | None = None  # once its answers are files
 
     @property
     def is_old(self) -> bool:
         """Whether it is to be forgotten."""
         return self.kept_until_s is not None and self.kept_until_s <= time()
 
+    @property
+    def file_ids(self) -> list[str]:
+        """Of its answers."""
+        return [id for id in (self.batch.output_file_id, self.batch.error_file_id) if id is not None]
+
+    def file(self, name: str, data: bytes = b"", path: Path | None = None) -> Upload:
+        """Its `output` or `error` file, which has an id, as clients see it."""
+        assert self.kept_until_s is not None
+        id, made_s = getattr(self.batch, f"{name}_file_id"), self.kept_until_s - self.output_ttl_s
+        size = 0 if path is None else path.stat().st_size
+        filename = f"{self.batch.id}_{name}.jsonl"
+        return Upload(id, self.owner, filename, OUTPUT, data, made_s, self.kept_until_s, path, size)
+
 
 class BatchStore(Protocol):
-    """Keeps batches. `blocks`: what it does takes its time, and is to be done in a thread, but for finish()."""
+    """Keeps batches. `blocks`: what it does takes its time, and is to be done in a thread, but where it says otherwise."""
 
     blocks: bool
     ttl_s: int
@@ -73,6 +87,10 @@ class BatchStore(Protocol):
         """Make files of its answers, if there are any, and name them in it. Called on the event loop."""
         ...
 
+    def has_files(self, record: Record) -> bool:
+        """Whether files of its answers are kept still. Called on the event loop."""
+        ...
+
     def forget(self, record: Record) -> None:
         """Keep it no longer."""
         ...
@@ -93,14 +111,13 @@ class MemorySink:
     uploads: Uploads
     answers: Index = field(default_factory=Index)
     tally: Tally = field(default_factory=Tally)
-    output: bytearray = field(default_factory=bytearray)
-    errors: bytearray = field(default_factory=bytearray)
+    output: BytesIO = field(default_factory=BytesIO)  # gives away what it holds without copying it
+    errors: BytesIO = field(default_factory=BytesIO)
 
     async def put(self, entry: Entry) -> None:
         """See Sink. Raises RequestTooLarge when there is no room."""
-        self.uploads.drop_expired()
         self.uploads.reserve(len(entry.data))
-        (self.output if entry.is_good else self.errors).extend(entry.data)
+        (self.output if entry.is_good else self.errors).write(entry.data)
         self.answers.add(entry.line, len(self.answers) + 1)
         self.tally.add(entry.is_good, entry.usage)
 
@@ -143,14 +160,15 @@ class MemoryBatches:
         self.forget(record)
         if not isinstance(sink, MemorySink):
             return
-        now_s = int(time())
-        for data, name in ((sink.output, "output"), (sink.errors, "error")):
-            if data:
-                id, filename = new_file_id(), f"{record.batch.id}_{name}.jsonl"
-                kept = Upload(id, record.owner, filename, OUTPUT, bytes(data), now_s, now_s + record.output_ttl_s)
-                self._uploads.add(kept)
+        for held, name in ((sink.output, "output"), (sink.errors, "error")):
+            if data := held.getvalue():
+                setattr(record.batch, f"{name}_file_id", new_file_id())
+                self._uploads.add(record.file(name, data))
                 get_running_loop().call_later(record.output_ttl_s + 1, self._uploads.drop_expired)
-                setattr(record.batch, f"{name}_file_id", id)
+
+    def has_files(self, record: Record) -> bool:
+        """See BatchStore."""
+        return any(self._uploads.get(id, record.owner) for id in record.file_ids)
 
     def forget(self, record: Record) -> None:
         """See BatchStore."""
@@ -220,31 +238,31 @@ class FolderBatches:
         self._show_outputs(record)
         get_running_loop().call_later(record.output_ttl_s + 1, self._uploads.drop_expired)
 
-    def _outputs(self, record: Record) -> Iterator[tuple[Path, str]]:
+    def _outputs(self, record: Record) -> list[tuple[Path, str]]:
         place = self._place(record)
-        return iter([(place / "output.jsonl", "output"), (place / "errors.jsonl", "error")])
+        return [(place / "output.jsonl", "output"), (place / "errors.jsonl", "error")]
 
     def _show_outputs(self, record: Record) -> None:
         """Among the files, until they expire or are deleted."""
-        now_s = int(time())
         for path, name in self._outputs(record):
-            id: str | None = getattr(record.batch, f"{name}_file_id")
-            if id is not None and path.exists():
-                made_s = record.batch.finalizing_at or record.batch.created_at
-                expires_s = made_s + record.output_ttl_s
-                if expires_s > now_s:
-                    filename = f"{record.batch.id}_{name}.jsonl"
-                    size = path.stat().st_size
-                    self._uploads.add(Upload(id, record.owner, filename, OUTPUT, b"", made_s, expires_s, path, size))
+            if getattr(record.batch, f"{name}_file_id") is not None and path.exists():
+                self._uploads.add(record.file(name, path=path))
+
+    def has_files(self, record: Record) -> bool:
+        """See BatchStore."""
+        return any(self._uploads.get(id, record.owner) for id in record.file_ids)
 
     def forget(self, record: Record) -> None:
         """See BatchStore."""
         rmtree(self._place(record), ignore_errors=True)
 
     def load(self) -> list[Record]:
-        """See BatchStore. A folder without a batch.json is what a crash left of a request that was not answered."""
+        """See BatchStore. A folder without a batch.json is what a crash left of a request that was not answered. Whatever else
+        lies here is somebody's, and stays."""
         records = []
-        for place in self._folder.glob("batch_*"):
+        for place in self._folder.iterdir():
+            if not FOLDER_NAME.fullmatch(place.name):
+                continue
             try:
                 record = msgspec.json.decode((place / "batch.json").read_bytes(), type=Record)
             except FileNotFoundError:
@@ -252,6 +270,8 @@ class FolderBatches:
                 continue
             except (OSError, msgspec.MsgspecError) as error:
                 raise ConfigError(f"{place / 'batch.json'} cannot be read ({error}); mend or remove it") from None
+            if record.batch.id != place.name:
+                raise ConfigError(f"{place / 'batch.json'} is of {record.batch.id!r}; mend or remove it")
             records.append(record)
             if record.batch.is_over:
                 self._show_outputs(record)

@@ -18,6 +18,7 @@ from streamserve.errors import Conflict, InvalidRequest
 
 Open = Callable[[], BinaryIO]
 MAX_SHOWN_ERRORS = 100
+TAKEN_BYTES = 1 << 20  # of lines that are taken at once: about so many, for one may have more
 
 
 @dataclass(slots=True)
@@ -67,10 +68,8 @@ def indexed(open_input: Open, max_line_bytes: int, *, url: str | None = None, ma
 
     with open_input() as source:
         try:
-            for number, data in numbered(source, max_line_bytes):
+            for number, data in numbered(source, max_line_bytes, max_lines):
                 count += 1
-                if max_lines is not None and count > max_lines:
-                    raise BadLine(f"there are more than {max_lines} lines", number)
                 try:
                     line = read_line(data, number)
                 except BadLine as error:
@@ -115,10 +114,15 @@ class Todo:
         self.num_answered = int(np.count_nonzero(self._is_answered))
         self.num_strangers = len(answers) - self.num_answered
 
+    def num_strangers_among(self, keys: "array[int]") -> int:
+        """How many of these keys the input does not have."""
+        return int(np.count_nonzero(~np.isin(_array(keys), _array(self._index.keys))))
+
     def take(self, count: int) -> list[Line]:
-        """The next lines, at most so many; none: there are no more. Blocks while it reads."""
+        """The next lines, at most so many, and less where they are long; none: there are no more. Blocks while it reads."""
         found: list[Line] = []
-        while len(found) < count:
+        num_bytes = 0
+        while len(found) < count and num_bytes < TAKEN_BYTES:
             entry = next(self._lines, None)
             if entry is None:
                 if self._num_read < self.num_lines:
@@ -134,6 +138,7 @@ class Todo:
             if line.digest != self._index.digests[place]:
                 raise Conflict(f"line {number} of the input has changed while it was read; run it again")
             found.append(line)
+            num_bytes += len(data)
         return found
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ class Files:
         if purpose == "vision":
             await to_thread.run_sync(num_pixels_of, file.data, "file")
         if purpose == "batch":
-            await to_thread.run_sync(self._check_lines, file.data)
+            await to_thread.run_sync(self._check_lines, file.data, limiter=self._service.checks)
         kept = self._store.put(
             file.data,
             owner=self._owner(exchange),

@@ -119,6 +119,7 @@ class Service:
         self.closing = Event()
         self._runs: set[Run] = set()
         self._limiter = CapacityLimiter(1)  # threads for many log-probabilities
+        self.checks = CapacityLimiter(1)  # threads that look through batches: several leave the loop no turn
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound unless the name, where one is given, is the served model's: the one that generates text."""

@@ -4,9 +4,11 @@ Owns how many are kept, how long, and in whose name. A file that has not expired
 no more. Knows nothing of HTTP, and nothing of what is in a file.
 """
 
+from asyncio import get_running_loop
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from time import time
@@ -46,6 +48,7 @@ class Uploads:
         self._now = now
         self._files: dict[str, Upload] = {}  # oldest first
         self._held: Counter[str] = Counter()  # files that are being read
+        self._sent: set[str] = set()  # by clients
         self.num_bytes = 0  # in memory
 
     def __len__(self) -> int:
@@ -54,30 +57,32 @@ class Uploads:
     def put(self, data: bytes, *, owner: str, filename: str, purpose: str, ttl_s: int) -> Upload:
         """Keep a file. Raises RequestTooLarge when there is no room for it."""
         self.drop_expired()
-        if len(self) >= self._max_files:
+        if len(self._sent) >= self._max_files:
             raise self._no_room(len(data))
         self.reserve(len(data))
         created_s = int(self._now())
         kept = Upload(new_file_id(), owner, filename, purpose, data, created_s, created_s + ttl_s)
         self._files[kept.id] = kept
+        self._sent.add(kept.id)
         return kept
 
     def reserve(self, num_bytes: int) -> None:
-        """Count bytes that somebody else keeps, until they are given back as a negative number. Raises RequestTooLarge when there
-        is no room for them."""
-        if num_bytes > 0 and self.num_bytes + num_bytes > self._max_bytes:
+        """Count bytes of a file that is still to be added. Raises RequestTooLarge when there is no room for them."""
+        if self.num_bytes + num_bytes > self._max_bytes:
+            self.drop_expired()
+        if self.num_bytes + num_bytes > self._max_bytes:
             raise self._no_room(num_bytes)
         self.num_bytes += num_bytes
 
     def _no_room(self, num_bytes: int) -> RequestTooLarge:
         return RequestTooLarge(
-            f"file has {num_bytes} bytes, for which there is no room: {len(self)} files of {self.num_bytes} bytes are kept, "
-            f"at most {self._max_files} of {self._max_bytes} may be; delete some, or wait until they expire",
+            f"file has {num_bytes} bytes, for which there is no room: {len(self._sent)} files of {self.num_bytes} bytes are "
+            f"kept, at most {self._max_files} of {self._max_bytes} may be; delete some, or wait until they expire",
             param="file",
         )
 
     def add(self, kept: Upload) -> None:
-        """Keep a file that the server has made on disk, or had before it was started anew."""
+        """Keep a file that the server has made, whose bytes are counted already, or on disk."""
         self._files[kept.id] = kept
 
     def get(self, id: str, owner: str) -> Upload | None:
@@ -123,9 +128,11 @@ class Uploads:
 
     def _forget(self, kept: Upload) -> None:
         del self._files[kept.id]
+        self._sent.discard(kept.id)
         self.num_bytes -= len(kept.data)
         if kept.path is not None:
-            kept.path.unlink(missing_ok=True)
+            # A disk takes a second for some GB.
+            get_running_loop().run_in_executor(None, partial(kept.path.unlink, missing_ok=True))
 
 
 def new_file_id() -> str:

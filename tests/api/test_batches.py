@@ -3,9 +3,13 @@ between."""
 
 import asyncio
 import json
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from errno import ENOSPC
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +23,7 @@ from openai.types import Batch
 from streamserve.api import batch_runner
 from streamserve.api.app import Api, create_app
 from streamserve.api.batch_lines import Line
-from streamserve.api.batch_store import MemorySink
+from streamserve.api.batch_store import FolderBatches, MemorySink
 from streamserve.api.batch_todo import Index, Todo, indexed
 from streamserve.api.batch_work import work
 from streamserve.api.inside import Reply
@@ -27,7 +31,7 @@ from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.uploads import Uploads
 from streamserve.config import ServerConfig
 from streamserve.engine.core import Engine
-from streamserve.errors import EngineStopped
+from streamserve.errors import ConfigError, EngineStopped
 from streamserve.text.byte_tokenizer import byte_text_model
 from tests.api.conftest import client_of
 from tests.api.scripted import ScriptedEngine
@@ -157,6 +161,7 @@ async def test_batches_are_listed_newest_first_in_pages() -> None:
         (b"", "there is no request"),
         (json.dumps(line("a")).encode() + b"\n" + json.dumps(line("a")).encode(), 'line 2: custom_id "a" stands on line 1'),
         (json.dumps(line("a", "/v1/files")).encode(), 'line 1: url is "/v1/files"'),
+        (b"\n" * 50_001, "there are more than 50000 lines"),
     ],
 )
 async def test_a_file_that_is_no_batch_is_refused_when_it_is_sent(lines: bytes, said: str) -> None:
@@ -332,7 +337,9 @@ async def test_batches_in_a_folder_outlive_the_server_and_answer_every_line_once
         with pytest.raises(openai.NotFoundError):
             await server.client("two").batches.retrieve(id)
         assert (await client.files.delete(batch.output_file_id or "")).deleted
-        assert not (tmp_path / "batches" / id / "output.jsonl").exists()
+        async with asyncio.timeout(20):
+            while (tmp_path / "batches" / id / "output.jsonl").exists():  # noqa: ASYNC110 (files have no events)
+                await asyncio.sleep(0.002)
 
 
 async def test_a_cancelled_batch_in_a_folder_is_still_cancelled_when_the_server_comes_back(tmp_path: Path) -> None:
@@ -354,17 +361,118 @@ async def test_a_batch_folder_has_one_server_and_must_be_readable(tmp_path: Path
     async with serving(config):
         with pytest.raises(Exception, match="being written by another process"):
             create_app(fake_engine()[0], byte_text_model(), config, model_name="tiny")
-    (tmp_path / "batch_torn").mkdir()  # the server was killed before it had promised this one
-    async with serving(config):
-        assert not (tmp_path / "batch_torn").exists()
-    (tmp_path / "batch_bad").mkdir()
-    (tmp_path / "batch_bad" / "batch.json").write_text("{}")
-    with pytest.raises(Exception, match=r"batch\.json cannot be read"):
-        async with serving(config):
-            pass
+    torn, bad = (tmp_path / f"batch_{digit * 32}" for digit in "ab")
+    torn.mkdir()  # the server was killed before it had promised this one
+    (tmp_path / "batch_photos").mkdir()  # somebody's
+    async with serving(config) as server:
+        assert not torn.exists() and (tmp_path / "batch_photos").exists()
+        id = (await over(server.client(), (await begun(server.client(), [line("a")])).id)).id
+    bad.mkdir()
+    for held, said in (("{}", "cannot be read"), ((tmp_path / id / "batch.json").read_text(), f"is of '{id}'")):
+        (bad / "batch.json").write_text(held)
+        store = FolderBatches(tmp_path, Uploads())
+        with pytest.raises(ConfigError, match=rf"batch\.json {said}"):
+            store.load()
+        store.close()
     (tmp_path / "file").write_text("x")
     with pytest.raises(Exception, match="--batch-folder names"):
         create_app(fake_engine()[0], byte_text_model(), ServerConfig(batch_folder=str(tmp_path / "file")), model_name="tiny")
+
+
+async def test_answers_of_a_batch_that_took_long_are_kept_from_its_end_on(tmp_path: Path) -> None:
+    config = ServerConfig(batch_folder=str(tmp_path))
+    async with serving(config, step_s=0.01, max_running=1) as server:
+        client = server.client()
+        id = (await begun(client, [line(f"r{n}") for n in range(30)])).id
+        await until(client, id, lambda batch: answered(batch) > 0)
+    kept = tmp_path / id / "batch.json"
+    record = json.loads(kept.read_bytes())
+    for name in ("created_at", "in_progress_at", "expires_at"):
+        record["batch"][name] -= 100 * 24 * 3600
+    kept.write_text(json.dumps(record))
+    for _ in range(2):
+        async with serving(config) as server:
+            client = server.client()
+            batch = await over(client, id)
+            answers, errors = await content(client, batch.output_file_id), await content(client, batch.error_file_id)
+            assert batch.status == "expired" and len(answers | errors) == 30 and answers
+
+
+async def test_a_full_disk_ends_a_batch_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, left = os.write, 3000
+
+    def until_full(fd: int, data: memoryview) -> int:
+        nonlocal left
+        if left < len(data):
+            raise OSError(ENOSPC, "No space left on device")
+        left -= len(data)
+        return write(fd, data)
+
+    monkeypatch.setattr("streamserve.api.batch_ledger.os.write", until_full)
+    async with serving(ServerConfig(batch_folder=str(tmp_path))) as server:
+        client = server.client()
+        batch = await over(client, (await begun(client, [line(f"r{n}") for n in range(40)])).id)
+        assert batch.status == "failed" and batch.errors and batch.errors.data
+        assert "No space left on device" in (batch.errors.data[0].message or "")
+        answers = await content(client, batch.output_file_id)
+        assert 0 < len(answers) < 40 and batch.request_counts and batch.request_counts.completed == len(answers)
+
+
+async def test_batches_that_are_asked_for_at_the_same_time_are_all_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "MAX_OWN_UNFINISHED", 2)
+    async with serving(ServerConfig(batch_folder=str(tmp_path)), step_s=0.01, max_running=1) as server:
+        client = server.client()
+        lines = [line(f"r{n}") for n in range(50)]
+        results = await asyncio.gather(*(begun(client, lines) for _ in range(6)), return_exceptions=True)
+        assert Counter(type(result) for result in results) == {Batch: 2, openai.RateLimitError: 4}
+
+
+async def test_a_key_makes_room_for_more_batches_with_the_files_that_it_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "MAX_OWN_KEPT", 2)
+    async with serving(ServerConfig(batch_folder=str(tmp_path), api_key=("one", "two"))) as server:
+        client = server.client("one")
+        batches = [await over(client, (await begun(client, [line("a")])).id) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError, match="delete the files of answers that you have read"):
+            await begun(client, [line("a")])
+        await over(server.client("two"), (await begun(server.client("two"), [line("a")])).id)  # another's are not in the way
+        await client.files.delete(batches[0].output_file_id or "")
+        last = await over(client, (await begun(client, [line("a")])).id)
+        assert [batch.id async for batch in client.batches.list()] == [last.id, batches[1].id]
+        assert not (tmp_path / batches[0].id).exists()
+
+
+# ---- large files ------------------------------------------------------------------------------------------------------
+
+
+def test_of_long_lines_few_are_held_at_once() -> None:
+    data = "".join(json.dumps(line(id, prompt="x" * 600_000)) + "\n" for id in "abcde").encode()
+    todo = Todo(lambda: BytesIO(data), indexed(lambda: BytesIO(data), 1 << 20), Index(), 1 << 20)
+    assert [len(todo.take(64)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_files_are_checked_beside_the_loop_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, most, ran = 0, 0, set[int]()
+
+    def slowly(*given: Any, **named: Any) -> Index:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        ran.add(threading.get_ident())
+        time.sleep(0.02)
+        under_way -= 1
+        return indexed(*given, **named)
+
+    for place in ("files", "batch_runner"):
+        monkeypatch.setattr(f"streamserve.api.{place}.indexed", slowly)
+    async with serving() as server:
+        client = server.client()
+        batches = await asyncio.gather(*(begun(client, [line("a")]) for _ in range(3)))
+        assert [(await over(client, batch.id)).status for batch in batches] == ["completed"] * 3
+    assert most == 1 and threading.get_ident() not in ran
 
 
 # ---- what an engine answers -------------------------------------------------------------------------------------------
@@ -391,7 +499,7 @@ async def test_a_line_that_finds_the_queue_full_is_asked_again() -> None:
 
     await work(todo_of("a", "b"), ask, sink, Unlimited())
     assert asked == {"a": 1, "b": 3}
-    assert (sink.tally.completed, sink.tally.failed, sink.output.count(b"\n")) == (2, 0, 2)
+    assert (sink.tally.completed, sink.tally.failed, sink.output.getvalue().count(b"\n")) == (2, 0, 2)
 
 
 async def test_what_an_engine_that_stops_leaves_is_no_answer() -> None:
@@ -402,7 +510,7 @@ async def test_what_an_engine_that_stops_leaves_is_no_answer() -> None:
 
     with pytest.raises(EngineStopped):
         await work(todo_of("a", "b"), ask, sink, Unlimited())
-    assert b'"b"' not in sink.output and not sink.errors
+    assert b'"b"' not in sink.output.getvalue() and not sink.errors.getvalue()
 
 
 async def test_lines_have_the_lowest_priority_where_requests_are_ordered_by_it() -> None:

@@ -281,6 +281,26 @@ def test_a_store_holds_only_so_many_files_however_small() -> None:
         put(uploads, b"x")
 
 
+def test_files_that_the_server_makes_take_no_places_of_those_that_are_sent() -> None:
+    uploads = Uploads(1000, 2)
+    for number in range(5):
+        uploads.add(Upload(f"file-{number}", "me", "x", "batch_output", b"", 0, 1 << 40))
+    put(uploads), put(uploads)
+    with pytest.raises(RequestTooLarge, match="2 files of 20 bytes"):
+        put(uploads)
+
+
+def test_room_that_is_reserved_may_be_what_expired_files_had() -> None:
+    clock = Clock()
+    uploads = Uploads(30, 10, now=clock)
+    put(uploads, b"x" * 30, ttl_s=10)
+    with pytest.raises(RequestTooLarge):
+        uploads.reserve(1)
+    clock.now_s += 10
+    uploads.reserve(30)
+    assert uploads.num_bytes == 30
+
+
 def test_what_has_expired_is_dropped_without_being_asked_for() -> None:
     clock = Clock()
     uploads = Uploads(now=clock)
