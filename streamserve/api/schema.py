@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -383,7 +384,13 @@ def stop_patterns_of(given: str | list[str] | None, param: str = "stop_regex") -
     patterns = [given] if isinstance(given, str) else given or []
     if len(patterns) > MAX_STOPS:
         raise InvalidRequest(f"{param} has {len(patterns)} entries; at most {MAX_STOPS} are allowed", param=param)
-    return StopPatterns(patterns, param) if patterns else None
+    return _compiled(tuple(patterns), param) if patterns else None
+
+
+@lru_cache(maxsize=32)
+def _compiled(patterns: tuple[str, ...], param: str) -> StopPatterns:
+    """A list of prompts has the same for each."""
+    return StopPatterns(patterns, param)
 
 
 def check_range(name: str, value: int | None, low: int, high: int) -> None:

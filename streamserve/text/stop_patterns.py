@@ -8,18 +8,27 @@ that end there the longest counts. No match is longer than MAX_MATCH characters,
 """
 
 import re
-from collections.abc import Sequence
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import pairwise
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.pattern import fault_of
 
+MAX_CHARS = 2000  # of all patterns of a request
 MAX_EDGES = 1000
 MAX_MATCH = 256
-_COUNT = re.compile(r"\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}")
-_CHARACTER = re.compile(r"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)|[^\\]", re.DOTALL)
+_LENGTHS = (1 << MAX_MATCH) - 1
+_COUNT = re.compile(r"\{\s*(\d{1,9})\s*(?:(,)\s*(\d{0,9})\s*)?\}")
+_GROUP = re.compile(r"\((?:\?(?::|P?<[^>]*>))?")
+_CODED = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))")
+_NAMED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a"}
 _ANCHORS = frozenset(("^", "$", r"\A", r"\z"))
+
+Test = Callable[[str], object]  # of a character, for its truth
+_KINDS: dict[str, Test] = {kind: re.compile(f"\\{kind}").fullmatch for kind in "dDwWsS"}
 
 
 @dataclass(slots=True)
@@ -35,10 +44,13 @@ class StopPatterns:
     """Patterns, compiled. InvalidRequest, which names `param`, for one that cannot be. Never changes: runs share it."""
 
     def __init__(self, patterns: Sequence[str], param: str = "stop_regex") -> None:
-        self.tests: list[re.Pattern[str]] = []  # of the character at each position
+        self.tests: list[Test] = []  # of the character at each position
         self.follow: list[set[int]] = []  # positions behind it
         self.first: set[int] = set()
         self.pattern_of: dict[int, str] = {}  # of positions at which a match ends
+        self._num_edges = 0
+        if (num_chars := sum(map(len, patterns))) > MAX_CHARS:
+            raise InvalidRequest(f"{param} has {num_chars} characters in all; at most {MAX_CHARS} are allowed", param=param)
         for place, pattern in enumerate(patterns):
             name = param if len(patterns) == 1 else f"{param}[{place}]"
             try:
@@ -48,16 +60,38 @@ class StopPatterns:
             self.first |= part.first
             self.pattern_of |= dict.fromkeys(part.last, pattern)
 
-    def position(self, test: re.Pattern[str]) -> int:
+    def position(self, test: Test) -> int:
         """One more."""
         self.tests.append(test)
         self.follow.append(set())
-        self.check_size()
+        self._grow(1)
         return len(self.tests) - 1
 
-    def check_size(self) -> None:
-        """Raises ValueError when there are too many edges."""
-        if len(self.tests) + sum(map(len, self.follow)) > MAX_EDGES:
+    def link(self, last: set[int], first: set[int]) -> None:
+        """What begins at `first` stands behind what ends at `last`."""
+        for position in last if first else ():
+            following = self.follow[position]
+            num_before = len(following)
+            following |= first
+            self._grow(len(following) - num_before)
+
+    def copy(self, part: _Part, begin: int, num: int) -> list[_Part]:
+        """`num` more of a part whose positions are the newest, from `begin` on."""
+        tests, follow = self.tests[begin:], self.follow[begin:]
+        num_edges = len(tests) + sum(map(len, follow))
+        copies = []
+        for nth in range(1, num + 1):
+            self._grow(num_edges)
+            shift = nth * len(tests)
+            self.tests += tests
+            self.follow += [{position + shift for position in following} for following in follow]
+            first, last = ({position + shift for position in places} for places in (part.first, part.last))
+            copies.append(_Part(first, last, part.is_nullable))
+        return copies
+
+    def _grow(self, num_edges: int) -> None:
+        self._num_edges += num_edges
+        if self._num_edges > MAX_EDGES:
             raise ValueError(f"its automaton has over {MAX_EDGES} edges, which is the most allowed; make it simpler")
 
 
@@ -70,7 +104,7 @@ class StopRun:
         self._patterns = patterns
         self._include_stop = include_stop
         self._held = ""  # from where the longest match that is under way begins
-        self._active: dict[int, int] = {}  # positions, and where in what is held the longest match that is at it begins
+        self._active: dict[int, int] = {}  # positions, and how long the matches are that are at it: bit n for n + 1 characters
         self.matched: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
@@ -80,17 +114,14 @@ class StopRun:
         shown: list[str] = []
         for letter in text:
             self._held += letter
-            ends = self._step(letter)
-            if ends is not None:
-                start, self.matched = ends
-                shown.append(self._held if self._include_stop else self._held[:start])
+            length, self.matched = self._step(letter)
+            if self.matched is not None:
+                shown.append(self._held if self._include_stop else self._held[:-length])
                 self._held = ""
                 break
-            start = min(self._active.values(), default=len(self._held))
-            if start:
-                shown.append(self._held[:start])
-                self._held = self._held[start:]
-                self._active = {position: begun - start for position, begun in self._active.items()}
+            if num_free := len(self._held) - length:
+                shown.append(self._held[:num_free])
+                self._held = self._held[num_free:]
         return "".join(shown), self.matched
 
     def flush(self) -> str:
@@ -99,26 +130,21 @@ class StopRun:
         self._active = {}
         return held
 
-    def _step(self, letter: str) -> tuple[int, str] | None:
-        """One character on. Where the longest match that ends with it begins, and its pattern."""
-        patterns, at = self._patterns, len(self._held) - 1
-        reached: dict[int, int] = {}
-        for position, begun in self._active.items():
-            if at - begun < MAX_MATCH:
+    def _step(self, letter: str) -> tuple[int, str | None]:
+        """One character on. How long the longest match under way is; or the one that has ended, and its pattern."""
+        patterns = self._patterns
+        reached = dict.fromkeys(patterns.first, 1)
+        for position, lengths in self._active.items():
+            if longer := lengths << 1 & _LENGTHS:
                 for following in patterns.follow[position]:
-                    if reached.get(following, at) >= begun:
-                        reached[following] = begun
-        for position in patterns.first:
-            reached.setdefault(position, at)
-        self._active = {position: begun for position, begun in reached.items() if _fits(patterns.tests[position], letter)}
-        ends = patterns.pattern_of
-        ended = [(begun, ends[position]) for position, begun in self._active.items() if position in ends]
-        return min(ended, default=None)
-
-
-@lru_cache(maxsize=4096)
-def _fits(test: re.Pattern[str], letter: str) -> bool:
-    return test.fullmatch(letter) is not None
+                    reached[following] = reached.get(following, 0) | longer
+        tests = patterns.tests
+        self._active = {position: lengths for position, lengths in reached.items() if tests[position](letter)}
+        ended = self._active.keys() & patterns.pattern_of.keys()
+        if not ended:
+            return max(map(int.bit_length, self._active.values()), default=0), None
+        length, place = max((self._active[position].bit_length(), -position) for position in ended)
+        return length, patterns.pattern_of[-place]
 
 
 class _Reader:
@@ -128,9 +154,9 @@ class _Reader:
         if fault := fault_of(pattern):
             raise ValueError(fault)
         self._automaton = automaton
-        self._flags = re.IGNORECASE if pattern.startswith("(?i)") else re.RegexFlag(0)
-        self._text = pattern.removeprefix("(?i)")
-        self._pos = 0
+        self._any_case = pattern.startswith("(?i)")
+        self._text = pattern
+        self._pos = 4 * self._any_case
 
     def whole(self) -> _Part:
         """All of it."""
@@ -146,46 +172,41 @@ class _Reader:
         while self._text.startswith("|", self._pos):
             self._pos += 1
             other = self._sequence()
-            part = _Part(part.first | other.first, part.last | other.last, part.is_nullable or other.is_nullable)
+            part.first |= other.first
+            part.last |= other.last
+            part.is_nullable |= other.is_nullable
         return part
 
     def _sequence(self) -> _Part:
         part = _Part()
         while self._pos < len(self._text) and self._text[self._pos] not in "|)":
-            part = self._joined(part, self._repeated())
+            other = self._repeated()
+            self._automaton.link(part.last, other.first)
+            if part.is_nullable:
+                part.first |= other.first
+            if not other.is_nullable:
+                part.last.clear()
+            part.last |= other.last
+            part.is_nullable &= other.is_nullable
         return part
 
-    def _joined(self, one: _Part, other: _Part) -> _Part:
-        self._link(one.last, other.first)
-        first = one.first | other.first if one.is_nullable else one.first
-        last = one.last | other.last if other.is_nullable else other.last
-        return _Part(first, last, one.is_nullable and other.is_nullable)
-
-    def _link(self, last: set[int], first: set[int]) -> None:
-        for position in last:
-            self._automaton.follow[position] |= first
-        self._automaton.check_size()
-
     def _repeated(self) -> _Part:
-        """Counted repeats are written out: the atom is read as often as it stands there."""
-        begin = self._pos
+        """Counted repeats are written out: each follows only the one before it. A match may end at any that suffices."""
+        begin = len(self._automaton.tests)
         part = self._atom()
-        end = self._pos
         low, high = self._count()
+        if high == 0:
+            return _Part()
         if (low, high) == (1, 1) or not part.first:
             return part
-        after = self._pos
-        whole = _Part()
-        for nth in range(max(low, high or low, 1)):
-            if nth:
-                self._pos = begin
-                part = self._atom()
-                assert self._pos == end
-            if high is None and nth == max(low, 1) - 1:
-                self._link(part.last, part.first)
-            whole = self._joined(whole, _Part(part.first, part.last, part.is_nullable or nth >= low))
-        self._pos = after
-        return _Part() if high == 0 else whole
+        parts = [part, *self._automaton.copy(part, begin, max(low, high or low, 1) - 1)]
+        for one, other in pairwise(parts):
+            self._automaton.link(one.last, other.first)
+        if high is None:
+            self._automaton.link(parts[-1].last, parts[-1].first)
+        is_nullable = part.is_nullable or low == 0
+        enough = parts if is_nullable else parts[low - 1 :]
+        return _Part(part.first, set().union(*[one.last for one in enough]), is_nullable)
 
     def _count(self) -> tuple[int, int | None]:
         """How often the atom before stands there; None: any number. Whether it is greedy changes nothing here."""
@@ -206,7 +227,7 @@ class _Reader:
     def _atom(self) -> _Part:
         text, at = self._text, self._pos
         if text[at] == "(":
-            head = re.compile(r"\((?:\?(?::|P?<\w+>))?").match(text, at)
+            head = _GROUP.match(text, at)
             assert head is not None
             if text.startswith("?", head.end()):
                 raise ValueError(f"the group at character {at} has flags, which only the beginning may: (?i)")
@@ -214,32 +235,86 @@ class _Reader:
             part = self._either()
             self._pos += 1  # the )
             return part
-        if text[at] == "[":
-            self._pos = _end_of_class(text, at)
-        else:
-            found = _CHARACTER.match(text, at)
-            assert found is not None
-            self._pos = found.end()
-        test = text[at : self._pos]
-        if len(test) > 2 and any(two in test for two in ("&&", "--", "~~", "||")):
-            raise ValueError(f"the class at character {at} is an operation on sets, which is not supported")
-        if test in _ANCHORS:
-            raise ValueError(f"the {test} at character {at} has no place in a text that is searched while it grows")
-        try:
-            compiled = re.compile(test, self._flags | re.DOTALL if test == "." else self._flags)
-        except (re.error, OverflowError) as error:
-            raise ValueError(f"{test} at character {at} is not supported: {error}") from None
-        position = self._automaton.position(compiled)
+        if text[at] in "*+?{":
+            raise ValueError(f"the {text[at]} at character {at} repeats what is repeated already; put that in a group")
+        position = self._automaton.position(self._class() if text[at] == "[" else self._test())
         return _Part({position}, {position}, False)
 
+    def _test(self) -> Test:
+        at = self._pos
+        found = self._character()
+        if self._text[at : self._pos] in _ANCHORS:
+            raise ValueError(f"the {self._text[at]} at character {at} has no place in a text that is searched while it grows")
+        if not isinstance(found, str):
+            return found
+        if self._text[at] == ".":
+            return bool
+        return _one_of([(ord(found), ord(found))], any_case=True) if self._any_case else found.__eq__
 
-def _end_of_class(text: str, at: int) -> int:
-    """Behind a class in brackets. What stands in it is Python's to read, which knows no classes inside classes."""
-    pos = at + 1
-    pos += text.startswith("^", pos)
-    pos += text.startswith("]", pos)
-    while not text.startswith("]", pos):
-        if text.startswith("[", pos):
+    def _character(self) -> str | Test:
+        """A character, or the test of a kind of them."""
+        text, at = self._text, self._pos
+        if text[at] != "\\":
+            self._pos += 1
+            return text[at]
+        if coded := _CODED.match(text, at):
+            self._pos = coded.end()
+            code = int(coded[coded.lastindex or 0], 16)
+            if code > sys.maxunicode:
+                raise ValueError(f"{coded[0]} at character {at} is no character")
+            return chr(code)
+        letter = text[at + 1]
+        self._pos += 2
+        if letter in _KINDS:
+            return _KINDS[letter]
+        if letter.isalnum() and letter not in _NAMED and letter not in "Az":
+            raise ValueError(f"\\{letter} at character {at} is not supported")
+        return _NAMED.get(letter, letter)
+
+    def _class(self) -> Test:
+        """Characters in brackets."""
+        text, at = self._text, self._pos
+        is_negated = text.startswith("^", at + 1)
+        begin = self._pos = at + 1 + is_negated
+        ranges: list[tuple[int, int]] = []
+        kinds: set[Test] = set()
+        while self._pos == begin or text[self._pos] != "]":
+            if text[self._pos : self._pos + 2] in ("&&", "--", "~~"):
+                raise ValueError(f"the class at character {at} is an operation on sets, which is not supported")
+            low = high = self._member(at)
+            if text[self._pos] == "-" and text[self._pos + 1] not in "-]":
+                self._pos += 1
+                high = self._member(at)
+            if isinstance(low, str) and isinstance(high, str) and low <= high:
+                ranges.append((ord(low), ord(high)))
+            elif low is high and not isinstance(low, str):
+                kinds.add(low)
+            else:
+                raise ValueError(f"the class at character {at} has a range that is none")
+        self._pos += 1
+        return _one_of(ranges, kinds, is_negated=is_negated, any_case=self._any_case)
+
+    def _member(self, at: int) -> str | Test:
+        if self._text[self._pos] == "[":
             raise ValueError(f"the class at character {at} has another one inside; write \\[ for the letter")
-        pos += 2 if text.startswith("\\", pos) else 1
-    return pos + 1
+        return self._character()
+
+
+def _one_of(
+    ranges: Sequence[tuple[int, int]], kinds: Collection[Test] = (), *, is_negated: bool = False, any_case: bool = False
+) -> Test:
+    """Whether a character is in one of the ranges or of one of the kinds. However many there are, the time is about the same."""
+    bounds: list[int] = []  # in turn where ranges begin, and where they have ended
+    for low, high in sorted(ranges):
+        if bounds and low <= bounds[-1]:
+            bounds[-1] = max(bounds[-1], high + 1)
+        else:
+            bounds += (low, high + 1)
+
+    def test(letter: str) -> bool:
+        letters = {letter, letter.lower(), letter.upper()} if any_case else (letter,)
+        return is_negated != any(
+            bisect_right(bounds, ord(one)) % 2 or any(kind(one) for kind in kinds) for one in letters if len(one) == 1
+        )
+
+    return test

@@ -84,11 +84,12 @@ class StopStrings:
 class _Both:
     """Stop strings, and patterns in the text before them."""
 
-    __slots__ = ("_patterns", "_strings", "matched")
+    __slots__ = ("_include_stop", "_patterns", "_strings", "matched")
 
-    def __init__(self, strings: StopStrings, patterns: StopRun) -> None:
-        self._strings = strings
-        self._patterns = patterns
+    def __init__(self, strings: Sequence[str], patterns: StopPatterns, *, include_stop: bool) -> None:
+        self._strings = StopStrings(strings)
+        self._patterns = StopRun(patterns, include_stop=include_stop)
+        self._include_stop = include_stop
         self.matched: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
@@ -108,15 +109,15 @@ class _Both:
     def _before(self, text: str, string: str | None, *, is_end: bool) -> tuple[str, str | None]:
         text, pattern = self._patterns.push(text)
         if is_end and pattern is None:
-            text += self._patterns.flush()
+            text += self._patterns.flush() + (string if string is not None and self._include_stop else "")
         self.matched = pattern if pattern is not None else string
         return text, self.matched
 
 
 def stops_in(strings: Sequence[str], patterns: StopPatterns | None, *, include_stop: bool = False) -> Stops | None:
     """What looks for these; None where there are none."""
-    run = None if patterns is None else StopRun(patterns, include_stop=include_stop)
-    if not strings:
-        return run
-    found = StopStrings(strings, include_stop=include_stop)
-    return found if run is None else _Both(found, run)
+    if strings and patterns is not None:
+        return _Both(strings, patterns, include_stop=include_stop)
+    if strings:
+        return StopStrings(strings, include_stop=include_stop)
+    return None if patterns is None else StopRun(patterns, include_stop=include_stop)
