@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from streamserve.errors import ConfigError, NotFound
+from streamserve.errors import ConfigError, NotFound, Unreachable
 from streamserve.lang import loops
 from streamserve.lang.transport import Transport
 
@@ -130,6 +130,9 @@ class Chat:
                 for choice in event.get("choices") or ():
                     told.finish_reason = choice.get("finish_reason") or told.finish_reason
                     yield from self._pieces(choice.get("delta") or {})
+        except Unreachable:
+            if told.finish_reason is None:  # some servers leave out the mark behind the last event
+                raise
         finally:
             if told.text or told.finish_reason is not None:
                 self.messages.append({"role": "assistant", "content": told.text})

@@ -125,13 +125,13 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
 
 def test_a_chat_with_another_server(tmp_path: Path) -> None:
     with (
-        Foreign(KNOWN | {"stream_options"}, says_done=True) as server,
+        Foreign(KNOWN | {"stream_options"}, says_done=False) as server,
         _terminal(tmp_path, "--url", f"http://127.0.0.1:{server.port}/v1", "--system", "Be kind.") as terminal,
     ):
         assert "theirs: /help" in terminal.until(">>> ")
         assert "word0 word1 word2" in terminal.line("Hello", ">>> ")
         assert "beginning anew" not in terminal.line("/clear", ">>> ")
-        terminal.line("Again", ">>> ")
+        assert "error" not in terminal.line("Again", ">>> ")
         terminal.type(CTRL_D)
         assert terminal.process.wait(timeout=20) == 0
     assert [one["content"] for one in server.bodies[-1]["messages"]] == ["Be kind.", "Again"]
