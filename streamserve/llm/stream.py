@@ -3,6 +3,7 @@
 Owns the way from an async generator on the background loop to its reader. Knows nothing of what it carries.
 """
 
+import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -21,26 +22,35 @@ class Stream(Generic[T]):
         self._open = open
 
     def __iter__(self) -> Iterator[T]:
-        source = self._open()
+        source = _Source(self._open())
         try:
-            while (item := loops.run(_next(source))) is not _END:
+            while (item := loops.run(source.next())) is not _END:
                 yield item
         finally:
             if not sys.is_finalizing():  # then the engine has ended already
-                loops.run(_close(source))
+                loops.run(source.close())
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        source = self._open()
+        source = _Source(self._open())
         try:
-            while (item := await loops.arun(_next(source))) is not _END:
+            while (item := await loops.arun(source.next())) is not _END:
                 yield item
         finally:
-            await loops.arun(_close(source))
+            await loops.arun(source.close())
 
 
-async def _next(source: AsyncGenerator[T, None]) -> T:
-    return await anext(source, _END)
+class _Source(Generic[T]):
+    """An async generator that is read on the background loop by somebody elsewhere. Whoever is interrupted while he waits for an
+    item (Ctrl+C, a cancelled task) closes it at once: that has its turn when the reading has ended."""
 
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self._items = items
+        self._turn = asyncio.Lock()
 
-async def _close(source: AsyncGenerator[Any, None]) -> None:
-    await source.aclose()
+    async def next(self) -> T:
+        async with self._turn:
+            return await anext(self._items, _END)
+
+    async def close(self) -> None:
+        async with self._turn:
+            await self._items.aclose()
