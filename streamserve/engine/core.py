@@ -203,10 +203,12 @@ class Engine:
         words = [t for t in request.token_ids if t < MEDIA_BASE] if request.media else request.token_ids
         if request.media:
             assert self._options.takes_media and len(words) + sum(m.num_tokens for m in request.media) == num_prompt
-            first = request.sampling.prompt_logprobs_start
+            # What follows a span is told by the span's last place, which is in one row with the others where spans are whole.
+            first = request.sampling.prompt_logprobs_start - self._scheduler.limits.has_whole_spans
             if request.sampling.prompt_logprobs is not None and any(s.end > first for m in request.media for s in m.spans):
                 raise InvalidRequest(
-                    "prompt_logprobs is given, but places of pictures have no log-probabilities; leave it out",
+                    "log-probabilities of a prompt are wanted where it shows a picture, whose places have none; let them begin "
+                    f"at {max(s.end for m in request.media for s in m.spans) + self._scheduler.limits.has_whole_spans}",
                     param="prompt_logprobs",
                 )
         if words and (min(words) < 0 or max(words) >= self._options.vocab_size):
@@ -317,8 +319,10 @@ class Engine:
             await self._run()
         except CancelledError:
             raise
-        except BaseException:
+        except BaseException as error:
             self._broken = True
+            for request in self._scheduler.live():  # nobody takes what came so far for an answer
+                self._scheduler.end_with_error(request, f"the engine has stopped: {type(error).__name__}: {error}")
             raise
         finally:
             self.close("the engine has stopped")
