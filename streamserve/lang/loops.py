@@ -57,6 +57,9 @@ class _Loops:
             os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
+        for loop in getattr(self, "_started", {}).values():
+            for task in asyncio.all_tasks(loop.loop):  # nobody runs them here, and nobody is to be told so
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, for tasks that are given up
         self._lock = threading.Lock()
         self._started: dict[str, Loop] = {}
 
