@@ -348,7 +348,8 @@ class ChatShape(_Shape):
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = self._tokenizer.token_bytes(token_id)
-        return {"token": token_text(raw), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+        shown = {"token": token_text(raw), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+        return {**shown, "token_id": token_id} if self._wishes.token_ids else shown
 
 
 def _function(call: MadeCall) -> dict[str, str]:

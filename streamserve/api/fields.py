@@ -59,7 +59,7 @@ _BOTH: tuple[Field, ...] = (
         n="1 to 128",
         stop="a string or up to 32; where thoughts and calls are parsed it holds for content only, not inside those",
         stop_regex="SGLang's: a pattern or up to 32 that end an answer as stop does, at the first character with which one is "
-        "matched; matches have at most 256 characters, and ^, $ and look-around have no place",
+        "matched; matches have at most 256 characters, all patterns 2000, and ^, $ and look-around have no place",
         stop_token_ids="further tokens that end an answer",
         ignore_eos="go on past the end token",
         no_stop_trim="the stop string stays in the text",
@@ -68,7 +68,7 @@ _BOTH: tuple[Field, ...] = (
         resumable="the stream goes on for a while when its client leaves, and can be read on: api/resume.py",
         return_progress="comments in a stream, frames on a socket: how much of a long prompt is computed",
         stream_options="include_usage, continuous_usage_stats; include_obfuscation true is accepted with a warning",
-        return_token_ids="token_ids and prompt_token_ids beside the text",
+        return_token_ids="token_ids and prompt_token_ids beside the text; token_id in a chat's logprobs",
         return_timings="timings beside the usage: milliseconds in the queue, for the prompt, for the answer (llama.cpp's names)",
         return_draft_marks="draft_marks beside the text: which parts of it were guessed, and which a grammar forced",
         prompt_logprobs="vLLM's: log-probabilities of the prompt's tokens, with so many alternatives",
