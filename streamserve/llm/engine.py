@@ -7,7 +7,7 @@ are the server's. Sync methods may be called anywhere, in a running event loop t
 import asyncio
 import sys
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -22,12 +22,13 @@ from streamserve.lang import loops
 from streamserve.lang.endpoint import Native
 from streamserve.llm.batches import all_of, bar
 from streamserve.llm.host import Host, InProcess
-from streamserve.llm.prompts import generate_bodies, generate_body
-from streamserve.llm.sampling import Sampling, chat_fields
+from streamserve.llm.prompts import chat_bodies, generate_bodies, generate_body, listed, with_pictures
+from streamserve.llm.sampling import Sampling
 from streamserve.llm.settings import config_of, in_python
 from streamserve.llm.stream import Stream
 from streamserve.startup import StartUp
 
+GENERATE, CHAT = "/generate", "/v1/chat/completions"
 TEXTS_AT_ONCE = 256  # of one call of an embedding model's routes
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Engine:
         """
         if stream:
             return iter(self._generate_stream(prompt, sampling_params, fields))
-        return self._answered(generate_bodies(prompt, sampling_params, fields), self._generate, progress, return_exceptions)
+        return _flat(self._answered(generate_bodies(prompt, sampling_params, fields), GENERATE, progress, return_exceptions))
 
     async def async_generate(
         self,
@@ -90,60 +91,66 @@ class Engine:
         """`generate` for coroutines; with `stream` what is awaited is an async iterator."""
         if stream:
             return aiter(self._generate_stream(prompt, sampling_params, fields))
-        bodies = await asyncio.to_thread(generate_bodies, prompt, sampling_params, fields)  # pictures are read from files
-        return await self._async_answered(bodies, self._generate, progress, return_exceptions)
+        bodies = generate_bodies(prompt, sampling_params, fields)
+        return _flat(await self._async_answered(bodies, GENERATE, progress, return_exceptions))
 
     def chat(
         self,
         messages: Chat | Sequence[Chat],
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
+        stream: bool = False,
         progress: bool | None = None,
         return_exceptions: bool = False,
         **fields: Any,
     ) -> Any:
-        """Answer a conversation, or a list of them: chat completions in OpenAI's shape, as dictionaries. `fields` are those of
-        POST /v1/chat/completions: tools, response_format, max_tokens, ..."""
-        return self._answered(_chat_bodies(messages, sampling_params, fields), self._chat, progress, return_exceptions)
+        """Answer a conversation, or a list of them: chat completions in OpenAI's shape, as dictionaries; with `stream` an
+        iterator of its chunks. `fields` are those of POST /v1/chat/completions: tools, response_format, max_tokens, ..."""
+        if stream:
+            return iter(self._chat_stream(messages, sampling_params, fields))
+        return self._answered(chat_bodies(messages, sampling_params, fields), CHAT, progress, return_exceptions)
 
     async def async_chat(
         self,
         messages: Chat | Sequence[Chat],
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
+        stream: bool = False,
         progress: bool | None = False,
         return_exceptions: bool = False,
         **fields: Any,
     ) -> Any:
-        """`chat` for coroutines."""
-        bodies = _chat_bodies(messages, sampling_params, fields)
-        return await self._async_answered(bodies, self._chat, progress, return_exceptions)
+        """`chat` for coroutines; with `stream` what is awaited is an async iterator."""
+        if stream:
+            return aiter(self._chat_stream(messages, sampling_params, fields))
+        return await self._async_answered(chat_bodies(messages, sampling_params, fields), CHAT, progress, return_exceptions)
 
     def stream(self, prompt: str | Chat, sampling_params: Sampling | None = None, **fields: Any) -> Stream[str]:
         """The answer to a prompt, or to a conversation, piece by piece, for `for` and for `async for`."""
         if isinstance(prompt, str):
             body = generate_body(prompt, sampling_params, fields) | {"stream": True, "incremental": True}
             _one_choice(body["sampling_params"])
-            return Stream(partial(self._texts, "/generate", body, lambda event: event["text"]))
-        body = {**fields, "messages": list(prompt), **chat_fields(sampling_params), "stream": True}
+            return Stream(partial(self._texts, GENERATE, body, lambda event: event["text"]))
+        body = _one_chat(chat_bodies(prompt, sampling_params, fields))
         _one_choice(body)
-        return Stream(partial(self._texts, "/v1/chat/completions", body, _content_of))
+        return Stream(partial(self._texts, CHAT, body, _content_of))
 
     def _generate_stream(self, prompt: Any, sampling_params: Any, fields: Mapping[str, Any]) -> Stream[dict[str, Any]]:
-        body = generate_body(prompt, sampling_params, fields) | {"stream": True}
-        return Stream(partial(self.transport.events, "/generate", body))
+        return Stream(partial(self._events, GENERATE, generate_body(prompt, sampling_params, fields) | {"stream": True}))
 
-    async def _texts(self, path: str, body: Any, text_of: Callable[[Any], str]) -> AsyncGenerator[str, None]:
-        async with aclosing(self.transport.events(path, body)) as events:
+    def _chat_stream(self, messages: Any, sampling_params: Any, fields: Mapping[str, Any]) -> Stream[dict[str, Any]]:
+        return Stream(partial(self._events, CHAT, _one_chat(chat_bodies(messages, sampling_params, fields))))
+
+    async def _events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        async with aclosing(self.transport.events(path, await with_pictures(body))) as events:
+            async for event in events:
+                yield event
+
+    async def _texts(self, path: str, body: dict[str, Any], text_of: Callable[[Any], str]) -> AsyncGenerator[str, None]:
+        async with aclosing(self._events(path, body)) as events:
             async for event in events:
                 if text := text_of(event):
                     yield text
-
-    async def _generate(self, body: Any) -> Any:
-        return await self.transport.call("POST", "/generate", body)
-
-    async def _chat(self, body: Any) -> Any:
-        return await self.transport.call("POST", "/v1/chat/completions", body)
 
     # ---- vectors and scores ----------------------------------------------------------------------------------------------
 
@@ -195,16 +202,35 @@ class Engine:
         answers = await self._all("/v1/score", [{**asked, "items": part} for part in _parts(given)])
         return [row for answer in answers for row in answer["scores"]]
 
-    def rerank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> list[dict[str, Any]]:
-        """Documents in the order in which they answer the query: {index, relevance_score, document}, best first."""
+    def rerank(
+        self, query: str | Sequence[Sequence[str]], documents: Sequence[str] | None = None, top_n: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Documents in the order in which they answer the query: {index, relevance_score, document}, best first. Without
+        documents pairs [query, document], SGLang's way: {index, embedding} for each, in their order; its score is `embedding`."""
         return loops.run(self.async_rerank(query, documents, top_n))
 
-    async def async_rerank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> list[dict[str, Any]]:
+    async def async_rerank(
+        self, query: str | Sequence[Sequence[str]], documents: Sequence[str] | None = None, top_n: int | None = None
+    ) -> list[dict[str, Any]]:
         """`rerank` for coroutines."""
-        body = {"query": query, "documents": list(documents), "top_n": top_n}
-        answer = await self.async_call("POST", "/v1/rerank", body)
-        results: list[dict[str, Any]] = answer["results"]
-        return results
+        if documents is None:
+            return await self._score_pairs(query, top_n)
+        bodies = [{"query": query, "documents": part, "top_n": top_n} for part in _parts(documents)]
+        answers = await self._all("/v1/rerank", bodies)
+        found: list[dict[str, Any]] = [
+            {**entry, "index": entry["index"] + at * TEXTS_AT_ONCE}
+            for at, answer in enumerate(answers)
+            for entry in answer["results"]
+        ]
+        return sorted(found, key=lambda entry: -entry["relevance_score"])[:top_n]
+
+    async def _score_pairs(self, given: Any, top_n: int | None) -> list[dict[str, Any]]:
+        pairs = [listed(pair) for pair in listed(given) or [given]]
+        if top_n is not None or any(pair is None or len(pair) != 2 for pair in pairs):
+            raise InvalidRequest("give a query and documents, or a list of pairs [query, document] alone", param="documents")
+        bodies = [{"text_1": [pair[0] for pair in part], "text_2": [pair[1] for pair in part]} for part in _parts(pairs)]  # type: ignore[index]
+        scores = [entry["score"] for answer in await self._all("/v1/score", bodies) for entry in answer["data"]]
+        return [{"index": index, "embedding": score} for index, score in enumerate(scores)]
 
     # ---- the engine --------------------------------------------------------------------------------------------------------
 
@@ -252,29 +278,31 @@ class Engine:
 
     # ---- batches -----------------------------------------------------------------------------------------------------------
 
-    def _answered(
-        self, bodies: Any, ask: Callable[[Any], Coroutine[Any, Any, Any]], progress: bool | None, keeps_errors: bool
-    ) -> Any:
+    def _answered(self, bodies: Any, path: str, progress: bool | None, keeps_errors: bool) -> Any:
         if not isinstance(bodies, list):
-            return loops.run(ask(bodies))
+            return loops.run(self._ask(path, bodies))
         with bar(len(bodies), progress) as done:
-            return _flat(loops.run(all_of([partial(ask, body) for body in bodies], keeps_errors=keeps_errors, done=done)))
+            return loops.run(all_of([partial(self._ask, path, body) for body in bodies], keeps_errors=keeps_errors, done=done))
 
-    async def _async_answered(
-        self, bodies: Any, ask: Callable[[Any], Coroutine[Any, Any, Any]], progress: bool | None, keeps_errors: bool
-    ) -> Any:
+    async def _async_answered(self, bodies: Any, path: str, progress: bool | None, keeps_errors: bool) -> Any:
         if not isinstance(bodies, list):
-            return await loops.arun(ask(bodies))
+            return await loops.arun(self._ask(path, bodies))
         with bar(len(bodies), progress) as done:
-            return _flat(await loops.arun(all_of([partial(ask, body) for body in bodies], keeps_errors=keeps_errors, done=done)))
+            calls = [partial(self._ask, path, body) for body in bodies]
+            return await loops.arun(all_of(calls, keeps_errors=keeps_errors, done=done))
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> Any:
+        return await self.transport.call("POST", path, await with_pictures(body))
 
     async def _all(self, path: str, bodies: Sequence[Any]) -> list[Any]:
         calls = [partial(self.transport.call, "POST", path, body) for body in bodies]
         return await loops.arun(all_of(calls))
 
 
-def _flat(answers: Sequence[Any]) -> list[Any]:
-    """Where a prompt has several choices, they follow each other, as the server has it."""
+def _flat(answers: Any) -> Any:
+    """Where a prompt of a list has several choices, they follow each other, as the server has it."""
+    if not isinstance(answers, list):
+        return answers
     return [entry for answer in answers for entry in (answer if isinstance(answer, list) else [answer])]
 
 
@@ -284,20 +312,15 @@ def _parts(entries: Sequence[T]) -> list[list[T]]:
     return [given[at : at + TEXTS_AT_ONCE] for at in range(0, max(1, len(given)), TEXTS_AT_ONCE)]
 
 
-def _chat_bodies(messages: Any, sampling_params: Any, fields: Mapping[str, Any]) -> Any:
-    if messages and isinstance(messages[0], Mapping):
-        return {**fields, "messages": list(messages), **chat_fields(sampling_params)}
-    many = sampling_params if isinstance(sampling_params, list | tuple) else [sampling_params] * len(messages)
-    if len(many) != len(messages):
-        raise InvalidRequest(
-            f"sampling_params is a list of {len(many)}, but there are {len(messages)} conversations", param="sampling_params"
-        )
-    return [{**fields, "messages": list(chat), **chat_fields(params)} for chat, params in zip(messages, many, strict=True)]
-
-
 def _content_of(event: Any) -> str:
     choices = event.get("choices")
     return (choices[0]["delta"].get("content") or "") if choices else ""
+
+
+def _one_chat(bodies: Any) -> dict[str, Any]:
+    if isinstance(bodies, list):
+        raise InvalidRequest(f"messages are {len(bodies)} conversations; a stream is of one", param="messages")
+    return {**bodies, "stream": True}
 
 
 def _one_choice(params: Mapping[str, Any]) -> None:

@@ -24,9 +24,10 @@ from streamserve.api.wire import WARNING, Headers
 from streamserve.application import app_of
 from streamserve.build import Built, Display, build
 from streamserve.config import Config
-from streamserve.errors import EngineStopped
+from streamserve.errors import EngineStopped, InvalidRequest
 from streamserve.lang import loops
 from streamserve.lang.transport import decoded, events_of, failure_of
+from streamserve.llm.settings import in_python
 from streamserve.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -149,7 +150,7 @@ class InProcess:
         """See Transport."""
         reply = await self._host.inside.ask(method, path, _content(body))
         if reply.status >= 400:
-            raise failure_of(reply.status, reply.body, _retry_after(reply.headers))
+            raise _failure(reply.status, reply.body, reply.headers)
         self._tell(reply.headers)
         return decoded(reply.body)
 
@@ -158,7 +159,7 @@ class InProcess:
         async with self._host.inside.reading("POST", path, _content(body)) as reading:
             if reading.status >= 400:
                 content = b"".join([part async for part in reading.parts])
-                raise failure_of(reading.status, content, _retry_after(reading.headers))
+                raise _failure(reading.status, content, reading.headers)
             self._tell(reading.headers)
             async with aclosing(events_of(reading.parts)) as events:
                 async for event in events:
@@ -176,8 +177,16 @@ class InProcess:
 
 
 def _content(body: Any) -> bytes:
-    return b"" if body is None else orjson.dumps(body)
+    """A body as JSON. Numbers and arrays of numpy are what they hold, and keys may be token ids."""
+    try:
+        return b"" if body is None else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        raise InvalidRequest(f"the request holds what JSON has no form for: {error}") from None
 
 
-def _retry_after(headers: Headers) -> str | None:
-    return next((value.decode() for name, value in headers if name == b"retry-after"), None)
+def _failure(status: int, content: bytes, headers: Headers) -> Exception:
+    """What a call raises; it names settings as they are written in Python."""
+    retry_after = next((value.decode() for name, value in headers if name == b"retry-after"), None)
+    error = failure_of(status, content, retry_after)
+    error.args = (in_python(str(error)), *error.args[1:])
+    return error
