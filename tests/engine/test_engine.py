@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import collect
 from streamserve.engine.core import Engine, EngineOptions
+from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.fake import FakeRunner, VirtualClock
 from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.errors import ContextOverflow, InvalidRequest, QueueFull
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from tests.engine.memory import MemoryRunner, expected_tokens
@@ -246,6 +248,52 @@ async def test_prompt_logprobs_from_a_place_on_leave_what_stands_before_it_to_th
             assert part.prompt_logprobs[first:] == whole.prompt_logprobs[first:]
             assert part.num_cached_tokens == max(start - 1, 0)
             assert part.token_ids == whole.token_ids
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    num_pages=st.integers(12, 40),
+    page_size=st.sampled_from([1, 2, 4, 16]),
+    max_step_tokens=st.integers(1, 40),
+    policy=st.sampled_from(["fcfs", "lpm"]),
+    drafts=st.booleans(),
+)
+def test_prompt_logprobs_from_any_place_are_those_of_their_tokens(
+    seed: int, num_pages: int, page_size: int, max_step_tokens: int, policy: str, drafts: bool
+) -> None:
+    """Shared prefixes, odd lengths, chunks that end anywhere, scarce pages, answers in company, with and without guesses."""
+
+    async def run() -> None:
+        bench = Bench(num_pages=num_pages, page_size=page_size, max_running=4, max_step_tokens=max_step_tokens, policy=policy)
+        if drafts:
+            bench.runner._draft_accuracy = 0.6
+            bench.scheduler._speculation = Speculation(OfferedDrafter(3), StepCosts.free())
+        rng = Random(seed)
+        context_len = bench.engine.facts().context_len
+        stem = prompt_of(context_len)
+
+        async def client(index: int) -> None:
+            for turn in range(3):
+                prompt = stem[: rng.randrange(1, max(2, context_len // 2))] + prompt_of(
+                    rng.randrange(0, 5), seed=rng.randrange(3)
+                )
+                if (room := context_len - len(prompt)) < 1:
+                    continue
+                start = rng.randrange(0, len(prompt) + 1)
+                answer = await bench.ask(
+                    f"{index}.{turn}", prompt, rng.randrange(1, room + 1), prompt_logprobs=0, prompt_logprobs_start=start
+                )
+                shown = [entry and entry.token_id for entry in answer.prompt_logprobs or ()]
+                first = max(start, 1)
+                assert shown == [None] * first + prompt[first:]
+                assert list(answer.token_ids) == expected_tokens(bench.runner, prompt, len(answer.token_ids))
+
+        async with running(bench):
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(client(i) for i in range(4)))
+
+    asyncio.run(run())
 
 
 async def test_what_cannot_fit_is_refused_with_the_numbers() -> None:

@@ -268,8 +268,23 @@ async def test_ids_of_places_without_a_picture_are_refused_and_so_are_log_probab
         with pytest.raises(InvalidRequest, match="not in the vocabulary"):
             await bench.engine.submit(GenerateRequest("a", (1, MEDIA_BASE + 5)))
         asked = request_of(3, ("cat", 5), 2)
-        with pytest.raises(InvalidRequest, match="prompt_logprobs"):
+        with pytest.raises(InvalidRequest, match="begin at 8"):
             await bench.engine.submit(replace(asked, sampling=SamplingParams(max_new_tokens=1, prompt_logprobs=1)))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_log_probabilities_may_begin_behind_a_picture(is_whole: bool) -> None:
+    first = 23 + is_whole
+    asked = request_of(3, ("cat", 20), 6)
+    async with running(Bench(max_step_tokens=8, has_whole_spans=is_whole)) as bench:
+        for start in range(first, 30):
+            sampling = SamplingParams(max_new_tokens=1, prompt_logprobs=1, prompt_logprobs_start=start)
+            found = (await bench.ask(f"from {start}", replace(asked, sampling=sampling))).prompt_logprobs
+            shown = [entry and entry.token_id for entry in found or ()]
+            assert shown == [None] * start + list(asked.token_ids[start:])
+        sampling = SamplingParams(max_new_tokens=1, prompt_logprobs=1, prompt_logprobs_start=first - 1)
+        with pytest.raises(InvalidRequest, match=f"begin at {first}"):
+            await bench.engine.submit(replace(asked, id="in it", sampling=sampling))
 
 
 async def test_pictures_of_requests_that_wait_are_bounded_by_their_bytes() -> None:
