@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
+FORMS = ("dtype", "regex", "json_schema")  # an answer takes one of them
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sampling:
@@ -35,11 +37,13 @@ class Sampling:
     json_schema: str | None = None
 
     def over(self, defaults: "Sampling") -> "Sampling":
-        """These, and where they say nothing, the defaults."""
+        """These, and where they say nothing, the defaults. Which form an answer takes is one matter."""
+        has_form = any(getattr(self, name) is not None for name in FORMS)
         values = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            values[each.name] = getattr(defaults, each.name) if value is None or value == () else value
+            is_left = (value is None or value == ()) and not (has_form and each.name in FORMS)
+            values[each.name] = getattr(defaults, each.name) if is_left else value
         return Sampling(**values)
 
     def __repr__(self) -> str:
@@ -100,10 +104,6 @@ class Roles(Protocol):
     @property
     def image(self) -> str:
         """What marks a picture's place in the text of a prompt."""
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Strings that end an assistant's turn, beside the model's own end tokens. Usually none."""
 
     def begin(self, before: tuple[str, ...], role: str, *, is_written: bool = False) -> str:
         """Text that opens a turn after closed turns of the roles `before`. A default system message is part of it.

@@ -6,7 +6,7 @@ programs.
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from streamserve.errors import InvalidRequest
 from streamserve.lang import loops
 from streamserve.lang.backend import ChoicesMethod, Chosen, Piece, Prompt, Sampling
 from streamserve.lang.choices import healed, mean_of
-from streamserve.lang.dtypes import REGEXES, STOPS
+from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.roles import PLACE, TemplateRoles, roles_of
 from streamserve.lang.transport import Http, Transport
 
@@ -28,11 +28,12 @@ NOTHING: dict[str, Any] = {"max_new_tokens": 0, "temperature": 0}
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a server says of its model. `shows_template`: its roles are its own, and it knows our additions to SGLang's fields."""
+    """What a server says of its model. `shows_template`: its roles are its own, and it knows our additions to SGLang's fields.
+    `sampling`: what the model's makers would have, which SGLang's servers apply to /generate themselves, ours to chats only."""
 
-    info: dict[str, Any]
     roles: TemplateRoles
     shows_template: bool
+    sampling: Mapping[str, Any]
 
 
 class Native:
@@ -148,13 +149,14 @@ class Native:
         roles = roles_of(self._chat_template or shown, name=name)
         if self._chat_template is not None and shown is not None and shown.get("image_marker"):
             roles.image, roles.marks_places = shown["image_marker"], False
-        return Known(info, roles, "chat_template" in info)
+        is_ours = "chat_template" in info
+        return Known(roles, is_ours, (info.get("preferred_sampling_params") or {}) if is_ours else {})
 
     async def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         known = await self._learned()
         body = {
             **await self._given(prompt),
-            "sampling_params": sampling_params(sampling, known.roles.stops if prompt.role else ()),
+            "sampling_params": {**known.sampling, **sampling_params(sampling)},
         }
         for name in ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs"):
             if (value := getattr(sampling, name)) is not None:
@@ -224,17 +226,17 @@ def check_choices(choices: Sequence[str], temperature: float) -> None:
             raise InvalidRequest(f"choices[{place}] is empty; it has no token whose likelihood could be seen", param="choices")
 
 
-def sampling_params(sampling: Sampling, stops: Sequence[str] = ()) -> dict[str, Any]:
+def sampling_params(sampling: Sampling) -> dict[str, Any]:
     """A sampling as the native body has it. What a type looks like becomes a regular expression."""
-    regex, stop = sampling.regex, (*sampling.stop, *stops)
+    regex = sampling.regex
     if sampling.dtype is not None:
         if regex is not None or sampling.json_schema is not None:
             raise InvalidRequest("dtype is given beside regex or json_schema; an answer has one form", param="dtype")
-        regex, stop = REGEXES[sampling.dtype], (*stop, *STOPS.get(sampling.dtype, ()))
+        regex = REGEXES[sampling.dtype]
     given: dict[str, Any] = {
         "max_new_tokens": sampling.max_tokens,
         "min_new_tokens": sampling.min_tokens,
-        "stop": list(stop) or None,
+        "stop": list(sampling.stop) or None,
         "stop_token_ids": list(sampling.stop_token_ids) or None,
         "stop_regex": list(sampling.stop_regex) or None,
         "regex": regex,

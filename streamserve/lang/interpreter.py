@@ -95,7 +95,7 @@ def _say(executor: Executor, text: str) -> None:
 
 
 async def _generate(executor: Executor, node: Gen) -> None:
-    sampling = await _sampling(executor, node.sampling)
+    sampling = _sampling(executor, node.sampling)
     if executor.turn_parts is not None:
         executor.turn_parts.append(replace(node, sampling=sampling))
         return
@@ -188,13 +188,10 @@ async def _answer_turn(executor: Executor) -> None:
     executor.write(write)
 
 
-async def _sampling(executor: Executor, wanted: Sampling) -> Sampling:
-    """The run's defaults, the node's own, and what ends a number or a turn."""
+def _sampling(executor: Executor, wanted: Sampling) -> Sampling:
+    """The node's own, the run's defaults, and what ends a number."""
     sampling = wanted.over(executor.defaults)
-    ends = STOPS.get(sampling.dtype or "", ())
-    if executor.transcript.role == "assistant":
-        ends = (*ends, *(await executor.backend.roles()).stops)
-    more = tuple(each for each in ends if each not in sampling.stop)
+    more = tuple(each for each in STOPS.get(sampling.dtype or "", ()) if each not in sampling.stop)
     return replace(sampling, stop=(*sampling.stop, *more)) if more else sampling
 
 

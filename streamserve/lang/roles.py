@@ -26,8 +26,6 @@ class TemplateRoles:
     """Roles of a chat template: see backend.Roles. `name` says whose template refuses what. `marker`: what the model's template
     has for a picture, if it has something; else, or where it does not write it after all, `marks_places`: PLACE does."""
 
-    stops: tuple[str, ...] = ()
-
     def __init__(
         self, source: str, *, special_tokens: Mapping[str, str] | None = None, marker: str | None = None, name: str = "the model"
     ) -> None:

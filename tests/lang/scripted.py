@@ -16,7 +16,6 @@ class PlainRoles:
     """Turns as plain as can be."""
 
     image = "[img]"
-    stops: tuple[str, ...] = ()
 
     def begin(self, before: tuple[str, ...], role: str, *, is_written: bool = False) -> str:
         return f"{len(before)}{role}:"

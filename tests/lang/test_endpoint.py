@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import pytest
@@ -37,6 +37,25 @@ async def native(server: FakeServer) -> AsyncIterator[RuntimeEndpoint]:
     await endpoint.aclose()
 
 
+class Told:
+    """A server that says this of its model, and takes everything."""
+
+    def __init__(self, model_info: dict[str, Any]) -> None:
+        self.model_info = model_info
+        self.bodies: list[Any] = []
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        if path == "/get_model_info":
+            return self.model_info
+        self.bodies.append(body)
+        return {"text": "done", "meta_info": {}}
+
+    def events(self, path: str, body: Any) -> Any:
+        raise NotImplementedError
+
+    async def aclose(self) -> None: ...
+
+
 async def prompt_ids(native: Native, prompt: Prompt) -> list[int]:
     """What the server makes of a program's prompt."""
     body = {**await native._given(prompt), "sampling_params": {"max_new_tokens": 0}, "return_prompt_token_ids": True}
@@ -63,7 +82,7 @@ async def test_answers_streams_and_choices_come_with_their_meta(native: RuntimeE
 
 async def test_types_and_forms_are_kept_to(native: RuntimeEndpoint) -> None:
     for sampling, allowed in (
-        (Sampling(dtype="int", max_tokens=9), "+-0123456789"),
+        (Sampling(dtype="int", max_tokens=9), "+-0123456789 \n"),
         (Sampling(regex="[abc]{3}", max_tokens=9), "abc"),
         (Sampling(json_schema='{"type": "boolean"}', max_tokens=9), "truefalse"),
     ):
@@ -112,24 +131,22 @@ async def test_leaving_an_answer_ends_it_on_the_server(native: RuntimeEndpoint, 
 
 
 async def test_a_server_without_our_additions_gets_sglangs_fields_only() -> None:
-    class Sglangs:
-        bodies: ClassVar[list[Any]] = []
-
-        async def call(self, method: str, path: str, body: Any = None) -> Any:
-            if path == "/get_model_info":
-                return {"model_path": "m"}
-            self.bodies.append(body)
-            return {"text": "done", "meta_info": {}}
-
-        def events(self, path: str, body: Any) -> Any:
-            raise NotImplementedError
-
-        async def aclose(self) -> None: ...
-
-    native = Native(Sglangs())
+    server = Told({"model_path": "m", "preferred_sampling_params": {"temperature": 0.2}})
+    native = Native(server)
     assert (await native.generate(Prompt("USER:x", role="user"), Sampling()))[0].text == "done"
-    assert Sglangs.bodies == [{"text": "USER:x", "sampling_params": {}}]
+    assert server.bodies == [{"text": "USER:x", "sampling_params": {}}]
     assert (await native.roles()).begin((), "user") == "USER:"
+
+
+async def test_sampling_that_is_left_out_is_the_models_own() -> None:
+    server = Told({"model_path": "m", "chat_template": None, "preferred_sampling_params": {"temperature": 0.2, "top_k": 5}})
+    native = Native(server)
+    await native.generate(Prompt("x"), Sampling())
+    await native.generate(Prompt("x"), Sampling(temperature=0.0))
+    assert [body["sampling_params"] for body in server.bodies] == [
+        {"temperature": 0.2, "top_k": 5},
+        {"temperature": 0.0, "top_k": 5},
+    ]
 
 
 async def test_begin_token_is_the_templates_business_where_the_template_wrote() -> None:
