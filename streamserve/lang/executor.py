@@ -109,7 +109,7 @@ class Executor:
         self.turn_parts: list[str | Gen] | None = None  # of an assistant's turn that is answered when it ends
         self.error: BaseException | None = None
         self._do = do
-        self._is_open = is_open  # a function still appends: who looks from outside cannot know what will come
+        self._is_open = is_open  # a function still appends
         self._is_running = False
         self._queue: deque[Work] = deque()
         self._pending: dict[str, int] = {}  # how often each variable is going to be set by what is queued
@@ -426,8 +426,8 @@ class Executor:
 
     def _is_settled(self, inside: bool) -> bool:
         """Nothing is going to happen any more, as far as one knows who is, or is not, in the program's function."""
-        if self._is_open and not inside:  # a function that was ended may take its time: nobody waits for it
-            return isinstance(self.error, ProgramEnded)
+        if self._is_open and self.streams and not inside:  # who reads meanwhile cannot know what will come
+            return isinstance(self.error, ProgramEnded)  # a function that was ended may take its time: nobody waits for it
         return self.error is not None or not self._is_running
 
     def _raise_if_settled(self, name: str, inside: bool) -> None:

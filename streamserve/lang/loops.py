@@ -1,8 +1,10 @@
-"""The threads a process of programs has: two event loops, each in a daemon thread, started when first needed.
+"""The threads a process of programs has: event loops, each in a daemon thread, started when first needed.
 
 Owns them and the ways to wait for what runs there. `background()` carries back ends' I/O, every program's expressions and an
 engine in this process; no user's code runs on it. `programs()` runs the functions of many synchronous programs at once, as
-greenlets (greenlets.py). Callers are anywhere: a plain thread waits with `wait`, a coroutine on any loop with `awaited`.
+greenlets (greenlets.py): one loop per thread that starts programs. A program that blocks holds up those of its own loop, so
+another thread, which it may be waiting for, must not need that loop. Callers are anywhere: a plain thread waits with `wait`, a
+coroutine on any loop with `awaited`.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import Context
 from typing import Any, TypeVar
+from weakref import finalize
 
 from greenlet import getcurrent
 
@@ -48,6 +51,13 @@ async def _forever() -> None:
     await asyncio.Event().wait()
 
 
+class Lent:
+    """A programs' loop, for as long as the thread lives that has this."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+
 class _Loops:
     """Those of this process. A forked child has no threads of its parent: it starts its own."""
 
@@ -61,16 +71,35 @@ class _Loops:
             for task in asyncio.all_tasks(loop.loop):  # nobody runs them here, and nobody is to be told so
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, for tasks that are given up
         self._lock = threading.Lock()
-        self._started: dict[str, Loop] = {}
+        self._started: dict[int | None, Loop] = {}  # by their threads
+        self._background: Loop | None = None
+        self._thread = threading.local()  # .lent: the programs' loop of whoever asks
+        self._free: list[Loop] = []  # of threads that have ended
 
-    def get(self, name: str) -> Loop:
-        found = self._started.get(name)
-        if found is None:
+    def background(self) -> Loop:
+        if self._background is None:
             with self._lock:
-                found = self._started.get(name)
-                if found is None:
-                    found = self._started[name] = Loop(name)
-        return found
+                if self._background is None:
+                    self._background = self._start("streamserve-background")
+        return self._background
+
+    def programs(self) -> Loop:
+        lent: Lent | None = getattr(self._thread, "lent", None)
+        if lent is not None:
+            return lent.loop
+        with self._lock:
+            loop = self._started.get(threading.get_ident())  # it is one of them that asks
+            if loop is None or loop is self._background:
+                loop = self._free.pop() if self._free else self._start("streamserve-programs")
+                lent = Lent(loop)
+                finalize(lent, self._free.append, loop).atexit = False
+                self._thread.lent = lent
+        return loop
+
+    def _start(self, name: str) -> Loop:
+        loop = Loop(name)
+        self._started[loop.thread.ident] = loop
+        return loop
 
 
 _LOOPS = _Loops()
@@ -78,12 +107,12 @@ _LOOPS = _Loops()
 
 def background() -> Loop:
     """The loop of engines, connections and expressions."""
-    return _LOOPS.get("streamserve-background")
+    return _LOOPS.background()
 
 
 def programs() -> Loop:
-    """The loop whose thread runs synchronous programs as greenlets."""
-    return _LOOPS.get("streamserve-programs")
+    """The loop that runs the programs which this thread starts."""
+    return _LOOPS.programs()
 
 
 def wait(future: "Future[T]") -> T:

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from streamserve.lang import ProgramState, function, gen
 from streamserve.lang.greenlets import spawn
 from streamserve.lang.loops import arun, background, programs, run, wait
+from tests.lang.scripted import Scripted
 
 PROGRAM = """
 import os
@@ -98,3 +101,34 @@ def test_a_script_that_leaves_a_program_running_ends() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("<0>\n", "")
+
+
+def test_a_program_may_wait_for_a_thread_that_runs_programs() -> None:
+    backend = Scripted()
+
+    @function
+    def inner(s: ProgramState, way: str) -> None:
+        s += way + gen("x")
+        s += gen("y")
+
+    @function
+    def outer(s: ProgramState) -> None:
+        s += gen("first")
+        assert s["first"]
+        with ThreadPoolExecutor(1) as pool:
+            s["batch"] = pool.submit(
+                lambda: [state["y"] for state in inner.run_batch([{"way": "b"}] * 3, backend=backend)]
+            ).result()
+            s["stream"] = pool.submit(lambda: "".join(inner.run(way="s", stream=True, backend=backend).text_iter())).result()
+
+    for state in outer.run_batch([{}] * 2, backend=backend):
+        assert (state["batch"], state["stream"]) == (["<4>"] * 3, "s<1><4>")
+
+
+def test_a_thread_that_has_ended_leaves_its_loop_to_the_next() -> None:
+    seen = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: seen.append(programs()))
+        thread.start()
+        thread.join()
+    assert seen[0] is seen[1] is seen[2] is not programs()

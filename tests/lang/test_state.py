@@ -5,6 +5,7 @@ import base64
 import io
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_a_variable_that_nothing_sets_is_a_key_error_inside_and_outside() -> Non
         state["b"]
     with pytest.raises(KeyError, match="'c'"):
         list(run(body, stream=True).text_iter("c"))
+
+
+def test_a_thread_of_a_program_that_reads_what_nothing_sets_is_told_so() -> None:
+    def body(s: ProgramState) -> None:
+        s += gen("a")
+        with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError, match="'b'"):
+            pool.submit(lambda: s["b"]).result()
+
+    assert run(body).error() is None
 
 
 def test_forks_gather_new_variables_only_and_in_order() -> None:
