@@ -6,8 +6,8 @@ Owns the connections to one server, and how its failures become errors. Knows no
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -17,9 +17,9 @@ import httpx
 
 from streamserve.errors import CallFailed, Unreachable, error_of
 
-# Calls at once are MAX_LANES * LANE_WIDTH; more wait for one to end. In one pool of 256 connections a call took 8 ms of this
-# process, since httpx looks at all of them several times for each; in pools of 8 it takes 0.9 ms.
-MAX_LANES = 32
+# More calls at once wait for one to end. In one pool of 256 connections a call took 8 ms of this process, since httpx looks at
+# all of them several times for each; in pools of 8 it takes 0.9 ms.
+MAX_CALLS = 256
 LANE_WIDTH = 8
 CONNECT_TIMEOUT_S = 20.0
 KEPT_S = 4.0  # a connection without calls: less than servers keep theirs, or a call meets one that is being closed
@@ -82,15 +82,17 @@ class Http:
             "headers": {**key, **(headers or {})},
             "verify": verify if url.startswith("https:") else False,
             "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            "limits": httpx.Limits(max_connections=LANE_WIDTH, keepalive_expiry=KEPT_S),
+            # Calls are counted here: a pool's own limit counts a call that was cancelled before it connected for ever.
+            "limits": httpx.Limits(max_connections=None, keepalive_expiry=KEPT_S),
             "trust_env": urlsplit(url).hostname not in LOOPBACK,  # no proxy leads back here
         }
+        self._room = asyncio.Semaphore(MAX_CALLS)
         self._lanes: list[Lane] = []
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """See Transport."""
         try:
-            with self._lane() as client:
+            async with self._lane() as client:
                 reply = await client.request(method, self.url + path, **_content(body))
         except httpx.HTTPError as error:
             raise self._unreachable(method, path, error) from error
@@ -101,13 +103,12 @@ class Http:
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
         """See Transport."""
         try:
-            with self._lane() as client:
-                async with client.stream("POST", self.url + path, **_content(body)) as reply:
-                    if reply.status_code >= 300:
-                        raise failure_of(reply.status_code, await reply.aread(), reply.headers.get("retry-after"))
-                    async with aclosing(events_of(reply.aiter_bytes())) as events:
-                        async for event in events:
-                            yield event
+            async with self._lane() as client, client.stream("POST", self.url + path, **_content(body)) as reply:
+                if reply.status_code >= 300:
+                    raise failure_of(reply.status_code, await reply.aread(), reply.headers.get("retry-after"))
+                async with aclosing(events_of(reply.aiter_bytes())) as events:
+                    async for event in events:
+                        yield event
         except httpx.HTTPError as error:
             raise self._unreachable("POST", path, error) from error
 
@@ -117,21 +118,22 @@ class Http:
         for lane in lanes:
             await lane.client.aclose()
 
-    @contextmanager
-    def _lane(self) -> Iterator[httpx.AsyncClient]:
+    @asynccontextmanager
+    async def _lane(self) -> AsyncGenerator[httpx.AsyncClient, None]:
         """The client that has the least to do; another one where all have their fill."""
-        lane = min(self._lanes, key=lambda lane: lane.num_calls, default=None)
-        if lane is None or (lane.num_calls >= LANE_WIDTH and len(self._lanes) < MAX_LANES):
-            if self._options["verify"] is True or isinstance(self._options["verify"], str):
-                self._options["verify"] = httpx.create_ssl_context(self._options["verify"])  # once for all lanes: it takes 20 ms
-            lane = Lane(httpx.AsyncClient(**self._options))
-            close_when_gone(self, lane.client.aclose)
-            self._lanes.append(lane)
-        lane.num_calls += 1
-        try:
-            yield lane.client
-        finally:
-            lane.num_calls -= 1
+        async with self._room:
+            lane = min(self._lanes, key=lambda lane: lane.num_calls, default=None)
+            if lane is None or lane.num_calls >= LANE_WIDTH:
+                if self._options["verify"] is True or isinstance(self._options["verify"], str):
+                    self._options["verify"] = httpx.create_ssl_context(self._options["verify"])  # once for all: it takes 20 ms
+                lane = Lane(httpx.AsyncClient(**self._options))
+                close_when_gone(self, lane.client.aclose)
+                self._lanes.append(lane)
+            lane.num_calls += 1
+            try:
+                yield lane.client
+            finally:
+                lane.num_calls -= 1
 
     def _unreachable(self, method: str, path: str, error: httpx.HTTPError) -> Unreachable:
         why = str(error) or type(error).__name__
