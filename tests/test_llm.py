@@ -15,14 +15,14 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from streamserve import LLM, Engine, SamplingParams
-from streamserve.errors import ConfigError, EngineStopped, InvalidRequest
+from streamserve.errors import EngineStopped, InvalidRequest, StepFailed
 from streamserve.lang import loops
 from streamserve.llm.batches import MAX_IN_FLIGHT, all_of
-from streamserve.llm.settings import config_of
 
 FEW = {"max_new_tokens": 4}
 CHAT = [{"role": "user", "content": "hi"}]
@@ -63,18 +63,62 @@ def test_choices_of_a_batch_follow_each_other(engine: Engine) -> None:
 
 
 def test_both_spellings_of_sampling_mean_the_same(engine: Engine) -> None:
-    theirs = {"max_new_tokens": 6, "min_new_tokens": 6, "sampling_seed": 3, "stop": ["x"], "no_stop_trim": True}
+    theirs: Any = {"max_new_tokens": 6, "min_new_tokens": 6, "sampling_seed": 3, "stop": ["x"], "no_stop_trim": True}
     ours = SamplingParams(max_tokens=6, min_tokens=6, seed=3, stop=("x",), include_stop_str_in_output=True)
-    assert engine.generate("a", ours)["output_ids"] == engine.generate("a", theirs)["output_ids"]
+    expected = engine.generate("a", ours)["output_ids"]
+    assert engine.generate("a", theirs)["output_ids"] == engine.generate("a", SamplingParams(**theirs))["output_ids"] == expected
     assert engine.generate("a", {"max_tokens": 2})["meta_info"]["completion_tokens"] == 2
+    assert engine.chat(CHAT, SamplingParams(max_new_tokens=2))["usage"]["completion_tokens"] == 2
     with pytest.raises(InvalidRequest, match="max_new_tokens is the same"):
         engine.generate("a", {"max_new_tokens": 2, "max_tokens": 2})
+    with pytest.raises(InvalidRequest, match="max_new_tokens is the same"):
+        SamplingParams(max_tokens=2, max_new_tokens=2)
+    with pytest.raises(InvalidRequest, match="max_tokens is given twice"):
+        engine.chat(CHAT, {"max_tokens": 2}, max_tokens=3)
+
+
+def test_arrays_columns_and_generators_are_lists(engine: Engine) -> None:
+    texts = [answer["text"] for answer in engine.generate(["a", "b"], FEW)]
+    many: list[Any] = [("a", "b"), np.array(["a", "b"]), (text for text in "ab"), {"a": 1, "b": 2}.keys()]
+    for given in many:
+        assert [answer["text"] for answer in engine.generate(given, FEW)] == texts
+    assert engine.generate(input_ids=np.array([97]), sampling_params=FEW)["text"] == texts[0]
+    sampling = {"max_new_tokens": np.int64(1), "temperature": np.float32(0), "logit_bias": {98: 50.0}}
+    assert engine.generate(input_ids=[np.array([97])], sampling_params=sampling)[0]["meta_info"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (b"a", "^prompt is b'a'; allowed is a text, or a list of texts"),
+        ([1, 2], "give them as input_ids"),
+        ([[1], [2]], "give them as input_ids"),
+    ],
+)
+def test_what_is_no_prompt_is_told_of(engine: Engine, prompt: Any, message: str) -> None:
+    for stream in (False, True):
+        with pytest.raises(InvalidRequest, match=message) as failure:
+            engine.generate(prompt, FEW, stream=stream)
+        assert failure.value.param == "prompt"
+    with pytest.raises(InvalidRequest, match="the request holds what JSON has no form for"):
+        engine.generate("a", {"max_new_tokens": object()})
+
+
+@pytest.mark.parametrize("messages", ["hello", CHAT[0], [*CHAT, "hello"], ["hello", CHAT]])
+def test_what_is_no_conversation_is_told_of(engine: Engine, messages: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages(\[\d\])? is ") as failure:
+        engine.chat(messages, FEW)
+    assert (failure.value.param or "").startswith("messages")
 
 
 def test_logprobs_by_either_name(engine: Engine) -> None:
     meta = engine.generate("abc", SamplingParams(max_tokens=2, logprobs=1, prompt_logprobs=0))["meta_info"]
     assert len(meta["output_token_logprobs"]) == 2 and len(meta["input_token_logprobs"]) == 3
     assert engine.generate(["abc"], FEW, return_logprob=[True])[0]["meta_info"]["output_token_logprobs"]
+    for wrong in (-1, 21, "2"):
+        with pytest.raises(InvalidRequest, match=r"^logprobs is .*; allowed is 0 to 20") as failure:
+            engine.generate("abc", {"logprobs": wrong})
+        assert failure.value.param == "sampling_params.logprobs"
 
 
 def test_a_stream_repeats_the_text_so_far(engine: Engine) -> None:
@@ -89,8 +133,16 @@ def test_text_comes_in_pieces_from_prompts_and_chats(engine: Engine) -> None:
     answer = engine.chat(CHAT, SamplingParams(max_tokens=4, temperature=0))
     assert answer["object"] == "chat.completion"
     assert "".join(engine.stream(CHAT, max_tokens=4, temperature=0)) == answer["choices"][0]["message"]["content"]
+    chunks = list(engine.chat(CHAT, SamplingParams(max_tokens=4, temperature=0), stream=True))
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        == answer["choices"][0]["message"]["content"]
+    )
+    assert chunks[0]["object"] == "chat.completion.chunk" and chunks[-1]["choices"][0]["finish_reason"] == "length"
     with pytest.raises(InvalidRequest, match="n is 2"):
         engine.stream("a", {"n": 2})
+    with pytest.raises(InvalidRequest, match="messages are 2 conversations"):
+        engine.chat([CHAT, CHAT], stream=True)
 
 
 def test_many_chats_are_answered_in_order(engine: Engine) -> None:
@@ -109,6 +161,22 @@ def test_pictures_are_paths_bytes_and_open_pictures(engine: Engine, tmp_path: Pa
     assert with_one["meta_info"]["image_tokens"] == 16 and "image_tokens" not in without["meta_info"]
     with pytest.raises(InvalidRequest, match=r"image_data is 'nothing\.png'"):
         engine.generate("a", FEW, image_data="nothing.png")
+    bad, good = engine.generate(["a", "b"], FEW, image_data=[Path("nothing.png"), picture], return_exceptions=True)
+    assert isinstance(bad, InvalidRequest) and "nothing.png" in str(bad) and good["meta_info"]["image_tokens"] == 16
+
+
+def test_chats_show_pictures_as_prompts_do(engine: Engine, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "red.png")
+
+    def chat(shown: Any) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": shown}]}]
+
+    for shown in ({"url": str(tmp_path / "red.png")}, {"url": picture}, picture):
+        assert engine.chat(chat(shown), max_tokens=1)["usage"]["prompt_tokens_details"]["image_tokens"] == 16
+    assert "".join(engine.stream(chat(picture), max_tokens=3))
+    with pytest.raises(InvalidRequest, match=r"^messages\[0\]\.content\[1\]\.image_url\.url: .*nothing"):
+        engine.chat(chat({"url": tmp_path / "nothing.png"}))
 
 
 def test_a_field_without_effect_is_told_of_once(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +190,7 @@ def test_what_an_engine_says_of_itself(engine: Engine) -> None:
     assert engine.get_model_info()["served_model_name"] == "fake"
     assert engine.get_server_info()["fake"] is True
     engine.flush_cache(timeout=5)
-    with pytest.raises(InvalidRequest, match="embedding model"):
+    with pytest.raises(InvalidRequest, match="embedding model is served; start the server with embedding_model"):
         engine.encode(["a"])
     assert engine.call("POST", "/tokenize", {"prompt": "ab"})["tokens"] == [97, 98]
 
@@ -139,6 +207,32 @@ def test_vllms_shapes() -> None:
         assert len(chat.outputs[0].token_ids) == 3 and chat.prompt_token_ids
         with pytest.raises(InvalidRequest, match="all of one kind"):
             llm.generate(["a", [1]])
+        with pytest.raises(InvalidRequest, match="stream is for the methods of Engine"):
+            llm.generate("a", stream=True)
+
+
+def test_vllms_outputs_hold_all_that_was_asked_for() -> None:
+    with LLM(model_path="any", fake=True, fake_step_ms=0) as llm:
+        asked = SamplingParams(max_tokens=2, logprobs=1, prompt_logprobs=1, temperature=0)
+        (one,) = llm.generate([97, 98, 99], asked)
+        assert one.prompt_logprobs is not None and one.prompt_logprobs[0] is None and len(one.prompt_logprobs) == 3
+        assert one.prompt_logprobs[1] is not None and one.prompt_logprobs[1][98].decoded_token == "b"
+        (output,) = one.outputs
+        assert output.logprobs is not None and output.cumulative_logprob is not None
+        assert output.cumulative_logprob == sum(
+            entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)
+        )
+        (chat,) = llm.chat(CHAT, asked)
+        answer = chat.outputs[0]
+        assert answer.logprobs is not None and [*map(list, answer.logprobs)] == [[token] for token in answer.token_ids]
+        assert answer.message is not None and answer.message["content"] == answer.text
+        assert chat.prompt_logprobs is not None and set(chat.prompt_logprobs[1] or {}) == {chat.prompt_token_ids[1]}
+        twins = llm.generate(["a", "b"], SamplingParams(max_tokens=2, n=2), rid=["x", "x"])
+        assert [(twin.prompt, len(twin.outputs)) for twin in twins] == [("a", 2), ("b", 2)]
+        seen = llm.generate({"prompt": "a", "multi_modal_data": {"image": Image.new("RGB", (32, 32))}}, {"max_tokens": 1})
+        assert len(seen[0].prompt_token_ids) > 16
+        with pytest.raises(InvalidRequest, match=r"a prompt has multi_modal_data\.audio"):
+            llm.generate({"prompt": "a", "multi_modal_data": {"audio": b""}})
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------
@@ -161,8 +255,8 @@ def test_a_batch_keeps_its_order_and_is_bounded() -> None:
 
 
 def test_more_prompts_than_may_queue_at_a_server_are_no_matter(engine: Engine) -> None:
-    lengths = [1 + index % 5 for index in range(1500)]
-    answers = engine.generate(["p"] * 1500, [{"max_new_tokens": num} for num in lengths])
+    lengths = [1 + index % 3 for index in range(400)]
+    answers = engine.generate(["p"] * 400, [{"max_new_tokens": num} for num in lengths])
     assert [len(answer["output_ids"]) for answer in answers] == lengths
 
 
@@ -220,8 +314,20 @@ def test_who_leaves_ends_his_requests() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-        asyncio.run(cancelled())
-        _until(lambda: running() == 0)
+        async def cancelled_stream() -> None:
+            async def read() -> None:
+                async for _ in slow.stream("a", {"max_new_tokens": 4000}):
+                    pass
+
+            task = asyncio.create_task(read())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        for program in (cancelled, cancelled_stream):
+            asyncio.run(program())
+            _until(lambda: running() == 0)
 
 
 def _until(holds: Any) -> None:
@@ -239,12 +345,19 @@ def test_ctrl_c_ends_a_batch_and_the_engine_goes_on() -> None:
         "try:\n"
         "    engine.generate(['a'] * 2000, {'max_new_tokens': 4000})\n"
         "except KeyboardInterrupt:\n"
+        "    print('and', flush=True)\n"
+        "try:\n"
+        "    for piece in engine.stream('a', {'max_new_tokens': 4000}):\n"
+        "        pass\n"
+        "except KeyboardInterrupt:\n"
         "    print(engine.generate('a', {'max_new_tokens': 1})['meta_info']['completion_tokens'])\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "go\n"
-        sleep(0.3)
-        os.kill(child.pid, signal.SIGINT)
+        assert child.stdout is not None
+        for word in ("go\n", "and\n"):
+            assert child.stdout.readline() == word
+            sleep(0.2)
+            os.kill(child.pid, signal.SIGINT)
         out, err = child.communicate(timeout=30)
     assert (out, err, child.returncode) == ("1\n", "", 0)
 
@@ -285,38 +398,48 @@ def _ran(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_process_ends_with_requests_under_way() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_processes_end_quietly_with_requests_under_way_and_forked_children_are_told() -> None:
     code = (
-        "import threading\nfrom contextlib import suppress\nfrom streamserve import Engine\n"
+        "import os, sys, threading, warnings\nfrom contextlib import suppress\nfrom streamserve import Engine\n"
+        "warnings.simplefilter('ignore')\n"
         "engine = Engine(fake=True, fake_step_ms=5)\n"
         "stream = engine.generate('a', {'max_new_tokens': 4000}, stream=True)\n"
         "next(stream)\n"
-        "def ask():\n"
-        "    with suppress(Exception):\n"
-        "        engine.generate(['a'] * 50, {'max_new_tokens': 4000})\n"
-        "threading.Thread(target=ask, daemon=True).start()\n"
-        "print('end')\n"
-    )
-    assert _ran(code) == "end\n"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_is_told_that_the_engine_is_elsewhere() -> None:
-    code = (
-        "import os, warnings\nfrom streamserve import Engine\n"
-        "warnings.simplefilter('ignore')\n"
-        "engine = Engine(fake=True)\n"
         "if os.fork() == 0:\n"
         "    try:\n"
         "        engine.generate('a')\n"
         "    except Exception as error:\n"
-        "        print(error, flush=True)\n"
-        "    os._exit(0)\n"
+        "        print(error)\n"
+        "    del stream\n"
+        "    sys.exit(0)\n"
         "os.wait()\n"
-        "print(engine.generate('a', {'max_new_tokens': 1})['meta_info']['completion_tokens'])\n"
+        "def ask():\n"
+        "    with suppress(Exception):\n"
+        "        engine.generate(['a'] * 50, {'max_new_tokens': 4000})\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "print('end', len(next(stream)['text']) > 0)\n"
     )
     first, second = _ran(code).splitlines()
-    assert "forked" in first and second == "1"
+    assert "forked" in first and second == "end True"
+
+
+def test_an_engine_that_breaks_says_so_to_all(caplog: pytest.LogCaptureFixture) -> None:
+    async def program(engine: Engine) -> list[Any]:
+        async def text() -> str:
+            return "".join([piece async for piece in engine.stream("a", {"max_new_tokens": 4000})])
+
+        tasks = asyncio.gather(engine.async_generate("a", {"max_new_tokens": 4000}), text(), return_exceptions=True)
+        await asyncio.sleep(0.05)
+        engine._host._parts[0].engine._scheduler.next_plan = None  # type: ignore
+        return list(await tasks)
+
+    with Engine(fake=True, fake_step_ms=5) as engine:
+        for error in asyncio.run(program(engine)):
+            assert isinstance(error, StepFailed) and str(error).startswith("the engine has stopped: TypeError")
+        with pytest.raises(EngineStopped, match="the engine has stopped"):
+            engine.generate("a")
+    assert "engine_stopped" in caplog.text
 
 
 def test_shutting_down_ends_what_runs() -> None:
@@ -328,46 +451,3 @@ def test_shutting_down_ends_what_runs() -> None:
         assert isinstance(answer[0], EngineStopped) or answer[0]["meta_info"]["finish_reason"]["type"] == "abort"
 
     asyncio.run(program())
-
-
-# ---- settings ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"modle_path": "x"}, r"^unknown setting modle_path; did you mean model_path\?$"),
-        ({"port": 30000}, "^port is for a server"),
-        ({"tp_size": 2}, "^tp_size 2 cannot be served: one server uses one GPU"),
-        ({"max_total_tokens": "lots"}, "max_total_tokens: 'lots' is not a whole number"),
-        ({"max_total_tokens": 64, "mem_fraction_static": 0.5}, "^mem_fraction_static and max_total_tokens both fix"),
-        ({"is_embedding": True}, "embedding_model"),
-    ],
-)
-def test_a_wrong_setting_is_named_as_it_was_written(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Engine(fake=True, **settings)
-
-
-def test_settings_in_everybodys_words() -> None:
-    config = config_of(
-        {
-            "model_path": None,
-            "max_model_len": "8k",
-            "gpu_memory_utilization": 0.5,
-            "enable_prefix_caching": False,
-            "op": ["a=b", "c=d"],
-            "media_hosts": "example.org",
-            "dtype": "half",
-            "tp_size": 1,
-        }
-    )
-    assert (config.model.context_length, config.cache.mem_fraction_static) == (8192, 0.5)
-    assert config.cache.disable_radix_cache and config.device.op == ("a=b", "c=d")
-    assert (config.server.media_hosts, config.model.dtype) == (("example.org",), "float16")
-
-
-def test_a_setting_without_effect_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "streamserve"):
-        config_of({"trust_remote_code": True})
-    assert "trust_remote_code means nothing here" in caplog.text

@@ -16,7 +16,7 @@ import pytest
 import streamserve
 from streamserve import LLM, Engine, SamplingParams
 from streamserve.default_model import find_default_model
-from streamserve.errors import CheckpointError
+from streamserve.errors import CheckpointError, InvalidRequest
 
 try:
     find_default_model()
@@ -54,6 +54,7 @@ def test_label_tokens_are_scored_as_the_sampler_sees_them(engine: Engine) -> Non
     assert (token, right > 10 * wrong) == (paris, True) and np.exp(logprob) == pytest.approx(right, rel=1e-3)
     many = engine.score(CAPITAL, [""] * 300, [paris])
     assert len(many) == 300 and many[-1] == pytest.approx([right], rel=1e-3)
+    assert len(engine.score([504], [504] * 300, [paris])) == 1  # one item, a long one
 
 
 def test_vectors_in_every_shape(engine: Engine) -> None:
@@ -63,8 +64,13 @@ def test_vectors_in_every_shape(engine: Engine) -> None:
     assert engine.embed(texts[0]) == pytest.approx(rows[0], abs=1e-5)
     assert engine.encode(texts[:2])[1]["embedding"] == pytest.approx(rows[1].tolist(), abs=1e-5)
     assert engine.encode(texts[0])["meta_info"]["prompt_tokens"] > 4
-    best = engine.rerank(texts[0], texts[1:3])
-    assert [entry["index"] for entry in best] == [0, 1] and best[0]["relevance_score"] > best[1]["relevance_score"]
+    best = engine.rerank(texts[0], texts[1:])
+    assert [entry["index"] for entry in best[:99]] == list(range(2, 299, 3)) and best[99]["index"] == 0
+    assert best[99]["relevance_score"] > best[-1]["relevance_score"] and len(engine.rerank(texts[0], texts[1:], top_n=3)) == 3
+    pairs = engine.rerank([[texts[0], texts[1]], [texts[2], texts[2]]])  # SGLang's way
+    assert [pair["embedding"] for pair in pairs] == pytest.approx([best[99]["relevance_score"], 1.0], abs=1e-5)
+    with pytest.raises(InvalidRequest, match="a list of pairs"):
+        engine.rerank(texts[0])
 
 
 def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> None:
@@ -72,12 +78,12 @@ def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> N
     other = LLM(**SMALL)
     found: list[list[str]] = []
     thread = threading.Thread(
-        target=lambda: found.append([answer["text"] for answer in engine.generate([CAPITAL, HEAD] * 4, GREEDY)])
+        target=lambda: found.append([answer["text"] for answer in engine.generate([CAPITAL, HEAD] * 2, GREEDY)])
     )
     thread.start()
-    outputs = other.generate([CAPITAL, HEAD] * 4, SamplingParams(max_tokens=12, temperature=0))
+    outputs = other.generate([CAPITAL, HEAD] * 2, SamplingParams(max_tokens=12, temperature=0))
     thread.join()
-    texts = [answer["text"] for answer in expected] * 4
+    texts = [answer["text"] for answer in expected] * 2
     assert [output.outputs[0].text for output in outputs] == texts == found[0]
     runner = weakref.ref(other.engine._host._parts[0].engine._runner)  # type: ignore[index]
     num_threads = threading.active_count()
@@ -101,7 +107,16 @@ def test_a_process_ends_quietly_while_steps_run() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_page_about_engines_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_about_engines_runs(engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Borrowed:
+        """One model does for all the page's engines: that many can be loaded is tested above."""
+
+        def __init__(self, *given: object) -> None:
+            self.inside = engine._host.inside
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("streamserve.llm.engine.Host", Borrowed)
     page = (Path(__file__).parents[2] / "docs" / "offline.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) > 8
