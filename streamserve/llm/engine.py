@@ -7,7 +7,7 @@ are the server's. Sync methods may be called anywhere, in a running event loop t
 import asyncio
 import sys
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -60,7 +60,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: str | Iterable[str] | None = None,
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
         stream: bool = False,
@@ -80,7 +80,7 @@ class Engine:
 
     async def async_generate(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: str | Iterable[str] | None = None,
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
         stream: bool = False,
@@ -180,7 +180,7 @@ class Engine:
     def score(
         self,
         query: str | Sequence[int],
-        items: str | Sequence[str] | Sequence[Sequence[int]],
+        items: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
         label_token_ids: Sequence[int],
         apply_softmax: bool = False,
         item_first: bool = False,
@@ -191,14 +191,15 @@ class Engine:
     async def async_score(
         self,
         query: str | Sequence[int],
-        items: str | Sequence[str] | Sequence[Sequence[int]],
+        items: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
         label_token_ids: Sequence[int],
         apply_softmax: bool = False,
         item_first: bool = False,
     ) -> list[list[float]]:
         """`score` for coroutines."""
         asked = {"query": query, "label_token_ids": label_token_ids, "apply_softmax": apply_softmax, "item_first": item_first}
-        given: Sequence[Any] = [items] if isinstance(items, str) else items
+        is_one = isinstance(items, str) or (len(items) > 0 and isinstance(items[0], int))
+        given: Sequence[Any] = [items] if is_one else items
         answers = await self._all("/v1/score", [{**asked, "items": part} for part in _parts(given)])
         return [row for answer in answers for row in answer["scores"]]
 

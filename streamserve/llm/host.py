@@ -28,6 +28,7 @@ from streamserve.errors import EngineStopped, InvalidRequest
 from streamserve.lang import loops
 from streamserve.lang.transport import decoded, events_of, failure_of
 from streamserve.llm.settings import in_python
+from streamserve.llm.stream import ELSEWHERE
 from streamserve.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -68,7 +69,7 @@ class Host:
         if self._parts is None:
             raise EngineStopped(CLOSED)
         if self._pid != os.getpid():
-            raise EngineStopped("this engine's threads are in the process that forked this one; load one here")
+            raise EngineStopped(ELSEWHERE)
         return self._parts[2]
 
     def close(self) -> None:

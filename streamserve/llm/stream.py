@@ -4,14 +4,17 @@ Owns the way from an async generator on the background loop to its reader. Knows
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from streamserve.errors import EngineStopped
 from streamserve.lang import loops
 
 T = TypeVar("T")
 _END: Any = object()
+ELSEWHERE = "this engine's threads are in the process that forked this one; load one here"
 
 
 class Stream(Generic[T]):
@@ -27,7 +30,7 @@ class Stream(Generic[T]):
             while (item := loops.run(source.next())) is not _END:
                 yield item
         finally:
-            if not sys.is_finalizing():  # then the engine has ended already
+            if not sys.is_finalizing() and source.pid == os.getpid():  # else the engine has ended already, or is elsewhere
                 loops.run(source.close())
 
     async def __aiter__(self) -> AsyncIterator[T]:
@@ -46,8 +49,11 @@ class _Source(Generic[T]):
     def __init__(self, items: AsyncGenerator[T, None]) -> None:
         self._items = items
         self._turn = asyncio.Lock()
+        self.pid = os.getpid()
 
     async def next(self) -> T:
+        if self.pid != os.getpid():
+            raise EngineStopped(ELSEWHERE)
         async with self._turn:
             return await anext(self._items, _END)
 
