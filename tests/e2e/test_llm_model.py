@@ -128,5 +128,5 @@ def test_the_page_about_engines_runs(engine: Engine, monkeypatch: pytest.MonkeyP
         streamserve.set_default_backend(backend)
     assert capsys.readouterr().out.count("Paris") >= 3
     assert [row[0] + row[1] for row in names["rows"]] == pytest.approx([1.0, 1.0])
-    assert names["ranked"][0]["document"] == {"text": "A dog."}
+    assert names["ranked"][0]["document"] == {"text": "A dog."} and names["scores"][1]["index"] == 1
     assert names["shaped"]["text"].isdigit() and len(names["several"]) == 3 and len(names["tokens"]) == 2
