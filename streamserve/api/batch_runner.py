@@ -28,6 +28,7 @@ from streamserve.api.batch_work import give_up, work
 from streamserve.api.inside import Inside, Reply
 from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.service import Service
+from streamserve.api.stream import TURN
 from streamserve.api.wire import unforeseen
 from streamserve.errors import Conflict, EngineStopped, QueueFull, StreamServeError
 
@@ -259,6 +260,7 @@ class BatchRunner:
             job.working = None
 
     async def _ask(self, inside: Inside, line: Line) -> Reply:
+        TURN.set(self._room.turn)
         body = line.body
         if self._has_priorities and line.url in WITH_PRIORITY:
             body = orjson.dumps({"priority": -MAX_PRIORITY, **orjson.loads(body)})

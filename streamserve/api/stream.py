@@ -7,6 +7,7 @@ answer's content, and thoughts and calls stand in its events. Knows nothing of H
 
 from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -39,6 +40,8 @@ from streamserve.text.stops import Stops, stops_in
 from streamserve.text.tokenizer import Tokenizer
 
 SEED_SPAN = 1 << 64
+# Set where others go first: what every choice of a run that is made there waits for before it goes to the engine.
+TURN: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("TURN", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,6 +543,7 @@ class Run:
         "_pace",
         "_started_s",
         "_submitted_s",
+        "_turn",
         "_watch",
         "call",
         "choices",
@@ -560,6 +564,7 @@ class Run:
         self._pace = pace or Pace(0.0)
         self._answers = answers if call.is_chat else None
         self._watch = watch
+        self._turn = TURN.get()
         self._is_cancelled = False
         self._limit_s: float | None = None  # the time that was allowed, once it is over
         self._started_s = self._submitted_s = 0.0
@@ -569,17 +574,34 @@ class Run:
         self.choices = [Choice(call, index, tokenizer) for index in range(len(call.prompts) * call.n)]
 
     async def start(self) -> None:
-        """Submit every choice, before anything was answered. Raises what `submit` raises, leaving nothing behind."""
+        """Submit every choice, before anything was answered; where each waits for its turn, `deliver` does. Raises what `submit`
+        raises, leaving nothing behind."""
         self._started_s = monotonic()
         try:
-            for choice in self.choices:
-                choice.mailbox = await self._client.submit(choice.request)
-                self._submitted_s = self._submitted_s or monotonic()  # its grammar is compiled: from here on it waits or runs
+            for choice in self.choices if self._turn is None else ():
+                await self._submit(choice)
         except BaseException:
             self.abort()
             raise
         if self._is_cancelled:
             self.abort()
+
+    async def _submit(self, choice: Choice) -> Mailbox:
+        mailbox = choice.mailbox = await self._client.submit(choice.request)
+        self._submitted_s = self._submitted_s or monotonic()  # its grammar is compiled: from here on it waits or runs
+        return mailbox
+
+    async def _submitted(self, choice: Choice) -> Mailbox:
+        """The choice's mailbox, which it has when it had its turn."""
+        if choice.mailbox is not None:
+            return choice.mailbox
+        assert self._turn is not None, "start() comes first"
+        if not self._is_cancelled:
+            await self._turn()
+        mailbox = await self._submit(choice)
+        if self._is_cancelled:
+            self._client.abort(choice.request.id)
+        return mailbox
 
     def abort(self) -> None:
         """End what is not finished, now: its pages are free for the next plan. Choices still get their last piece."""
@@ -621,8 +643,7 @@ class Run:
 
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         """The path of every token. A turn runs as a plain call of the event loop's; this task only waits where it has to."""
-        mailbox, watch, answers, pace = choice.mailbox, self._watch, self._answers, self._pace
-        assert mailbox is not None, "start() comes first"
+        mailbox, watch, answers, pace = await self._submitted(choice), self._watch, self._answers, self._pace
         phase = pace.new_phase()
         last_s = self._started_s
         texts: list[str] = []
