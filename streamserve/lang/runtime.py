@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import finalize
@@ -24,6 +25,7 @@ from streamserve.sglang_flags import arguments_of
 
 NUM_LAST_LINES = 20  # of its output, for an error
 STOP_WAIT_S = 10.0
+KEY = "STREAMSERVE_API_KEY"
 # The child's own: its standard input ends when this process does, however that comes. Nothing is ever written there.
 _WATCHED = """
 import os, signal, sys, threading, time
@@ -56,14 +58,16 @@ class Runtime:
         chat_template_name: str | None = None,
         **settings: Any,
     ) -> None:
-        api_key = settings.get("api_key")
         given = {"port": 0, **settings, "model_path": model_path, "log_level": log_level, "log_format": "json"}
-        self._child = _Child([sys.executable, "-c", _WATCHED, *arguments_of(given)])
+        environment = dict(os.environ)
+        if isinstance(given.get("api_key"), str):
+            environment[KEY] = given.pop("api_key")  # a command line can be read by everybody
+        self._child = _Child([sys.executable, "-c", _WATCHED, *arguments_of(given)], environment)
         self._finalizer = finalize(self, self._child.stop)
         self.url = self._child.ready(launch_timeout)
         self.endpoint = RuntimeEndpoint(
             self.url,
-            api_key=api_key[0] if isinstance(api_key, list | tuple) else api_key,
+            api_key=_first_key(given.get("api_key") or [environment.get(KEY)]),
             verify=False if settings.get("ssl_certfile") else None,
             chat_template_name=chat_template_name,
         )
@@ -154,8 +158,15 @@ class Runtime:
 class _Child:
     """The process. A thread reads what it says, so that it never waits for a reader, and passes on what a log is for."""
 
-    def __init__(self, command: list[str]) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl+C ends what a program does, not the server that the next one needs
+        )
         self._owner = os.getpid()
         self._lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._url: str | None = None
@@ -219,7 +230,17 @@ class _Child:
             return
         self._lines.append(line)
         if self._url is not None or not isinstance(event, dict) or "level" in event:  # how a start gets on is nobody's matter
-            print(line, file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # nobody listens any longer; the server must not wait for that
+                print(line, file=sys.stderr)
+
+
+def _first_key(keys: Sequence[str | None]) -> str | None:
+    """What a client of the server sends. A key @FILE is the first one in there."""
+    key = keys[0]
+    if key is None or not key.startswith("@"):
+        return key or None
+    lines = (line.strip() for line in Path(key[1:]).read_text(encoding="utf-8").splitlines())
+    return next(line for line in lines if line and not line.startswith("#"))
 
 
 def _native(prompt: str | Sequence[str], sampling_params: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

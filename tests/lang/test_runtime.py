@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,29 @@ def test_start_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
         Runtime(fake=True, tp_size=2)
     with pytest.raises(StartError, match=r"not ready within 0\.01 s"):
         Runtime(fake=True, launch_timeout=0.01)
+
+
+def test_keys_are_known_to_the_endpoint_and_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("# ours\ns3cret\nother\n")
+    for key in ("s3cret", f"@{tmp_path / 'keys'}", None):
+        monkeypatch.setenv("STREAMSERVE_API_KEY", "s3cret" if key is None else "elsewhere")
+        with Runtime(fake=True, api_key=key) as runtime:
+            assert runtime.detokenize(runtime.tokenize("hello")) == "hello"
+            assert b"s3cret" not in Path(f"/proc/{runtime.pid}/cmdline").read_bytes()
+
+
+def test_a_server_goes_on_when_its_process_is_interrupted_or_shuts_its_ears() -> None:
+    script = (
+        "import os, signal, sys, time\nfrom streamserve.lang.runtime import Runtime\n"
+        "with Runtime(fake=True, log_level='info', log_requests=True) as runtime:\n"
+        "    sys.stderr.close()\n"
+        "    for _ in range(3):\n"
+        "        try:\n            os.killpg(0, signal.SIGINT)\n            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n            pass\n"
+        "        print(runtime.generate(['hi'] * 200, {'max_new_tokens': 1})[-1]['meta_info']['completion_tokens'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True, check=True)
+    assert done.stdout.split() == ["1"] * 3
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)", "del runtime; time.sleep(60)"])
