@@ -14,6 +14,8 @@ from streamserve.api.service import Meter
 from streamserve.build import Built
 from streamserve.config import Config, served_names, shown_settings
 
+SOME_RUNNING = 128  # where nothing says how many requests run at once
+
 
 def app_of(
     config: Config,
@@ -41,6 +43,14 @@ def app_of(
         family=built.pictures,
         page=page,
     )
+
+
+def num_in_flight(config: Config, built: Built) -> int:
+    """Requests of a batch under way: twice what runs at once, so that the next ones wait at the engine's door and not outside."""
+    running = config.scheduler.max_running_requests
+    if running is None:
+        running = SOME_RUNNING if built.resolved is None else built.resolved.max_running_requests
+    return max(1, min(2 * running, config.scheduler.max_queued_requests))
 
 
 def settings_of(config: Config, built: Built) -> dict[str, Any]:

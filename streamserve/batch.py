@@ -26,14 +26,14 @@ from streamserve.api.batch_work import work
 from streamserve.api.inside import Inside, Reply
 from streamserve.api.response_store import open_store
 from streamserve.api.wire import one_error
-from streamserve.application import app_of
+from streamserve.application import app_of, num_in_flight
 from streamserve.build import Built, build
 from streamserve.config import Config
 from streamserve.errors import ConfigError, Conflict, EngineStopped
 from streamserve.startup import StartUp
 
 MIB = 1 << 20
-MAX_IN_FLIGHT, SOME_IN_FLIGHT = 1024, 256
+MAX_IN_FLIGHT = 1024
 SHOW_EVERY_S = 0.5
 
 
@@ -101,7 +101,7 @@ async def _run(config: Config, todo: Todo, ledger: Ledger) -> None:
             return reply
 
         async with _running(built), _shown(todo, ledger.tally):
-            await work(todo, ask, ledger, _Room(_num_in_flight(config, built)))
+            await work(todo, ask, ledger, _Room(min(MAX_IN_FLIGHT, num_in_flight(config, built))))
     finally:
         await ledger.settled()  # what is being written counts
         store.close()
@@ -121,12 +121,6 @@ async def _running(built: Built) -> AsyncIterator[None]:
             finally:
                 for part in parts:
                     part.cancel()
-
-
-def _num_in_flight(config: Config, built: Built) -> int:
-    """Twice what runs at once, so that the next ones wait at the engine's door and not here."""
-    running = config.scheduler.max_running_requests or (built.resolved and built.resolved.max_running_requests)
-    return max(1, min(2 * running if running else SOME_IN_FLIGHT, MAX_IN_FLIGHT, config.scheduler.max_queued_requests))
 
 
 class _Room:

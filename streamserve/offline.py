@@ -28,13 +28,11 @@ from streamserve.api.inside import Inside, Reply
 from streamserve.api.playground import Playground
 from streamserve.api.schema import load_object
 from streamserve.api.wire import WARNING
-from streamserve.application import app_of
+from streamserve.application import app_of, num_in_flight
 from streamserve.build import Built, build
 from streamserve.config import Config
 from streamserve.errors import ConfigError, InvalidRequest, StreamServeError, error_body
 from streamserve.startup import StartUp
-
-MAX_IN_FLIGHT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Desk:
         self._inside = Inside(app_of(config, built, page=Playground(None)))
         self._defaults = defaults
         self._completes = is_raw or built.text.template is None
-        self._max_in_flight = min(MAX_IN_FLIGHT, max(1, config.scheduler.max_queued_requests))
+        self._max_in_flight = num_in_flight(config, built)
 
     async def answer_all(self, bodies: AsyncIterator[str | dict[str, Any]], take: Callable[[Answer], None]) -> None:
         """One answer per body, in order. A body is read only when there is room for it."""

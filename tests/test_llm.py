@@ -22,7 +22,7 @@ from PIL import Image
 from streamserve import LLM, Engine, SamplingParams
 from streamserve.errors import EngineStopped, InvalidRequest, StepFailed
 from streamserve.lang import loops
-from streamserve.llm.batches import MAX_IN_FLIGHT, all_of
+from streamserve.llm.batches import all_of
 
 FEW = {"max_new_tokens": 4}
 CHAT = [{"role": "user", "content": "hi"}]
@@ -250,8 +250,8 @@ def test_a_batch_keeps_its_order_and_is_bounded() -> None:
         return index
 
     calls = [lambda index=index: call(index) for index in range(1000)]
-    assert loops.run(all_of(calls)) == list(range(1000))
-    assert most == MAX_IN_FLIGHT
+    assert loops.run(all_of(calls, 200)) == list(range(1000))
+    assert most == 200
 
 
 def test_more_prompts_than_may_queue_at_a_server_are_no_matter(engine: Engine) -> None:

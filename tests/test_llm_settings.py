@@ -52,6 +52,13 @@ def test_settings_in_everybodys_words() -> None:
     assert (config.server.media_hosts, config.model.dtype) == (("example.org",), "float16")
 
 
+def test_a_batch_waits_at_the_engines_door_and_not_outside() -> None:
+    for settings, expected in (({}, 256), ({"max_running_requests": 512}, 1024), ({"max_queued_requests": 3}, 3)):
+        with Engine(fake=True, fake_step_ms=0, **settings) as engine:
+            assert engine._host.max_in_flight == expected
+            assert len(engine.generate(["a"] * 20, {"max_new_tokens": 1})) == 20
+
+
 def test_a_setting_without_effect_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "streamserve"):
         config_of({"trust_remote_code": True})

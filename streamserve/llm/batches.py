@@ -13,16 +13,19 @@ from streamserve.api.wire import one_error
 from streamserve.errors import StreamServeError
 from streamserve.lang.progress import counting
 
-MAX_IN_FLIGHT = 256  # more than a step takes, so that the engine never waits for the next
-
 T = TypeVar("T")
 
 
 async def all_of(
-    calls: Sequence[Callable[[], Awaitable[T]]], *, keeps_errors: bool = False, done: Callable[[], object] | None = None
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    most: int,
+    *,
+    keeps_errors: bool = False,
+    done: Callable[[], object] | None = None,
 ) -> list[T | StreamServeError]:
-    """The answers, in the order of the calls. The first that fails ends them all; with `keeps_errors` its error stands in the
-    answer's place, and the others go on. `done` is called behind each: then a call is somebody's, and errors say which it was."""
+    """The answers, in the order of the calls, of which `most` are under way at a time. The first that fails ends them all; with
+    `keeps_errors` its error stands in the answer's place, and the others go on. `done` is called behind each: then a call is
+    somebody's, and errors say which it was."""
     answers: list[T | StreamServeError | None] = [None] * len(calls)
     left = iter(enumerate(calls))
 
@@ -42,7 +45,7 @@ async def all_of(
 
     with one_error():
         async with TaskGroup() as tasks:
-            for _ in range(min(MAX_IN_FLIGHT, len(calls))):
+            for _ in range(min(most, len(calls))):
                 tasks.create_task(work())
     return answers  # type: ignore[return-value]  # every place is filled
 

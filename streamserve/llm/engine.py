@@ -163,7 +163,7 @@ class Engine:
         if isinstance(prompt, str):
             return await self.async_call("POST", "/encode", {**fields, "text": prompt})
         bodies = [{**fields, "text": part} for part in _parts(prompt)]
-        return [answer for part in await self._all("/encode", bodies) for answer in part]
+        return [answer for part in await self._in_parts("/encode", bodies) for answer in part]
 
     def embed(self, texts: str | Sequence[str], **fields: Any) -> NDArray[np.float32]:
         """Vectors of the embedding model: an array [D] of a text, [N, D] of a list."""
@@ -173,7 +173,7 @@ class Engine:
         """`embed` for coroutines."""
         given = [texts] if isinstance(texts, str) else texts
         bodies = [{**fields, "input": part, "encoding_format": "base64"} for part in _parts(given)]
-        found = [entry for answer in await self._all("/v1/embeddings", bodies) for entry in answer["data"]]
+        found = [entry for answer in await self._in_parts("/v1/embeddings", bodies) for entry in answer["data"]]
         rows = np.stack([np.frombuffer(b64decode(entry["embedding"]), "<f4") for entry in found])
         return rows[0] if isinstance(texts, str) else rows
 
@@ -200,7 +200,7 @@ class Engine:
         asked = {"query": query, "label_token_ids": label_token_ids, "apply_softmax": apply_softmax, "item_first": item_first}
         is_one = isinstance(items, str) or (len(items) > 0 and isinstance(items[0], int))
         given: Sequence[Any] = [items] if is_one else items
-        answers = await self._all("/v1/score", [{**asked, "items": part} for part in _parts(given)])
+        answers = await self._in_parts("/v1/score", [{**asked, "items": part} for part in _parts(given)])
         return [row for answer in answers for row in answer["scores"]]
 
     def rerank(
@@ -217,7 +217,7 @@ class Engine:
         if documents is None:
             return await self._score_pairs(query, top_n)
         bodies = [{"query": query, "documents": part, "top_n": top_n} for part in _parts(documents)]
-        answers = await self._all("/v1/rerank", bodies)
+        answers = await self._in_parts("/v1/rerank", bodies)
         found: list[dict[str, Any]] = [
             {**entry, "index": entry["index"] + at * TEXTS_AT_ONCE}
             for at, answer in enumerate(answers)
@@ -230,7 +230,7 @@ class Engine:
         if top_n is not None or any(pair is None or len(pair) != 2 for pair in pairs):
             raise InvalidRequest("give a query and documents, or a list of pairs [query, document] alone", param="documents")
         bodies = [{"text_1": [pair[0] for pair in part], "text_2": [pair[1] for pair in part]} for part in _parts(pairs)]  # type: ignore[index]
-        scores = [entry["score"] for answer in await self._all("/v1/score", bodies) for entry in answer["data"]]
+        scores = [entry["score"] for answer in await self._in_parts("/v1/score", bodies) for entry in answer["data"]]
         return [{"index": index, "embedding": score} for index, score in enumerate(scores)]
 
     # ---- the engine --------------------------------------------------------------------------------------------------------
@@ -283,21 +283,25 @@ class Engine:
         if not isinstance(bodies, list):
             return loops.run(self._ask(path, bodies))
         with bar(len(bodies), progress) as done:
-            return loops.run(all_of([partial(self._ask, path, body) for body in bodies], keeps_errors=keeps_errors, done=done))
+            return loops.run(self._all(path, bodies, keeps_errors, done))
 
     async def _async_answered(self, bodies: Any, path: str, progress: bool | None, keeps_errors: bool) -> Any:
         if not isinstance(bodies, list):
             return await loops.arun(self._ask(path, bodies))
         with bar(len(bodies), progress) as done:
-            calls = [partial(self._ask, path, body) for body in bodies]
-            return await loops.arun(all_of(calls, keeps_errors=keeps_errors, done=done))
+            return await loops.arun(self._all(path, bodies, keeps_errors, done))
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Any:
         return await self.transport.call("POST", path, await with_pictures(body))
 
-    async def _all(self, path: str, bodies: Sequence[Any]) -> list[Any]:
-        calls = [partial(self.transport.call, "POST", path, body) for body in bodies]
-        return await loops.arun(all_of(calls))
+    async def _in_parts(self, path: str, bodies: Sequence[Any]) -> list[Any]:
+        return await loops.arun(self._all(path, bodies))
+
+    async def _all(
+        self, path: str, bodies: Sequence[Any], keeps_errors: bool = False, done: Callable[[], object] | None = None
+    ) -> list[Any]:
+        calls = [partial(self._ask, path, body) for body in bodies]
+        return await all_of(calls, self._host.max_in_flight, keeps_errors=keeps_errors, done=done)
 
 
 def _flat(answers: Any) -> Any:

@@ -21,7 +21,7 @@ import structlog
 from streamserve.api.app import Api
 from streamserve.api.inside import Inside
 from streamserve.api.wire import WARNING, Headers
-from streamserve.application import app_of
+from streamserve.application import app_of, num_in_flight
 from streamserve.build import Built, Display, build
 from streamserve.config import Config
 from streamserve.errors import EngineStopped, InvalidRequest
@@ -44,6 +44,7 @@ class Host:
     def __init__(self, config: Config, display: Display | None = None) -> None:
         metrics = Metrics()
         built = build(config, metrics, display)
+        self.max_in_flight = num_in_flight(config, built)
         self._lock = threading.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         try:

@@ -112,7 +112,7 @@ def test_the_page_about_engines_runs(engine: Engine, monkeypatch: pytest.MonkeyP
         """One model does for all the page's engines: that many can be loaded is tested above."""
 
         def __init__(self, *given: object) -> None:
-            self.inside = engine._host.inside
+            self.inside, self.max_in_flight = engine._host.inside, 8
 
         def close(self) -> None: ...
 
