@@ -30,7 +30,7 @@ from streamserve.api.generate_schema import (
 from streamserve.api.openai import MAX_PRIORITY
 from streamserve.api.pictures import Caller
 from streamserve.api.prompts import INLINE_CHARS, MIXED
-from streamserve.api.schema import check_range, convert, load_object, no_pictures, stop_patterns_of, stops_of
+from streamserve.api.schema import check_range, convert, load_object, no_pictures, show, stop_patterns_of, stops_of
 from streamserve.api.service import Service
 from streamserve.api.sse import Events
 from streamserve.api.stream import Call, Choice, Piece, Prompt, Run, collect, new_id
@@ -332,6 +332,8 @@ class Generate:
             raise InvalidRequest("give either text or input_ids", param="text")
         if request.image_data:
             return await self._pictured(request, caller)
+        if request.image_marker is not None:
+            raise InvalidRequest("image_marker is given without image_data, which it marks the places of", param="image_marker")
         if isinstance(request.text, str):
             return [Prompt(await prompts.of_text(request.text, "text", add_special_tokens=adds))], False
         ids = request.input_ids
@@ -356,7 +358,7 @@ class Generate:
         """Prompts with pictures, all of which are loaded together."""
         if not self._service.takes_pictures:
             raise no_pictures("image_data is given", "image_data")
-        if request.image_marker == "":
+        if (marker := request.image_marker) == "":
             raise InvalidRequest("image_marker is empty; it needs at least 1 character", param="image_marker")
         if request.text is None:
             raise InvalidRequest("image_data needs text, in which it has its place; input_ids is given", param="image_data")
@@ -371,7 +373,8 @@ class Generate:
             name = f"text[{index}]" if is_batch else "text"
             prepared = [known[picture.source] for picture in pictures]
             if prepared:
-                marker = request.image_marker
+                if marker is not None and marker not in text:
+                    raise InvalidRequest(f"image_marker is {show(marker)}, which {name} does not have", param="image_marker")
                 found.append(await prompts.of_pictured_text(text, name, prepared, marker=marker, add_special_tokens=adds))
             else:
                 found.append(Prompt(await prompts.of_text(text, name, add_special_tokens=adds)))

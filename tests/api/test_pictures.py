@@ -242,6 +242,11 @@ async def test_pictures_of_results_reach_the_model(http: httpx.AsyncClient, engi
         (GENERATE, {"text": ["x", "y"], "image_data": [None, [RED_URL, BAD_URL]]}, "image_data[1][1]"),
         (GENERATE, {"text": ["x", "y"], "image_data": [RED_URL]}, "image_data"),
         (GENERATE, {"input_ids": [1], "image_data": RED_URL}, "image_data"),
+        (GENERATE, {"text": "a <p> b", "image_data": RED_URL, "image_marker": "<q>"}, "image_marker"),
+        (GENERATE, {"text": ["<p>", "b"], "image_data": RED_URL, "image_marker": "<p>"}, "image_marker"),
+        (GENERATE, {"text": "a <p> <p> b", "image_data": RED_URL, "image_marker": "<p>"}, "text"),
+        (GENERATE, {"text": "a <p> b", "image_marker": "<p>"}, "image_marker"),
+        (GENERATE, {"text": "b", "image_data": RED_URL, "image_marker": ""}, "image_marker"),
         (GENERATE, {"text": "x", "image_data": RED_URL, "return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
         ("/tokenize", {"messages": [user(shown(BAD_URL))]}, "messages[0].content[0].image_url.url"),
     ],
@@ -420,6 +425,8 @@ async def test_plain_prompts_have_pictures_of_their_own(http: httpx.AsyncClient,
     assert prompt_of(engine.requests[-1]) == f"{dots}{dots}\na"
     await http.post(GENERATE, json={"text": ["a", "b"], "image_data": RED_URL})
     assert [len(request.media) for request in engine.requests[-2:]] == [1, 1]
+    await ok(http, GENERATE, {"text": "a<p>b", "image_data": RED_URL, "image_marker": "<p>"})
+    assert prompt_of(engine.requests[-1]) == f"a{dots}b"
 
 
 async def test_a_template_with_markers_shows_pictures_where_it_wants_them(engine: ScriptedEngine) -> None:
