@@ -23,8 +23,7 @@ from streamserve.lang.chat_api import (
     typed_schema,
     value_of,
 )
-from streamserve.lang.choices import TokenLengthNormalized
-from streamserve.lang.endpoint import check_choices
+from streamserve.lang.choices import TokenLengthNormalized, check_choices
 from streamserve.lang.guesses import TurnGuesses
 from streamserve.lang.roles import TemplateRoles, roles_of
 from streamserve.lang.transport import close_when_gone

@@ -14,6 +14,7 @@ from streamserve.errors import InvalidRequest
 from streamserve.lang.backend import Chosen
 
 Entries = Sequence[Sequence[Any]]
+MAX_TEMPERATURE = 1e-5  # of a select, which samples nothing
 
 
 class ChoicesSamplingMethod(ABC):
@@ -119,6 +120,17 @@ class UnconditionalLikelihoodNormalized(ChoicesSamplingMethod):
 token_length_normalized = TokenLengthNormalized()
 greedy_token_selection = GreedyTokenSelection()
 unconditional_likelihood_normalized = UnconditionalLikelihoodNormalized()
+
+
+def check_choices(choices: Sequence[str], temperature: float) -> None:
+    """Raises InvalidRequest for what cannot be chosen from."""
+    if temperature > MAX_TEMPERATURE:
+        raise InvalidRequest(f"temperature is {temperature:g}; a select takes the best choice: allowed is 0", param="temperature")
+    if not choices:
+        raise InvalidRequest("choices is empty; at least 1 is needed", param="choices")
+    for place, choice in enumerate(choices):
+        if not choice:
+            raise InvalidRequest(f"choices[{place}] is empty; it has no token whose likelihood could be seen", param="choices")
 
 
 def mean_of(entries: Entries) -> float:

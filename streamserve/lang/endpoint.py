@@ -14,14 +14,13 @@ from typing import Any
 from streamserve.errors import InvalidRequest
 from streamserve.lang import loops
 from streamserve.lang.backend import ChoicesMethod, Chosen, Piece, Prompt, Sampling
-from streamserve.lang.choices import healed, mean_of
+from streamserve.lang.choices import check_choices, healed, mean_of
 from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.roles import PLACE, TemplateRoles, roles_of
 from streamserve.lang.transport import Http, Transport
 
 NUM_HEALED = 2  # the prompt's last tokens that a choice may change, as SGLang has it
 MAX_SCORED = 256  # choices in one call
-MAX_TEMPERATURE = 1e-5  # of a select, which samples nothing
 FLUSH_WAIT_S = 30  # for requests that run
 NOTHING: dict[str, Any] = {"max_new_tokens": 0, "temperature": 0}
 
@@ -213,17 +212,6 @@ class RuntimeEndpoint(Native):
     def get_server_info(self) -> dict[str, Any]:
         """What the server says of itself, waited for."""
         return loops.run(self.server_info())
-
-
-def check_choices(choices: Sequence[str], temperature: float) -> None:
-    """Raises InvalidRequest for what cannot be chosen from."""
-    if temperature > MAX_TEMPERATURE:
-        raise InvalidRequest(f"temperature is {temperature:g}; a select takes the best choice: allowed is 0", param="temperature")
-    if not choices:
-        raise InvalidRequest("choices is empty; at least 1 is needed", param="choices")
-    for place, choice in enumerate(choices):
-        if not choice:
-            raise InvalidRequest(f"choices[{place}] is empty; it has no token whose likelihood could be seen", param="choices")
 
 
 def sampling_params(sampling: Sampling) -> dict[str, Any]:

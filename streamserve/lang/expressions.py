@@ -4,14 +4,14 @@ Owns the values and their sums (`"a" + gen("b") + "c"`). They are data: the exec
 are those of SGLang's language (Zheng et al. 2023, arXiv 2312.07104).
 """
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Union
 
+from streamserve.lang.arguments import name_given, number, sampling_of, strings
 from streamserve.lang.backend import ChoicesMethod, Sampling
-from streamserve.lang.dtypes import name_of
+from streamserve.lang.choices import check_choices
+from streamserve.lang.pictures import check_picture
 
 Strings = str | Sequence[str]
 Part = Union["Expression", str]
@@ -130,15 +130,6 @@ def parts_of(value: object) -> tuple[Expression, ...]:
     )
 
 
-def _strings(value: Strings | None, name: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    found = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(each, str) for each in found):
-        raise TypeError(f"{name} is {value!r}; allowed are a string and a list of strings")
-    return found
-
-
 def gen(
     name: str | None = None,
     max_tokens: int | None = None,
@@ -172,37 +163,29 @@ def gen(
     """
     if choices is not None:
         return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
-    if regex is not None:
-        re.compile(regex)
-    kind = name_of(dtype)
-    asked = [word for word, value in (("dtype", kind), ("regex", regex), ("json_schema", json_schema)) if value is not None]
-    if len(asked) > 1:
-        raise ValueError(f"gen has {' and '.join(asked)}; an answer takes one form")
-    return Gen(
-        name,
-        Sampling(
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            n=n,
-            stop=_strings(stop, "stop"),
-            stop_token_ids=tuple(stop_token_ids or ()),
-            stop_regex=_strings(stop_regex, "stop_regex"),
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            ignore_eos=ignore_eos,
-            return_logprob=return_logprob,
-            logprob_start_len=logprob_start_len,
-            top_logprobs_num=top_logprobs_num,
-            return_text_in_logprobs=return_text_in_logprobs,
-            dtype=kind,
-            regex=regex,
-            json_schema=json_schema if json_schema is None or isinstance(json_schema, str) else json.dumps(json_schema),
-        ),
-    )
+    sampling = {
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "n": n,
+        "stop": stop,
+        "stop_token_ids": stop_token_ids,
+        "stop_regex": stop_regex,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "ignore_eos": ignore_eos,
+        "return_logprob": return_logprob,
+        "logprob_start_len": logprob_start_len,
+        "top_logprobs_num": top_logprobs_num,
+        "return_text_in_logprobs": return_text_in_logprobs,
+        "dtype": dtype,
+        "regex": regex,
+        "json_schema": json_schema,
+    }
+    return Gen(name_given(name), sampling_of(sampling))
 
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, n: int | None = None, **sampling: Any) -> Expression:
@@ -222,14 +205,18 @@ def select(
     choices_method: ChoicesMethod | None = None,
 ) -> Expression:
     """The likeliest of the choices, by `choices_method` (token_length_normalized, where it is not given)."""
-    found = _strings(choices, "choices")
-    if not found:
-        raise ValueError(f"select has choices={choices!r}; it needs at least one")
-    return Select(name, found, temperature, choices_method)
+    if choices is None or isinstance(choices, str):
+        raise TypeError(f"choices is {choices!r}; allowed is a list of strings")
+    found = strings("choices", choices)
+    check_choices(found, number("temperature", temperature))
+    if choices_method is not None and not callable(choices_method):
+        raise TypeError(f"choices_method is {choices_method!r}; allowed is one of sgl's, or a ChoicesSamplingMethod of your own")
+    return Select(name_given(name), found, temperature, choices_method)
 
 
 def image(source: Any) -> Expression:
     """A picture: a path, the bytes of a file, an open picture (with a method `save`), a data: or an http(s) URL."""
+    check_picture(source)
     return Image(source)
 
 
@@ -294,8 +281,19 @@ def separate_reasoning(expr: Expression, model_type: str) -> Expression:
 
     `model_type` names how the model marks thoughts (deepseek-r1, qwen3, ...). A program that is streamed shows both as they are.
     """
-    names = tuple(name for part in parts_of(expr) if (name := defined_by(part)) is not None)
-    return Chain((*parts_of(expr), SeparateReasoning(names, model_type)))
+    from streamserve.text.reasoning import find
+
+    find(model_type)
+    parts: list[Expression] = []
+    names: list[str] = []
+    for part in (*parts_of(expr), None):
+        if names and (part is None or isinstance(part, RoleEnd)):  # within the turn: its message is without the thoughts too
+            parts.append(SeparateReasoning(tuple(names), model_type))
+            names.clear()
+        if part is not None:
+            parts.append(part)
+            names += [] if (name := defined_by(part)) is None else [name]
+    return Chain(tuple(parts))
 
 
 def defined_by(part: Expression) -> str | None:

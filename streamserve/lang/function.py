@@ -6,14 +6,14 @@ appends is done elsewhere, on the background loop, in every case. Names and argu
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
-from dataclasses import fields
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, Literal, overload
 
+from streamserve.lang.arguments import SAMPLING_NAMES, sampling_of, whole_number
 from streamserve.lang.backend import Backend, Sampling
 from streamserve.lang.batches import Crew, in_order
 from streamserve.lang.executor import INSIDE, Executor
@@ -28,9 +28,7 @@ from streamserve.lang.tracing import Trace, Tracer, current_tracer, warm
 
 AT_ONCE = 256  # programs of a batch that are under way
 AHEAD = 200  # programs of a batch that are under way before their results are asked for
-_RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-_SAMPLING = {**{each.name: each.name for each in fields(Sampling)}, **_RENAMED}
-_TUPLES = ("stop", "stop_token_ids", "stop_regex")
+_STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 Item = Mapping[str, Any] | Sequence[Any]
 
 
@@ -40,24 +38,28 @@ class Function:
     def __init__(
         self, func: Callable[..., Any], num_api_spec_tokens: int | None = None, bound: Mapping[str, Any] | None = None
     ) -> None:
-        parameters = list(inspect.signature(func).parameters)
-        name = getattr(func, "__name__", "the program")
+        update_wrapper(self, func)
+        self._signature = inspect.signature(func)
+        parameters = list(self._signature.parameters)
+        name = self.__name__ = getattr(func, "__name__", "the program")
         if not parameters or parameters[0] != "s":
             has = f"has {parameters[0]!r}" if parameters else "has none"
             raise TypeError(f"the first parameter of a program must be 's', its state; {name} {has}")
+        if num_api_spec_tokens is not None and whole_number("num_api_spec_tokens", num_api_spec_tokens) < 1:
+            raise ValueError(f"num_api_spec_tokens is {num_api_spec_tokens}; allowed are whole numbers from 1")
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bound = dict(bound or {})
-        self.arg_names = parameters[1:]
+        self.arg_names = [each for each in parameters[1:] if self._signature.parameters[each].kind not in _STARS]
         self.is_async = inspect.iscoroutinefunction(func)
-        self.__name__ = name
-        self.__doc__ = func.__doc__
+
+    def __reduce__(self) -> str:
+        """Pickled by its name, as functions are."""
+        return str(self.func.__qualname__)
 
     def bind(self, **arguments: Any) -> "Function":
         """The same program with some of its arguments set."""
-        unknown = [name for name in arguments if name not in self.arg_names]
-        if unknown:
-            raise TypeError(f"{self.__name__} has no parameter {unknown[0]!r}; it has {', '.join(self.arg_names) or 'none'}")
+        self._check_names(arguments)
         return Function(self.func, self.num_api_spec_tokens, {**self.bound, **arguments})
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
@@ -79,6 +81,7 @@ class Function:
         `use_thread`: a function that is streamed gets a thread of its own, for one that blocks on something else than a model.
         """
         sampling, arguments = self._split(arguments)
+        self._check(args, arguments)
         state = self._state(backend_of(backend), sampling, streams=stream)
         if stream:
             self._start(state, args, arguments, in_thread=use_thread)
@@ -97,6 +100,7 @@ class Function:
     async def async_run(self, *args: Any, stream: bool = False, backend: Any = None, **arguments: Any) -> ProgramState:
         """The same for coroutines. An `async def` program runs on the caller's loop. Cancelling it aborts what is under way."""
         sampling, arguments = self._split(arguments)
+        self._check(args, arguments)
         state = self._state(backend_of(backend), sampling, streams=stream)
         if stream:
             if self.is_async:
@@ -141,7 +145,7 @@ class Function:
         something else than a model. An item's error is in its own state. With `generator_style` the states come one after
         another, and programs are not started long before they are asked for.
         """
-        items = [self._arguments(item) for item in batch_kwargs]
+        items = self._items(batch_kwargs)
         sampling, unknown = self._split(sampling_defaults)
         if unknown:
             raise TypeError(f"run_batch has no argument {next(iter(unknown))!r}; arguments of the program belong into the items")
@@ -165,10 +169,12 @@ class Function:
         **sampling_defaults: Any,
     ) -> list[ProgramState]:
         """The same for coroutines: `async def` programs run as tasks of the caller's loop, `at_once` of them at a time."""
-        items = [self._arguments(item) for item in batch_kwargs]
+        items = self._items(batch_kwargs)
         sampling, unknown = self._split(sampling_defaults)
         if unknown:
             raise TypeError(f"async_run_batch has no argument {next(iter(unknown))!r}")
+        if whole_number("at_once", at_once) < 1:
+            raise ValueError(f"at_once is {at_once}; allowed are whole numbers from 1")
         found, leader, places = backend_of(backend), self._leader(items), asyncio.Semaphore(at_once)
 
         async def one(arguments: dict[str, Any], count: Callable[[], None]) -> ProgramState:
@@ -207,15 +213,35 @@ class Function:
             raise RuntimeError(f"{self.__name__} would wait for itself here: await {self.__name__}.async_run(...) instead")
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
-        sampling: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for name, value in arguments.items():
-            if name in self.arg_names or name not in _SAMPLING:
-                own[name] = value
-            elif value is not None:
-                is_one = isinstance(value, str | int)
-                sampling[_SAMPLING[name]] = ((value,) if is_one else tuple(value)) if name in _TUPLES else value
-        return Sampling(**sampling), own
+        """Defaults of sampling, and what the program itself is given."""
+        sampling = {name: arguments[name] for name in arguments if name in SAMPLING_NAMES and name not in self.arg_names}
+        return sampling_of(sampling), {name: value for name, value in arguments.items() if name not in sampling}
+
+    def _check(self, args: tuple[Any, ...], arguments: Mapping[str, Any]) -> None:
+        """Raises TypeError for arguments that the function does not take, before any of it runs."""
+        self._check_names(arguments)
+        try:
+            self._signature.bind(None, *args, **{**self.bound, **arguments})
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}: {error}") from None
+
+    def _check_names(self, arguments: Iterable[str]) -> None:
+        unknown = [name for name in arguments if name not in self.arg_names]
+        if unknown and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in self._signature.parameters.values()):
+            raise TypeError(f"{self.__name__} has no parameter {unknown[0]!r}; it has {', '.join(self.arg_names) or 'none'}")
+
+    def _items(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """Those of a batch, by name."""
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+            raise TypeError(f"a batch is {items!r}; allowed is a list of dicts, or of tuples of arguments")
+        found = []
+        for place, item in enumerate(items):
+            found.append(self._arguments(item))
+            try:
+                self._check((), found[-1])
+            except TypeError as error:
+                raise TypeError(f"item {place} of the batch: {error}") from None
+        return found
 
     def _arguments(self, item: Item) -> dict[str, Any]:
         """One item of a batch, by name."""

@@ -28,9 +28,8 @@ from streamserve.lang.chat_api import (
     typed_schema,
     value_of,
 )
-from streamserve.lang.choices import TokenLengthNormalized, mean_of
+from streamserve.lang.choices import TokenLengthNormalized, check_choices, mean_of
 from streamserve.lang.dtypes import REGEXES
-from streamserve.lang.endpoint import check_choices
 from streamserve.lang.guesses import CompletionGuesses, TurnGuesses
 from streamserve.lang.roles import TemplateRoles, roles_of
 from streamserve.lang.transport import close_when_gone

@@ -10,22 +10,26 @@ _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"
 _READY = ("data:", "http://", "https://")
 
 
+def check_picture(source: Any) -> None:
+    """Raises TypeError for what cannot be one."""
+    if not isinstance(source, str | PathLike | bytes | bytearray | memoryview) and not callable(getattr(source, "save", None)):
+        raise TypeError(
+            f"a picture is {type(source).__name__}; allowed are a path, a file's bytes, an open picture and a data: or http URL"
+        )
+
+
 def url_of(source: Any) -> str:
-    """The picture as a URL; what is one already stays as it is. Reads files: runs in a worker thread."""
+    """A picture, checked, as a URL; what is one already stays as it is. Reads files: runs in a worker thread."""
     if isinstance(source, str) and source.startswith(_READY):
         return source
     if isinstance(source, str | PathLike):
         data = Path(fspath(source)).expanduser().read_bytes()
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-    elif callable(getattr(source, "save", None)):  # an open picture, as pillow's
+    else:  # an open picture, as pillow's
         file = io.BytesIO()
         source.save(file, format="PNG")
         data = file.getvalue()
-    else:
-        raise TypeError(
-            f"a picture is {type(source).__name__}; allowed are a path, a file's bytes, an open picture and a data: or http URL"
-        )
     return f"data:image/{_kind_of(data)};base64,{b64encode(data).decode()}"
 
 

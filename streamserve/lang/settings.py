@@ -23,6 +23,8 @@ global_config = GlobalConfig()
 
 def set_default_backend(backend: Any) -> None:
     """What programs run on from now on where `run(backend=...)` names nothing else: an endpoint, a runtime, an engine."""
+    if backend is not None:
+        backend_of(backend)
     global_config.default_backend = backend
 
 
@@ -34,7 +36,10 @@ def backend_of(backend: Any = None) -> Backend:
             "there is no back end: call set_default_backend(RuntimeEndpoint(url)), or set_default_backend(Engine(model_path)), "
             "or pass backend=..."
         )
-    return cast(Backend, getattr(found, "endpoint", found))
+    found = getattr(found, "endpoint", found)
+    if isinstance(found, type) or not all(callable(getattr(found, name, None)) for name in ("roles", "generate", "choose")):
+        raise TypeError(f"backend is {found!r}; allowed are an endpoint (RuntimeEndpoint(url)), a runtime and an engine")
+    return cast(Backend, found)
 
 
 def flush_cache(backend: Any = None) -> bool:

@@ -5,12 +5,25 @@ executor's.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any, Literal, overload
 
 from streamserve.lang.executor import HIDDEN, Executor, SetVar
-from streamserve.lang.expressions import Gen, Part, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, gen, parts_of, select, turn
+from streamserve.lang.expressions import (
+    Expression,
+    Gen,
+    Part,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    gen,
+    parts_of,
+    select,
+    turn,
+)
 from streamserve.lang.group import ProgramStateGroup
 from streamserve.lang.loops import arun, run
 from streamserve.lang.transcript import Live
@@ -47,12 +60,9 @@ class ProgramState:
         """An assistant's turn, either way."""
         return self._turn("assistant", expr)
 
-    @contextmanager
-    def var_scope(self, name: str) -> Iterator[None]:
+    def var_scope(self, name: str) -> AbstractContextManager[None]:
         """What is appended inside becomes the variable `name`."""
-        self.executor.push(ScopeBegin(name))
-        yield
-        self.executor.push(ScopeEnd(name))
+        return self._between(ScopeBegin(name), ScopeEnd(name))
 
     def set_var(self, name: str, value: Any) -> None:
         """Sets a variable, in its turn among what was appended."""
@@ -233,13 +243,17 @@ class ProgramState:
             whole = turn(role, expr)
             self.executor.push(*parts_of(whole))
             return whole
-        return self._turn_scope(role)
+        return self._between(RoleBegin(role), RoleEnd(role))
 
     @contextmanager
-    def _turn_scope(self, role: str) -> Iterator[None]:
-        self.executor.push(RoleBegin(role))
-        yield
-        self.executor.push(RoleEnd(role))
+    def _between(self, begin: Expression, end: Expression) -> Iterator[None]:
+        self.executor.push(begin)
+        try:
+            yield
+        except Exception:  # a program that catches it goes on behind the end
+            self.executor.push(end)
+            raise
+        self.executor.push(end)
 
     async def _ask(self, node: Any) -> Any:
         """Appends a node and waits for its value, whether the user named it or not."""

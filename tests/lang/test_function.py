@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import pickle
 import signal
 import threading
 import time
@@ -364,12 +365,37 @@ def test_a_bar_counts_programs(more: dict[str, Any], capsys: pytest.CaptureFixtu
         (lambda: twice.run_batch([("a", "b", "c")], backend=Scripted()), "takes 2 arguments"),
         (lambda: twice.run_batch([("a",)], num_threads=0, backend=Scripted()), "num_threads is 0"),
         (lambda: twice.run_batch([("a",)], word="b", backend=Scripted()), "belong into the items"),
-        (lambda: twice.run(wrd="a", backend=Scripted()), "wrd"),
+        (lambda: twice.run(wrd="a", backend=Scripted()), "no parameter 'wrd'"),
+        (lambda: twice.run(wrd="a", backend=Scripted(), stream=True), "no parameter 'wrd'"),
+        (lambda: twice.run(backend=Scripted()), "twice: missing .* 'word'"),
+        (lambda: twice.run_batch([("a",), {}], backend=Scripted()), "item 1 of the batch: twice: missing .* 'word'"),
+        (lambda: twice.run_batch([{"word": "a", "mre": 1}], backend=Scripted()), "item 0 .* no parameter 'mre'"),
+        (lambda: twice.run_batch({"word": "a"}, backend=Scripted()), "a batch is {'word': 'a'}"),  # type: ignore[arg-type]
+        (lambda: twice.run(word="a", backend="http://host"), "backend is 'http://host'"),
+        (lambda: set_default_backend(Scripted), "backend is <class"),
+        (lambda: function(num_api_spec_tokens=0)(lambda s: None), "num_api_spec_tokens is 0"),
+        (lambda: asyncio.run(twice.async_run_batch([("a",)], at_once=0, backend=Scripted())), "at_once is 0"),
     ],
 )
 def test_what_is_wrong_is_said_by_name(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_programs_are_pickled_by_name() -> None:
+    assert pickle.loads(pickle.dumps(twice)) is twice
+    with pytest.raises(pickle.PicklingError, match="twice"):
+        pickle.dumps(twice.bind(word="a"))
+
+
+def test_programs_take_any_arguments_that_their_functions_do() -> None:
+    @function
+    def many(s: ProgramState, first: str, *rest: str, **named: str) -> list[Any]:
+        return [first, rest, named]
+
+    assert many.run("a", "b", c="d", backend=Scripted()).ret_value == ["a", ("b",), {"c": "d"}]
+    assert many.bind(c="d").run("a", backend=Scripted()).ret_value == ["a", (), {"c": "d"}]
+    assert many.trace().parts == []
 
 
 def test_without_a_back_end_it_says_how_to_name_one() -> None:

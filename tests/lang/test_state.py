@@ -28,6 +28,7 @@ from streamserve.lang import (
     user,
     video,
 )
+from streamserve.lang.arguments import SAMPLING_NAMES
 from streamserve.lang.backend import Piece, Prompt, Sampling
 from tests.lang.scripted import Scripted
 
@@ -94,7 +95,8 @@ def test_pictures_stand_in_text_and_messages_in_their_places(tmp_path: Path) -> 
     ]
     assert backend.prompts[0].images == (url, url, url, "http://host/a.png")
     assert isinstance(run(lambda s: s.__iadd__(image(str(tmp_path / "none.png")))).error(), FileNotFoundError)
-    assert isinstance(run(lambda s: s.__iadd__(image(7))).error(), TypeError)
+    with pytest.raises(TypeError, match="a picture is int"):
+        image(7)
     assert isinstance(run(lambda s: s.__iadd__(video("a.mp4", 4))).error(), InvalidRequest)
 
 
@@ -193,9 +195,69 @@ def test_wrong_uses_say_what_is_right() -> None:
             forks.join("together")
 
     run(body)
-    for wrong in (dict(dtype="complex"), dict(regex="a", dtype=int), dict(choices=[])):
-        with pytest.raises(ValueError, match=r"allowed|one form|at least one"):
-            gen("a", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("name", 5),
+        *((name, "1") for name in ("max_tokens", "min_tokens", "n", "top_k", "logprob_start_len", "top_logprobs_num")),
+        *((name, "1") for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")),
+        *((name, 1) for name in ("ignore_eos", "return_logprob", "return_text_in_logprobs", "stop", "stop_regex", "regex")),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("temperature", float("nan")),
+        ("stop", ["a", 1]),
+        ("stop_token_ids", "ab"),
+        ("dtype", "complex"),
+        ("regex", "("),
+        ("json_schema", "{"),
+        ("json_schema", {"const": b""}),
+        ("json_schema", "[]"),
+        ("choices", []),
+        ("choices", ["a", ""]),
+        ("choices", "ab"),
+        ("choices", 5),
+        ("choices", [1, 2]),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_runs(name: str, wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError, InvalidRequest), match=rf"\b{name}\b"):
+        gen(**{name: wrong})
+    if name in SAMPLING_NAMES:
+        backend = Scripted()
+        with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+            run(lambda s: s.__iadd__(gen("a")), backend, **{name: wrong})
+        assert not backend.prompts
+
+
+def test_what_cannot_go_together_or_is_not_known_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="dtype and regex"):
+        gen("a", regex="a", dtype=int)
+    with pytest.raises(InvalidRequest, match="temperature"):
+        select("a", ["x"], temperature=0.5)
+    with pytest.raises(TypeError, match="choices_method"):
+        select("a", ["x"], choices_method="greedy")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="deepseek-r9"):
+        separate_reasoning(gen("a"), "deepseek-r9")
+
+
+def test_a_nodes_form_stands_above_the_runs() -> None:
+    backend = Scripted()
+    run(lambda s: s.__iadd__(gen("a", dtype=int) + gen("b")), backend, json_schema={"type": "null"}, stop=("x",), dtype=None)
+    forms = [(each.dtype, each.json_schema) for each in backend.samplings]
+    assert forms == [("int", None), (None, '{"type": "null"}')]
+
+
+def test_a_caught_exception_leaves_turns_and_scopes_closed() -> None:
+    def body(s: ProgramState) -> None:
+        with pytest.raises(OSError), s.var_scope("scope"), s.user():
+            s += "a"
+            raise OSError
+        s += user("b")
+
+    state = run(body)
+    assert (state.text(), state["scope"]) == ("0user:a;01user:b;1", "0user:a;0")
 
 
 def test_typed_answers_and_choices_ask_for_what_they_are() -> None:
@@ -215,6 +277,8 @@ def test_thoughts_are_split_from_answers_and_leave_the_text() -> None:
     def body(s: ProgramState) -> None:
         s += separate_reasoning("plainly " + gen("b") + " why? " + gen("a") + "!" + gen(), "qwen3")
 
+    state = run(lambda s: s.__iadd__(user("why?") + separate_reasoning(assistant(gen("a")), "qwen3")), backend)
+    assert state.messages()[1] == {"role": "assistant", "content": "yes"}
     state = run(body, backend)
     assert state.text() == "plainly plain why? yes!<think>hm</think>yes"
     assert (state["a"], state["a_reasoning_content"], state["b"], state["b_reasoning_content"]) == ("yes", "hm", "plain", "")
