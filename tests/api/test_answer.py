@@ -10,6 +10,7 @@ from streamserve.api.stream import Call, Choice, Collected, Prompt
 from streamserve.messages import Delta, FinishReason, SamplingParams, TokenLogprobs
 from streamserve.text.byte_tokenizer import byte_text_model
 from streamserve.text.reasoning import find as find_reasoning
+from streamserve.text.stop_patterns import StopPatterns
 from streamserve.text.tools.find import find as find_format
 from streamserve.text.tools.format import Tool
 
@@ -111,13 +112,23 @@ PIECES = (
     *("<think>", "</think>", "<tool_call>\n", '{"name": "add", "arguments": {"a": "x<y"}}', "\n</tool_call>", "<tool", "{}", '"'),
     *("ab", "é", "世界", "🦙 ok", "stop", "st", " ", "\n", "\n\n"),
 )
+PATTERNS = ((), (), (r"s.?t", "é+"), ("[ab]+.*b|界",))
 BYTES = byte_text_model().tokenizer
 
 
-def played(text: bytes, cuts: list[int], stops: tuple[str, ...], has_logprobs: bool, max_calls: int | None) -> tuple[object, ...]:
+def played(
+    text: bytes,
+    cuts: list[int],
+    stops: tuple[str, ...],
+    has_logprobs: bool,
+    max_calls: int | None,
+    patterns: tuple[str, ...] = (),
+) -> tuple[object, ...]:
     """What a choice makes of a text whose bytes, one a token, come in deltas cut there."""
     sampling = SamplingParams(logprobs=0 if has_logprobs else None)
-    choice = Choice(Call("c", (Prompt((1,)),), sampling, stops=stops, reading=reading(max_calls=max_calls)), 0, BYTES)
+    compiled = StopPatterns(patterns) if patterns else None
+    of = reading(max_calls=max_calls)
+    choice = Choice(Call("c", (Prompt((1,)),), sampling, stops=stops, stop_patterns=compiled, reading=of), 0, BYTES)
     whole = Collected(0)
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         part = text[start:end]
@@ -130,7 +141,7 @@ def played(text: bytes, cuts: list[int], stops: tuple[str, ...], has_logprobs: b
     scored = bytes(entry.token_id for entry in piece.logprobs).decode()
     if has_logprobs:
         assert scored.strip() == answer.content.strip()  # white space around content may be nobody's
-    counted = choice.num_tokens if stops or has_logprobs or max_calls else None
+    counted = choice.num_tokens if stops or patterns or has_logprobs or max_calls else None
     return without_ids(answer), piece.finish_reason, piece.matched_stop, counted, scored
 
 
@@ -147,7 +158,12 @@ def test_merged_deltas_change_nothing_whatever_else_is_asked_for() -> None:
     rng = random.Random(9)
     for _ in range(300):
         text = "".join(rng.choices(PIECES, k=rng.randrange(1, 14))).encode()
-        asked = rng.choice([(), ("stop",), ("b", "st "), ("世",)]), rng.random() < 0.5, rng.choice([None, 1])
+        asked = (
+            rng.choice([(), ("stop",), ("b", "st "), ("世",)]),
+            rng.random() < 0.5,
+            rng.choice([None, 1]),
+            rng.choice(PATTERNS),
+        )
         one_by_one = played(text, list(range(1, len(text))), *asked)
         for _ in range(3):
             cuts = sorted(rng.sample(range(1, len(text)), rng.randrange(min(len(text), 9)))) if len(text) > 1 else []

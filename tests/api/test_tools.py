@@ -288,6 +288,8 @@ async def test_a_stop_string_holds_for_content_only(http: httpx.AsyncClient, eng
     stopped = await choice_of(http, tools=[ADD, NOW], stop=" and")
     assert (made(stopped["message"]), stopped["message"]["content"]) == (MADE, "Sum now")
     assert (stopped["finish_reason"], stopped["matched_stop"]) == ("tool_calls", " and")
+    by_pattern = await choice_of(http, tools=[ADD, NOW], stop_regex=r" a\w+|.a.:")  # nor for what stands around a call
+    assert (made(by_pattern["message"]), by_pattern["message"]["content"]) == (MADE, "Sum now")
     early = await choice_of(http, tools=[ADD, NOW], stop="um")
     assert (early["message"], early["finish_reason"]) == ({"role": "assistant", "content": "S", "refusal": None}, "stop")
 
