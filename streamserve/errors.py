@@ -41,6 +41,10 @@ class StreamServeError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are pickled as a call of their class with `args`, which not all of ours can be made by."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class RequestError(StreamServeError):
     """A request that cannot be served as it is. `param` names the field at fault, if one is."""

@@ -1,5 +1,7 @@
 """Errors over the wire and back."""
 
+import pickle
+
 import pytest
 
 from streamserve.errors import (
@@ -43,3 +45,9 @@ def test_other_servers_errors_are_told_by_their_status() -> None:
     assert isinstance(teapot, CallFailed) and teapot.answered == 418 and str(teapot) == "short and stout"
     assert str(error_of(422, {"detail": "field required"})) == "field required"
     assert "did not say why" in str(error_of(500, {}))
+
+
+def test_errors_cross_processes_whole() -> None:
+    for error in (QueueFull("full", retry_after_s=3.0, param="x"), InvalidRequest("no", param="y"), StreamServeError("it")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
