@@ -46,7 +46,7 @@ def test_settings_in_everybodys_words() -> None:
             "swap_space": 4,
         }
     )
-    assert config.scheduler.speculative == '{"method": "ngram", "num_speculative_tokens": 3}' and config.server.max_body_mb > 1000
+    assert config.scheduler.speculative == '{"method": "ngram", "num_speculative_tokens": 3}' and config.server.max_body_mb > 500
     assert (config.model.context_length, config.cache.mem_fraction_static) == (8192, 0.5)
     assert config.cache.disable_radix_cache and config.device.op == ("a=b", "c=d")
     assert (config.server.media_hosts, config.model.dtype) == (("example.org",), "float16")

@@ -163,7 +163,7 @@ class Engine:
         if isinstance(prompt, str):
             return await self.async_call("POST", "/encode", {**fields, "text": prompt})
         bodies = [{**fields, "text": part} for part in _parts(prompt)]
-        return [answer for part in await self._in_parts("/encode", bodies) for answer in part]
+        return [answer for part in await loops.arun(self._all("/encode", bodies)) for answer in part]
 
     def embed(self, texts: str | Sequence[str], **fields: Any) -> NDArray[np.float32]:
         """Vectors of the embedding model: an array [D] of a text, [N, D] of a list."""
@@ -173,7 +173,7 @@ class Engine:
         """`embed` for coroutines."""
         given = [texts] if isinstance(texts, str) else texts
         bodies = [{**fields, "input": part, "encoding_format": "base64"} for part in _parts(given)]
-        found = [entry for answer in await self._in_parts("/v1/embeddings", bodies) for entry in answer["data"]]
+        found = [entry for answer in await loops.arun(self._all("/v1/embeddings", bodies)) for entry in answer["data"]]
         rows = np.stack([np.frombuffer(b64decode(entry["embedding"]), "<f4") for entry in found])
         return rows[0] if isinstance(texts, str) else rows
 
@@ -200,7 +200,7 @@ class Engine:
         asked = {"query": query, "label_token_ids": label_token_ids, "apply_softmax": apply_softmax, "item_first": item_first}
         is_one = isinstance(items, str) or (len(items) > 0 and isinstance(items[0], int))
         given: Sequence[Any] = [items] if is_one else items
-        answers = await self._in_parts("/v1/score", [{**asked, "items": part} for part in _parts(given)])
+        answers = await loops.arun(self._all("/v1/score", [{**asked, "items": part} for part in _parts(given)]))
         return [row for answer in answers for row in answer["scores"]]
 
     def rerank(
@@ -215,9 +215,13 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """`rerank` for coroutines."""
         if documents is None:
-            return await self._score_pairs(query, top_n)
+            pairs: list[Any] = [listed(pair) or () for pair in listed(query) or [query]]
+            if top_n is not None or any(len(pair) != 2 for pair in pairs):
+                raise InvalidRequest("give a query and documents, or a list of pairs [query, document] alone", param="documents")
+            scores = await loops.arun(self._scores([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+            return [{"index": index, "embedding": score} for index, score in enumerate(scores)]
         bodies = [{"query": query, "documents": part, "top_n": top_n} for part in _parts(documents)]
-        answers = await self._in_parts("/v1/rerank", bodies)
+        answers = await loops.arun(self._all("/v1/rerank", bodies))
         found: list[dict[str, Any]] = [
             {**entry, "index": entry["index"] + at * TEXTS_AT_ONCE}
             for at, answer in enumerate(answers)
@@ -225,13 +229,16 @@ class Engine:
         ]
         return sorted(found, key=lambda entry: -entry["relevance_score"])[:top_n]
 
-    async def _score_pairs(self, given: Any, top_n: int | None) -> list[dict[str, Any]]:
-        pairs = [listed(pair) for pair in listed(given) or [given]]
-        if top_n is not None or any(pair is None or len(pair) != 2 for pair in pairs):
-            raise InvalidRequest("give a query and documents, or a list of pairs [query, document] alone", param="documents")
-        bodies = [{"text_1": [pair[0] for pair in part], "text_2": [pair[1] for pair in part]} for part in _parts(pairs)]  # type: ignore[index]
-        scores = [entry["score"] for answer in await self._in_parts("/v1/score", bodies) for entry in answer["data"]]
-        return [{"index": index, "embedding": score} for index, score in enumerate(scores)]
+    async def _scores(self, first: Sequence[Any], second: Sequence[Any]) -> list[float]:
+        """How well texts fit, one with many or pair by pair."""
+        if len(first) == len(second):
+            first = first[:1] if all(text == first[0] for text in first) else first  # computed once
+        elif len(first) != 1:  # the server says what it thinks of that
+            return [entry["score"] for entry in (await self._ask("/v1/score", {"text_1": first, "text_2": second}))["data"]]
+        seconds = _parts(second)
+        firsts = [first] * len(seconds) if len(first) == 1 else _parts(first)
+        bodies = [{"text_1": one, "text_2": other} for one, other in zip(firsts, seconds, strict=True)]
+        return [entry["score"] for answer in await self._all("/v1/score", bodies) for entry in answer["data"]]
 
     # ---- the engine --------------------------------------------------------------------------------------------------------
 
@@ -293,9 +300,6 @@ class Engine:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Any:
         return await self.transport.call("POST", path, await with_pictures(body))
-
-    async def _in_parts(self, path: str, bodies: Sequence[Any]) -> list[Any]:
-        return await loops.arun(self._all(path, bodies))
 
     async def _all(
         self, path: str, bodies: Sequence[Any], keeps_errors: bool = False, done: Callable[[], object] | None = None

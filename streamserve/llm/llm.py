@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from streamserve.errors import InvalidRequest
+from streamserve.lang import loops
 from streamserve.llm.engine import GENERATE, Chat, Engine
 from streamserve.llm.prompts import generate_bodies, listed
 from streamserve.llm.sampling import Sampling
@@ -98,8 +99,8 @@ class LLM:
 
     def score(self, text_1: str | Sequence[str], text_2: str | Sequence[str]) -> list[float]:
         """How well texts fit, one with many or pair by pair, by the embedding model or classifier."""
-        body = {"text_1": text_1, "text_2": [text_2] if isinstance(text_2, str) else list(text_2)}
-        return [entry["score"] for entry in self.engine.call("POST", "/v1/score", body)["data"]]
+        first, second = (entries if (entries := listed(texts)) is not None else [texts] for texts in (text_1, text_2))
+        return loops.run(self.engine._scores(first, second))
 
     def shutdown(self) -> None:
         """See Engine."""

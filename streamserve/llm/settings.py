@@ -30,7 +30,7 @@ _NETWORK = frozenset(
 )
 # What those are in this process, where a stream's reader may take a day.
 _INSIDE: Mapping[str, Any] = {"disable_playground": True, "keep_alive_s": 0.0, "resume_window_s": 0.0, "write_timeout_s": 86400.0}
-_INSIDE_UNLESS: Mapping[str, Any] = {"log_level": "warning", "max_body_mb": 4096}  # unless they are given
+_INSIDE_UNLESS: Mapping[str, Any] = {"log_level": "warning", "max_body_mb": 512}  # unless they are given
 _NO_LIMIT = 10_000_000  # requests that may wait: they are all the caller's own
 _VLLM = {"seed": "random_seed", "enforce_eager": "disable_cuda_graph", "hf_revision": "revision", "tokenizer": "tokenizer_path"}
 _SAME = _VLLM | {alias.removeprefix("--").replace("-", "_"): name for alias, name in ALIASES if name != "speculative"}

@@ -36,6 +36,11 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamserve.llm.engine.TEXTS_AT_ONCE", 4)
+
+
 def test_batches_share_their_prefix_and_answer_as_alone(engine: Engine) -> None:
     prompts = [HEAD + f"{name}:" for name in ("France", "Italy", "Spain", "Austria")]
     alone = [engine.generate(prompt, GREEDY) for prompt in prompts]
@@ -46,31 +51,48 @@ def test_batches_share_their_prefix_and_answer_as_alone(engine: Engine) -> None:
     assert sum(answer["meta_info"]["cached_tokens"] > 15 for answer in together) >= 3
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_label_tokens_are_scored_as_the_sampler_sees_them(engine: Engine) -> None:
     paris, london = (engine.call("POST", "/tokenize", {"prompt": name})["tokens"][0] for name in (" Paris", " London"))
     ((right, wrong),) = engine.score(CAPITAL, "", [paris, london])
     answer = engine.generate(CAPITAL, {"max_new_tokens": 1, "temperature": 0}, return_logprob=True)
     (logprob, token, _), *_ = answer["meta_info"]["output_token_logprobs"]
     assert (token, right > 10 * wrong) == (paris, True) and np.exp(logprob) == pytest.approx(right, rel=1e-3)
-    many = engine.score(CAPITAL, [""] * 300, [paris])
-    assert len(many) == 300 and many[-1] == pytest.approx([right], rel=1e-3)
-    assert len(engine.score([504], [504] * 300, [paris])) == 1  # one item, a long one
+    many = engine.score(CAPITAL, [""] * 6, [paris])
+    assert len(many) == 6 and many[-1] == pytest.approx([right], rel=1e-3)
+    assert len(engine.score([504], [504] * 6, [paris])) == 1  # one item, a long one
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_vectors_in_every_shape(engine: Engine) -> None:
-    texts = ["A fox in the forest.", "A fox among trees.", "The price of steel."] * 100
+    texts = ["A fox in the forest.", "A fox among trees.", "The price of steel."] * 2
     rows = engine.embed(texts)
-    assert rows.shape == (300, 384) and rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
+    assert rows.shape == (6, 384) and rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
     assert engine.embed(texts[0]) == pytest.approx(rows[0], abs=1e-5)
     assert engine.encode(texts[:2])[1]["embedding"] == pytest.approx(rows[1].tolist(), abs=1e-5)
     assert engine.encode(texts[0])["meta_info"]["prompt_tokens"] > 4
-    best = engine.rerank(texts[0], texts[1:])
-    assert [entry["index"] for entry in best[:99]] == list(range(2, 299, 3)) and best[99]["index"] == 0
-    assert best[99]["relevance_score"] > best[-1]["relevance_score"] and len(engine.rerank(texts[0], texts[1:], top_n=3)) == 3
-    pairs = engine.rerank([[texts[0], texts[1]], [texts[2], texts[2]]])  # SGLang's way
-    assert [pair["embedding"] for pair in pairs] == pytest.approx([best[99]["relevance_score"], 1.0], abs=1e-5)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_texts_are_ranked_and_compared(engine: Engine) -> None:
+    forest, trees, steel = texts = ["A fox in the forest.", "A fox among trees.", "The price of steel."]
+    row = engine.embed(texts)
+    near, far = float(row[0] @ row[1]), float(row[0] @ row[2])
+    best = engine.rerank(forest, [trees] * 4 + [forest, steel])  # more than go in one call
+    assert [entry["index"] for entry in best] == [4, 0, 1, 2, 3, 5]
+    assert [best[1]["relevance_score"], best[-1]["relevance_score"]] == pytest.approx([near, far], abs=1e-5)
+    assert [entry["index"] for entry in engine.rerank(forest, texts, top_n=2)] == [0, 1]
+    pairs = engine.rerank([[forest, trees], [steel, steel]])  # SGLang's way
+    assert [pair["embedding"] for pair in pairs] == pytest.approx([near, 1.0], abs=1e-5)
     with pytest.raises(InvalidRequest, match="a list of pairs"):
-        engine.rerank(texts[0])
+        engine.rerank(forest)
+
+    llm = object.__new__(LLM)
+    llm.engine = engine
+    assert llm.score(forest, [trees] * 4 + [steel])[3:] == pytest.approx([near, far], abs=1e-5)
+    assert llm.score([forest] * 4 + [trees], [forest] * 5)[3:] == pytest.approx([1.0, near], abs=1e-5)
+    with pytest.raises(InvalidRequest, match="text_1 has 2 entries and text_2 3"):
+        llm.score(texts[:2], texts)
 
 
 def test_two_engines_at_once_say_the_same_and_leave_nothing(engine: Engine) -> None:
