@@ -18,6 +18,7 @@ from streamserve.lang.choices import check_choices, healed, mean_of
 from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.roles import PLACE, TemplateRoles, roles_of
 from streamserve.lang.transport import Http, Transport
+from streamserve.messages import MEDIA_BASE
 
 NUM_HEALED = 2  # the prompt's last tokens that a choice may change, as SGLang has it
 MAX_SCORED = 256  # choices in one call
@@ -80,14 +81,19 @@ class Native:
         start = 0
         if prompt.text:
             warm = await self._ask({**given, "sampling_params": NOTHING, "return_prompt_token_ids": True})
-            start = max(warm["meta_info"]["prompt_tokens"] - NUM_HEALED, 0)
             prompt_ids = warm.get("prompt_token_ids") or []
+            start = _first_scored(warm["meta_info"]["prompt_tokens"], prompt_ids)
         wishes = {"return_logprob": True, "logprob_start_len": start, "return_text_in_logprobs": True}
         body = {**given, **wishes, "text": [prompt.text + choice for choice in choices]}
         if "image_data" in given:
             body["image_data"] = [list(prompt.images)] * len(choices)
         metas = await self._scored(body)
         inputs = [_own(meta["input_token_logprobs"], prompt.text, prompt_ids, start) for meta in metas]
+        for place, entries in enumerate(inputs):
+            if all(entry[0] is None for entry in entries):
+                raise InvalidRequest(
+                    f"choices[{place}] is a token that follows none; let a text stand before it", param="choices"
+                )
         unconditional = None
         if method.requires_unconditional_logprobs:
             ids = [[entry[1] for entry in entries] for entries in inputs]
@@ -232,6 +238,13 @@ def sampling_params(sampling: Sampling) -> dict[str, Any]:
     names = ("n", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos", "json_schema")
     given |= {name: getattr(sampling, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _first_scored(num_prompt: int, prompt_ids: Sequence[int]) -> int:
+    """Where scores begin: at the prompt's last tokens, but behind its pictures, whose places have none; where it can be, not at
+    the token right behind one, which is told in one go with the picture by models that see it as a whole."""
+    behind = 1 + max((place for place, id in enumerate(prompt_ids) if id >= MEDIA_BASE), default=-1)
+    return max(num_prompt - NUM_HEALED, behind + (0 < behind < num_prompt - 1), 0)
 
 
 def _own(entries: Sequence[Sequence[Any]], text: str, prompt_ids: Sequence[int], start: int) -> list[Sequence[Any]]:

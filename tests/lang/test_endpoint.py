@@ -199,6 +199,11 @@ async def test_select_refuses_what_it_cannot_choose_from(native: RuntimeEndpoint
             await native.choose(Prompt("x"), choices, temperature, method)
 
 
+async def test_a_choice_of_which_nothing_can_be_known_is_refused(native: RuntimeEndpoint) -> None:
+    with pytest.raises(InvalidRequest, match=r"choices\[1\] is a token that follows none"):
+        await native.choose(Prompt(""), ["yes", "n"], 0.0, token_length_normalized)
+
+
 async def test_prefix_is_kept_and_forgotten(native: RuntimeEndpoint, server: FakeServer) -> None:
     prompt = Prompt("a prefix of some length, ")
     await native.cache_prefix(prompt)
@@ -223,6 +228,9 @@ async def test_a_picture_stands_where_the_program_showed_it(native: RuntimeEndpo
     assert [len(entries) for entries in chosen.meta["input_token_logprobs"]] == [3, 5]
     answer = await native.generate(prompt, Sampling(max_tokens=2))
     assert answer[0].meta["image_tokens"] == 16
+    for text in ("", "a", "ab", "abc"):  # a choice right behind a picture
+        chosen = await native.choose(Prompt(roles.image + text, images=(url,)), ["red", "a dog"], 0, token_length_normalized)
+        assert [len(entries) for entries in chosen.meta["input_token_logprobs"]] == [3, 5]
 
 
 async def test_calls_at_once_share_connections_by_few(native: RuntimeEndpoint) -> None:
