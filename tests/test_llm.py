@@ -161,6 +161,8 @@ def test_pictures_are_paths_bytes_and_open_pictures(engine: Engine, tmp_path: Pa
     assert with_one["meta_info"]["image_tokens"] == 16 and "image_tokens" not in without["meta_info"]
     with pytest.raises(InvalidRequest, match=r"image_data is 'nothing\.png'"):
         engine.generate("a", FEW, image_data="nothing.png")
+    with pytest.raises(InvalidRequest, match="^image_data: a picture is int"):
+        engine.generate("a", FEW, image_data=5)
     bad, good = engine.generate(["a", "b"], FEW, image_data=[Path("nothing.png"), picture], return_exceptions=True)
     assert isinstance(bad, InvalidRequest) and "nothing.png" in str(bad) and good["meta_info"]["image_tokens"] == 16
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from streamserve.api.generate_schema import each, rids_of
 from streamserve.errors import InvalidRequest
-from streamserve.lang.pictures import url_of
+from streamserve.lang.pictures import check_picture, url_of
 from streamserve.llm.sampling import chat_fields, native_fields
 
 _LISTS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "image_data")
@@ -126,6 +126,7 @@ def _urls(pictures: Any, name: str) -> Any:
     if pictures is None or (isinstance(pictures, str) and (":" in pictures or not _is_file(pictures))):
         return pictures
     try:
+        check_picture(pictures)
         return url_of(pictures)
     except (TypeError, OSError) as error:
         raise InvalidRequest(f"{name}: {error}", param=name) from None
