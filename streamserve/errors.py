@@ -246,7 +246,8 @@ def error_of(status: int | None, body: Any, *, retry_after_s: float | None = Non
     message = str(given.get("message") or given.get("detail") or f"the server answered {status} and did not say why")
     param, code, said = given.get("param"), given.get("code"), given.get("code") if status is None else status
     param = param if isinstance(param, str) else None
-    told_by_status: list[type[StreamServeError]] = [InvalidRequest, *_kinds(RequestError), EngineStopped]
+    plain: tuple[type[StreamServeError], ...] = (InvalidRequest, NotFound, Conflict, EngineStopped)
+    told_by_status = (*plain, *_kinds(RequestError))  # of one status the class that says no more than that
     by_code = (kind for kind in _kinds(StreamServeError) if kind.code == code)
     by_status = (kind for kind in told_by_status if kind.status == said)
     found: type[StreamServeError] = next(by_code, None) or next(by_status, CallFailed)

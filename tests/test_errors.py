@@ -6,9 +6,11 @@ import pytest
 
 from streamserve.errors import (
     CallFailed,
+    Conflict,
     EngineStopped,
     InvalidRequest,
     ModelNotFound,
+    NotFound,
     QueueFull,
     RequestError,
     StreamServeError,
@@ -40,6 +42,8 @@ def test_every_error_comes_back_as_what_it_was(kind: type[StreamServeError]) -> 
 def test_other_servers_errors_are_told_by_their_status() -> None:
     assert type(error_of(400, {"error": {"message": "bad", "code": "who_knows"}})) is InvalidRequest
     assert type(error_of(404, {"error": {"message": "no", "code": "model_not_found"}})) is ModelNotFound
+    assert type(error_of(404, {"detail": "Not Found"})) is NotFound
+    assert type(error_of(409, "<h1>Conflict</h1>")) is Conflict
     assert type(error_of(None, {"error": {"message": "full", "code": 503}})) is EngineStopped
     teapot = error_of(418, "short and stout")
     assert isinstance(teapot, CallFailed) and teapot.answered == 418 and str(teapot) == "short and stout"
