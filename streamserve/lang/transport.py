@@ -15,7 +15,7 @@ from weakref import finalize
 
 import httpx
 
-from streamserve.errors import CallFailed, Unreachable, error_of
+from streamserve.errors import CallFailed, InvalidRequest, Unreachable, error_of
 
 # More calls at once wait for one to end. In one pool of 256 connections a call took 8 ms of this process, since httpx looks at
 # all of them several times for each; in pools of 8 it takes 0.9 ms.
@@ -76,6 +76,8 @@ class Http:
         timeout_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InvalidRequest(f"the server's URL is {url!r}; it begins with http:// or https://", param="base_url")
         self.url = url.rstrip("/")
         key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._options: dict[str, Any] = {

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from streamserve.errors import InvalidRequest
+from streamserve.lang.endpoint import RuntimeEndpoint
 from streamserve.lang.transport import LANE_WIDTH, MAX_CALLS, Http
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +58,12 @@ async def test_calls_given_up_at_any_moment_leave_room_for_others(server: Server
         assert await asyncio.gather(*[http.call("GET", "/quick") for _ in range(LANE_WIDTH)]) == [True] * LANE_WIDTH
     await http.aclose()
     server.goes_on.set()
+
+
+def test_what_is_no_url_is_refused_at_once() -> None:
+    for url in ("localhost:30000", "ftp://host", ""):
+        with pytest.raises(InvalidRequest, match="begins with http://"):
+            RuntimeEndpoint(url)
 
 
 async def test_no_call_waits_for_a_slow_one_while_there_is_room(server: Server) -> None:
