@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import streamserve
 from streamserve import LLM, Engine, SamplingParams
 from streamserve.errors import EngineStopped, InvalidRequest, StepFailed
 from streamserve.lang import loops
@@ -161,7 +162,7 @@ def test_pictures_are_paths_bytes_and_open_pictures(engine: Engine, tmp_path: Pa
     assert with_one["meta_info"]["image_tokens"] == 16 and "image_tokens" not in without["meta_info"]
     with pytest.raises(InvalidRequest, match=r"image_data is 'nothing\.png'"):
         engine.generate("a", FEW, image_data="nothing.png")
-    with pytest.raises(InvalidRequest, match="^image_data: a picture is int"):
+    with pytest.raises(InvalidRequest, match=r"^image_data: a picture is int"):
         engine.generate("a", FEW, image_data=5)
     bad, good = engine.generate(["a", "b"], FEW, image_data=[Path("nothing.png"), picture], return_exceptions=True)
     assert isinstance(bad, InvalidRequest) and "nothing.png" in str(bad) and good["meta_info"]["image_tokens"] == 16
@@ -213,6 +214,11 @@ def test_vllms_shapes() -> None:
             llm.generate("a", stream=True)
 
 
+@streamserve.function
+def ask(s: Any) -> None:
+    s += "hello" + streamserve.gen("answer", max_tokens=2)
+
+
 def test_vllms_outputs_hold_all_that_was_asked_for() -> None:
     with LLM(model_path="any", fake=True, fake_step_ms=0) as llm:
         asked = SamplingParams(max_tokens=2, logprobs=1, prompt_logprobs=1, temperature=0)
@@ -229,6 +235,7 @@ def test_vllms_outputs_hold_all_that_was_asked_for() -> None:
         assert answer.logprobs is not None and [*map(list, answer.logprobs)] == [[token] for token in answer.token_ids]
         assert answer.message is not None and answer.message["content"] == answer.text
         assert chat.prompt_logprobs is not None and set(chat.prompt_logprobs[1] or {}) == {chat.prompt_token_ids[1]}
+        assert ask.run(backend=llm)["answer"] == llm.generate("hello", SamplingParams(max_tokens=2))[0].outputs[0].text
         twins = llm.generate(["a", "b"], SamplingParams(max_tokens=2, n=2), rid=["x", "x"])
         assert [(twin.prompt, len(twin.outputs)) for twin in twins] == [("a", 2), ("b", 2)]
         seen = llm.generate({"prompt": "a", "multi_modal_data": {"image": Image.new("RGB", (32, 32))}}, {"max_tokens": 1})

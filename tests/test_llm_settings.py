@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+import structlog
 
 from streamserve import Engine
 from streamserve.errors import ConfigError
@@ -59,7 +60,15 @@ def test_a_batch_waits_at_the_engines_door_and_not_outside() -> None:
             assert len(engine.generate(["a"] * 20, {"max_new_tokens": 1})) == 20
 
 
-def test_a_setting_without_effect_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "streamserve"):
-        config_of({"trust_remote_code": True})
-    assert "trust_remote_code means nothing here" in caplog.text
+def test_a_setting_without_effect_is_told_of_by_the_logger(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    structlog.reset_defaults()  # as it is in a process that has no engine yet
+    try:
+        with caplog.at_level(logging.WARNING, "streamserve"), Engine(fake=True, trust_remote_code=True, swap_space=4):
+            pass
+    finally:
+        structlog.configure(**before)
+    assert "trust_remote_code means nothing here" in caplog.text and "swap_space means nothing here" in caplog.text
+    assert capsys.readouterr().out == ""

@@ -46,6 +46,7 @@ class Engine:
     """
 
     def __init__(self, model_path: str | None = None, **settings: Any) -> None:
+        log.as_library("warning")
         config = config_of({"model_path": model_path, **settings})
         level = config.server.log_level
         log.as_library(level)

@@ -61,6 +61,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         self.engine = Engine(**settings) if model is None else Engine(**{**settings, "model": model})
+        self.endpoint = self.engine.endpoint  # the back end of programs
 
     def generate(
         self,
