@@ -6,18 +6,18 @@ what the program has put there, as far as the model goes on with it. Knows no pr
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
-from streamserve.errors import CallFailed, InvalidRequest, StreamServeError, Unreachable, error_of
+from streamserve.errors import InvalidRequest
 from streamserve.lang.backend import ChoicesMethod, Chosen, Guesses, Piece, Prompt, Sampling
 from streamserve.lang.chat_api import (
-    TokenUsage,
+    PaidApi,
     check_one_form,
     check_served,
     check_turn,
+    choice_of,
     choice_schema,
     meta_of,
     typed_schema,
@@ -25,8 +25,7 @@ from streamserve.lang.chat_api import (
 )
 from streamserve.lang.choices import TokenLengthNormalized, check_choices
 from streamserve.lang.guesses import TurnGuesses
-from streamserve.lang.roles import TemplateRoles, roles_of
-from streamserve.lang.transport import close_when_gone
+from streamserve.lang.roles import roles_of
 from streamserve.text.stops import StopStrings
 
 try:
@@ -38,25 +37,18 @@ DEFAULT_MAX_TOKENS = 128  # as everywhere in the language
 SERVED = frozenset(("max_tokens", "n", "stop", "temperature", "top_p", "top_k", "json_schema", "dtype"))
 
 
-class Anthropic:
+class Anthropic(PaidApi):
     """See backend.Backend. `client_options` are the client's: base_url, api_key, timeout, max_retries, ... `token_usage` counts
     what was used."""
 
     def __init__(self, model_name: str, **client_options: Any) -> None:
-        self.model_name = model_name
-        self.token_usage = TokenUsage()
-        self._roles = roles_of("default", name=model_name)
-        self._make = partial(anthropic.AsyncAnthropic, **client_options)
-        self._client: Any = None
-
-    async def roles(self) -> TemplateRoles:
-        """See Backend. The API has its own: these are of the program's text."""
-        return self._roles
+        make = partial(anthropic.AsyncAnthropic, **client_options)
+        super().__init__(model_name, "Anthropic's", roles_of("default", name=model_name), anthropic, make)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> list[Piece]:
         """See Backend. The API gives one answer a call: several are asked for side by side."""
         fields = self._fields(prompt, sampling)
-        with _failures():
+        with self._failures():
             answers = await asyncio.gather(*[self._opened().messages.create(**fields) for _ in range(sampling.n or 1)])
         return [self._piece(answer, sampling) for answer in answers]
 
@@ -69,7 +61,7 @@ class Anthropic:
                 yield piece
             return
         id, num_prompt, num_answer, finish, blank = "", 0, 0, None, _blank(sampling)
-        with _failures():
+        with self._failures():
             async with await self._opened().messages.create(**self._fields(prompt, sampling), stream=True) as events:
                 async for event in events:
                     match event.type:
@@ -97,52 +89,14 @@ class Anthropic:
             raise InvalidRequest(f"{needs}; allowed is token_length_normalized", param="choices_method")
         fields = self._fields(prompt, Sampling(max_tokens=max(map(len, choices)) + 32, temperature=0.0))
         fields["output_config"] = _format(choice_schema(choices))
-        with _failures():
+        with self._failures():
             answer = await self._opened().messages.create(**fields)
         piece = self._piece(answer, Sampling())
-        decision = value_of(piece.text, "choice")
-        if decision not in choices:
-            raise CallFailed(f"the model chose {decision[:200]!r}, which is none of the choices")
-        return Chosen(decision, piece.meta)
-
-    async def cache_prefix(self, prompt: Prompt) -> None:
-        """See Backend: a call that is paid for is made for an answer only."""
-
-    async def flush_cache(self) -> None:
-        """See Backend."""
-        raise InvalidRequest("Anthropic's interface has no call that forgets what is cached")
-
-    async def server_info(self) -> dict[str, Any]:
-        """See Backend: the client's address, there is no more."""
-        return {"base_url": str(self._opened().base_url)}
-
-    async def model_info(self) -> dict[str, Any]:
-        """See Backend."""
-        with _failures():
-            card = await self._opened().models.retrieve(self.model_name)
-        return {"model_path": self.model_name, "served_model_name": self.model_name, "is_generation": True, **card.model_dump()}
-
-    async def aclose(self) -> None:
-        """See Backend."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        return Chosen(choice_of(piece.text, choices), piece.meta)
 
     def guesses(self, num_tokens: int) -> Guesses:
         """See backend.Guessing."""
         return TurnGuesses(self._one, num_tokens)
-
-    async def _one(self, prompt: Prompt, sampling: Sampling) -> Piece:
-        return (await self.generate(prompt, sampling))[0]
-
-    def _opened(self) -> Any:
-        if self._client is None:
-            try:
-                self._client = self._make()
-            except anthropic.AnthropicError as error:
-                raise InvalidRequest(str(error), param="api_key") from None
-            close_when_gone(self, self._client.close)
-        return self._client
 
     def _fields(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         check_served(sampling, SERVED, "Anthropic's API")
@@ -218,19 +172,3 @@ def _picture(part: dict[str, Any]) -> dict[str, Any]:
 
 def _format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"format": {"type": "json_schema", "schema": schema}}
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """The client's errors become those of errors.py."""
-    try:
-        yield
-    except anthropic.APIStatusError as error:
-        retry_after = error.response.headers.get("retry-after", "")
-        seconds = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else None
-        raise error_of(error.status_code, error.body or error.message, retry_after_s=seconds) from error
-    except anthropic.APIConnectionError as error:
-        raise Unreachable(f"the server was not reached: {error.__cause__ or error}") from error
-    except anthropic.APIError as error:
-        found: StreamServeError = error_of(None, error.body or error.message)
-        raise found from error

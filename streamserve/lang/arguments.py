@@ -16,6 +16,7 @@ from streamserve.lang.dtypes import name_of
 
 # SGLang has two names for these: one of gen, one of run.
 _RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_UNICODE_CLASS = re.compile(r"\\[pP](\{\w+\}|\w)")  # \p{L}: servers know it, Python does not
 SAMPLING_NAMES: Mapping[str, str] = {**{each.name: each.name for each in fields(Sampling)}, **_RENAMED}
 
 
@@ -83,7 +84,7 @@ def _regex(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}; allowed is a string")
     try:
-        re.compile(value)
+        re.compile(_UNICODE_CLASS.sub(r"\\w", value))
     except re.error as error:
         raise ValueError(f"{name} is {value!r}, which is no regular expression: {error}") from None
     return value

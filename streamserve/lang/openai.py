@@ -8,20 +8,20 @@ one), and are refused at OpenAI's own address. Knows no programs.
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamserve.errors import CallFailed, InvalidRequest, StreamServeError, Unreachable, error_of
+from streamserve.errors import CallFailed, InvalidRequest
 from streamserve.lang.backend import ChoicesMethod, Chosen, Guesses, Piece, Prompt, Sampling
 from streamserve.lang.chat_api import (
-    TokenUsage,
+    PaidApi,
     check_one_form,
     check_served,
     check_turn,
+    choice_of,
     choice_schema,
     meta_of,
     pattern_of,
@@ -31,8 +31,7 @@ from streamserve.lang.chat_api import (
 from streamserve.lang.choices import TokenLengthNormalized, check_choices, mean_of
 from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.guesses import CompletionGuesses, TurnGuesses
-from streamserve.lang.roles import TemplateRoles, roles_of
-from streamserve.lang.transport import close_when_gone
+from streamserve.lang.roles import roles_of
 
 try:
     import openai
@@ -50,7 +49,7 @@ SERVED = frozenset(("max_tokens", "stop", "dtype", "return_logprob", "top_logpro
 MORE = frozenset(("top_k", "min_p", "min_tokens", "stop_token_ids", "stop_regex", "ignore_eos", "regex", "json_schema"))
 
 
-class OpenAI:
+class OpenAI(PaidApi):
     """See backend.Backend. `client_options` are the client's: base_url, api_key, timeout, max_retries, ...
 
     Without `is_chat_model` the name tells: OpenAI's few completion models are known, all others are asked as chats. At another
@@ -66,28 +65,21 @@ class OpenAI:
         is_azure: bool = False,
         **client_options: Any,
     ) -> None:
-        self.model_name = model_name
         self.is_chat_model = model_name not in COMPLETION_MODELS if is_chat_model is None else is_chat_model
-        self.token_usage = TokenUsage()
         url = str(client_options.get("base_url") or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
         host = urlsplit(url).hostname or ""
         self.is_openais = is_azure or any(host == own or host.endswith(f".{own}") for own in OPENAIS_OWN)
         if not self.is_openais and not client_options.get("api_key") and not os.environ.get("OPENAI_API_KEY"):
             client_options["api_key"] = "none"  # the client wants one
-        self._roles = roles_of(chat_template, name=model_name)
-        self._make = partial(openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI, **client_options)
-        self._client: Any = None
-
-    async def roles(self) -> TemplateRoles:
-        """See Backend. A chat API has its own: these are of the program's text."""
-        return self._roles
+        make = partial(openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI, **client_options)
+        super().__init__(model_name, "OpenAI's", roles_of(chat_template, name=model_name), openai, make)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> list[Piece]:
         """See Backend."""
         if self.is_openais and not self.is_chat_model and sampling.dtype is not None:
             return [await self._typed(prompt, sampling)]
         kind, fields = self._fields(prompt, sampling)
-        with _failures():
+        with self._failures():
             answer = await kind.create(**fields)
         return self._pieces(answer, sampling)
 
@@ -118,7 +110,7 @@ class OpenAI:
                 yield piece
             return
         finish, id = None, ""
-        with _failures():
+        with self._failures():
             async with await kind.create(**fields, stream=True, stream_options={"include_usage": True}) as events:
                 async for event in events:
                     id = event.id or id
@@ -145,18 +137,15 @@ class OpenAI:
         longest = max(len(choice) for choice in choices)
         kind, fields = self._fields(prompt, Sampling(max_tokens=longest + 32, temperature=0.0))
         fields["response_format"] = _format(choice_schema(choices))
-        with _failures():
+        with self._failures():
             answer = await kind.create(**fields)
         usage = self._counted(answer.id, answer.choices[0].finish_reason, answer.usage)
-        decision = value_of(answer.choices[0].message.content or "", "choice")
-        if decision not in choices:
-            raise CallFailed(f"the model chose {decision[:200]!r}, which is none of the choices")
-        return Chosen(decision, usage)
+        return Chosen(choice_of(answer.choices[0].message.content or "", choices), usage)
 
     async def _scored(self, prompt: Prompt, choices: Sequence[str], method: ChoicesMethod) -> Chosen:
         _check_text(prompt)
         texts = [prompt.text + choice for choice in choices]
-        with _failures():
+        with self._failures():
             answer = await self._opened().completions.create(
                 model=self.model_name, prompt=texts, max_tokens=0, echo=True, logprobs=0, temperature=0
             )
@@ -178,48 +167,13 @@ class OpenAI:
         )
         return Chosen(chosen.decision, {**usage, **chosen.meta})
 
-    async def cache_prefix(self, prompt: Prompt) -> None:
-        """See Backend: a call that is paid for is made for an answer only."""
-
-    async def flush_cache(self) -> None:
-        """See Backend."""
-        raise InvalidRequest("OpenAI's interface has no call that forgets what is cached")
-
-    async def server_info(self) -> dict[str, Any]:
-        """See Backend: the client's address, there is no more."""
-        return {"base_url": str(self._opened().base_url)}
-
-    async def model_info(self) -> dict[str, Any]:
-        """See Backend."""
-        with _failures():
-            card = await self._opened().models.retrieve(self.model_name)
-        return {"model_path": self.model_name, "served_model_name": self.model_name, "is_generation": True, **card.model_dump()}
-
-    async def aclose(self) -> None:
-        """See Backend."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
     def guesses(self, num_tokens: int) -> Guesses:
         """See backend.Guessing."""
         if self.is_chat_model:
             return TurnGuesses(self._one, num_tokens, takes_regex=not self.is_openais)
         return CompletionGuesses(self._one, num_tokens)
 
-    async def _one(self, prompt: Prompt, sampling: Sampling) -> Piece:
-        return (await self.generate(prompt, sampling))[0]
-
     # ---- bodies ------------------------------------------------------------------------------------------------------
-
-    def _opened(self) -> Any:
-        if self._client is None:
-            try:
-                self._client = self._make()
-            except openai.OpenAIError as error:
-                raise InvalidRequest(str(error), param="api_key") from None
-            close_when_gone(self, self._client.close)
-        return self._client
 
     def _wraps(self, sampling: Sampling) -> bool:
         """Whether an answer's type is asked for as a schema with one value in it."""
@@ -318,27 +272,3 @@ def _logprobs(shown: Any, *, is_chat: bool) -> dict[str, Any]:
     entries = [[value, None, token] for value, token in zip(shown.token_logprobs or [], shown.tokens or [], strict=True)]
     tops = [[[value, None, token] for token, value in (top or {}).items()] for top in shown.top_logprobs or []]
     return {"output_token_logprobs": entries, "output_top_logprobs": tops}
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """The client's errors become those of errors.py."""
-    try:
-        yield
-    except openai.APIError as error:
-        raise _error_of(error) from error
-
-
-def _error_of(error: openai.APIError) -> StreamServeError:
-    if isinstance(error, openai.APIStatusError):
-        return error_of(error.status_code, error.body or error.message, retry_after_s=_seconds(error.response.headers))
-    if isinstance(error, openai.APIConnectionError):
-        return Unreachable(f"the server was not reached: {error.__cause__ or error}")
-    return error_of(None, error.body or error.message)
-
-
-def _seconds(headers: Any) -> float | None:
-    try:
-        return float(headers.get("retry-after"))
-    except (TypeError, ValueError):
-        return None

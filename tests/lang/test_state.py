@@ -232,6 +232,7 @@ def test_a_wrong_argument_is_named_before_anything_runs(name: str, wrong: Any) -
 
 
 def test_what_cannot_go_together_or_is_not_known_is_refused_at_once() -> None:
+    assert gen("a", regex=r"\p{L}+[\pN]")
     with pytest.raises(ValueError, match="dtype and regex"):
         gen("a", regex="a", dtype=int)
     with pytest.raises(InvalidRequest, match="temperature"):
