@@ -21,7 +21,7 @@ from streamserve.api.prompts import INLINE_CHARS
 from streamserve.api.routes import RouteSpec
 from streamserve.api.schema import check_range, convert, show
 from streamserve.api.service import Service
-from streamserve.api.stream import Prompt, new_id
+from streamserve.api.stream import TURN, Prompt, new_id
 from streamserve.api.wire import Exchange, one_error
 from streamserve.engine.client import collect
 from streamserve.errors import InvalidRequest, StepFailed
@@ -331,10 +331,12 @@ class Scoring:
         """Per prompt the log-probability of each label as its next token."""
         params = SamplingParams(max_new_tokens=1, temperature=0.0, logprobs=0, logprob_token_ids=labels, ignore_eos=True)
         found: list[list[float]] = [[] for _ in prompts]
-        client, limiter = self._service.client, CapacityLimiter(AT_ONCE)
+        client, limiter, turn = self._service.client, CapacityLimiter(AT_ONCE), TURN.get()
 
         async def look(index: int, prompt: tuple[int, ...]) -> None:
             async with limiter:
+                if turn is not None:
+                    await turn()
                 request = GenerateRequest(new_id("score"), prompt, params)
                 try:
                     last = await collect(await client.submit(request))

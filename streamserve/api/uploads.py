@@ -87,8 +87,10 @@ class Uploads:
 
     def get(self, id: str, owner: str) -> Upload | None:
         """The file of that id; None when this owner has no such file."""
-        self.drop_expired()
         found = self._files.get(id)
+        if found is not None and self._has_expired(found):
+            self._forget(found)
+            return None
         return found if found is not None and found.owner == owner else None
 
     def contents(self, id: str, owner: str) -> bytes | None:
@@ -122,9 +124,11 @@ class Uploads:
 
     def drop_expired(self) -> None:
         """Forget what has expired."""
-        now_s = self._now()
-        for kept in [kept for kept in self._files.values() if kept.expires_s <= now_s and not self._held[kept.id]]:
+        for kept in [kept for kept in self._files.values() if self._has_expired(kept)]:
             self._forget(kept)
+
+    def _has_expired(self, kept: Upload) -> bool:
+        return kept.expires_s <= self._now() and not self._held[kept.id]
 
     def _forget(self, kept: Upload) -> None:
         del self._files[kept.id]
