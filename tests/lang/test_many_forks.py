@@ -35,7 +35,7 @@ def shop(s: Any, names: list[str], most_threads: list[int]) -> None:
     s += RULES
     forks = s.fork(len(names))
     for fork, name in zip(forks, names, strict=True):
-        fork += f"{name} asks for" + sgl.gen("wish", max_tokens=2, temperature=0, ignore_eos=True)
+        fork += f"{name} asks for" + sgl.gen("wish", max_tokens=1, temperature=0, ignore_eos=True)
     for fork in forks:
         assert fork["wish"]
         most_threads.append(threading.active_count())
