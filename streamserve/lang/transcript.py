@@ -34,7 +34,7 @@ class Transcript:
     fork_at: int = 0  # where the fork began that this is
     _role_at: int = 0  # where the content of the open turn begins
     _turn_images: list[tuple[int, int, str]] = field(default_factory=list)  # of the open turn: marker's begin, end, URL
-    _scopes: dict[str, int] = field(default_factory=dict)
+    _scopes: list[tuple[str, int]] = field(default_factory=list)  # that are open, and where they began
     _spans: dict[str, tuple[int, int]] = field(default_factory=dict)  # where answers stand
 
     def copy(self) -> "Transcript":
@@ -49,7 +49,7 @@ class Transcript:
             fork_at=len(self.text),
             _role_at=self._role_at,
             _turn_images=list(self._turn_images),
-            _scopes=dict(self._scopes),
+            _scopes=list(self._scopes),
             _spans=dict(self._spans),
         )
 
@@ -97,11 +97,12 @@ class Transcript:
 
     def begin_scope(self, name: str) -> None:
         """What follows becomes a variable."""
-        self._scopes[name] = len(self.text)
+        self._scopes.append((name, len(self.text)))
 
     def end_scope(self, name: str) -> None:
         """Up to here."""
-        self.variables[name] = self.text[self._scopes.pop(name) :]
+        place = max(place for place, (opened, _) in enumerate(self._scopes) if opened == name)
+        self.variables[name] = self.text[self._scopes.pop(place)[1] :]
 
     def span(self, name: str) -> tuple[int, int] | None:
         """Where the answer of that name stands; None where it is no answer."""

@@ -105,6 +105,11 @@ def test_scopes_meta_info_and_several_answers() -> None:
         s += "ab"
         with s.var_scope("whole"):
             s += "c" + gen("a") + "d"
+        with s.var_scope("same"):
+            s += "e"
+            with s.var_scope("same"):
+                s += "f"
+            assert s["same"] == "f"
         s += gen("many", n=3)
 
     state = run(body)
@@ -112,9 +117,9 @@ def test_scopes_meta_info_and_several_answers() -> None:
     assert state.get_meta_info("a") == {"prompt": 3}
     assert state.get_meta_info("a", timeout=1) == {"prompt": 3}
     assert state.get_meta_info("whole") is None
-    assert state["many"] == ["<7>", "<7>1", "<7>2"]
+    assert (state["same"], state["many"]) == ("ef", ["<9>", "<9>1", "<9>2"])
     assert len(state.get_meta_info("many")) == 3
-    assert state.text() == "abc<3>d<7>"
+    assert state.text() == "abc<3>def<9>"
     assert "a" in state
     assert "b" not in state
 
