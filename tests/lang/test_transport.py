@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -19,8 +20,10 @@ class Server:
         self.url = ""
         self.num_waiting = 0
         self.goes_on = asyncio.Event()
+        self.serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.add(asyncio.current_task())
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -33,6 +36,8 @@ class Server:
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @pytest.fixture
@@ -41,8 +46,9 @@ async def server() -> AsyncIterator[Server]:
     listening = await asyncio.start_server(found.serve, "127.0.0.1", backlog=2 * MAX_CALLS)
     found.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     yield found
+    found.goes_on.set()
     listening.close()
-    await asyncio.sleep(0)
+    await asyncio.wait({task for task in found.serving if task is not None})
 
 
 async def test_calls_given_up_at_any_moment_leave_room_for_others(server: Server) -> None:
@@ -57,7 +63,6 @@ async def test_calls_given_up_at_any_moment_leave_room_for_others(server: Server
     async with asyncio.timeout(20):
         assert await asyncio.gather(*[http.call("GET", "/quick") for _ in range(LANE_WIDTH)]) == [True] * LANE_WIDTH
     await http.aclose()
-    server.goes_on.set()
 
 
 def test_what_is_no_url_is_refused_at_once() -> None:
