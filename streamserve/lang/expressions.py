@@ -157,7 +157,7 @@ def gen(
 ) -> Expression:
     """The model's answer to all that stands before it, kept as variable `name`.
 
-    What is left out is as the program's run says. With `choices` it is a `select`. `regex`, `json_schema` (text or an object)
+    What is left out is as the program's run says, and else the model's own. With `choices` it is a `select`. `regex`, `json_schema` (text or an object)
     and `dtype` (int, float, bool, str) say what the answer must look like. With n > 1 the variable is a list, and the text goes
     on behind its first.
     """

@@ -308,12 +308,14 @@ class Function:
         self, state: ProgramState, arguments: dict[str, Any], pool: ThreadPoolExecutor | None
     ) -> "tuple[Future[ProgramState], Callable[[], None]]":
         """Starts one program of a batch, which raises nothing. What ends it before."""
+        if pool is not None and not self.is_async:
+            return pool.submit(copy_context().run, self._guarded, state, (), arguments), state.end
+        stop: Callable[[], object]
         if self.is_async:
             end = programs().submit(self._aguarded(state, (), arguments))
-            return end, state.end
-        if pool is not None:
-            return pool.submit(copy_context().run, self._guarded, state, (), arguments), state.end
-        end, stop = spawn(lambda: self._guarded(state, (), arguments))
+            stop = end.cancel
+        else:
+            end, stop = spawn(lambda: self._guarded(state, (), arguments))
 
         def give_up() -> None:
             stop()

@@ -349,6 +349,27 @@ def test_a_generator_starts_programs_only_so_far_ahead_and_leaving_it_ends_them(
     assert len(started) <= 202
 
 
+def test_leaving_a_batch_cancels_async_programs_that_wait_for_something_else() -> None:
+    started, cancelled = asyncio.Event(), threading.Event()
+
+    @function
+    async def program(s: ProgramState, sleeps: bool) -> None:
+        if not sleeps:
+            await started.wait()
+            return
+        started.set()
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    states = program.run_batch([(False,), (True,)], generator_style=True, backend=Scripted())
+    next(states)
+    states.close()
+    assert cancelled.wait(20)
+
+
 @pytest.mark.parametrize("more", [{}, {"num_threads": 2}, {"generator_style": True}])
 def test_a_bar_counts_programs(more: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(twice.run_batch([("a",)] * 3, progress_bar=True, backend=Scripted(), **more))) == 3
