@@ -50,7 +50,7 @@ def parsed(sent_s: float, reads: Reads, error: str | None) -> Answer:
     status, _, rest = b"".join(data for _, data in reads).partition(b"\r\n")
     if b" 200" not in status:
         body = rest.partition(b"\r\n\r\n")[2]
-        return Answer(sent_s, error=f"{status.decode('latin1')}: {body[:300].decode('utf-8', 'replace')}")
+        return Answer(sent_s, error=f"{status.decode('latin1').rstrip()}: {_said(body)}")
     times: list[float] = []
     texts: list[str] = []
     usage: dict[str, Any] | None = None
@@ -103,6 +103,14 @@ def output_of(choice: dict[str, Any]) -> str | None:
         text += "".join(str(call.get("function")) for call in calls) if calls else ""
         opens = "role" in delta
     return text if text or not (opens or choice.get("finish_reason")) else None
+
+
+def _said(body: bytes) -> str:
+    """What an error says: its message where it has one in OpenAI's shape. In one line."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return " ".join(_shown(body).split())
 
 
 def _shown(data: bytes) -> str:

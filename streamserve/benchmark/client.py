@@ -275,7 +275,9 @@ class _Line(asyncio.Protocol):
         self.is_lost = True
         if self._ended is not None and not self._ended.done():
             self.was_closed_before_it_was_used = not self._reads
-        self._end(None if self._ends_with_connection and error is None else f"connection lost: {error}")
+        self._end(
+            None if self._ends_with_connection and error is None else f"the connection was lost{f': {error}' if error else ''}"
+        )
 
     def _end(self, why: str | None) -> None:
         if self._ended is not None and not self._ended.done():

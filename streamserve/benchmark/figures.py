@@ -21,9 +21,11 @@ LATENCIES = {
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The value that `percent` of the others do not exceed (nearest rank)."""
+    """The value that `percent` of the others do not exceed: between two ranks a line is drawn, as numpy and the peers do."""
     ordered = sorted(values)
-    return ordered[round(percent / 100 * (len(ordered) - 1))]
+    rank = percent / 100 * (len(ordered) - 1)
+    below = int(rank)
+    return ordered[below] + (rank - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
 
 
 @dataclass(frozen=True, slots=True)

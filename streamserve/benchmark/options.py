@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 DATASET_NAMES = ("random", "generated-shared-prefix", "sharegpt", "mooncake", "openai", "custom")
@@ -17,17 +18,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=BACKENDS, default="openai", help="completions or chat completions (default openai)")
     add("--base-url", metavar="URL", help="the server, instead of --host and --port; https is understood")
     add("--host", default="127.0.0.1", help="default 127.0.0.1")
-    add("--port", type=int, default=30000, metavar="N", help="default 30000")
+    add("--port", type=_count, default=30000, metavar="N", help="default 30000")
     add("--endpoint", metavar="PATH", help="default /v1/completions or /v1/chat/completions")
     add("--model", metavar="NAME", help="default: the first that the server lists")
     add("--tokenizer", metavar="PATH", help="GGUF file or folder of the model's tokenizer; without it the server is asked")
     add("--dataset-name", choices=DATASET_NAMES, default="random", help="default random")
     add("--dataset-path", metavar="FILE", help="of sharegpt, mooncake, openai and custom")
-    add("--num-prompts", type=int, default=100, metavar="N", help="most requests (default 100)")
+    add("--num-prompts", type=_count, default=100, metavar="N", help="most requests (default 100)")
     lengths = parser.add_argument_group("lengths of prompts and answers, in tokens")
     add = lengths.add_argument
-    add("--random-input-len", "--random-input", type=int, default=1024, metavar="N", help="random: prompts (default 1024)")
-    add("--random-output-len", "--random-output", type=int, default=128, metavar="N", help="random: answers (default 128)")
+    add("--random-input-len", "--random-input", type=_count, default=1024, metavar="N", help="random: prompts (default 1024)")
+    add("--random-output-len", "--random-output", type=_count, default=128, metavar="N", help="random: answers (default 128)")
     add(
         "--random-range-ratio",
         type=float,
@@ -35,21 +36,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="random: shortest length as a share of these (default 1)",
     )
-    add("--gsp-num-groups", type=int, default=64, metavar="N", help="shared prefixes: how many (default 64)")
-    add("--gsp-prompts-per-group", type=int, default=16, metavar="N", help="shared prefixes: requests for each (default 16)")
-    add("--gsp-system-prompt-len", type=int, default=2048, metavar="N", help="shared prefixes: their length (default 2048)")
-    add("--gsp-question-len", type=int, default=128, metavar="N", help="shared prefixes: what follows them (default 128)")
-    add("--gsp-output-len", type=int, default=256, metavar="N", help="shared prefixes: answers (default 256)")
-    add("--sharegpt-output-len", type=int, metavar="N", help="sharegpt: answers, instead of the file's own")
-    add("--output-len", type=int, metavar="N", help="openai and custom: answers, instead of the file's own")
+    add("--gsp-num-groups", type=_count, default=64, metavar="N", help="shared prefixes: how many (default 64)")
+    add("--gsp-prompts-per-group", type=_count, default=16, metavar="N", help="shared prefixes: requests for each (default 16)")
+    add("--gsp-system-prompt-len", type=_count, default=2048, metavar="N", help="shared prefixes: their length (default 2048)")
+    add("--gsp-question-len", type=_count, default=128, metavar="N", help="shared prefixes: what follows them (default 128)")
+    add("--gsp-output-len", type=_count, default=256, metavar="N", help="shared prefixes: answers (default 256)")
+    add("--sharegpt-output-len", type=_count, metavar="N", help="sharegpt: answers, instead of the file's own")
+    add("--output-len", type=_count, metavar="N", help="openai and custom: answers, instead of the file's own")
     load = parser.add_argument_group("load")
     add = load.add_argument
-    add("--request-rate", type=float, default=float("inf"), metavar="X", help="requests a second (default inf: all at once)")
+    add("--request-rate", type=_above_0, default=float("inf"), metavar="X", help="requests a second (default inf: all at once)")
     add(
-        "--burstiness", type=float, default=1.0, metavar="X", help="1: as independent clients come; less: in bursts; more: evenly"
+        "--burstiness",
+        type=_above_0,
+        default=1.0,
+        metavar="X",
+        help="1: as independent clients come; less: in bursts; more: evenly",
     )
-    add("--max-concurrency", type=int, metavar="N", help="most requests at once (default: any number)")
-    add("--mooncake-slowdown-factor", type=float, default=1.0, metavar="X", help="2 plays a trace at half its speed (default 1)")
+    add("--max-concurrency", type=_count, metavar="N", help="most requests at once (default: any number)")
+    add(
+        "--mooncake-slowdown-factor",
+        type=_above_0,
+        default=1.0,
+        metavar="X",
+        help="2 plays a trace at half its speed (default 1)",
+    )
     add(
         "--warmup-requests",
         type=int,
@@ -61,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of prompts and times; a repeated seed meets a warm cache (default 0)")
     add("--disable-ignore-eos", action="store_true", help="let answers end before their length")
     add("--extra-request-body", type=_json_object, default={}, metavar="JSON", help="fields for every request")
-    add("--request-timeout-s", type=float, default=3600.0, metavar="X", help="most seconds for a request (default 3600)")
+    add("--request-timeout-s", type=_above_0, default=3600.0, metavar="X", help="most seconds for a request (default 3600)")
     result = parser.add_argument_group("result")
     add = result.add_argument
     add(
@@ -74,6 +85,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--output-file", metavar="FILE", help="a line of JSON with everything is added to it")
     add("--save-detailed", action="store_true", help="with every request's times and text in it")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)
+
+
+def _above_0(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return found
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,7 @@ from streamserve.benchmark.figures import figures, timing
 from streamserve.benchmark.probe import OPTIONAL, Dialect, find_dialect, find_ids, find_maker, find_model
 from streamserve.benchmark.report import table
 from streamserve.benchmark.target import Target, target_at
-from streamserve.benchmark.texts import Maker, find_tokenizer
+from streamserve.benchmark.texts import find_tokenizer
 from streamserve.benchmark.workloads import Request
 from streamserve.errors import ConfigError
 
@@ -30,12 +31,12 @@ INTERRUPTED = 130
 
 def run(options: argparse.Namespace) -> int:
     """Measure; 1 when a request failed, 130 when Ctrl+C ended it early."""
-    if options.num_prompts < 1 or (options.max_concurrency or 1) < 1:
-        raise ConfigError("--num-prompts and --max-concurrency are at least 1")
+    if options.output_file is not None:
+        _append(options.output_file, "")  # not to find out behind an hour's measurement that it cannot be written
     target = _target(options)
     model = find_model(target, options.model)
     is_chat = options.backend.endswith("-chat")
-    path = options.endpoint or ("/v1/chat/completions" if is_chat else "/v1/completions")
+    path = "/" + (options.endpoint or ("v1/chat/completions" if is_chat else "v1/completions")).removeprefix("/")
     tokenizer = find_tokenizer(options.tokenizer, model)
     ids = None if is_chat else find_ids(target, model, tokenizer)
     dialect, _ = find_dialect(target, Dialect(model, path, is_chat, options.extra_request_body), ids)
@@ -50,9 +51,11 @@ def run(options: argparse.Namespace) -> int:
     found = figures(answers, [one.num_prompt for one in requests], promises)
     about = _about(target, dialect, options)
     stopped = [f"stopped: {num_stopped:,} requests were not answered by then and are left out"] if num_stopped else []
-    print(table(about, found, [*stopped, *_notes(dialect, maker, requests, answers)]))
-    for answer in [answer for answer in answers if answer.error is not None][:SHOWN_ERRORS]:
-        print(f"streamserve: a request failed: {answer.error}", file=sys.stderr)
+    made = "the file's" if options.dataset_name in workloads.AS_THEY_STAND else maker.says
+    print(table(about, found, [*stopped, f"prompts are {made}", *_notes(dialect, requests, answers)]))
+    errors = Counter(answer.error for answer in answers if answer.error is not None)
+    for error, count in errors.most_common(SHOWN_ERRORS):
+        print(f"streamserve: {'a request' if count == 1 else f'{count:,} requests'} failed: {error}", file=sys.stderr)
     if options.output_file is not None:
         _save(options, about, found, requests, answers)
     return INTERRUPTED if num_stopped else int(found["failed"] > 0)
@@ -118,10 +121,9 @@ def _about(target: Target, dialect: Dialect, options: argparse.Namespace) -> lis
     ]
 
 
-def _notes(dialect: Dialect, maker: Maker, requests: Sequence[Request], answers: Sequence[Answer]) -> list[str]:
+def _notes(dialect: Dialect, requests: Sequence[Request], answers: Sequence[Answer]) -> list[str]:
     """How far the numbers can be trusted."""
-    notes = [f"prompts are {maker.says}"]
-    notes += [f"the server refuses {OPTIONAL[name]}" for name in sorted(dialect.without) if name != "ids"]
+    notes = [f"the server refuses {OPTIONAL[name]}" for name in sorted(dialect.without) if name != "ids"]
     whole = [(one, answer) for one, answer in zip(requests, answers, strict=True) if answer.error is None]
     if any(not answer.has_usage for _, answer in whole):
         notes.append("the server counts no tokens: output tokens are the events of its streams, input tokens are as thought")
@@ -154,8 +156,12 @@ def _save(
             }
             for one, answer in zip(requests, answers, strict=True)
         ]
+    _append(options.output_file, json.dumps(line) + "\n")
+
+
+def _append(path: str, text: str) -> None:
     try:
-        with open(options.output_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
-        raise ConfigError(f"--output-file: cannot write {options.output_file}: {error.strerror}") from None
+        raise ConfigError(f"--output-file: cannot write {path}: {error.strerror}") from None

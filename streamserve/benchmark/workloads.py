@@ -16,6 +16,7 @@ from streamserve.benchmark.texts import Maker, Prompt
 from streamserve.errors import ConfigError
 
 MOONCAKE_BLOCK = 512  # tokens that one hash id of a trace stands for
+AS_THEY_STAND = ("sharegpt", "openai", "custom")  # datasets whose prompts are those of a file
 MIN_TOKENS, MAX_PROMPT, MAX_BOTH = 4, 1024, 2048  # of conversations that are taken, as the peers do
 
 
@@ -65,17 +66,17 @@ def generated_shared_prefix(maker: Maker, rng: Random, options: argparse.Namespa
 def sharegpt(maker: Maker, rng: Random, options: argparse.Namespace) -> list[Request]:
     """First questions of real conversations, with answers as long as theirs."""
     conversations = _json(_path(options))
-    if not isinstance(conversations, list):
+    if not isinstance(conversations, list) or not all(isinstance(one, dict) for one in conversations):
         raise ConfigError(f"{options.dataset_path} is no list of conversations as ShareGPT's files hold")
     rng.shuffle(conversations)
     requests: list[Request] = []
     for one in conversations:
         if len(requests) == options.num_prompts:
             break
-        turns = one.get("conversations") or one.get("conversation") or ()
+        turns = _turns(one.get("conversations") or one.get("conversation"))
         if len(turns) < 2:
             continue
-        prompt, answer = (str(turn.get("value", turn.get("content", ""))) for turn in turns[:2])
+        prompt, answer = turns[:2]
         num_prompt = maker.count(prompt)
         num_output = options.sharegpt_output_len or maker.count(answer)
         if num_prompt < MIN_TOKENS or num_output < MIN_TOKENS or num_prompt > MAX_PROMPT or num_prompt + num_output > MAX_BOTH:
@@ -84,10 +85,21 @@ def sharegpt(maker: Maker, rng: Random, options: argparse.Namespace) -> list[Req
     return requests
 
 
+def _turns(conversation: object) -> list[str]:
+    """What was said, in the two spellings that such files have."""
+    turns = conversation if isinstance(conversation, list) else []
+    return [str(turn.get("value", turn.get("content", ""))) for turn in turns if isinstance(turn, dict)]
+
+
 def mooncake(maker: Maker, rng: Random, options: argparse.Namespace) -> list[Request]:
     """A trace in Mooncake's form, at its own times."""
     lines = _lines(_path(options))[: options.num_prompts]
-    return [replace(one, at_s=one.at_s * options.mooncake_slowdown_factor) for one in mooncake_requests(lines, maker, rng)]
+    try:
+        requests = mooncake_requests(lines, maker, rng)
+    except (KeyError, TypeError, ValueError):
+        fields = "timestamp, input_length, output_length and hash_ids"
+        raise ConfigError(f"{options.dataset_path} is no trace of Mooncake's: its lines have {fields}") from None
+    return [replace(one, at_s=one.at_s * options.mooncake_slowdown_factor) for one in requests]
 
 
 def mooncake_requests(
@@ -143,7 +155,7 @@ def openai(maker: Maker, rng: Random, options: argparse.Namespace) -> list[Reque
     requests = []
     for number, line in enumerate(_lines(_path(options))[: options.num_prompts], 1):
         messages = line.get("messages")
-        if not isinstance(messages, list) or not messages:
+        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
             raise ConfigError(f"{options.dataset_path}, line {number}: messages are missing")
         text = " ".join(message["content"] for message in messages if isinstance(message.get("content"), str))
         num_output = options.output_len or line.get("max_completion_tokens") or line.get("max_tokens")
@@ -157,13 +169,13 @@ def custom(maker: Maker, rng: Random, options: argparse.Namespace) -> list[Reque
     """Prompts of a file: a line holds `prompt`, or `conversations` with a question and its answer."""
     requests = []
     for number, line in enumerate(_lines(_path(options))[: options.num_prompts], 1):
-        turns: Sequence[Any] = line.get("conversations") or ()
-        prompt = line.get("prompt") or (turns[0].get("content", turns[0].get("value")) if turns else None)
+        turns = _turns(line.get("conversations"))
+        prompt = line.get("prompt") or (turns[0] if turns else None)
         if not isinstance(prompt, str):
             raise ConfigError(f"{options.dataset_path}, line {number}: neither prompt nor conversations are there")
         num_output = options.output_len or line.get("output_tokens")
         if num_output is None and len(turns) > 1:
-            num_output = max(1, maker.count(str(turns[1].get("content", turns[1].get("value", "")))))
+            num_output = max(1, maker.count(turns[1]))
         requests.append(Request((prompt,), maker.count(prompt), num_output))
     return requests
 
@@ -194,8 +206,6 @@ def paced(requests: Sequence[Request], rate: float, burstiness: float, rng: Rand
     the gaps are gamma distributed. An infinite rate: all at once."""
     if math.isinf(rate):
         return list(requests)
-    if rate <= 0 or burstiness <= 0:
-        raise ConfigError(f"--request-rate is {rate:g} and --burstiness {burstiness:g}; both must be above 0")
     at_s, found = 0.0, []
     for one in requests:
         found.append(replace(one, at_s=at_s))
@@ -210,25 +220,31 @@ def _path(options: argparse.Namespace) -> Path:
 
 
 def _json(path: Path) -> Any:
+    text = _text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            try:
                 value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{path}, line {number} is no JSON object")
-                found.append(value)
+            except ValueError as error:
+                raise ConfigError(f"{path}, line {number} is no JSON: {error}") from None
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}, line {number} is no JSON object")
+            found.append(value)
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}, line {number} is no JSON: {error}") from None
-    return found
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no UTF-8 text: {error}") from None

@@ -129,15 +129,16 @@ def test_figures_come_from_whole_answers_only() -> None:
     ]
     found = figures(answers)
     assert found["seconds"] == 5.0 and found["out_tok_s"] == 1.0 and found["req_s"] == 0.4
-    assert (found["ttft_p50_ms"], found["ttft_p99_ms"]) == (1000.0, 2000.0)
+    assert (found["ttft_p50_ms"], found["ttft_p99_ms"]) == (1500.0, 1990.0)
     assert (found["itl_p50_ms"], found["itl_max_ms"]) == (2000.0, 2500.0)
     assert found["cached_rate"] == 0.125
     with pytest.raises(SystemExit, match="1 of 4 requests failed; the first: no"):
         figures([*answers, Answer(0.0, error="no")])
 
 
-def test_percentiles_are_values_that_occurred() -> None:
-    assert [percentile([3, 1, 2, 5, 4], percent) for percent in (0, 50, 99, 100)] == [1, 3, 5, 5]
+def test_percentiles_lie_between_values_as_the_peers_count_them() -> None:
+    assert [percentile([3, 1, 2, 5, 4], percent) for percent in (0, 50, 90, 100)] == pytest.approx([1, 3, 4.6, 5])
+    assert percentile([7], 99) == 7
 
 
 def test_a_trace_keeps_its_shared_blocks_and_fits_the_context() -> None:

@@ -80,7 +80,10 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--base-url", "ftp://x"], 2, "'ftp://x' is no URL"),
         (["--goodput", "speed:3"], 2, "'speed:3' is no promise such as ttft:500"),
         (["--extra-request-body", "[1]"], 2, "'[1]' is no JSON object"),
-        (["--num-prompts", "0"], 2, "at least 1"),
+        (["--num-prompts", "0"], 2, "--num-prompts: 0 is no whole number of 1 or more"),
+        (["--max-concurrency", "0"], 2, "--max-concurrency: 0 is"),
+        (["--request-rate", "nan"], 2, "--request-rate: nan is no number above 0"),
+        (["--output-file", "/dev/null/x", "--port", "9"], 2, "cannot write /dev/null/x"),
         (["--dataset-name", "sharegtp"], 2, "sharegtp"),
         (["--num-prompt", "1"], 2, "did you mean --num-prompts?"),
     ],
@@ -93,7 +96,7 @@ def test_what_cannot_be_measured_is_one_sentence(arguments: list[str], code: int
 
 def test_a_missing_route_is_said_as_the_server_says_it(capsys: Capture) -> None:
     with Foreign() as server:
-        assert _bench(server.port, *SMALL, "--endpoint", "/v2/x") == 1
+        assert _bench(server.port, *SMALL, "--endpoint", "v2/x") == 1
     assert "/v2/x cannot be measured: HTTP/1.1 404 Said" in capsys.readouterr().err
 
 
@@ -177,4 +180,5 @@ def test_an_open_loop_keeps_its_rate_and_failures_are_told(ours: int, capsys: Ca
     assert _bench(ours, *chats) == 1
     out, err = capsys.readouterr()
     assert "Failed requests:                    1" in out and "Successful requests:                1" in out
-    assert "a request failed: HTTP/1.1 400" in err
+    assert err.startswith("streamserve: a request failed: HTTP/1.1 400: messages[0]") and err.count("\n") == 1
+    assert "prompts are the file's" in out
