@@ -4,6 +4,7 @@ Owns their names and what each does to a conversation; says what is to be shown.
 """
 
 import json
+import shlex
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,9 @@ from typing import Any
 
 from streamserve.errors import ConfigError
 from streamserve.terminal.chat import Chat, Piece
+
+QUOTES = '"""'
+OWN_FIELDS = ("messages", "n", "stream", "stream_options")  # of requests: a chat fills them itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,15 @@ def run(chat: Chat, line: str) -> Done:
     command = COMMANDS.get(name)
     if command is None:
         near = get_close_matches(name, COMMANDS, n=1)
-        raise ConfigError(f"unknown command {name}" + (f"; did you mean {near[0]}?" if near else "; /help shows them"))
+        hint = f"did you mean {near[0]}?" if near else f"/help shows them; a message that begins with / goes between {QUOTES}"
+        raise ConfigError(f"unknown command {name}; {hint}")
     return command.run(chat, rest.strip())
 
 
 def _help(chat: Chat, rest: str) -> Done:
     shown = [command for name, command in COMMANDS.items() if name not in ("/exit", "/quit")]
     lines = [f"  {command.usage:<24} {command.help}" for command in shown]
-    lines.append(f"  {chr(34) * 3:<24} begins and ends a message of several lines")
+    lines.append(f"  {QUOTES:<24} begins and ends a message of several lines")
     lines.append(f"  {'Ctrl+C':<24} stops the answer; a second time, or Ctrl+D, leaves")
     return Done("\n".join(lines))
 
@@ -70,13 +75,15 @@ def _set(chat: Chat, rest: str) -> Done:
     if not text.strip():
         chat.settings.pop(name, None)
         return Done(f"{name} is the model's own again")
+    if name in OWN_FIELDS:
+        raise ConfigError(f"{name} is the chat's own and cannot be set")
     chat.settings[name] = _value(text.strip())
     return Done(f"{name} is {json.dumps(chat.settings[name])}")
 
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=str)  # NaN and the like are no JSON
     except ValueError:
         return text
 
@@ -90,8 +97,16 @@ def _again(chat: Chat, rest: str) -> Done:
 def _image(chat: Chat, rest: str) -> Done:
     if not rest:
         raise ConfigError("give a file: /image FILE")
-    chat.attach(rest)
+    chat.attach(_path(rest))
     return Done("the picture goes with your next message")
+
+
+def _path(text: str) -> str:
+    """A file's name as it was typed, or as a terminal writes it when the file is dropped there: quoted."""
+    try:
+        return text if Path(text).exists() else " ".join(shlex.split(text))
+    except (OSError, ValueError):
+        return text
 
 
 def _save(chat: Chat, rest: str) -> Done:

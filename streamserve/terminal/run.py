@@ -19,9 +19,9 @@ from streamserve.lang import loops
 from streamserve.lang.transport import Http, Transport
 from streamserve.terminal import commands
 from streamserve.terminal.chat import Chat, Piece
+from streamserve.terminal.commands import QUOTES
 
 PROMPT, MORE = ">>> ", "... "
-QUOTES = '"""'
 FAILED, INTERRUPTED = 1, 130
 HISTORY_LINES = 1000
 KEYS = ("STREAMSERVE_API_KEY", "OPENAI_API_KEY")
@@ -127,7 +127,7 @@ class _Session:
         with _history():
             while True:
                 try:
-                    line = _read()
+                    line, is_message = _read()
                 except EOFError:
                     print()
                     return 0
@@ -140,13 +140,13 @@ class _Session:
                     continue
                 if line.strip():
                     self._was_interrupted = False
-                    if self._take(line):
+                    if self._take(line, is_message=is_message):
                         return 0
 
-    def _take(self, line: str) -> bool:
+    def _take(self, line: str, *, is_message: bool) -> bool:
         """Do what a line says; whether it says to leave."""
         try:
-            if not line.startswith("/"):
+            if is_message or not line.lstrip().startswith("/"):
                 self._answer(self._chat.say(line))
                 return False
             done = commands.run(self._chat, line)
@@ -170,16 +170,16 @@ class _Session:
             print(f"[{self._chat.told.line()}]")
 
 
-def _read() -> str:
-    """A message: a line, or what stands between two lots of quotes."""
+def _read() -> tuple[str, bool]:
+    """A line, or what stands between two lots of quotes: that is a message whatever it begins with."""
     line = input(PROMPT)
     if not line.startswith(QUOTES):
-        return line
+        return line, False
     lines = [line.removeprefix(QUOTES)]
     while not lines[-1].rstrip().endswith(QUOTES):
         lines.append(input(MORE))
     lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
-    return "\n".join(lines).strip("\n")
+    return "\n".join(lines).strip("\n"), True
 
 
 @contextmanager

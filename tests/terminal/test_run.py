@@ -100,10 +100,14 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
         terminal.type('"""first line\n')
         terminal.until("... ")
         assert "20 tokens, " in terminal.line('second line"""', ">>> ")
+        assert "20 tokens, " in terminal.line('"""/etc/hosts is a file"""', ">>> ")
+        assert "n is the chat's own" in terminal.line(" /set n 2", ">>> ")
+        assert 'seed is "NaN"' in terminal.line("/set seed NaN", ">>> ")
+        terminal.line("/set seed", ">>> ")
         terminal.line("/system Be brief.", ">>> ")
-        assert "error: cannot read none.png" in terminal.line("/image none.png", ">>> ")
+        assert "error: cannot read no ne.png" in terminal.line("/image 'no ne.png'", ">>> ")
         terminal.line(f"/save {tmp_path / 'saved'}", ">>> ")
-        terminal.line("/set max_tokens 8000", ">>> ")
+        terminal.line("/set max_tokens 7000", ">>> ")
         terminal.type("Go on\n")
         terminal.until("Go on")
         terminal.until("fake engine")
@@ -118,7 +122,7 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
         terminal.interrupt()
         assert terminal.process.wait(timeout=20) == 0
     saved = json.loads((tmp_path / "saved").read_text())
-    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message["role"] for message in saved["messages"]] == ["system", *["user", "assistant"] * 3]
     assert saved["messages"][3]["content"] == "first line\nsecond line" and saved["temperature"] == 0.2
     assert "Still there?" in (tmp_path / "streamserve" / "history").read_text()
 
