@@ -120,4 +120,7 @@ def test_a_module_is_run_by_its_name(tmp_path: Path) -> None:
 
 def test_a_scripts_exit_code_is_its_own(tmp_path: Path) -> None:
     assert _compat("import sys; sys.exit(7)", tmp_path).returncode == 7
+    done = _compat("def f():\n    raise ValueError(1)\nf()", tmp_path)
+    assert done.returncode == 1
+    assert [line.split(",")[0] for line in done.stderr.splitlines() if line.startswith("  File")] == ['  File "script.py"'] * 2
     assert _python("-m", "streamserve.compat.sglang", "nowhere.py", cwd=tmp_path).returncode == 1

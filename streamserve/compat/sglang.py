@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 _LANGUAGE = ("streamserve.lang", "streamserve")
@@ -115,6 +115,14 @@ class _Loader(Loader):
         module.__dir__ = names  # type: ignore[method-assign]
 
 
+def _show_error(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    """A traceback as `python script.py` shows it: it begins in the script."""
+    own = {__file__, "<frozen runpy>", runpy.__file__}
+    while frames is not None and frames.tb_frame.f_code.co_filename in own:
+        frames = frames.tb_next
+    sys.__excepthook__(kind, error.with_traceback(frames), frames)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a script, or with -m a module, as Python would."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -124,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[0].startswith("-") and given[0] != "-m":
         raise SystemExit(f"unknown option {given[0]}; {usage}")
     install()
+    sys.excepthook = _show_error
     if given[0] == "-m":
         sys.argv = given[1:]
         sys.path[0] = str(Path.cwd())
