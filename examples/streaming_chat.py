@@ -17,7 +17,7 @@ async def chat(s, questions):
     for i, question in enumerate(questions):
         s += sgl.user(question)
         with s.assistant():
-            await s.gen(f"answer_{i}", max_tokens=60)
+            await s.gen(f"answer_{i}", max_tokens=100)
 
 
 async def main(questions):
