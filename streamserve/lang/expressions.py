@@ -157,9 +157,9 @@ def gen(
 ) -> Expression:
     """The model's answer to all that stands before it, kept as variable `name`.
 
-    What is left out is as the program's run says, and else the model's own. With `choices` it is a `select`. `regex`, `json_schema` (text or an object)
-    and `dtype` (int, float, bool, str) say what the answer must look like. With n > 1 the variable is a list, and the text goes
-    on behind its first.
+    What is left out is as the program's run says, and else the model's own. With `choices` it is a `select`. `regex`,
+    `json_schema` (text or an object) and `dtype` (int, float, bool, str) say what the answer must look like. With n > 1 the
+    variable is a list, and the text goes on behind its first.
     """
     if choices is not None:
         return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
