@@ -66,7 +66,7 @@ def test_few_shot_qa() -> None:
 
 
 def test_mt_bench() -> None:
-    state = programs.mt_bench.run(first="Name a planet.", second="Name another one.", temperature=0.7, max_new_tokens=24)
+    state = programs.mt_bench.run(first="Name a planet.", second="Name another one.", temperature=0, max_new_tokens=16)
     messages = state.messages()
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
     assert [messages[2]["content"], messages[4]["content"]] == [state["answer_1"], state["answer_2"]]
