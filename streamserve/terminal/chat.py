@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from streamserve.errors import ConfigError, NotFound, Unreachable
@@ -167,13 +167,15 @@ def _events(transport: Transport, body: dict[str, Any]) -> Generator[dict[str, A
             events.put(_END)
 
     running = loops.background().submit(read())
+    event: Any = None
     try:
         while (event := events.get()) is not _END:
             if isinstance(event, Exception):
                 raise event
             yield event
     finally:
-        running.cancel()
-        with suppress(Exception):
-            while events.get(timeout=1.0) is not _END:
-                pass
+        if event is not _END:  # left in the middle: the request has ended before another one is sent
+            running.cancel()
+            with suppress(Empty):
+                while events.get(timeout=1.0) is not _END:
+                    pass
