@@ -119,3 +119,5 @@ def test_a_scripts_exit_code_is_its_own(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert [line.split(",")[0] for line in done.stderr.splitlines() if line.startswith("  File")] == ['  File "script.py"'] * 2
     assert _python("-m", "streamserve.compat.sglang", "nowhere.py", cwd=tmp_path).returncode == 1
+    bench = _python("-m", "streamserve.compat.sglang", "-m", "sglang.bench_serving", cwd=tmp_path)
+    assert (bench.returncode, bench.stderr.count("\n")) == (1, 1) and "streamserve bench serve" in bench.stderr

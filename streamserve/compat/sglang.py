@@ -134,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     install()
     sys.excepthook = _show_error
     if given[0] == "-m":
+        if given[1] == "sglang.bench_serving":
+            raise SystemExit("sglang.bench_serving is `streamserve bench serve` here; its options have the same names")
         sys.argv = given[1:]
         sys.path[0] = str(Path.cwd())
         runpy.run_module(COMMANDS.get(given[1], given[1]), run_name="__main__", alter_sys=True)
