@@ -55,7 +55,7 @@ def drive(
     ends it: requests that were not answered by then have the error STOPPED. `progress` hears now and then how many are done."""
     processes = max(1, min(processes, at_once, len(asks)))
     context = multiprocessing.get_context("fork")  # the requests are there already, nothing is copied
-    starts_s = time.perf_counter() + 0.3
+    starts_s = time.perf_counter() + 0.1
     counts = context.Array("q", processes, lock=False)  # each process writes its own
     ends: list[Connection] = []
     workers = []
