@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from streamserve.config import Config
-from streamserve.errors import StreamServeError
+from streamserve.errors import ConfigError, StreamServeError
 from streamserve.lang import loops
 from streamserve.lang.transport import Http, Transport
 from streamserve.terminal import commands
@@ -50,7 +50,10 @@ def _opened(config: Config, options: argparse.Namespace) -> Iterator[tuple[Trans
     """How the model is reached, and by which name."""
     if options.url is not None:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        transport = Http(options.url.rstrip("/").removesuffix("/v1"), api_key=key)
+        url = options.url if "://" in options.url else f"http://{options.url}"
+        if not url.startswith(("http://", "https://")) or url.endswith("://"):
+            raise ConfigError(f"--url is {options.url!r}, which is no URL such as http://127.0.0.1:30000")
+        transport = Http(url.rstrip("/").removesuffix("/v1"), api_key=key)
         try:
             yield transport, config.model.model_path
         finally:
@@ -78,7 +81,10 @@ def _one_prompt(options: argparse.Namespace) -> str | None:
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     if sys.stdin.isatty() and options.prompt is None:
         return None
-    return "\n\n".join(text for text in (options.prompt, piped.strip("\n")) if text)
+    prompt = "\n\n".join(text for text in (options.prompt, piped.strip("\n")) if text)
+    if not prompt.strip():
+        raise ConfigError("there is nothing to answer: neither a prompt nor standard input has text")
+    return prompt
 
 
 def _answer_once(chat: Chat, prompt: str, options: argparse.Namespace) -> int:

@@ -152,7 +152,11 @@ def test_one_prompt_is_answered_and_nothing_else_is_written() -> None:
 
 
 def test_what_goes_wrong_is_one_sentence() -> None:
-    done = _piped("--url", "http://127.0.0.1:9", text="hello")
+    done = _piped("--url", "ftp://x", text="hello")
+    assert (done.returncode, done.stdout) == (2, "") and "'ftp://x', which is no URL" in done.stderr
+    done = _piped("-", *FAKE, text="\n")
+    assert (done.returncode, done.stdout) == (2, "") and "nothing to answer" in done.stderr
+    done = _piped("--url", "127.0.0.1:9", text="hello")
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("\n") == 1 and "is the server running?" in done.stderr
     done = _piped("-", "a", *FAKE, "--temperature", "-3")
     assert (done.returncode, done.stdout) == (1, "") and "temperature" in done.stderr and done.stderr.count("\n") == 1
