@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from PIL import Image
 
 import streamserve
@@ -27,6 +28,14 @@ from streamserve.llm.batches import all_of
 
 FEW = {"max_new_tokens": 4}
 CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_logging() -> Iterator[None]:
+    """As in a process that has not configured structlog: what other tests capture leaves it configured."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
