@@ -47,7 +47,7 @@ serve: install
 	@$(PY) -m streamserve serve $(ARGS)
 
 # Tests of the page that take minutes: `make test-page` runs them, with all others of the page.
-LONG_PAGE_TESTS := $(addprefix tests/e2e/playground/test_,doors.py look.py raw.py engine_view.py compare_lost.py)
+LONG_PAGE_TESTS := $(addprefix tests/e2e/playground/test_,doors.py look.py raw.py engine_view.py compare_lost.py wire.py lost_work.py cache_view.py)
 
 # make test ARGS="tests/cache -x"
 test: install test-tools browser
