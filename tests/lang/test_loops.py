@@ -89,7 +89,7 @@ def test_programs_run_in_a_forked_child() -> None:
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM], capture_output=True, text=True, timeout=60
     )
     assert done.stderr == ""
-    assert done.stdout.split() == ["<1>"] * 3
+    assert sorted(done.stdout.replace("\n", "")) == sorted("<1>" * 3)  # two processes may write at once
 
 
 def test_a_script_that_leaves_a_program_running_ends() -> None:
