@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio import get_running_loop
 from collections.abc import AsyncIterator
@@ -12,6 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# In a shell's background Ctrl+C is ignored, by children as well, and some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAX_STALL_S = 0.05
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +117,7 @@ def test_a_run_that_is_stopped_shows_what_was_answered() -> None:
     arguments = ("--num-prompts", "60", "--random-input-len", "4", "--random-output-len", "2", "--request-rate", "3")
     with Foreign() as server:
         command = [sys.executable, "-m", "streamserve", "bench", "serve", "--port", str(server.port), *arguments]
-        hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that run in a shell's background do not
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while sum(body.get("max_tokens") == 2 for body in server.bodies) < 5:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
