@@ -37,9 +37,11 @@ from bench.server import config_of, random_range
 from streamserve import log, process
 from streamserve.build import Built, build
 from streamserve.engine.client import Mailbox
-from streamserve.engine.device_sampler import DeviceSampler, DraftedRows
+from streamserve.engine.device_sampler import DraftedRows
+from streamserve.engine.device_state import Loaded
 from streamserve.engine.drafters.chance import Chance
 from streamserve.engine.drafters.drafter import Guess
+from streamserve.engine.plan import Plan
 from streamserve.engine.speculation import StepCosts
 from streamserve.messages import Delta, GenerateRequest, SamplingParams
 
@@ -125,45 +127,43 @@ class RandomDrafter:
         return self._supply[self._at : self._at + count]
 
 
-def sampler_by(odds: Odds) -> type[DeviceSampler]:
-    """A sampler that finds as many guesses right as `odds` says. Everything else it chooses as ever."""
+class Judge:
+    """Edits logits of steps with guesses, so that as many of these are found right as `odds` says. Everything else is chosen as
+    ever."""
 
-    kept: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[Tensor, Tensor, Tensor]] = {}
+    def __init__(self, odds: Odds) -> None:
+        self._odds = odds
+        self._kept: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[Tensor, Tensor, Tensor]] = {}
 
-    class SamplerByChance(DeviceSampler):
-        def _choose(
-            self,
-            logits_RV: Tensor,
-            slots_R: Tensor,
-            out_tokens_R: Tensor,
-            drafted: DraftedRows | None,
-            thresholds_R: Tensor | None = None,
-            *,
-            counts: bool = False,
-        ) -> None:
-            if drafted is not None:
-                self._decide(logits_RV, drafted)
-            super()._choose(logits_RV, slots_R, out_tokens_R, drafted, thresholds_R, counts=counts)
+    def watch(self, runner: Any) -> None:
+        """Of every step of a DeviceRunner, right before its tokens are chosen."""
+        choose = runner._choose
 
-        def _decide(self, logits_RV: Tensor, drafted: DraftedRows) -> None:
-            """The logit of each guess, one row before the guess is fed: above all others where it is right, else out of reach."""
-            rows, values = decisions(drafted.offsets, odds)
-            if rows:
-                rows_N, next_N, values_N = self._decision(tuple(rows), tuple(values))
-                logits_RV.index_put_((rows_N, drafted.on_device.fed_R.index_select(0, next_N).long()), values_N)
+        @torch.inference_mode()
+        def judged(plan: Plan, loaded: Loaded, *rest: Any) -> Any:
+            if loaded.drafted is not None:
+                self.decide(runner._logits_RV, loaded.drafted)
+            return choose(plan, loaded, *rest)
 
-        def _decision(self, rows: tuple[int, ...], values: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
-            """On the device: the rows, those behind them, and the values. Of one answer there are few, and they stay there: what
-            a measurement adds to a step should not be seen in it."""
-            if (rows, values) in kept:
-                return kept[rows, values]
-            rows_N = self._to_device(torch.tensor(rows))
-            made = rows_N, rows_N + 1, self._to_device(torch.tensor(values, dtype=torch.float32))
-            if len(rows) <= MAX_KEPT_ROWS:
-                kept[rows, values] = made
-            return made
+        runner._choose = judged
 
-    return SamplerByChance
+    def decide(self, logits_RV: Tensor, drafted: DraftedRows) -> None:
+        """The logit of each guess, one row before the guess is fed: above all others where it is right, else out of reach."""
+        rows, values = decisions(drafted.offsets, self._odds)
+        if rows:
+            rows_N, next_N, values_N = self._decision(tuple(rows), tuple(values), logits_RV.device)
+            logits_RV.index_put_((rows_N, drafted.on_device.fed_R.index_select(0, next_N).long()), values_N)
+
+    def _decision(self, rows: tuple[int, ...], values: tuple[float, ...], where: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """On the device: the rows, those behind them, and the values. Of one answer there are few, and they stay there: what
+        a measurement adds to a step should not be seen in it."""
+        if (rows, values) in self._kept:
+            return self._kept[rows, values]
+        rows_N = torch.tensor(rows).to(where, non_blocking=True)
+        made = rows_N, rows_N + 1, torch.tensor(values, dtype=torch.float32).to(where, non_blocking=True)
+        if len(rows) <= MAX_KEPT_ROWS:
+            self._kept[rows, values] = made
+        return made
 
 
 def decisions(offsets: Sequence[int], odds: Odds) -> tuple[list[int], list[float]]:
@@ -382,7 +382,8 @@ def main(arguments: list[str], flags: list[str]) -> int:
     odds, tokens = Odds(), random_range(args.model)
     drafter = RandomDrafter(tokens, most)
     started_s = time.perf_counter()
-    built = build(config_of(args.model, flags), drafter=drafter, device_sampler=sampler_by(odds))
+    built = build(config_of(args.model, flags), drafter=drafter)
+    Judge(odds).watch(built.engine._runner)
     process.settle()
     print(f"ready after {time.perf_counter() - started_s:.1f} s", file=sys.stderr, flush=True)
     try:

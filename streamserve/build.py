@@ -6,7 +6,6 @@ Owns nothing; composes. Blocks while weights load: call `build` in a worker thre
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,7 +43,6 @@ from streamserve.text.tokenizer import load_tokenizer
 from streamserve.text.vocabulary import refuse_other_tokens
 
 if TYPE_CHECKING:  # what serves without torch must not load it
-    from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.engine.embeddings import Embeddings
     from streamserve.kernels.devices.cpu import CPU
     from streamserve.kernels.devices.cuda import CUDA
@@ -115,11 +113,10 @@ def build(
     display: Display | None = None,
     *,
     drafter: Drafter | None = None,
-    device_sampler: "type[DeviceSampler] | None" = None,
 ) -> Built:
-    """Load what the settings name. Raises StartError. `drafter` takes the place of the one that --speculative names, and
-    `device_sampler` that of a GPU's sampler: for measurements."""
-    make = _build_fake if config.server.fake else partial(_build_model, device_sampler=device_sampler)
+    """Load what the settings name. Raises StartError. `drafter` takes the place of the one that --speculative names: for
+    measurements."""
+    make = _build_fake if config.server.fake else _build_model
     return make(config, observer, display or Quiet(), drafter)
 
 
@@ -128,8 +125,6 @@ def _build_model(
     observer: StepObserver | None,
     display: Display,
     drafter: Drafter | None,
-    *,
-    device_sampler: "type[DeviceSampler] | None" = None,
 ) -> Built:
     # Imports inside functions, here and below: --fake must start without torch, and a CPU without triton.
     with display.phase("imports"):
@@ -147,9 +142,7 @@ def _build_model(
         if isinstance(device, CPU):
             runner, text, grammars, resolved = _build_on_cpu(config, checkpoint, device, display, network)
         else:
-            runner, text, grammars, resolved = _build_on_gpu(
-                config, checkpoint, device, display, network, pictures, drafter, device_sampler
-            )
+            runner, text, grammars, resolved = _build_on_gpu(config, checkpoint, device, display, network, pictures, drafter)
     eos = _eos(text, checkpoint)
     options = _options(config, resolved.context_len, checkpoint.spec.vocab_size, eos, takes_media=vision is not None)
     cache = KVCache(resolved.num_pages, resolved.page_size, reuse=not config.cache.disable_radix_cache)
@@ -157,7 +150,7 @@ def _build_model(
         resolved.max_running_requests,
         resolved.chunked_prefill_size,
         eos,
-        burst_limits(resolved),
+        burst_limits(resolved, on_gpu=not isinstance(device, CPU)),
         runner.long_chunk,
         runner.max_appended_rows,
         runner.max_drafted_tokens,
@@ -270,7 +263,6 @@ def _build_on_gpu(
     guesses: "OpenDrafter | None",
     pictures: Family | None = None,
     drafter: Drafter | None = None,
-    make_sampler: "type[DeviceSampler] | None" = None,
 ) -> Parts:
     """Weights first, then the largest step on a small KV memory: what it takes decides how much is left for the real one."""
     import torch
@@ -340,7 +332,7 @@ def _build_on_gpu(
         pool = DevicePool(spec, num_pages=num_pages, page_size=planned.page_size, dtype=dtype, device=gpu.torch_device)
 
         def sampler(state: DeviceState) -> DeviceSampler:
-            return (make_sampler or DeviceSampler)(
+            return DeviceSampler(
                 gpu,
                 vocab_size=spec.vocab_size,
                 eos_token_ids=_eos(text, checkpoint),
@@ -427,23 +419,30 @@ def _large(family: Family) -> Prepared:
     return family.prepare_sound(Sound(np.zeros(int(family.max_seconds * family.rate), np.float32), family.rate, bytes(32)))
 
 
-BURST_STEP = 8192  # most tokens of a step of a burst of prompts
+BURST_STEP = 8192  # most tokens of a step of prompts alone
 MEDIA_TOKENS = 128  # for whose products a device needs half as long as for reading the weights
+GPU_FLOP_S = 600e12  # in matrix products, about
 
 
-def burst_limits(resolved: Resolved) -> BurstLimits:
-    """For a GPU of about 600 TFLOP/s in matrix products: a burst is 20 ms of them, a step of it 40, if a step may hold that. A
-    token costs about as many FLOP as the weights have bytes."""
-    if resolved.max_decode_pause_ms == 0:
+def burst_limits(resolved: Resolved, *, on_gpu: bool) -> BurstLimits:
+    """Prompts that ride along bring 5 ms of matrix products to a step, prompts alone 40 ms, if a step may hold that; 0.45 s of
+    them are a burst. A token costs about as many FLOP as the weights have bytes. Multiples of what a product's tile holds."""
+    pause_s = resolved.max_decode_pause_ms / 1000
+    if not pause_s and not on_gpu:
         return BurstLimits()
-    most = min(BURST_STEP, resolved.chunked_prefill_size)
+
+    def tokens(seconds: float, least: int, most: int) -> int:
+        return min(max(least, int(GPU_FLOP_S * seconds / resolved.weight_bytes) // 64 * 64), most)
+
+    step_tokens = tokens(0.04, 2048, min(BURST_STEP, resolved.chunked_prefill_size))
+    ride_tokens = tokens(0.0055, 128, 1024)
     return BurstLimits(
-        resolved.max_decode_pause_ms / 1000,
-        tokens=min(max(1024, int(12e12 / resolved.weight_bytes)), most),
-        step_tokens=min(max(2048, int(24e12 / resolved.weight_bytes)), most),
-        ride_tokens=1024,
+        pause_s,
+        tokens=max(step_tokens, tokens(0.45, 1024, 1 << 30)),
+        step_tokens=step_tokens,
+        ride_tokens=ride_tokens,
         media_tokens=MEDIA_TOKENS,
-        gather_s=0.01,
+        gather_s=0.01 if ride_tokens == 1024 else 0.0,  # a step of a small model takes about as long for two prompts as for one
     )
 
 

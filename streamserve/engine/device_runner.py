@@ -13,6 +13,7 @@ from asyncio import get_running_loop, sleep
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from streamserve.engine.device_sampler import DeviceSampler, Pending
 from streamserve.engine.device_state import (
     GROUPED_ROWS,
     MAX_PROMPTS,
-    TURNS,
     DeviceState,
     Loaded,
     StepSize,
@@ -36,6 +36,7 @@ from streamserve.kernels.impl.triton_sampling import MAX_DRAFTS
 from streamserve.kernels.ops import DeviceNetwork, StepInputs
 from streamserve.messages import SamplingParams
 
+_BACKS = 2  # steps whose tokens are on their way at once
 _SLICE = 256  # tokens of a prompt whose logits are looked at in one go
 
 # Decode rows and prompt tokens of captured steps.
@@ -81,14 +82,21 @@ def _up_to(limit: int, values: Sequence[int]) -> list[int]:
     return [value for value in values if value < limit] + [limit]
 
 
+class Back(NamedTuple):
+    """Where a step's tokens come back: host memory, the same as the host sees it, and the event behind them."""
+
+    tokens_R: Tensor
+    array: Any
+    event: Event
+
+
 class DeviceStep:
-    """A step that was launched. `event` comes after its samples."""
+    """A step that was launched."""
 
     def __init__(
         self,
         choose: Callable[[Edits], tuple[Pending | None, Guesses | None]],
-        event: Event,
-        tokens: Tensor,
+        back: Back,
         loaded: Loaded,
         plan: Plan,
         wait: ThreadPoolExecutor,
@@ -98,8 +106,8 @@ class DeviceStep:
     ) -> None:
         """`accepted` is told, by slot, how many guesses were right. `failures`: of encoders, since it was asked last."""
         self._choose = choose
-        self._event = event
-        self._tokens = tokens
+        self._event = back.event
+        self._tokens = back.array
         self._loaded = loaded
         self._plan = plan
         self._wait = wait
@@ -251,9 +259,11 @@ class DeviceRunner:
         rows = self._state.max_logits
         self._logits_RV = torch.zeros((rows, vocab_size), dtype=torch.float32, device=where)
         self._tokens_R = torch.zeros(rows, dtype=torch.int32, device=where)
-        self._back = [(device.pinned((rows,), torch.int32), device.event()) for _ in range(TURNS)]
+        backs = [device.pinned((rows,), torch.int32) for _ in range(_BACKS)]
+        self._backs = [Back(tokens_R, tokens_R.numpy(), device.event()) for tokens_R in backs]
         self._turn = 0
         self._graphs: dict[StepSize, Replay[None]] = {}
+        self._choices: dict[StepSize, list[Replay[None]]] = {}  # of their tokens, one for each place where these come back
         self._histories: dict[int, tuple[int, ...]] = {}  # of slots whose prompt's log-probabilities are wanted
         self._wait = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-wait")
 
@@ -266,6 +276,8 @@ class DeviceRunner:
             for i, size in enumerate(sorted(self._sizes, key=lambda size: -size.num_tokens)):
                 inputs = self._state.surplus_inputs(size)
                 self._graphs[size] = self._device.capture(partial(self._compute, inputs), is_warm=i > 0)
+                choices = [partial(self._choose_plainly, size, inputs, turn) for turn in range(_BACKS)]
+                self._choices[size] = [self._device.capture(choice, is_warm=i > 0) for choice in choices]
                 progress(i + 1, len(self._sizes))
             if self._drafter is not None:
                 self._drafter.capture(progress)
@@ -328,35 +340,50 @@ class DeviceRunner:
             hidden_RE = self._forward(plan, loaded, prompt_logprobs)
             if loaded.sampling:
                 self._network.logits(hidden_RE, self._logits_RV[: len(loaded.slots)])
-        back, event = self._back[self._turn]
-        self._turn = (self._turn + 1) % TURNS
-        choose = partial(self._choose, plan, loaded, back, event)
-        accepted = self._sampler.accepted
-        return DeviceStep(choose, event, back, loaded, plan, self._wait, prompt_logprobs, accepted, self._media.failures)
+        turn = self._turn
+        self._turn = (turn + 1) % _BACKS
+        choose = partial(self._choose, plan, loaded, turn)
+        back, accepted = self._backs[turn], self._sampler.accepted
+        return DeviceStep(choose, back, loaded, plan, self._wait, prompt_logprobs, accepted, self._media.failures)
 
     @torch.inference_mode()
-    def _choose(
-        self, plan: Plan, loaded: Loaded, back: Tensor, event: Event, edits: Edits
-    ) -> tuple[Pending | None, Guesses | None]:
+    def _choose(self, plan: Plan, loaded: Loaded, turn: int, edits: Edits) -> tuple[Pending | None, Guesses | None]:
         """Launch the choice of tokens behind the rows, the guesses of what follows them, and the way of both to the host."""
         pending = None
-        slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
-        num_rows = len(slots_R)
         if loaded.sampling:
-            owners = loaded.sampling if loaded.drafted is None else _owners(plan, loaded.sampling)
-            if edits.unwanted:
-                slots = [-1 if i in edits.unwanted else slot for i, slot in zip(owners, slots, strict=True)]
-                slots_R = self._sampler.slots(slots, num_rows)
-            first = {i: at for at, i in reversed(list(enumerate(owners)))} if edits.masked else {}
-            tokens_R = self._tokens_R[:num_rows]
-            masked = [first[at.row] + at.num_drafts for at in edits.masked]
-            logits_RV = self._logits_RV[:num_rows]
-            pending = self._sampler.sample(logits_RV, slots_R, slots, tokens_R, masked, edits.masks, loaded.drafted)
-            back[:num_rows].copy_(tokens_R, non_blocking=True)
+            choices = None if edits.unwanted or edits.masked or loaded.size is None else self._choices.get(loaded.size)
+            if choices is not None and self._sampler.is_plain(loaded.slots):
+                choices[turn].replay()
+            else:
+                pending = self._sample(plan, loaded, turn, edits)
         guesses = None if self._drafter is None else self._drafter.follow(plan, loaded.inputs, edits.unwanted)
+        event = self._backs[turn].event
         event.record()
         self._media.launched(event)
         return pending, guesses
+
+    def _sample(self, plan: Plan, loaded: Loaded, turn: int, edits: Edits) -> Pending | None:
+        """The choice of tokens where a recording does not do."""
+        slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
+        num_rows = len(slots_R)
+        owners = loaded.sampling if loaded.drafted is None else _owners(plan, loaded.sampling)
+        if edits.unwanted:
+            slots = [-1 if i in edits.unwanted else slot for i, slot in zip(owners, slots, strict=True)]
+            slots_R = self._sampler.slots(slots, num_rows)
+        first = {i: at for at, i in reversed(list(enumerate(owners)))} if edits.masked else {}
+        tokens_R = self._tokens_R[:num_rows]
+        masked = [first[at.row] + at.num_drafts for at in edits.masked]
+        logits_RV = self._logits_RV[:num_rows]
+        pending = self._sampler.sample(logits_RV, slots_R, slots, tokens_R, masked, edits.masks, loaded.drafted)
+        self._backs[turn].tokens_R[:num_rows].copy_(tokens_R, non_blocking=True)
+        return pending
+
+    def _choose_plainly(self, size: StepSize, inputs: StepInputs, turn: int) -> None:
+        """What `_choose` launches for rows that want nothing but a temperature."""
+        num_rows = size.num_logits
+        logits_RV, tokens_R = self._logits_RV[:num_rows], self._tokens_R[:num_rows]
+        self._sampler.choose(logits_RV, inputs.logit_slots_R, tokens_R, self._state.drafted(size, inputs))
+        self._backs[turn].tokens_R[:num_rows].copy_(tokens_R, non_blocking=True)
 
     def _forward(self, plan: Plan, loaded: Loaded, prompt_logprobs: dict[int, list[tuple[Pending, list[int]]]]) -> Tensor:
         """The stream of the rows that sample; fills `prompt_logprobs` for the rows that want all logits."""

@@ -179,12 +179,16 @@ class DeviceSampler:
         penalties and temperature.
         """
         lines_GW = None if masks is None or not masked else self._masks_to_device(masked, masks)
-        if self._wishes and not self._wishes.keys().isdisjoint(rows):
+        if not self.is_plain(rows):
             return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, lines_GW, drafted)
         if lines_GW is not None:
             self._kernels.mask(logits_RV, lines_GW)
-        self._choose(logits_RV, slots_R, out_tokens_R, drafted)
+        self.choose(logits_RV, slots_R, out_tokens_R, drafted)
         return None
+
+    def is_plain(self, rows: Sequence[int]) -> bool:
+        """Whether `choose` is all that `sample` would do for the slots `rows`, unless they have masks."""
+        return not self._wishes or self._wishes.keys().isdisjoint(rows)
 
     def accepted(self, slot: int, num_accepted: int) -> None:
         """So many guesses of the slot's drafted row were right."""
@@ -194,7 +198,7 @@ class DeviceSampler:
             if not wish.is_any():
                 del self._wishes[slot]
 
-    def _choose(
+    def choose(
         self,
         logits_RV: Tensor,
         slots_R: Tensor,
@@ -272,7 +276,7 @@ class DeviceSampler:
         thresholds_R = None
         if any(wish.is_filtered for _, wish in wishes):
             thresholds_R = self._kernels.thresholds(logits_RV, slots_R, self._params_SP)
-        self._choose(logits_RV, slots_R, out_tokens_R, drafted, thresholds_R, counts=is_penalised)
+        self.choose(logits_RV, slots_R, out_tokens_R, drafted, thresholds_R, counts=is_penalised)
         if not asking:
             return None
         num_top: list[int | None] = [None] * len(rows)

@@ -43,7 +43,10 @@ TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two und
 MAX_PROMPTS = 16  # prompt rows of a captured step
 GROUPED_ROWS = 8  # fewer decode rows are not looked through for common prefixes
 MAX_DRAFTED_TOKENS = 256  # tokens of decode rows in a step with guesses, unless there are more slots
-_INTAKE_PAGES = 64  # new pages that the recorded intake of a step has room for
+_INTAKE_PAGES = 256  # new pages that the recorded intake of a step has room for,
+_INTAKE_PARAMS = 16  # and slots with new sampling parameters
+_INTAKE_WORDS = 3 * _INTAKE_PAGES + _INTAKE_PARAMS * (PARAMS + 1)
+_STAGED = 2  # buffers of recorded intakes: a step is loaded when all but the last one are done
 _ALIGN = 4  # words: views into the buffer keep the 16-byte alignment that kernels were compiled for
 
 
@@ -205,7 +208,7 @@ class DeviceState:
         tokens = max(max_step_tokens + self.max_decode_rows, *(size.num_tokens for size in sizes), 0)
         most = (tokens, self.max_decode_rows, self.max_logits, self.max_logits, grouping)
         words = Layout(*most, is_drafted=True, has_rotary=self._media.has_rotary).end
-        words += max(3 * (num_slots * 2 + num_slots * pages), 3 * _INTAKE_PAGES) + num_slots * (PARAMS + 1) + 2 * num_slots
+        words += max(3 * (num_slots * 2 + num_slots * pages) + num_slots * (PARAMS + 1) + 2 * num_slots, _INTAKE_WORDS)
         where = device.torch_device
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
         self.last_token_S = torch.zeros(num_slots, dtype=torch.int32, device=where)
@@ -218,10 +221,10 @@ class DeviceState:
         self._pages: list[list[int]] = [[] for _ in range(num_slots)]
         self._fixed: dict[StepSize, tuple[Layout, StepInputs]] = {}  # of captured sizes without prompts
         self._device = device
-        self._intakes: dict[StepSize, Replay[None]] = {}
-        self._staged = device.pinned((words,), torch.int32)  # what they take in
-        self._staged_array: Array = self._staged.numpy()
-        self._staged_array.fill(-1)
+        self._intakes: dict[StepSize, list[Replay[None]]] = {}  # one for each buffer that they take in
+        self._staged = [device.pinned((words,), torch.int32).fill_(-1) for _ in range(_STAGED)]
+        self._staged_arrays: list[Array] = [staged.numpy() for staged in self._staged]
+        self._staged_turn = 0
         self._parts = _Parts(grouping, pool.page_size) if grouping is not None else None
         self.num_slots = num_slots
 
@@ -238,15 +241,17 @@ class DeviceState:
         self._captured = Sizes(sizes)
 
     def capture_intakes(self, sizes: Sequence[StepSize]) -> None:
-        """Record how the integers of steps with guesses reach the device, since it waits for them: launching a recording takes
-        half the time. Nothing is planned over such a step, so there is one buffer for all of them."""
+        """Record how the integers of captured steps reach the device: launching a recording takes a fraction of the time."""
+        is_warm = False
         for size in sizes:
-            if size.is_drafted and not size.num_prompt:
-                self._intakes[size] = self._device.capture(partial(self._take_in, self._layout(size)))
+            layout = self._layout(size)
+            takes = [partial(self._take_in, layout, staged) for staged in self._staged]
+            self._intakes[size] = [self._device.capture(take, is_warm=is_warm) for take in takes]
+            is_warm = True
 
-    def _take_in(self, layout: Layout) -> None:
-        end = layout.end + 3 * _INTAKE_PAGES
-        self._ints[:end].copy_(self._staged[:end], non_blocking=True)
+    def _take_in(self, layout: Layout, staged: Tensor) -> None:
+        end = layout.end + _INTAKE_WORDS
+        self._ints[:end].copy_(staged[:end], non_blocking=True)
         apply(
             self._ints,
             self.last_token_S,
@@ -256,8 +261,8 @@ class DeviceState:
             slots_at=layout.slots_at,
             pages_at=layout.end,
             num_pages=_INTAKE_PAGES,
-            params_at=0,
-            num_params=0,
+            params_at=layout.end + 3 * _INTAKE_PAGES,
+            num_params=_INTAKE_PARAMS,
         )
 
     def surplus_inputs(self, size: StepSize) -> StepInputs:
@@ -270,6 +275,10 @@ class DeviceState:
         if inputs.parts_PR is not None:
             inputs.parts_PR.fill_(-1)
         return inputs
+
+    def drafted(self, size: StepSize, inputs: StepInputs) -> DraftedRows | None:
+        """The guesses of a captured step's inputs, none of them known to the host."""
+        return DraftedRows([], Drafted(self._offsets(self._layout(size)), inputs.tokens_T)) if size.is_drafted else None
 
     def load(self, plan: Plan, params: Sequence[tuple[int, Sequence[int]]]) -> Loaded:
         """Bring the plan's integers to the device, in stream order. `params`: slot and sampling words of each admission."""
@@ -306,13 +315,14 @@ class DeviceState:
             layout = self._fixed[size][0] if size in self._fixed else self._layout(size)
             if size.num_decode != num_decode:
                 described, _ = self._describe(rows, prompts, size.num_decode)
-        is_small = len(entries) <= 3 * _INTAKE_PAGES and not params and not plan.copies
-        intake = self._intakes.get(size) if size is not None and is_small else None
-        if intake is None:
+        is_small = len(entries) <= 3 * _INTAKE_PAGES and len(params) <= _INTAKE_PARAMS and not plan.copies
+        intakes = self._intakes.get(size) if size is not None and is_small else None
+        if intakes is None:
             ints, array = self._turns[self._turn], self._arrays[self._turn]
             self._turn = (self._turn + 1) % TURNS
         else:
-            array = self._staged_array
+            intake, array = intakes[self._staged_turn], self._staged_arrays[self._staged_turn]
+            self._staged_turn = (self._staged_turn + 1) % _STAGED
         self._write_tokens(array, layout, laid_out, rows, prompts, described)
         if layout.has_rotary:
             self._write_rope(array, layout, laid_out, described)
@@ -327,15 +337,19 @@ class DeviceState:
         at = layout.end
         array[at : at + len(entries)] = entries
         at += len(entries)
-        if intake is not None:
-            array[at : layout.end + 3 * _INTAKE_PAGES] = -1
-            intake.replay()
-            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
-        params_at = at
+        if intakes is not None:
+            params_at = layout.end + 3 * _INTAKE_PAGES
+            array[at : layout.end + _INTAKE_WORDS] = -1
+        else:
+            params_at = at
+        at = params_at
         for slot, words in params:
             array[at] = slot
             array[at + 1 : at + 1 + PARAMS] = words
             at += PARAMS + 1
+        if intakes is not None:
+            intake.replay()
+            return self._loaded(layout, described, size, decode + prompts_sampling, slots, logit_tokens, offsets)
         copies_at, num_copies = at, len(plan.copies)
         if num_copies:
             array[at : at + num_copies] = [copy.src for copy in plan.copies]

@@ -10,9 +10,9 @@ pytest.importorskip("triton")
 import torch
 
 from bench.server import FAKE, config_of
-from bench.synthetic import SURE, Bench, Odds, RandomDrafter, decisions, sampler_by, tokens_per_step
+from bench.synthetic import SURE, Bench, Judge, Odds, RandomDrafter, decisions, tokens_per_step
 from streamserve.build import build
-from streamserve.engine.device_sampler import DraftedRows
+from streamserve.engine.device_sampler import DeviceSampler, DraftedRows
 from streamserve.engine.plan import Admission
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.host import Host
@@ -46,12 +46,12 @@ def test_a_guess_is_compared_with_the_row_before_the_one_that_it_feeds() -> None
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
-def test_the_sampler_takes_all_guesses_or_none(p: float) -> None:
+def test_all_guesses_are_taken_or_none(p: float) -> None:
     device = CUDA.find() or Host()
     where = device.torch_device
     params_SP = torch.full((SLOTS, 8), 0, dtype=torch.int32, device=where)
     last_token_S = torch.full((SLOTS,), -9, dtype=torch.int32, device=where)
-    sampler = sampler_by(Odds(p))(
+    sampler = DeviceSampler(
         device, vocab_size=V, eos_token_ids=frozenset({0}), max_rows=16, params_SP=params_SP, last_token_S=last_token_S
     )
     for slot in (1, 2):
@@ -64,6 +64,7 @@ def test_the_sampler_takes_all_guesses_or_none(p: float) -> None:
     as_ints = {name: torch.tensor(values, dtype=torch.int32, device=where) for name, values in (("o", offsets), ("f", fed))}
     drafted = DraftedRows(offsets, Drafted(as_ints["o"], as_ints["f"]))
     tokens_R = torch.full((5,), -9, dtype=torch.int32, device=where)
+    Judge(Odds(p)).decide(logits_RV, drafted)
     sampler.sample(logits_RV, torch.tensor(slots, dtype=torch.int32, device=where), slots, tokens_R, drafted=drafted)
     device.synchronize()
     assert tokens_R.tolist() == (best if p == 0.0 else [best[0], 21, 22, 23, best[4]])

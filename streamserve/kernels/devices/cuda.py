@@ -32,6 +32,15 @@ class Graph(Generic[T]):
         self._graph.replay()
 
 
+class Mark(torch.cuda.Event):
+    """An event of one GPU. Implements device.Event: torch asks in every call which device is meant, which takes as long again."""
+
+    index: int | None = None
+
+    def record(self, stream: Any = None) -> None:
+        super().record(torch.cuda.current_stream(self.index) if stream is None else stream)
+
+
 class CUDA:
     """One GPU. Implements device.Device. Make one per process: its graphs share a memory pool and a capture stream."""
 
@@ -76,8 +85,10 @@ class CUDA:
         """Give back to the driver what torch keeps for reuse."""
         torch.cuda.empty_cache()
 
-    def event(self) -> torch.cuda.Event:
-        return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    def event(self) -> Mark:
+        mark = Mark(blocking=True)  # type: ignore[no-untyped-call]
+        mark.index = self.torch_device.index
+        return mark
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)

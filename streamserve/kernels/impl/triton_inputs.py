@@ -47,10 +47,11 @@ def _apply(
     column = tl.load(entry + 1, mask=is_page, other=0)
     page = tl.load(entry + 2, mask=is_page, other=0)
     tl.store(page_table + line * table_width + column, page, mask=is_page)
-    # Sampling parameters: slot, then PARAMS words each.
+    # Sampling parameters: slot (-1: none), then PARAMS words each.
     is_word = i < num_params * PARAMS
     entry = ints + params_at + (i // PARAMS) * (PARAMS + 1)
-    owner = tl.load(entry, mask=is_word, other=0)
+    owner = tl.load(entry, mask=is_word, other=-1)
+    is_word &= owner >= 0
     word = tl.load(entry + 1 + i % PARAMS, mask=is_word, other=0)
     tl.store(params_SP + owner * PARAMS + i % PARAMS, word, mask=is_word)
 
