@@ -251,9 +251,17 @@ def test_prompts_never_stop_answers_on_a_cpu_unless_asked_to() -> None:
 def test_a_step_holds_what_makes_a_burst(billions: float, device: DeviceFacts, chunk: int | None) -> None:
     config = Config(scheduler=SchedulerConfig(max_decode_pause_ms=50, chunked_prefill_size=chunk))
     resolved = resolve(config, replace(MODEL, num_parameters=int(billions * 1e9)), device)
-    bursts = burst_limits(resolved)
-    assert bursts.max_pause_s == 0.05 and bursts.step_tokens is not None
-    assert 0 < bursts.tokens <= bursts.step_tokens <= resolved.chunked_prefill_size
+    bursts = burst_limits(resolved, on_gpu=device is not CPU)
+    assert bursts.max_pause_s == 0.05 and bursts.step_tokens is not None and bursts.ride_tokens is not None
+    assert 0 < bursts.step_tokens <= min(bursts.tokens, resolved.chunked_prefill_size) and 128 <= bursts.ride_tokens <= 1024
+
+
+def test_steps_of_a_gpu_stay_short_where_prompts_never_stop_answers() -> None:
+    config = Config(scheduler=SchedulerConfig(max_decode_pause_ms=0))
+    for billions, ride_tokens in ((0.6, 1024), (3.0, 512), (8.0, 192), (30.0, 128)):
+        model = replace(MODEL, num_parameters=int(billions * 1e9))
+        assert burst_limits(resolve(config, model, GPU), on_gpu=True).ride_tokens == ride_tokens
+    assert burst_limits(resolve(Config(), MODEL, CPU), on_gpu=False).ride_tokens is None
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])

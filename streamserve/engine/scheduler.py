@@ -274,9 +274,9 @@ class Scheduler:
     def _riding_budget(self, draft: Draft) -> int:
         """Prompt tokens of a step that has these decode rows."""
         num_decode = len(draft.rows)
-        most = max(self.limits.max_step_tokens - draft.num_tokens, self.cache.page_size)
         if not num_decode:
-            return most
+            return self._burst_budget()
+        most = max(self.limits.max_step_tokens - draft.num_tokens, self.cache.page_size)
         bursts = self.limits.bursts
         if self._pause.is_cut and self._has_tokens(bursts.tokens):
             return 0
@@ -284,7 +284,7 @@ class Scheduler:
             return 0
         if bursts.media_tokens is not None and self._has_media():
             return min(most, max(bursts.media_tokens, self.cache.page_size))
-        return most if bursts.ride_tokens is None else min(most, bursts.ride_tokens)
+        return bursts.riding(num_decode, most)
 
     def _has_media(self) -> bool:
         """Whether a prompt that is being computed has media, or the next one has."""
@@ -314,14 +314,14 @@ class Scheduler:
         return tokens >= least
 
     def _draw_burst(self, draft: Draft) -> None:
-        """Prompts alone, if they fill a step; else (pages are short, or prompts wait for each other) decode rows as well."""
+        """Prompts alone, if they fill half a step; else (pages are short, or prompts wait for each other) decode rows as well."""
         waits = self._waits_for_tokens()  # before new ones join them
         decoding = [r for r in self._running if r.can_answer and not (waits and r.planned != r.computed)]
-        budget = self._draw_prompt_chunks(draft, self._burst_budget())
+        most = self._burst_budget()
+        budget = self._draw_prompt_chunks(draft, most)
         self._admit(draft, budget)
-        num_tokens = draft.num_tokens
-        if num_tokens >= self.limits.bursts.tokens:
-            self._pause.goes_on(num_tokens, is_felt=bool(decoding))
+        if draft.num_tokens >= min(self.limits.bursts.tokens, most // 2):
+            self._pause.goes_on(is_felt=bool(decoding))
             return
         self._pause.ends()
         if not draft.rows:
@@ -334,7 +334,7 @@ class Scheduler:
                 self._draw_answer(draft, request, 1)
 
     def _burst_budget(self) -> int:
-        """Tokens of a step of a burst. A prompt that fills a step by itself gets one: long chunks are computed best whole."""
+        """Tokens of a step of prompts alone. A prompt that fills a step by itself gets one: computed best whole."""
         most = self.limits.max_step_tokens
         prompts = [len(request.tokens) - request.planned for request in self._running if request.is_in_prompt]
         if max((*prompts, *(len(request.tokens) for request in self._waiting)), default=0) >= most:

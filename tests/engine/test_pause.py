@@ -19,11 +19,9 @@ CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
 class Steps:
     """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
 
-    def __init__(
-        self, *, num_pages: int = 512, pause_s: float = PAUSE_S, min_pause_s: float | None = None, **bursts: float
-    ) -> None:
+    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S, **bursts: float) -> None:
         self.clock = VirtualClock()
-        given = BurstLimits(pause_s, min_pause_s=pause_s if min_pause_s is None else min_pause_s, run_s=RUN_S, tokens=BURST)
+        given = BurstLimits(pause_s, run_s=RUN_S, tokens=BURST)
         limits = Limits(16, CHUNK, frozenset(), replace(given, **bursts))  # type: ignore[arg-type]
         self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
@@ -77,16 +75,25 @@ def test_a_pause_ends_at_its_limit_and_decode_rows_have_a_run() -> None:
     assert seen == [(0, CHUNK)] * 4 + [(5, 0)] * 2 + [(0, CHUNK)] * 4 + [(9, 0)] * 2
 
 
-def test_a_burst_is_cut_when_half_of_it_is_done() -> None:
-    steps = Steps(pause_s=100.0, min_pause_s=0.5)
-    for _ in range(8):
+def test_what_is_left_of_a_burst_rides_along() -> None:
+    steps = Steps(pause_s=100.0, tokens=3 * CHUNK, ride_tokens=8)
+    for _ in range(5):
         steps.add(CHUNK)
-    # The first step holds nobody up. After four, half is done. What is left is not cut in half again.
-    assert [steps.step() for _ in range(5)] == [(0, CHUNK)] * 4 + [(4, 0)]
-    assert [steps.step() for _ in range(6)] == [(4, 0)] + [(0, CHUNK)] * 4 + [(8, 0)]
-    for _ in range(6):
-        steps.add(CHUNK)
-    assert [steps.step() for _ in range(4)] == [(0, CHUNK)] * 3 + [(11, 0)]
+    assert [steps.step() for _ in range(3)] == [(0, CHUNK)] * 3
+    # Three tokens for each answer. A prompt's last one, alone in its row, looks like an answer here.
+    seen = [steps.step() for _ in range(14)]
+    assert seen == [(3, 9)] * 7 + [(4, 8)] + [(4, 12)] * 4 + [(4, 8)] + [(5, 0)]
+
+
+def test_prompts_that_have_nobody_to_ride_with_go_in_steps_of_their_own() -> None:
+    steps = Steps(tokens=1000, step_tokens=32, ride_tokens=8)
+    for _ in range(3):
+        steps.add(32)
+    assert steps.step() == (0, 32), "the first need not wait for the last"
+    assert [steps.step() for _ in range(4)] == [(1, 8)] * 4
+    other = Steps(tokens=1000, step_tokens=32)
+    other.add(100)
+    assert other.step() == (0, CHUNK), "one that fills a step gets a whole one"
 
 
 def test_what_rides_along_is_limited() -> None:
