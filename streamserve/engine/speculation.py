@@ -43,11 +43,9 @@ PATIENCE = 64  # times that costs speak against likely guesses, before a try; tw
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
 NUM_WITHOUT = 3  # plans: the second plain step in a row is the first to be measured
-MAX_VAIN = 8  # looks for guesses in vain, before only one in
-LEFT_OUT = 4  # is made; in two, if there is one answer
-LOOK_S = 5e-6  # seconds of a look for an answer, on an ordinary host
-LOOK_ROWS = 4  # answers that all else about a look costs as much as
-LOOK_SHARE = 0.01  # of a step's time, which a look may take
+MAX_VAIN = 8  # looks for guesses in vain, before some are left out
+LOOK_S = 35e-6  # seconds of a look for an answer, its new tokens taken in, on an ordinary host
+LOOK_SHARE = 0.02  # of all steps' time, which looks in vain may take
 UNSEEN = 32  # steps for which a network's guesses are not looked at where they do not pay
 MEAN_RUN = 4.0  # steps with guesses that are expected to follow each other, before any did
 LEAST_RUN = 0.25  # and at least, whatever was seen
@@ -367,9 +365,10 @@ class Speculation:
         tokens, so those that are found a little later are most of them."""
         if self._num_vain < MAX_VAIN or self.drafter.num_wanted or self._num_refused > self._patience:
             return False
-        if LOOK_S * (LOOK_ROWS + num_rows) <= LOOK_SHARE * self.costs.plain(num_rows):
+        every = int(LOOK_S * num_rows / (LOOK_SHARE * self.costs.plain(num_rows)))
+        if every <= 1:
             return False
-        self._num_left_out = (self._num_left_out + 1) % min(LEFT_OUT, 1 + num_rows)
+        self._num_left_out = (self._num_left_out + 1) % min(every, 1 + num_rows)
         self._num_refused += self._are_refused and self._num_left_out > 0
         return self._num_left_out > 0
 
