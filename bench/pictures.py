@@ -35,6 +35,7 @@ from bench.load import Figures, Streams, ask, drive, failures, percentile, rando
 from bench.machine import machine, shown
 from bench.report import Result
 from bench.server import Server, split_arguments
+from bench.steps import Steps
 from streamserve.benchmark.answers import Answer
 from streamserve.benchmark.client import Ask
 
@@ -262,54 +263,6 @@ def beside(answers: Sequence[Answer], streams: Sequence[Answer], meter: Meter, *
         "cores": meter.cpu_s(begin_s, end_s) / (end_s - begin_s),
         "seconds": end_s - begin_s,
     }
-
-
-class Steps:
-    """Looks at the engine's steps all the while: the server keeps the last 600 (GET /engine/steps)."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._columns: list[str] = []
-        self._steps: list[tuple[float, list[float]]] = []  # when, by this process's clock
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> None:
-        last = 0
-        while not self._ends.wait(0.5):
-            found = self._server.get(f"/engine/steps?since={last}")
-            shift_s = time.perf_counter() - found["now_s"]
-            last, self._columns = found["last"], found["columns"]
-            at = self._columns.index("time_s")
-            self._steps += [(step[at] + shift_s, step) for step in found["steps"]]
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._ends.set()
-        self._thread.join()
-
-    def told(self, begin_s: float, end_s: float) -> list[str]:
-        """Of each kind of step between two moments: how many, and how long after the one before them they ended."""
-        kinds: dict[str, list[tuple[float, float, float]]] = {}
-        before_s = 0.0
-        for at_s, step in self._steps:
-            value = dict(zip(self._columns, step, strict=True))
-            if begin_s <= before_s and at_s < end_s:
-                most = next((most for most in (0, 64, 128, 256, 512, 1024) if value["prompt_tokens"] <= most), None)
-                rows = "answers" if value["decode_rows"] else "no answers"
-                prompts = "no prompt" if most == 0 else f"prompts <= {most}" if most else "prompts > 1024"
-                kind = f"{rows}, {prompts}{', guesses' if value['drafted'] else ''}{', an encode' if value['encodes'] else ''}"
-                kinds.setdefault(kind, []).append(((at_s - before_s) * 1e3, value["decode_rows"], value["prompt_tokens"]))
-            before_s = at_s
-        lines = []
-        for kind, found in sorted(kinds.items()):
-            ms, rows_of, tokens = zip(*found, strict=True)
-            lines.append(
-                f"{len(ms):5} steps: {kind}: {percentile(ms, 50):.1f} ms (p90 {percentile(ms, 90):.1f}), "
-                f"{sum(rows_of) / len(ms):.0f} answers, {sum(tokens) / len(ms):.0f} prompt tokens"
-            )
-        return lines
 
 
 class Bench:

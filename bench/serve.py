@@ -38,6 +38,7 @@ from bench.load import Figures, ask, completion, drive, failures, figures, rando
 from bench.machine import machine, shown, used_mib
 from bench.report import Result, table
 from bench.server import Server, random_range, split_arguments
+from bench.steps import Steps
 from streamserve.benchmark.client import Ask
 from streamserve.benchmark.texts import Ids, Words
 from streamserve.benchmark.workloads import mooncake_requests
@@ -84,8 +85,8 @@ NO_REUSE = "--disable-radix-cache"
 class Bench:
     """One model's servers and what they have shown."""
 
-    def __init__(self, model: str, flags: Sequence[str], result: Result) -> None:
-        self.model, self.flags, self.result = model, flags, result
+    def __init__(self, model: str, flags: Sequence[str], result: Result, *, tells_steps: bool = False) -> None:
+        self.model, self.flags, self.result, self.tells_steps = model, flags, result, tells_steps
         self.tokens = random_range(model)
         self._seed = 1000
 
@@ -104,8 +105,14 @@ class Bench:
     def run(self, workload: str, server: Server) -> None:
         """One round of a closed-loop workload."""
         load = LOADS[workload]
-        found = figures(drive(server.port, load.asks(server.model, self.tokens, self.next_seed()), at_once=load.at_once))
+        asks = load.asks(server.model, self.tokens, self.next_seed())
+        steps = Steps(server) if self.tells_steps else None
+        begin_s = time.perf_counter()
+        found = figures(drive(server.port, asks, at_once=load.at_once))
         self.add(workload, found)
+        if steps is not None:
+            steps.close()
+            print("", *steps.told(begin_s, time.perf_counter()), sep="\n    ", flush=True)
 
     def add(self, workload: str, found: Figures) -> None:
         """Keep a round's figures and show them."""
@@ -299,6 +306,7 @@ def main() -> None:
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
     parser.add_argument("--workloads", default="a,c64,c256,d,f")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", action="store_true", help="after each round, what steps there were and how long they took")
     parser.add_argument("--json", help="where to write all figures")
     parser.add_argument("--trace", type=Path, default=Path(__file__).parents[2] / "shared/data/mooncake_synthetic_trace.jsonl")
     parser.add_argument("--minutes", type=float, default=8.0, help="length of the replay")
@@ -314,7 +322,7 @@ def main() -> None:
     print(shown(found))
     flags += ["--load-format", args.load_format] if args.load_format != "auto" else []
     result = Result(Path(args.model).name, found, notes={"flags": flags, "command": sys.argv})
-    bench = Bench(args.model, flags, result)
+    bench = Bench(args.model, flags, result, tells_steps=args.steps)
     is_clean = True
     try:
         if "start" in names:
