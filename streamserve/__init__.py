@@ -41,33 +41,10 @@ if TYPE_CHECKING:  # the names below, for tools that read this file and do not r
     from streamserve.lang.runtime import Runtime
     from streamserve.llm import LLM, Engine, SamplingParams
 
-# Where each public name comes from.
+# Where public names come from that are not the language's own.
 _HOMES = {
     "streamserve.api.app": ("create_app",),
     "streamserve.errors": ("StreamServeError",),
-    "streamserve.lang": (
-        "assistant",
-        "assistant_begin",
-        "assistant_end",
-        "flush_cache",
-        "function",
-        "gen",
-        "gen_int",
-        "gen_string",
-        "get_server_info",
-        "global_config",
-        "image",
-        "select",
-        "separate_reasoning",
-        "set_default_backend",
-        "system",
-        "system_begin",
-        "system_end",
-        "user",
-        "user_begin",
-        "user_end",
-        "video",
-    ),
     "streamserve.lang.anthropic": ("Anthropic",),
     "streamserve.lang.choices": ("greedy_token_selection", "token_length_normalized", "unconditional_likelihood_normalized"),
     "streamserve.lang.endpoint": ("RuntimeEndpoint",),
@@ -117,12 +94,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, on its first use (PEP 562)."""
-    home = _HOME_OF.get(name)
-    if home is None:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(home), name)
+    found = globals()[name] = getattr(import_module(_HOME_OF.get(name, "streamserve.lang")), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *__all__})

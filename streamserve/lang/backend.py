@@ -4,6 +4,7 @@ Owns no behaviour. All methods of a back end run on the background loop (loops.p
 is frozen. Sampling follows SGLang's names (`gen` of its language, Zheng et al. 2023, arXiv 2312.07104).
 """
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
@@ -86,6 +87,7 @@ class ChoicesMethod(Protocol):
     def requires_unconditional_logprobs(self) -> bool:
         """Whether the choices must be scored without the prompt as well."""
 
+    @abstractmethod
     def __call__(
         self,
         *,

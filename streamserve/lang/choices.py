@@ -6,18 +6,20 @@ one's own is a subclass of ChoicesSamplingMethod.
 Every list has an entry per choice, in their order; what is said of a token is SGLang's triple: log-probability, token id, text.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from streamserve.errors import InvalidRequest
-from streamserve.lang.backend import Chosen
+from streamserve.lang.backend import ChoicesMethod, Chosen
 
 Entries = Sequence[Sequence[Any]]
+Rows = Sequence[Entries]
+Taken = tuple[int, dict[str, Any]]
 MAX_TEMPERATURE = 1e-5  # of a select, which samples nothing
 
 
-class ChoicesSamplingMethod(ABC):
+class ChoicesSamplingMethod(ChoicesMethod):
     """A way to choose. `requires_unconditional_logprobs`: the choices' tokens are scored without the prompt as well."""
 
     @property
@@ -25,7 +27,10 @@ class ChoicesSamplingMethod(ABC):
         """Whether unconditional_token_logprobs is needed; it is None where it is not."""
         return False
 
-    @abstractmethod
+
+class _Method(ChoicesSamplingMethod):
+    """One that is known here: `_take` says which, all say the same of the choices."""
+
     def __call__(
         self,
         *,
@@ -35,86 +40,65 @@ class ChoicesSamplingMethod(ABC):
         output_token_logprobs: Sequence[Entries],
         unconditional_token_logprobs: Sequence[Entries] | None = None,
     ) -> Chosen:
-        """The choice taken, and what there is to say of all of them."""
+        """See ChoicesMethod."""
+        taken, more = self._take(normalized_prompt_logprobs, input_token_logprobs, unconditional_token_logprobs)
+        meta = {
+            "normalized_prompt_logprobs": list(normalized_prompt_logprobs),
+            "input_token_logprobs": list(input_token_logprobs),
+            "output_token_logprobs": list(output_token_logprobs),
+        }
+        return Chosen(choices[taken], meta | more)
+
+    @abstractmethod
+    def _take(self, means: Sequence[float], inputs: Rows, alone: Rows | None) -> Taken:
+        """The place of the choice that is taken, and what there is to say beside what all methods say."""
 
 
-class TokenLengthNormalized(ChoicesSamplingMethod):
+class TokenLengthNormalized(_Method):
     """The choice whose tokens have the highest log-probability on average."""
 
-    def __call__(
-        self,
-        *,
-        choices: Sequence[str],
-        normalized_prompt_logprobs: Sequence[float],
-        input_token_logprobs: Sequence[Entries],
-        output_token_logprobs: Sequence[Entries],
-        unconditional_token_logprobs: Sequence[Entries] | None = None,
-    ) -> Chosen:
-        """See ChoicesSamplingMethod."""
-        meta = _meta(normalized_prompt_logprobs, input_token_logprobs, output_token_logprobs)
-        return Chosen(choices[_best(normalized_prompt_logprobs)], meta)
+    def _take(self, means: Sequence[float], inputs: Rows, alone: Rows | None) -> Taken:
+        return _best(means), {}
 
 
-class GreedyTokenSelection(ChoicesSamplingMethod):
+class GreedyTokenSelection(_Method):
     """The choice that greedy decoding would come to: of the first tokens the likeliest stay, of those the likeliest second ones,
     and so on. A choice that has ended goes on with its own mean, so that one that another begins with is not lost by that."""
 
-    def __call__(
-        self,
-        *,
-        choices: Sequence[str],
-        normalized_prompt_logprobs: Sequence[float],
-        input_token_logprobs: Sequence[Entries],
-        output_token_logprobs: Sequence[Entries],
-        unconditional_token_logprobs: Sequence[Entries] | None = None,
-    ) -> Chosen:
-        """See ChoicesSamplingMethod."""
-        rows = [[_value(entry) for entry in entries] for entries in input_token_logprobs]
+    def _take(self, means: Sequence[float], inputs: Rows, alone: Rows | None) -> Taken:
+        rows = [[_value(entry) for entry in entries] for entries in inputs]
         num_tokens = max(map(len, rows))
-        means = [mean_of(entries) for entries in input_token_logprobs]
-        padded = [row + [mean] * (num_tokens - len(row)) for row, mean in zip(rows, means, strict=True)]
-        left = list(range(len(choices)))
+        padded = [row + [mean_of(entries)] * (num_tokens - len(row)) for row, entries in zip(rows, inputs, strict=True)]
+        left = list(range(len(padded)))
         for place in range(num_tokens):
             best = max(padded[choice][place] for choice in left)
             left = [choice for choice in left if padded[choice][place] == best]
-        meta = _meta(normalized_prompt_logprobs, input_token_logprobs, output_token_logprobs)
-        return Chosen(choices[left[0]], {**meta, "greedy_logprob_matrix": padded})
+        return left[0], {"greedy_logprob_matrix": padded}
 
 
-class UnconditionalLikelihoodNormalized(ChoicesSamplingMethod):
+class UnconditionalLikelihoodNormalized(_Method):
     """The choice whose tokens the prompt makes likelier by the most, on average (Brown et al. 2020, arXiv 2005.14165, 2.4)."""
 
     @property
     def requires_unconditional_logprobs(self) -> bool:
-        """See ChoicesSamplingMethod."""
+        """See ChoicesMethod."""
         return True
 
-    def __call__(
-        self,
-        *,
-        choices: Sequence[str],
-        normalized_prompt_logprobs: Sequence[float],
-        input_token_logprobs: Sequence[Entries],
-        output_token_logprobs: Sequence[Entries],
-        unconditional_token_logprobs: Sequence[Entries] | None = None,
-    ) -> Chosen:
-        """See ChoicesSamplingMethod."""
-        if unconditional_token_logprobs is None:
+    def _take(self, means: Sequence[float], inputs: Rows, alone: Rows | None) -> Taken:
+        if alone is None:
             raise InvalidRequest(
                 "choices_method unconditional_likelihood_normalized needs the choices scored without the prompt, which this back "
                 "end cannot do; use another method",
                 param="choices_method",
             )
         gains = [
-            _mean([_value(with_prompt) - _value(alone) for with_prompt, alone in zip(entries, without, strict=True)])
-            for entries, without in zip(input_token_logprobs, unconditional_token_logprobs, strict=True)
+            _mean([_value(behind) - _value(bare) for behind, bare in zip(own, without, strict=True)])
+            for own, without in zip(inputs, alone, strict=True)
         ]
-        meta = _meta(normalized_prompt_logprobs, input_token_logprobs, output_token_logprobs)
-        more = {
-            "unconditional_token_logprobs": list(unconditional_token_logprobs),
+        return _best(gains), {
+            "unconditional_token_logprobs": list(alone),
             "normalized_unconditional_prompt_logprobs": gains,
         }
-        return Chosen(choices[_best(gains)], {**meta, **more})
 
 
 token_length_normalized = TokenLengthNormalized()
@@ -148,14 +132,6 @@ def healed(entries: Entries, prompt_ids: Sequence[int], start: int) -> list[Sequ
     while same < len(entries) and start + same < len(prompt_ids) and entries[same][1] == prompt_ids[start + same]:
         same += 1
     return list(entries[same:])
-
-
-def _meta(normalized: Sequence[float], inputs: Sequence[Entries], outputs: Sequence[Entries]) -> dict[str, Any]:
-    return {
-        "normalized_prompt_logprobs": list(normalized),
-        "input_token_logprobs": list(inputs),
-        "output_token_logprobs": list(outputs),
-    }
 
 
 def _value(entry: Sequence[Any]) -> float:
