@@ -225,7 +225,7 @@ def video(path: str, num_frames: int) -> Expression:
     return Video(path, num_frames)
 
 
-def turn(role: str, content: Part | None = None) -> Expression:
+def turn(role: str, content: Part | None = None) -> Chain:
     """A turn of that role, whole."""
     parts = () if content is None else parts_of(content)
     return Chain((RoleBegin(role, all(isinstance(part, Text) for part in parts)), *parts, RoleEnd(role)))

@@ -5,31 +5,19 @@ executor's.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal, overload
 
+from streamserve.lang.appending import Appending
 from streamserve.lang.executor import HIDDEN, Executor, SetVar
-from streamserve.lang.expressions import (
-    Expression,
-    Gen,
-    Part,
-    RoleBegin,
-    RoleEnd,
-    ScopeBegin,
-    ScopeEnd,
-    Select,
-    gen,
-    parts_of,
-    select,
-    turn,
-)
+from streamserve.lang.expressions import Expression, Gen, Select, gen, select
 from streamserve.lang.group import ProgramStateGroup
 from streamserve.lang.loops import arun, run
 from streamserve.lang.transcript import Live
 
 
-class ProgramState:
+class ProgramState(Appending):
     """`s` of a program. Appending never waits; `s["name"]` waits until the variable is there.
 
     In an `async def` program nothing may block: `await s.get("name")`, `await s.gen(...)`, `await s.async_text()` wait there.
@@ -42,34 +30,15 @@ class ProgramState:
         self.task: Any = None  # an async program that is streamed: kept alive
         self._hidden = count()
 
-    # Appending.
-
-    def __iadd__(self, other: Part) -> "ProgramState":
-        self.executor.push(*parts_of(other))
-        return self
-
-    def system(self, expr: Part | None = None) -> Any:
-        """A system message: `s.system("...")`, or `with s.system(): s += "..."`."""
-        return self._turn("system", expr)
-
-    def user(self, expr: Part | None = None) -> Any:
-        """A user's turn, either way."""
-        return self._turn("user", expr)
-
-    def assistant(self, expr: Part | None = None) -> Any:
-        """An assistant's turn, either way."""
-        return self._turn("assistant", expr)
-
-    def var_scope(self, name: str) -> AbstractContextManager[None]:
-        """What is appended inside becomes the variable `name`."""
-        return self._between(ScopeBegin(name), ScopeEnd(name))
-
     def set_var(self, name: str, value: Any) -> None:
         """Sets a variable, in its turn among what was appended."""
         self.executor.push(SetVar(name, value))
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.set_var(name, value)
+
+    def _push(self, *parts: Expression) -> None:
+        self.executor.push(*parts)
 
     # Reading, for functions that are no coroutines, and for whoever has the state of a program that is done.
 
@@ -237,23 +206,6 @@ class ProgramState:
 
     def __repr__(self) -> str:
         return f"ProgramState({self.executor.transcript.text!r})"
-
-    def _turn(self, role: str, expr: Part | None) -> Any:
-        if expr is not None:
-            whole = turn(role, expr)
-            self.executor.push(*parts_of(whole))
-            return whole
-        return self._between(RoleBegin(role), RoleEnd(role))
-
-    @contextmanager
-    def _between(self, begin: Expression, end: Expression) -> Iterator[None]:
-        self.executor.push(begin)
-        try:
-            yield
-        except Exception:  # a program that catches it goes on behind the end
-            self.executor.push(end)
-            raise
-        self.executor.push(end)
 
     async def _ask(self, node: Any) -> Any:
         """Appends a node and waits for its value, whether the user named it or not."""

@@ -11,21 +11,9 @@ from dataclasses import dataclass, field
 from inspect import iscoroutine
 from typing import Any
 
+from streamserve.lang.appending import Appending
 from streamserve.lang.executor import Executor
-from streamserve.lang.expressions import (
-    Expression,
-    Part,
-    RoleBegin,
-    RoleEnd,
-    ScopeBegin,
-    ScopeEnd,
-    Text,
-    defined_by,
-    gen,
-    parts_of,
-    select,
-    turn,
-)
+from streamserve.lang.expressions import Expression, RoleBegin, RoleEnd, Text, defined_by, gen, select
 from streamserve.lang.gates import MIN_PREFIX, gate_of
 from streamserve.lang.loops import run
 
@@ -74,7 +62,7 @@ class Trace:
         return "\n".join(self.lines())
 
 
-class Tracer:
+class Tracer(Appending):
     """Stands in for a ProgramState: it writes down, and answers with placeholders."""
 
     def __init__(self, *, only_prefix: bool = False) -> None:
@@ -112,28 +100,13 @@ class Tracer:
             _CURRENT.reset(before)
         return self
 
-    def __iadd__(self, other: Part) -> "Tracer":
-        self._add(*parts_of(other))
-        return self
-
-    def system(self, expr: Part | None = None) -> Any:
-        """As of a state."""
-        return self._turn("system", expr)
-
-    def user(self, expr: Part | None = None) -> Any:
-        """As of a state."""
-        return self._turn("user", expr)
-
-    def assistant(self, expr: Part | None = None) -> Any:
-        """As of a state."""
-        return self._turn("assistant", expr)
-
-    @contextmanager
-    def var_scope(self, name: str) -> Iterator[None]:
-        """As of a state."""
-        self._add(ScopeBegin(name))
-        yield
-        self._add(ScopeEnd(name))
+    def _push(self, *parts: Expression) -> None:
+        for part in parts:
+            if not isinstance(part, Text | RoleBegin | RoleEnd):
+                self._not_constant()
+            self.trace_.parts.append(part)
+        if len(self.trace_.parts) > MAX_NODES:
+            raise RuntimeError(f"the program appended {MAX_NODES} expressions without a model: it seems to wait for an answer")
 
     def set_var(self, name: str, value: Any) -> None:
         """As of a state."""
@@ -196,12 +169,12 @@ class Tracer:
 
     async def gen(self, name: str | None = None, *args: Any, **sampling: Any) -> Any:
         """As of a state."""
-        self._add(gen(name, *args, **sampling))
+        self._push(gen(name, *args, **sampling))
         return Placeholder(name or "")
 
     async def select(self, name: str | None = None, *args: Any, **options: Any) -> Any:
         """As of a state."""
-        self._add(select(name, *args, **options))
+        self._push(select(name, *args, **options))
         return Placeholder(name or "")
 
     async def async_text(self) -> str:
@@ -229,26 +202,12 @@ class Tracer:
         """As of a state."""
         yield self.fork(1)[0]
 
-    def _add(self, *parts: Expression) -> None:
-        for part in parts:
-            if not isinstance(part, Text | RoleBegin | RoleEnd):
-                self._not_constant()
-            self.trace_.parts.append(part)
-        if len(self.trace_.parts) > MAX_NODES:
-            raise RuntimeError(f"the program appended {MAX_NODES} expressions without a model: it seems to wait for an answer")
-
-    def _turn(self, role: str, expr: Part | None) -> Any:
-        if expr is not None:
-            whole = turn(role, expr)
-            self._add(*parts_of(whole))
-            return whole
-        return self._turn_scope(role)
-
     @contextmanager
-    def _turn_scope(self, role: str) -> Iterator[None]:
-        self._add(RoleBegin(role))
+    def _between(self, begin: Expression, end: Expression) -> Iterator[None]:
+        """Without the end where the program fails inside: no run of it goes on so."""
+        self._push(begin)
         yield
-        self._add(RoleEnd(role))
+        self._push(end)
 
     def _not_constant(self) -> None:
         if self._only_prefix:

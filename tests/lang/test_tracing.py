@@ -59,6 +59,19 @@ def test_a_short_beginning_or_one_that_ends_in_an_f_string_is_no_matter() -> Non
         formatted.trace()
 
 
+def test_a_turn_in_which_the_program_fails_without_arguments_stays_open() -> None:
+    backend = Scripted()
+
+    @function
+    def formatted(s: ProgramState, name: str) -> None:
+        with s.user():
+            s += LONG
+            s += f"Hello {name}"
+
+    formatted.cache(backend)
+    assert backend.prefixes == ["0user:" + LONG]
+
+
 def test_programs_called_in_a_trace_are_part_of_it() -> None:
     @function
     def outer(s: ProgramState) -> None:
