@@ -142,10 +142,10 @@ def _is_among(key: bytes, allowed: tuple[bytes, ...]) -> bool:
 
 def read_keys(server: ServerConfig, environ: Mapping[str, str]) -> ServerConfig:
     """Settings whose keys are the keys themselves: `@FILE` is replaced by what the file holds, one key a line, and a key that
-    stands in the environment (STREAMSERVE_API_KEY, STREAMSERVE_ADMIN_API_KEY) is taken in. Raises ConfigError."""
+    stands in the environment (STREAMSERVE_API_KEY, one or several, one a line; STREAMSERVE_ADMIN_API_KEY) is taken in. Raises
+    ConfigError."""
     given = [key for entry in server.api_key for key in _spelled_out(entry, "--api-key")]
-    if environ.get(ENVIRONMENT):
-        given += _spelled_out(environ[ENVIRONMENT], ENVIRONMENT)
+    given += [key for entry in environ.get(ENVIRONMENT, "").splitlines() for key in _spelled_out(entry, ENVIRONMENT)]
     admin = server.admin_api_key if server.admin_api_key is not None else environ.get(ADMIN_ENVIRONMENT) or None
     admins = [] if admin is None else _spelled_out(admin, "--admin-api-key")
     if len(admins) > 1:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 from weakref import finalize
 
+from streamserve.config import ServerConfig
 from streamserve.errors import StartError
 from streamserve.lang import loops
 from streamserve.lang.backend import Prompt
@@ -25,7 +26,7 @@ from streamserve.sglang_flags import arguments_of
 
 NUM_LAST_LINES = 20  # of its output, for an error
 STOP_WAIT_S = 10.0
-KEY = "STREAMSERVE_API_KEY"
+KEY, ADMIN_KEY = "STREAMSERVE_API_KEY", "STREAMSERVE_ADMIN_API_KEY"
 # The child's own: its standard input ends when this process does, however that comes. Nothing is ever written there.
 _WATCHED = """
 import os, signal, sys, threading, time
@@ -59,15 +60,14 @@ class Runtime:
         **settings: Any,
     ) -> None:
         given = {"port": 0, **settings, "model_path": model_path, "log_level": log_level, "log_format": "json"}
-        environment = dict(os.environ)
-        if isinstance(given.get("api_key"), str):
-            environment[KEY] = given.pop("api_key")  # a command line can be read by everybody
+        environment = {**os.environ, **_secrets(given)}
         self._child = _Child([sys.executable, "-c", _WATCHED, *arguments_of(given)], environment)
         self._finalizer = finalize(self, self._child.stop)
+        self._drain_s = float(settings.get("drain_timeout_s", ServerConfig().drain_timeout_s))
         self.url = self._child.ready(launch_timeout)
         self.endpoint = RuntimeEndpoint(
             self.url,
-            api_key=_first_key(given.get("api_key") or [environment.get(KEY)]),
+            api_key=_first_key(environment.get(ADMIN_KEY) or environment.get(KEY)),  # an operator's opens every route
             verify=False if settings.get("ssl_certfile") else None,
             chat_template_name=chat_template_name,
         )
@@ -137,11 +137,15 @@ class Runtime:
         loops.run(self.endpoint.flush_cache())
 
     def shutdown(self) -> None:
-        """Ends the server, and waits until it has. Twice is once."""
+        """Ends the server, and waits until it has: it lets running requests end, for at most its `drain_timeout_s`. Ctrl+C in
+        the meantime ends it at once, and so does dropping a Runtime without a word. Twice is once."""
         if self._finalizer.alive:
-            with contextlib.suppress(Exception):
-                loops.run(self.endpoint.aclose())
-            self._finalizer()
+            try:
+                self._child.drain(self._drain_s + STOP_WAIT_S)
+            finally:
+                self._finalizer()
+                with contextlib.suppress(Exception):
+                    loops.run(self.endpoint.aclose())
 
     def __enter__(self) -> "Runtime":
         """For a with block, at whose end the server ends."""
@@ -193,6 +197,13 @@ class _Child:
             raise StartError(f"the server was not ready within {timeout_s:g} s; it last said:\n{said}")
         raise StartError(f"the server ended before it was ready (exit code {self._process.returncode}); it last said:\n{said}")
 
+    def drain(self, wait_s: float) -> None:
+        """Tells it to end when it has nothing to do, and waits for that; no longer than `wait_s`."""
+        if os.getpid() == self._owner:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(wait_s)
+
     def stop(self) -> None:
         """Ends it, and waits until it has ended."""
         process = self._process
@@ -234,11 +245,21 @@ class _Child:
                 print(line, file=sys.stderr)
 
 
-def _first_key(keys: Sequence[str | None]) -> str | None:
-    """What a client of the server sends. A key @FILE is the first one in there."""
-    key = keys[0]
+def _secrets(settings: dict[str, Any]) -> dict[str, str]:
+    """Keys, taken out of the settings, as environment variables: a command line can be read by everybody."""
+    found: dict[str, str] = {}
+    for name, variable in (("api_key", KEY), ("admin_api_key", ADMIN_KEY)):
+        keys = settings.pop(name, None)
+        if keys is not None:
+            found[variable] = "\n".join(map(str, keys if isinstance(keys, list | tuple) else [keys]))
+    return found
+
+
+def _first_key(keys: str | None) -> str | None:
+    """What a client of the server sends, of keys one a line. A key @FILE is the first one in there."""
+    key = keys.splitlines()[0] if keys else None
     if key is None or not key.startswith("@"):
-        return key or None
+        return key
     lines = (line.strip() for line in Path(key[1:]).read_text(encoding="utf-8").splitlines())
     return next(line for line in lines if line and not line.startswith("#"))
 

@@ -115,8 +115,8 @@ async def test_operators_routes_ask_for_the_admin_key_where_there_is_one(
 def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# of the team\nfirst\n\n  second  \n  # third\n", encoding="utf-8")
-    given = read_keys(ServerConfig(api_key=("zero", f"@{file}")), {"STREAMSERVE_API_KEY": "third"})
-    assert given.api_key == ("zero", "first", "second", "third")
+    given = read_keys(ServerConfig(api_key=("zero", f"@{file}")), {"STREAMSERVE_API_KEY": "third\nfourth"})
+    assert given.api_key == ("zero", "first", "second", "third", "fourth")
     assert given.admin_api_key is None
     assert read_keys(ServerConfig(), {"STREAMSERVE_ADMIN_API_KEY": "root"}).admin_api_key == "root"
     assert read_keys(ServerConfig(admin_api_key="flag"), {"STREAMSERVE_ADMIN_API_KEY": "root"}).admin_api_key == "flag"

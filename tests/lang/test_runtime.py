@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from streamserve.errors import StartError
 from streamserve.lang import loops
 from streamserve.lang.backend import Prompt, Sampling
+from streamserve.lang.endpoint import RuntimeEndpoint
 from streamserve.lang.runtime import Runtime
 
 
@@ -69,11 +71,28 @@ def test_start_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_keys_are_known_to_the_endpoint_and_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keys").write_text("# ours\ns3cret\nother\n")
-    for key in ("s3cret", f"@{tmp_path / 'keys'}", None):
+    for key in ("s3cret", ["s3cret", "other"], f"@{tmp_path / 'keys'}", None):
         monkeypatch.setenv("STREAMSERVE_API_KEY", "s3cret" if key is None else "elsewhere")
-        with Runtime(fake=True, api_key=key) as runtime:
+        with Runtime(fake=True, api_key=key, admin_api_key="b0ss") as runtime:
             assert runtime.detokenize(runtime.tokenize("hello")) == "hello"
-            assert b"s3cret" not in Path(f"/proc/{runtime.pid}/cmdline").read_bytes()
+            runtime.flush_cache()  # which the operator's key alone may
+            if isinstance(key, list):
+                assert RuntimeEndpoint(runtime.url, api_key="other").get_model_name()
+            words = Path(f"/proc/{runtime.pid}/cmdline").read_bytes()
+            assert b"s3cret" not in words and b"b0ss" not in words
+
+
+@pytest.mark.parametrize(("drain_s", "end"), [(60, "length"), (0, "abort")])
+def test_a_shutdown_lets_what_runs_end_within_the_drain_time(drain_s: float, end: str) -> None:
+    runtime = Runtime(fake=True, fake_step_ms=2, drain_timeout_s=drain_s)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(runtime.generate, "hello", {"max_new_tokens": 600, "ignore_eos": True})
+        while not (asked.done() or runtime.get_server_info()["internal_states"][0]["running"]):
+            time.sleep(0.01)
+        runtime.shutdown()
+        answer = asked.result()
+    assert isinstance(answer, dict) and answer["meta_info"]["finish_reason"]["type"] == end
+    assert not is_alive(runtime.pid)
 
 
 def test_a_server_goes_on_when_its_process_is_interrupted_or_shuts_its_ears() -> None:
