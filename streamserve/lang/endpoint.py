@@ -55,7 +55,7 @@ class Native:
         """See Backend."""
         answer = await self._ask(await self._body(prompt, sampling))
         choices = answer if isinstance(answer, list) else [answer]
-        return [Piece(choice["text"], choice["meta_info"]) for choice in choices]
+        return [Piece("" if _only_looks(sampling) else choice["text"], choice["meta_info"]) for choice in choices]
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See Backend."""
@@ -71,7 +71,7 @@ class Native:
                 text: str = event["text"]
                 if not known.shows_template:  # SGLang's server repeats the text in each event
                     text, num_shown = text[num_shown:], len(text)
-                yield Piece(text, event["meta_info"])
+                yield Piece("" if _only_looks(sampling) else text, event["meta_info"])
 
     async def choose(self, prompt: Prompt, choices: Sequence[str], temperature: float, method: ChoicesMethod) -> Chosen:
         """See Backend. The prompt is computed once; all choices are scored behind it, side by side."""
@@ -159,10 +159,10 @@ class Native:
 
     async def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         known = await self._learned()
-        body = {
-            **await self._given(prompt),
-            "sampling_params": {**known.sampling, **sampling_params(sampling)},
-        }
+        params = {**known.sampling, **sampling_params(sampling)}
+        if _only_looks(sampling):
+            params["max_new_tokens"] = 1
+        body = {**await self._given(prompt), "sampling_params": params}
         for name in ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs"):
             if (value := getattr(sampling, name)) is not None:
                 body[name] = value
@@ -218,6 +218,11 @@ class RuntimeEndpoint(Native):
     def get_server_info(self) -> dict[str, Any]:
         """What the server says of itself, waited for."""
         return loops.run(self.server_info())
+
+
+def _only_looks(sampling: Sampling) -> bool:
+    """No token is wanted, but how likely the next ones are: SGLang's way to see that. One is sampled, and not appended."""
+    return sampling.max_tokens == 0 and sampling.return_logprob is True
 
 
 def sampling_params(sampling: Sampling) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -78,6 +79,19 @@ async def test_answers_streams_and_choices_come_with_their_meta(native: RuntimeE
     assert stopped[0].meta["finish_reason"]["matched"] == r"f\w+" and stopped[0].text.endswith("brown ")
     scored = await native.generate(prompt, Sampling(max_tokens=3, return_logprob=True, logprob_start_len=0))
     assert len(scored[0].meta["input_token_logprobs"]) == 5
+
+
+async def test_a_look_at_what_may_come_appends_nothing(native: RuntimeEndpoint) -> None:
+    said = Sampling(max_tokens=1, return_logprob=True, top_logprobs_num=1, return_text_in_logprobs=True)
+    look = replace(said, max_tokens=0)
+    (first,) = await native.generate(Prompt("look"), said)
+    (piece,) = await native.generate(Prompt("look"), look)
+    *_, last = [piece async for piece in native.stream(Prompt("look"), look)]
+    assert (first.text, piece.text, last.text) == (first.meta["output_token_logprobs"][0][2], "", "")
+    for name in ("output_token_logprobs", "output_top_logprobs"):
+        assert len(first.meta[name]) == 1 and piece.meta[name] == last.meta[name] == first.meta[name]
+    (nothing,) = await native.generate(Prompt("look"), Sampling(max_tokens=0))
+    assert nothing.text == "" and nothing.meta["completion_tokens"] == 0
 
 
 async def test_types_and_forms_are_kept_to(native: RuntimeEndpoint) -> None:
