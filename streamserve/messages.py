@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace as replaced
 
 from streamserve.errors import InvalidRequest
 
@@ -282,24 +283,23 @@ class Delta(Struct, frozen=True, gc=False):
 
     @staticmethod
     def merged(deltas: Sequence["Delta"]) -> "Delta":
-        """Deltas that followed each other (at least one) as one."""
+        """Deltas that followed each other (at least one) as one. What is not joined is as the last one says."""
         last = deltas[-1]
         if len(deltas) == 1:
             return last
-        return Delta(
-            token_ids=tuple([token for delta in deltas for token in delta.token_ids]),
+        token_ids: list[int] = []
+        is_plain = True  # as nearly always: nothing but tokens is to be joined
+        for delta in deltas:
+            token_ids += delta.token_ids
+            if delta.logprobs or delta.accepted or delta.jumped or delta.queued_s or delta.prompt_logprobs is not None:
+                is_plain = False
+        if is_plain:
+            return replaced(last, token_ids=tuple(token_ids))
+        return replaced(
+            last,
+            token_ids=tuple(token_ids),
             logprobs=tuple([entry for delta in deltas for entry in delta.logprobs]),
             prompt_logprobs=next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None),
-            num_cached_tokens=last.num_cached_tokens,
-            finish_reason=last.finish_reason,
-            matched_stop=last.matched_stop,
-            error=last.error,
-            num_jumped=last.num_jumped,
-            num_thought=last.num_thought,
-            is_grammar_error=last.is_grammar_error,
-            num_computed=last.num_computed,
-            num_drafted=last.num_drafted,
-            num_accepted=last.num_accepted,
             accepted=_joined_marks([(delta.accepted, len(delta.token_ids)) for delta in deltas]),
             queued_s=max([delta.queued_s for delta in deltas]),
             jumped=_joined_marks([(delta.jumped, len(delta.token_ids)) for delta in deltas]),

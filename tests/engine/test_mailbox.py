@@ -1,9 +1,12 @@
 """The mailbox: nothing is lost or reordered, waiting ends when it should, and a reader that is away costs one delta."""
 
 import asyncio
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from streamserve.engine.client import MAX_PENDING, Mailbox, collect
 from streamserve.messages import Delta, FinishReason, TokenLogprobs
@@ -28,6 +31,48 @@ async def test_what_nobody_took_comes_as_one_delta(count: int) -> None:
     for delta in deltas(count):
         mailbox.put_nowait(delta)
     assert_whole(await mailbox.get(), count)
+
+
+def random_delta(rng: random.Random, *, is_bare: bool) -> Delta:
+    ids = tuple(rng.choices(range(50), k=rng.randrange(4)))
+    names = ("num_cached_tokens", "num_jumped", "num_thought", "num_computed", "num_drafted")
+    counts: dict[str, Any] = {name: rng.randrange(9) for name in names}
+    if is_bare:
+        return Delta(ids, **counts)
+    return Delta(
+        ids,
+        tuple(TokenLogprobs(id, -1.0) for id in ids) if rng.random() < 0.5 else (),
+        rng.choice([None, (), (None, TokenLogprobs(1, -2.0))]),
+        finish_reason=rng.choice([None, FinishReason.LENGTH]),
+        matched_stop=rng.choice([None, 7]),
+        error=rng.choice([None, "no"]),
+        is_grammar_error=rng.random() < 0.5,
+        num_accepted=rng.randrange(9),
+        accepted=tuple(rng.random() < 0.5 for _ in ids) if rng.random() < 0.5 else (),
+        queued_s=rng.choice([0.0, 0.5]),
+        jumped=tuple(rng.random() < 0.5 for _ in ids) if rng.random() < 0.5 else (),
+        **counts,
+    )
+
+
+def test_merging_loses_nothing_and_takes_the_rest_from_the_last() -> None:
+    rng = random.Random(4)
+    for number in range(600):
+        parts = [random_delta(rng, is_bare=number % 3 == 0 or rng.random() < 0.6) for _ in range(rng.randrange(1, 6))]
+        before = [replace(part) for part in parts]
+        whole = Delta.merged(parts)
+        assert parts == before
+        assert whole.token_ids == sum([part.token_ids for part in parts], ())
+        assert whole.logprobs == sum([part.logprobs for part in parts], ())
+        assert whole.queued_s == max(part.queued_s for part in parts)
+        given = [part.prompt_logprobs for part in parts if part.prompt_logprobs is not None]
+        assert whole.prompt_logprobs == (given[0] if given else None)
+        for name in ("accepted", "jumped"):
+            marks = [getattr(part, name) or (False,) * len(part.token_ids) for part in parts]
+            assert getattr(whole, name) == (sum(marks, ()) if any(getattr(part, name) for part in parts) else ())
+        joined = {"token_ids", "logprobs", "queued_s", "prompt_logprobs", "accepted", "jumped"}
+        for name in set(Delta.__struct_fields__) - joined:
+            assert getattr(whole, name) == getattr(parts[-1], name), name
 
 
 async def test_prompt_logprobs_survive_merging() -> None:
