@@ -5,10 +5,12 @@ Owns its vocabulary. Knows nothing of models.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from streamserve.errors import InvalidRequest
 from streamserve.text.model import TextModel
 from streamserve.text.template import ChatTemplate
+from streamserve.text.tokenizer import WholeTexts
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = 256, 257, 258
 _CONTROL = {"<|endoftext|>": END_OF_TEXT, "<|im_start|>": START_OF_TURN, "<|im_end|>": END_OF_TURN}
@@ -57,6 +59,11 @@ class ByteTokenizer:
     def token_bytes(self, id: int) -> bytes:
         """See Tokenizer."""
         return bytes((id,)) if 0 <= id < 256 else _CONTROL_TEXT.get(id, "").encode()
+
+    @cached_property
+    def whole_texts(self) -> WholeTexts:
+        """See Tokenizer."""
+        return WholeTexts(self)
 
     def id_to_text(self, id: int) -> str:
         """See Tokenizer."""

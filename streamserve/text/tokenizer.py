@@ -72,6 +72,11 @@ class Tokenizer(Protocol):
         """Exact bytes of a token; of a control token its text. Empty for an id that is not in the vocabulary."""
         ...
 
+    @property
+    def whole_texts(self) -> Mapping[int, str | None]:
+        """By id, for every id, the text of a token that is neither a control token nor a part of a character; else None."""
+        ...
+
     def id_to_text(self, id: int) -> str:
         """A token's bytes as text, for display: half a character shows as U+FFFD."""
         ...
@@ -83,6 +88,21 @@ class Tokenizer(Protocol):
     def to_json(self) -> str | None:
         """The tokenizer as the `tokenizers` library writes it (tokenizer.json); None when it is no tokenizer of that library."""
         ...
+
+
+class WholeTexts(dict[int, str | None]):
+    """See Tokenizer.whole_texts. Filled as tokens are met: the same value from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, id: int) -> str | None:
+        try:
+            text = None if self._tokenizer.is_special(id) else self._tokenizer.token_bytes(id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[id] = text
+        return text
 
 
 def read_source(path: Path) -> TextSource:
@@ -116,6 +136,7 @@ class FastTokenizer:
         self.strips_leading_space = self._spelling.strips_leading_space
         self.control_pattern = _any_of(added[id].content for id in self._special)
         self._bytes: list[bytes | None] = [None] * self.vocab_size  # filled as tokens are met; same value from any thread
+        self.whole_texts = WholeTexts(self)
         self._anchor = self._find_anchor()
 
     def encode(
@@ -200,9 +221,10 @@ class _Spelling:
     def bytes_of(self, piece: str) -> bytes:
         """Bytes of an ordinary piece of the vocabulary."""
         if self._byte_of is not None:
-            if all(letter in self._byte_of for letter in piece):
-                return bytes(self._byte_of[letter] for letter in piece)
-            return piece.encode()
+            try:
+                return bytes([self._byte_of[letter] for letter in piece])
+            except KeyError:
+                return piece.encode()
         if self._has_byte_pieces and (match := _BYTE_PIECE.fullmatch(piece)):
             return bytes.fromhex(match[1])
         return piece.replace("▁", " ").encode()

@@ -1,5 +1,6 @@
 """Text of an answer while its tokens arrive."""
 
+import random
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def test_text_is_that_of_one_whole_decode_however_tokens_are_grouped(text: bytes
     assert "".join(pieces(BYTES, groups)) == whole_text(text)
 
 
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from([*b"a !\x80\xff", *"🦙é世".encode(), *range(256, 263)]), max_size=24),
+    st.lists(st.integers(0, 24), max_size=10),
+    st.booleans(),
+    st.frozensets(st.sampled_from([END_OF_TURN, 256]), max_size=2),
+)
+def test_control_tokens_between_parts_of_characters_change_nothing(
+    ids: list[int], cuts: list[int], skip: bool, shows: frozenset[int]
+) -> None:
+    visible = [id for id in ids if not (skip and BYTES.is_special(id)) or id in shows]
+    borders = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+    detokenizer = Detokenizer(BYTES, skip_special_tokens=skip, shows=shows)
+    shown = [detokenizer.push(ids[start:end]) for start, end in pairwise(borders)]
+    assert "".join(shown) + detokenizer.finish() == whole_text(b"".join(map(BYTES.token_bytes, visible)))
+
+
 def test_character_is_shown_once_and_only_when_whole(smollm: TextModel) -> None:
     text = "žluťoučký 🦙 世界 👩‍👩‍👧"
     ids = smollm.tokenizer.encode(text)
@@ -100,3 +118,13 @@ def test_sentencepiece_answer_is_what_its_text_adds_to_the_prompt(sentencepiece:
     whole = sentencepiece.decode([*prompt_ids, *ids])
     assert whole == prompt + answer
     assert "".join(pieces(sentencepiece, [[id] for id in ids], tuple(prompt_ids))) == whole[len(prompt) :]
+
+
+def test_sentencepiece_answer_does_not_depend_on_how_tokens_are_grouped(sentencepiece: Tokenizer) -> None:
+    rng = random.Random(3)
+    for _ in range(300):
+        ids = rng.choices(range(sentencepiece.vocab_size), k=rng.randrange(1, 12))
+        start = tuple(rng.choice([[], [1], sentencepiece.encode("the")]))
+        cut = rng.randrange(len(ids) + 1)
+        one_by_one = "".join(pieces(sentencepiece, [[id] for id in ids], start))
+        assert "".join(pieces(sentencepiece, [ids[:cut], ids[cut:]], start)) == one_by_one

@@ -72,6 +72,22 @@ def test_control_tokens_are_known_and_hidden(smollm: TextModel) -> None:
 
 def test_ids_outside_the_vocabulary_are_no_text(smollm: TextModel) -> None:
     assert [smollm.tokenizer.token_bytes(id) for id in (-1, 49152, 10**9)] == [b"", b"", b""]
+    assert [smollm.tokenizer.whole_texts[id] for id in (-1, 49152, 10**9)] == ["", "", ""]
+
+
+def test_whole_texts_are_those_of_all_tokens_but_control_tokens_and_parts_of_characters(smollm: TextModel) -> None:
+    tokenizer = smollm.tokenizer
+    num_parts = 0
+    for id in range(tokenizer.vocab_size):
+        data, text = tokenizer.token_bytes(id), tokenizer.whole_texts[id]
+        assert tokenizer.whole_texts[id] == text
+        if text is not None:
+            assert text.encode() == data and not tokenizer.is_special(id)
+        elif not tokenizer.is_special(id):
+            num_parts += 1
+            with pytest.raises(UnicodeDecodeError):
+                data.decode()
+    assert num_parts > 100 and tokenizer.whole_texts[tokenizer.encode("<|im_end|>")[0]] is None
     assert smollm.tokenizer.decode([-1, 49152, 28120]) == smollm.tokenizer.decode([28120])
 
 
