@@ -32,12 +32,13 @@ class StopStrings:
     `matched` is the stop string found, else None. With `include_stop` the stop string is part of the text.
     """
 
-    __slots__ = ("_held", "_include_stop", "_stops", "matched")
+    __slots__ = ("_first_letters", "_held", "_include_stop", "_stops", "matched")
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         if "" in stops:
             raise InvalidRequest("stop holds an empty string; each stop string needs at least one character", param="stop")
         self._stops = sorted(set(stops), key=len)
+        self._first_letters = frozenset(stop[0] for stop in stops)
         self._include_stop = include_stop
         self._held = ""
         self.matched: str | None = None
@@ -46,6 +47,8 @@ class StopStrings:
         """Text that is certainly before any stop string, and the stop string if one is complete. After a match: nothing."""
         if self.matched is not None:
             return "", self.matched
+        if not self._held and self._first_letters.isdisjoint(text):
+            return text, None  # as nearly always: no stop string begins here
         self._held += text
         return self._take(may_grow=True)
 
