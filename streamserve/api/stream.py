@@ -191,6 +191,7 @@ class Choice:
         "_call",
         "_detokenizer",
         "_is_first",
+        "_is_plain",
         "_last",
         "_num_cut",
         "_reader",
@@ -213,6 +214,7 @@ class Choice:
         self._call = call
         self._stops = stops_in(call.stops, call.stop_patterns, include_stop=call.keeps_stop)
         self._is_first = True
+        self._is_plain = False  # begun, and nothing but text is made of its tokens
         self.index = index
         self.prompt = call.prompts[index // call.n]
         reading = call.reading
@@ -272,7 +274,12 @@ class Choice:
 
     def take(self, delta: Delta) -> Piece:
         """Turn what arrived into text. Raises StepFailed or GrammarFailed when the engine ended this request with an error."""
-        piece = Piece(self.index)
+        if self._is_plain and delta.finish_reason is None and delta.token_ids:  # as nearly always
+            self._last = delta
+            token_ids = delta.token_ids
+            self.num_tokens += len(token_ids)
+            return Piece(self.index, self._detokenizer.push(token_ids), token_ids, delta.logprobs)
+        call, piece = self._call, Piece(self.index)
         if delta.finish_reason is None:
             if not delta.token_ids:
                 piece.progress = Progress(self.index, delta.num_computed, len(self.prompt.token_ids), delta.num_cached_tokens)
@@ -280,7 +287,7 @@ class Choice:
         else:
             if delta.finish_reason is FinishReason.ERROR:
                 self.is_finished = True
-                message, guidance = delta.error or "the engine failed this request", self._call.guidance
+                message, guidance = delta.error or "the engine failed this request", call.guidance
                 if delta.is_grammar_error and guidance is not None:
                     raise GrammarFailed(message, param=guidance.param)
                 raise StepFailed(message)
@@ -289,12 +296,13 @@ class Choice:
         self._last = delta
         if self._is_first:
             self._is_first = False
+            self._is_plain = not (call.reading or call.stops or call.stop_patterns or call.drops_output or call.wants_marks)
             self.queued_s = delta.queued_s
             piece.prompt = self.prompt
             piece.prompt_logprobs = delta.prompt_logprobs
-        if self._call.drops_output:
+        if call.drops_output:
             self._drop(piece)
-        elif self._call.wants_marks:
+        elif call.wants_marks:
             self._take_marked(delta, piece)
         else:
             self._take(delta, piece)
@@ -526,6 +534,11 @@ class Pace:
         self._num_streams += 1
         return self._num_streams * 0.6180339887 % 1.0
 
+    @property
+    def has_pauses(self) -> bool:
+        """Whether there is an interval."""
+        return self._interval_s > 0
+
     def pause_s(self, phase: float) -> float:
         """How long a stream that has just sent should let its tokens merge; 0 without an interval."""
         interval_s = self._interval_s
@@ -644,7 +657,7 @@ class Run:
     async def _pump(self, choice: Choice, emit: Emit) -> None:
         """The path of every token. A turn runs as a plain call of the event loop's; this task only waits where it has to."""
         mailbox, watch, answers, pace = await self._submitted(choice), self._watch, self._answers, self._pace
-        phase = pace.new_phase()
+        phase, has_pauses = pace.new_phase(), pace.has_pauses
         last_s = self._started_s
         texts: list[str] = []
         token_ids: list[int] = []
@@ -683,8 +696,8 @@ class Run:
             if waits_for is not None or choice.is_finished:
                 mailbox.listen(None)
                 handover.set_result(waits_for)
-            elif pause_s := pace.pause_s(phase):
-                mailbox.rest(pause_s)
+            elif has_pauses:
+                mailbox.rest(pace.pause_s(phase))
 
         try:
             while True:
@@ -695,8 +708,8 @@ class Run:
                     await waits_for
                 if choice.is_finished:
                     return
-                if pause_s := pace.pause_s(phase):
-                    mailbox.rest(pause_s)
+                if has_pauses:
+                    mailbox.rest(pace.pause_s(phase))
         finally:
             mailbox.listen(None)
 

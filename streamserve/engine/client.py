@@ -64,10 +64,8 @@ class Turns:
         left = max(MIN_SLICE, len(queue) // SLICES)
         try:
             while queue and left > 0:
-                mailbox = queue.popleft()
-                left -= LAST_WEIGHT if mailbox.has_last else 1
                 self.num_served += 1
-                mailbox.call_reader()
+                left -= LAST_WEIGHT if queue.popleft().call_reader() else 1
         finally:
             self._is_scheduled = bool(queue)
             if queue:
@@ -102,13 +100,6 @@ class Mailbox:
             self._is_queued = True
             self._turns.add(self)
 
-    @property
-    def has_last(self) -> bool:
-        """Whether the request's last delta is here."""
-        pending = self._pending
-        # What is no delta is for its reader to find: here it would stop everybody's turns.
-        return bool(pending) and getattr(pending[-1], "finish_reason", None) is not None
-
     def listen(self, reader: Callable[[], object] | None) -> None:
         """Client side: call `reader`, when its turn comes, whenever there is something to take; None: no more.
 
@@ -119,7 +110,7 @@ class Mailbox:
     def take(self) -> Delta:
         """Client side: everything that arrived since the last call, as one delta. There must be something."""
         pending, self._pending = self._pending, []
-        return pending[0] if len(pending) == 1 else Delta.merged(pending)
+        return Delta.merged(pending) if len(pending) > 1 else pending[0]
 
     async def get(self) -> Delta:
         """Client side: wait for something, and take it."""
@@ -150,11 +141,17 @@ class Mailbox:
             self._is_queued = True
             self._turns.add(self)
 
-    def call_reader(self) -> None:
-        """The mailbox's turn has come. Its reader may have left, or begun to rest, in the meantime."""
+    def call_reader(self) -> bool:
+        """The mailbox's turn has come. Its reader may have left, or begun to rest, in the meantime. Returns whether it was called
+        for the request's last delta."""
         self._is_queued = False
-        if self._reader is not None and self._pending and self._rest is None:
-            self._reader()
+        pending = self._pending
+        if self._reader is None or not pending or self._rest is not None:
+            return False
+        last = pending[-1]
+        self._reader()
+        # What is no delta was for its reader to find: here it would stop everybody's turns.
+        return getattr(last, "finish_reason", None) is not None
 
 
 class Inspection(Protocol):
