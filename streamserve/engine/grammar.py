@@ -1,7 +1,10 @@
 """Grammars of answers: compiled off the loop within limits, kept while they are used, and asked for masks.
 
-Owns llguidance, its view of the vocabulary, the cache of compiled grammars, a thread that compiles, one at a time, and a few that
-fill masks where that takes long. Knows no request and no step; engine/guide.py follows one answer through its grammar.
+Owns llguidance, its view of the vocabulary, the cache of compiled grammars, a thread that compiles, one at a time, and those that
+fill masks. Knows no request and no step; engine/guide.py follows one answer through its grammar.
+
+The masks of a step are one call of llguidance, which divides them among threads of its own. The loop waits for it, since the
+device does too; a call that would take long is made in another thread.
 
 A grammar that asks for too much (of branches, of symbols, of the lexer) is refused by llguidance's own limits, which bound the
 time of a compilation too: about two seconds in the worst case known. llguidance works with the GIL released.
@@ -60,8 +63,9 @@ class Vocabulary(Protocol):
     def to_json(self) -> str | None: ...
 
 
-# Masks that took less than this are filled on the loop: coming back to a busy loop from a thread takes as long.
+# If the last masks took less than this, the loop waits for the next: to come back to a busy loop from a thread takes as long.
 _INLINE_S = 0.5e-3
+_FEW = 4  # so many masks are filled sooner than another thread wakes up
 _COPIES = 8  # of one compiled grammar, before it is compiled once more
 # What copies share only grows, up to the limit on the lexer's states that ends an answer: after so many it begins anew.
 _MAX_COPIES = 1024
@@ -73,7 +77,7 @@ Asked = tuple[Guide, Sequence[int]]  # whose masks are wanted: of its next token
 class _Compiled:
     """A grammar in the cache. Copies of a matcher share what llguidance has worked out for it, and the lock on that. So where
     many answers follow one grammar there are several originals, each in a lane of its own: masks of different lanes are filled
-    side by side, and of one lane by one thread."""
+    side by side, and of one lane one after another."""
 
     __slots__ = ("first", "growth", "num_copies", "originals")
 
@@ -96,8 +100,8 @@ class Grammars:
         limits: GrammarLimits | None = None,
         num_lanes: int | None = None,
     ) -> None:
-        """`vocab_size`: tokens that have a logit. `eos_token_ids` end an answer that its grammar allows to end. `num_lanes`
-        threads fill masks."""
+        """`vocab_size`: tokens that have a logit. `eos_token_ids` end an answer that its grammar allows to end. So many masks as
+        `num_lanes` are filled at once."""
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._eos = sorted(id for id in eos_token_ids if id < vocab_size)
@@ -106,7 +110,7 @@ class Grammars:
         self._compiling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar-compile", initializer=_yield_to_others)
         self._filling = ThreadPoolExecutor(max_workers=self._num_lanes, thread_name_prefix="grammar-mask")
         self._tokenizer: LLTokenizer | None = None  # made and used by the thread that compiles
-        self._executors: list[LLExecutor] = []  # one per lane
+        self._executor: LLExecutor  # there with the tokenizer
         self._next_lane = 0
         self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._cached_bytes = 0
@@ -199,67 +203,81 @@ class Grammars:
     async def fill(self, asked: Sequence[Asked]) -> Masks:
         """The masks of the guides' next tokens: a line each, and one more behind each of their guesses. A guide whose matcher
         failed has lines without meaning. They hold until the call after the next."""
-        firsts, num_lines = [], 0
-        for _, guesses in asked:
-            firsts.append(num_lines)
-            num_lines += 1 + len(guesses)
-        masks_GW = self._lines(num_lines)
+        masks_GW = self._lines(sum([1 + len(guesses) for _, guesses in asked]))
         if self._last_fill_s < _INLINE_S:
-            self._last_fill_s = self._fill(0, list(zip(firsts, asked, strict=True)), masks_GW)
+            self._last_fill_s = self._fill(asked, masks_GW)
             return masks_GW
         self._num_fills += 1
-        lanes: dict[int, list[tuple[int, Asked]]] = {}
-        for first, one in zip(firsts, asked, strict=True):
-            lanes.setdefault(one[0].lane, []).append((first, one))
-        fill = self._fill_timed if self._num_fills % _TIMED == 0 else self._fill
         loop = get_running_loop()
-        times_s = await gather(*(loop.run_in_executor(self._filling, fill, lane, some, masks_GW) for lane, some in lanes.items()))
-        self._last_fill_s = sum(times_s)
+        if self._num_fills % _TIMED:
+            self._last_fill_s = await loop.run_in_executor(self._filling, self._fill, asked, masks_GW)
+            return masks_GW
+        lanes: dict[int, list[tuple[int, Asked]]] = {}
+        first = 0
+        for guide, guesses in asked:
+            lanes.setdefault(guide.lane, []).append((first, (guide, guesses)))
+            first += 1 + len(guesses)
+        fills = [loop.run_in_executor(self._filling, _fill_timed, some, masks_GW) for some in lanes.values()]
+        self._last_fill_s = max(await gather(*fills))
         return masks_GW
 
     # ---- masks, on the loop or in threads ------------------------------------------------------------------------
 
-    def _fill(self, lane: int, asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> float:
-        """The masks of some guides, with their first lines. Returns the seconds that it took."""
+    def _fill(self, asked: Sequence[Asked], masks_GW: Masks) -> float:
+        """All masks, in one go. Returns the seconds that it took."""
         began_s = perf_counter()
-        plain: list[tuple[Matcher, int]] = []
-        scouts: list[tuple[Matcher, int, list[int]]] = []
-        scouting: list[tuple[int, Asked]] = []
-        for first, (guide, guesses) in asked:
+        lanes: list[list[tuple[Matcher, int]]] = [[] for _ in range(self._num_lanes)]
+        guessing: list[tuple[int, Asked]] = []
+        edited: list[tuple[int, Asked]] = []
+        first = 0
+        for guide, guesses in asked:
             matcher = guide.masking
-            if matcher is None:
-                continue
-            if not guesses:
-                plain.append((matcher, first))
-            elif (scout := guide.scout()) is not None:
-                scouts.append((scout, first, list(guesses)))
-                scouting.append((first, (guide, guesses)))
-            else:
-                _fill_one_by_one(matcher, guide, guesses, masks_GW[first:])
-        address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
-        if plain:
-            self._executors[lane].unsafe_compute_mask_ptr(plain, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
-        if scouts:
-            fill = self._executors[lane].unsafe_compute_mask_ptr_with_draft_token
-            fill(scouts, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
-            for (scout, _, _), (first, (guide, guesses)) in zip(scouts, scouting, strict=True):
-                if scout.is_error():  # somewhere between the first mask and the last
-                    guide.dismiss_scout()
-                    assert guide.masking is not None
-                    _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
-        _edit(asked, masks_GW)
+            if matcher is None or guesses or guide.edits_masks:
+                edited.append((first, (guide, guesses)))
+            if matcher is not None:
+                if guesses:
+                    guessing.append((first, (guide, guesses)))
+                else:
+                    lanes[guide.lane].append((matcher, first))
+            first += 1 + len(guesses)
+        # Side by side stand those that share a lock: llguidance gives each of its threads some neighbours.
+        self._compute([one for lane in lanes for one in lane], masks_GW)
+        if guessing:
+            self._scout(guessing, masks_GW)
+        _edit(edited, masks_GW)
         return perf_counter() - began_s
 
-    def _fill_timed(self, lane: int, asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> float:
-        """`_fill`, one mask after another, so that its processor time is charged to whose it is, and to so many fills."""
-        began_s = perf_counter()
-        for first, (guide, guesses) in asked:
-            if guide.masking is not None:
-                first_s, others_s = _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
-                guide.spend(_TIMED * first_s)
-                guide.spend_on_guesses(_TIMED * others_s)
-        _edit(asked, masks_GW)
-        return perf_counter() - began_s
+    def _compute(self, plain: "list[tuple[Matcher, int]]", masks_GW: Masks) -> None:
+        """Masks of matchers, into these lines."""
+        address, (num_lines, num_words) = masks_GW.ctypes.data, masks_GW.shape
+        if len(plain) > _FEW and self._num_lanes > 1:
+            self._executor.unsafe_compute_mask_ptr(plain, address, 4 * num_words, num_lines)  # type: ignore[arg-type]
+            return
+        for matcher, line in plain:
+            matcher.unsafe_compute_mask_ptr(address + 4 * num_words * line, 4 * num_words)
+
+    def _scout(self, guessing: Sequence[tuple[int, Asked]], masks_GW: Masks) -> None:
+        """Masks of guides that have guesses: their scouts go ahead."""
+        scouts: list[tuple[Matcher, int, list[int]]] = []
+        scouting: list[tuple[int, Asked]] = []
+        alone: list[tuple[int, Asked]] = []
+        for first, (guide, guesses) in guessing:
+            scout = guide.scout()
+            if scout is None:
+                alone.append((first, (guide, guesses)))
+            else:
+                scouts.append((scout, first, list(guesses)))
+                scouting.append((first, (guide, guesses)))
+        if scouts:
+            fill, (num_lines, num_words) = self._executor.unsafe_compute_mask_ptr_with_draft_token, masks_GW.shape
+            fill(scouts, masks_GW.ctypes.data, 4 * num_words, num_lines)  # type: ignore[arg-type]
+        for (scout, _, _), one in zip(scouts, scouting, strict=True):
+            if scout.is_error():  # somewhere between the first mask and the last
+                one[1][0].dismiss_scout()
+                alone.append(one)
+        for first, (guide, guesses) in alone:
+            assert guide.masking is not None
+            _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
 
     def _lines(self, num_lines: int) -> Masks:
         """Memory for so many masks. The same again and again: the system would have to clear new memory, page by page."""
@@ -313,7 +331,7 @@ class Grammars:
         from llguidance import LLExecutor
 
         if self._tokenizer is None:
-            self._executors = [LLExecutor(1) for _ in range(self._num_lanes)]
+            self._executor = LLExecutor(self._num_lanes)
             self._tokenizer = _tokenizer(self._vocabulary, self._vocab_size, self._eos)
         return self._tokenizer
 
@@ -327,6 +345,19 @@ class Grammars:
             matcher.compute_ff_tokens()
             matcher.compute_bitmask()
         return _reason(matcher.get_error()) if matcher.is_error() else matcher
+
+
+def _fill_timed(asked: Sequence[tuple[int, Asked]], masks_GW: Masks) -> float:
+    """Masks of guides of one lane, with their first lines: one after another, so that its processor time is charged to whose it
+    is, and to so many fills. Returns the seconds that it took."""
+    began_s = perf_counter()
+    for first, (guide, guesses) in asked:
+        if guide.masking is not None:
+            first_s, others_s = _fill_one_by_one(guide.masking, guide, guesses, masks_GW[first:])
+            guide.spend(_TIMED * first_s)
+            guide.spend_on_guesses(_TIMED * others_s)
+    _edit(asked, masks_GW)
+    return perf_counter() - began_s
 
 
 def _fill_one_by_one(matcher: Matcher, guide: Guide, guesses: Sequence[int], masks_KW: Masks) -> tuple[float, float]:

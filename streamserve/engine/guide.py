@@ -200,6 +200,11 @@ class Guide:
         """The matcher that fills the next mask; None: `edit_mask` fills it alone."""
         return self._matcher if self._phase is _Phase.ANSWER and not self._forced else None
 
+    @property
+    def edits_masks(self) -> bool:
+        """Whether `edit_mask` may change what `masking` has filled."""
+        return self._num_taken < self._min_new_tokens or self._blind_at is not None
+
     def scout(self) -> Matcher | None:
         """A matcher that is where `masking` is, to fill masks of admitted guesses; it is rolled back. None: there is none."""
         matcher = self._matcher
