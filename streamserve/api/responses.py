@@ -420,10 +420,10 @@ class Responses:
 
     async def _follow(self, exchange: Exchange, journal: Journal, start: int, headers: Headers) -> None:
         """Send the events of a response from one on. Who leaves here ends nothing."""
-        async with leaving_noticed(exchange, lambda: None) as tasks:
+        async with leaving_noticed(exchange, lambda: None) as presence:
             stream = EventStream(exchange)
             await stream.start(headers)
-            tasks.start_soon(stream.keep_alive, self._service.config.keep_alive_s)
+            stream.keep_alive(self._service.config.keep_alive_s, presence)
             async for events in journal.follow(start):
                 waits_for = stream.named(*named(events))
                 if waits_for is not None:

@@ -259,13 +259,13 @@ class Streams:
             await self._follow(exchange, kept, 0)
             return
         with self._all_live(runs):
-            async with leaving_noticed(exchange, partial(_abort, runs)) as tasks:
+            async with leaving_noticed(exchange, partial(_abort, runs)) as presence:
                 for run in runs:
                     await run.start()
                 stream = EventStream(exchange)
                 _tell_progress(runs, stream)
                 await stream.start(headers)
-                tasks.start_soon(stream.keep_alive, self._keep_alive_s)
+                stream.keep_alive(self._keep_alive_s, presence)
                 await produce(stream)
 
     @contextmanager
@@ -431,11 +431,11 @@ class Streams:
         """Send what is behind a position, until the stream ends, the client leaves or a newer reader comes."""
         recording = kept.recording
         with self.reading(kept, position) as reader:
-            async with leaving_noticed(exchange, _nothing) as tasks:
+            async with leaving_noticed(exchange, _nothing) as presence:
                 stream = EventStream(exchange, has_ids=True)
                 with reader.scope:
                     await stream.start(kept.headers)
-                    tasks.start_soon(stream.keep_alive, self._keep_alive_s)
+                    stream.keep_alive(self._keep_alive_s, presence)
                     await exchange.write(RETRY)
                     await self._send(recording, reader, stream)
                 if reader.has_lost:

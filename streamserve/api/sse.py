@@ -4,12 +4,13 @@ A dialect writes to an `Events`: an EventStream, which is one connection, or a r
 """
 
 from collections.abc import Awaitable
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
 from anyio import sleep
 
-from streamserve.api.wire import Exchange, Headers
+from streamserve.api.wire import Exchange, Headers, Presence
 
 HEADERS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -78,9 +79,13 @@ class EventStream:
         """See Events."""
         await self._exchange.end(frame(events))
 
-    async def keep_alive(self, interval_s: float) -> None:
-        """Send a comment whenever nothing was written for `interval_s`; for ever. Returns at once when that is 0."""
-        while interval_s > 0 and not self._exchange.has_ended:
+    def keep_alive(self, interval_s: float, presence: Presence) -> None:
+        """From now on send a comment whenever nothing was written for `interval_s`; nothing when that is 0."""
+        if interval_s > 0:
+            presence.start_after(interval_s, partial(self._keep_alive, interval_s))
+
+    async def _keep_alive(self, interval_s: float) -> None:
+        while not self._exchange.has_ended:
             quiet_s = monotonic() - self._wrote_s
             if quiet_s >= interval_s:
                 self._wrote_s = monotonic()

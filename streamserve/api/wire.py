@@ -4,19 +4,18 @@ Owns the limits on body size and on how long a client may leave a write blocked.
 """
 
 import re
-from asyncio import Lock, get_running_loop
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from asyncio import Lock, Task, TimerHandle, get_running_loop
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from math import ceil
 from time import monotonic
-from types import coroutine
+from types import TracebackType, coroutine
 from typing import Any
 
 import orjson
 import structlog
-from anyio import Event, create_task_group, fail_after, move_on_after
-from anyio.abc import TaskGroup
+from anyio import CancelScope, Event, create_task_group, fail_after, move_on_after
 from starlette.types import Message, Receive, Scope, Send
 
 from streamserve.errors import InvalidRequest, QueueFull, RequestTooLarge, SlowReader, StreamServeError, error_body
@@ -276,28 +275,70 @@ def one_error() -> Iterator[None]:
         raise error from None
 
 
-@asynccontextmanager
-async def leaving_noticed(exchange: Exchange, abort: Callable[[], object]) -> AsyncIterator[TaskGroup]:
+class Presence:
+    """See leaving_noticed. Two plain tasks at most: a task group costs a request more than all that is done in it."""
+
+    __slots__ = ("_abort", "_beside", "_exchange", "_failure", "_has_left", "_scope", "_timer", "_watch")
+
+    def __init__(self, exchange: Exchange, abort: Callable[[], object]) -> None:
+        self._exchange = exchange
+        self._abort = abort
+        self._has_left = False
+        self._timer: TimerHandle | None = None
+        self._beside: Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    def start_after(self, delay_s: float, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something beside the body from then on, if it lasts so long; it ends with the body, which a failure of it ends.
+        One thing only."""
+
+        def start() -> None:
+            self._beside = get_running_loop().create_task(run())
+            self._beside.add_done_callback(self._note_end)
+
+        self._timer = get_running_loop().call_later(delay_s, start)
+
+    def _note_end(self, beside: Task[None]) -> None:
+        if not beside.cancelled() and (failure := beside.exception()) is not None:
+            self._failure = failure
+            self._scope.cancel()
+
+    async def _watch_client(self) -> None:
+        receive = self._exchange.receive
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self._exchange.has_ended:
+            self._has_left = True
+            self._abort()
+            self._scope.cancel()
+
+    async def __aenter__(self) -> "Presence":
+        self._scope = CancelScope()
+        self._scope.__enter__()
+        self._watch = get_running_loop().create_task(self._watch_client())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._watch.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beside is not None:
+            self._beside.cancel()
+        if self._scope.__exit__(kind, error, trace) or error is None:
+            if self._failure is not None:
+                raise self._failure
+            if self._has_left:
+                raise ClientLeft
+            return True
+        return None
+
+
+def leaving_noticed(exchange: Exchange, abort: Callable[[], object]) -> Presence:
     """Watch, while the body runs, for the client to leave: then `abort` is called at once and the body is cancelled.
 
-    Raises ClientLeft in that case. The task group is for what should run beside the body and end with it. An ASGI
-    application is not told otherwise that its client has left: its sends just become silent.
+    Raises ClientLeft in that case. An ASGI application is not told otherwise that its client has left: its sends just become
+    silent.
     """
-    has_left = False
-
-    async def watch() -> None:
-        nonlocal has_left
-        while (await exchange.receive())["type"] != "http.disconnect":
-            pass
-        if not exchange.has_ended:
-            has_left = True
-            abort()
-            tasks.cancel_scope.cancel()
-
-    with one_error():
-        async with create_task_group() as tasks:
-            tasks.start_soon(watch)
-            yield tasks
-            tasks.cancel_scope.cancel()
-    if has_left:
-        raise ClientLeft
+    return Presence(exchange, abort)

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from streamserve.api.h2 import Intake, TurnReader
+from streamserve.api.connections import Intake, TurnReader
 
 
 @pytest.mark.anyio

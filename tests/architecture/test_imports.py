@@ -84,7 +84,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "triton": ("kernels",),
     "transformers": (),  # the reference in tests; nothing here needs it
     "starlette": ("api",),
-    "hypercorn": ("serve", "api.h2"),
+    "hypercorn": ("serve", "api.connections", "api.h1", "api.h2"),
     "rich": ("startup", "llm", "lang.progress"),
     "prometheus_client": ("metrics",),
     "msgspec": ("api", "text", "messages"),

@@ -106,8 +106,8 @@ async def fake_server(
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, config: ServerConfig | None = None) -> AsyncIterator[int]:
-    """`app` behind hypercorn; yields the port."""
+async def listening(app: ASGIApp, config: ServerConfig | None = None, *, idle_s: float = 5.0) -> AsyncIterator[int]:
+    """`app` behind hypercorn; yields the port. `idle_s`: how long a connection may have no request."""
     server = config or ServerConfig()
     install_flow_control(server.write_timeout_s)
     listener = socket.socket()
@@ -117,6 +117,7 @@ async def listening(app: ASGIApp, config: ServerConfig | None = None) -> AsyncIt
     port = listener.getsockname()[1]
     settings.bind = [f"fd://{listener.detach()}"]
     settings.graceful_timeout = 0.2
+    settings.keep_alive_timeout = idle_s
     settings.h2_max_concurrent_streams = 1000
     settings.websocket_max_message_size = server.max_body_mb * (1 << 20) + 65536
     settings.errorlog = None

@@ -1,4 +1,4 @@
-"""Parts of a streamed HTTP/1.1 answer take a short way to the socket: what arrives is well-formed, and no rule is skipped."""
+"""HTTP/1.1 answers take a short way to the socket: what arrives is well-formed, and no rule is skipped."""
 
 import asyncio
 import json
@@ -163,3 +163,107 @@ async def test_parts_are_refused_when_the_client_stops_reading_and_when_it_leave
             await asyncio.sleep(0.05)
             gone.set()
             await app.is_done.wait()
+
+
+async def answered(app: Answer, request: bytes, *, until: bytes = b"", idle_s: float = 5.0) -> bytes:
+    """What comes back for one request: all up to some bytes, or up to the connection's end."""
+    async with listening(Asked(app), idle_s=idle_s) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        answer = await (reader.readuntil(until) if until else reader.read())
+        writer.close()
+    return answer
+
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def test_a_whole_answer_has_its_headers_once_and_its_body_as_it_is() -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send({**START, "status": 429, "headers": [(b"content-length", b"4"), (b"retry-after", b"2")]})
+        await send({"type": "http.response.body", "body": b"full"})
+
+    head, _, body = (await answered(answer, GET, until=b"full")).partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    names = [line.split(b":")[0] for line in lines]
+    assert status.startswith(b"HTTP/1.1 429 ") and body == b"full"
+    assert sorted(names) == [b"content-length", b"date", b"retry-after", b"server"]
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+async def test_an_answer_without_a_body_has_none(method: bytes) -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send({**START, "status": 200 if method == b"HEAD" else 204})
+        assert not put(b"no")
+        await send({"type": "http.response.body", "body": b"no"})
+
+    request = method + b" / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    assert (await answered(answer, request)).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("header", [(b"x-name", b"one\r\nset-cookie: two"), (b"x name", b"one"), (b"x-name", b"\0")])
+async def test_a_header_that_would_break_the_head_is_not_sent(header: tuple[bytes, bytes]) -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        with pytest.raises(h11.LocalProtocolError):
+            await send({**START, "headers": [header]})
+
+    received = await answered(answer, GET)
+    assert b"set-cookie" not in received and b"x-name" not in received and b"x name" not in received
+
+
+async def test_an_answer_of_the_wrong_length_is_refused() -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send({**START, "headers": [(b"content-length", b"2")]})
+        with pytest.raises(h11.LocalProtocolError):
+            await send({"type": "http.response.body", "body": b"too long"})
+
+    assert (await answered(answer, GET)).endswith(b"\r\n\r\n")
+
+
+async def test_an_answer_that_is_broken_off_shows_that_it_was() -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+
+    assert (await answered(answer, GET)).endswith(b"\r\n\r\n4\r\nsome\r\n")  # and no end mark
+
+
+async def test_a_head_does_not_wait_for_a_body() -> None:
+    goes_on = asyncio.Event()
+
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send(START)
+        await goes_on.wait()
+        assert put(b"late")
+        await send(END)
+
+    async with listening(Asked(answer)) as port, asyncio.timeout(10):
+        reader, writer = await raw_get(port)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        goes_on.set()
+        assert await reader.readuntil(b"0\r\n\r\n") == b"4\r\nlate\r\n0\r\n\r\n"
+        writer.close()
+
+
+async def test_a_connection_without_requests_is_closed_in_time_but_not_one_that_waits_for_its_answer() -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await asyncio.sleep(0.2)
+        await send(START)
+        await send(END)
+
+    assert (await answered(answer, GET, idle_s=0.05)).endswith(b"\r\n\r\n0\r\n\r\n")  # then the end of the connection
+
+
+async def test_a_server_that_stops_closes_connections_without_requests() -> None:
+    async def answer(scope: Scope, send: Send, put: PutPart) -> None:
+        await send(START)
+        await send(END)
+
+    async with asyncio.timeout(20):
+        async with listening(Asked(answer), idle_s=1000.0) as port:
+            reader, writer = await raw_get(port)
+            await reader.readuntil(b"0\r\n\r\n")
+            silent, other = await asyncio.open_connection("127.0.0.1", port)
+        assert (await reader.read(), await silent.read()) == (b"", b"")
+        writer.close()
+        other.close()

@@ -1,0 +1,179 @@
+"""HTTP/1.1 as hypercorn 0.18 speaks it, with fewer steps between an answer and the socket. h2.py installs it.
+
+    a request         is looked at for an upgrade once, not header by header in three places
+    a streamed part   passes six coroutines and two state machines, which have nothing to add to it. Here the scope's
+                      extensions hold a function, PUT_PART, that puts it on the wire in one step
+    head and end      are checked twice and written by themselves. Here headers are checked once, and what an answer writes in
+                      one turn of the event loop goes out in as few writes as it can: head and body, last part and end mark
+
+Framing stays h11's: whether there are chunks, whether the connection goes on, what comes after what.
+
+Owns how an answer becomes bytes. Knows nothing of the application.
+"""
+
+import re
+from itertools import chain
+from typing import Any
+
+import h11
+from hypercorn.events import RawData
+from hypercorn.protocol.events import Request, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.typing import ASGISendEvent
+from hypercorn.utils import suppress_body
+
+from streamserve.api.connections import CuttingTCPServer
+from streamserve.api.wire import PUT_PART
+
+FRAMING = (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"trailer")  # headers that mean something to h11
+NO_HEADERS = h11.Response(status_code=200, headers=[]).headers
+END = h11.EndOfMessage()
+CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it
+# Lower-case names, and values without line ends where there are as many of these as headers: nothing that h11 would refuse.
+_LINES = re.compile(rb"(?:[a-z0-9-]+: [^\0\r\n]*\r\n)*")
+
+
+class DirectStream(HTTPStream):
+    """One exchange. What it is sent goes to the socket, and past hypercorn's own steps where they have nothing to add."""
+
+    def __init__(self, protocol: "DirectH11") -> None:
+        super().__init__(
+            protocol.app,
+            protocol.config,
+            protocol.context,
+            protocol.task_group,
+            protocol.ssl,
+            protocol.client,
+            protocol.server,
+            protocol.stream_send,
+            STREAM_ID,
+        )
+        self._protocol = protocol
+        self._tcp = protocol.tcp
+        self._head = b""  # not sent yet
+        self._has_body = True
+        self._is_chunked = False
+
+    def put(self, part: bytes) -> bool:
+        """Whether a part of the answer's body was taken. If not it has to go through `send`: it would have to wait, or the answer
+        does not run, or is not chunked.
+
+        To h11 a part of a chunked body changes nothing, so its state stays right without having seen it.
+        """
+        if (
+            not part
+            or not self._is_chunked
+            or self.closed
+            or self.state is not ASGIHTTPState.RESPONSE
+            or self._protocol.connection.our_state is not h11.SEND_BODY
+        ):
+            return False
+        if not self._tcp.put(b"%b%x\r\n%b\r\n" % (self._head, len(part), part)):
+            return False
+        self._head = b""
+        return True
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """See HTTPStream."""
+        if message is None:  # the application has ended
+            if self._head and not self.closed:
+                await self._send_body(b"", is_last=False)
+        elif message["type"] == "http.response.body" and self.state is ASGIHTTPState.RESPONSE and not self.closed:
+            await self._send_body(bytes(message.get("body", b"")), is_last=not message.get("more_body", False))
+            return
+        elif message["type"] == "http.response.start" and self.state is ASGIHTTPState.REQUEST and self._start(message):
+            return
+        await super().app_send(message)
+
+    def _start(self, message: Any) -> bool:
+        """Whether the head could be made; it is sent with the body, if that comes in the same turn of the event loop."""
+        lines, framing = [], []
+        for name, value in chain(message["headers"], self.config.response_headers("h11")):
+            if name in FRAMING:
+                framing.append((name, value))
+            else:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        block = b"".join(lines)
+        if message.get("trailers", False) or not _LINES.fullmatch(block) or block.count(b"\n") != len(lines):
+            return False
+        head = self._protocol.head(message["status"], framing)
+        self.response = message
+        self.state = ASGIHTTPState.RESPONSE
+        self._has_body = not suppress_body(self.scope["method"], message["status"])
+        self._is_chunked = self._has_body and CHUNKED in head
+        if head:  # there is none where the client broke the rules, and hears nothing any more
+            self._head = head[:-2] + block + b"\r\n"
+            self._tcp.loop.call_soon(self._send_head)
+        return True
+
+    def _send_head(self) -> None:
+        """The turn is over."""
+        if self._head and not self.closed and self._tcp.put(self._head):
+            self._head = b""
+
+    async def _send_body(self, body: bytes, *, is_last: bool) -> None:
+        data = b""
+        if body and self._has_body:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if self._is_chunked else self._protocol.framed(h11.Data(data=body))
+        if is_last:
+            data += self._protocol.framed(END)
+        data, self._head = self._head + data, b""
+        if data and not self._tcp.put(data):
+            await self._protocol.send(RawData(data=data))
+        if is_last:
+            self.state = ASGIHTTPState.CLOSED
+            await self.send(StreamClosed(stream_id=STREAM_ID))
+
+
+class DirectH11(H11Protocol):
+    """One connection."""
+
+    def __init__(self, *connection: Any) -> None:
+        super().__init__(*connection)
+        tcp = self.send.__self__  # type: ignore[attr-defined]
+        assert isinstance(tcp, CuttingTCPServer), "a connection sends through its server's protocol_send"
+        self.tcp = tcp
+
+    def head(self, status: int, framing: list[tuple[bytes, bytes]]) -> bytes:
+        """An answer's head, without those of its headers that mean nothing to h11."""
+        if self.keep_alive_requests >= self.config.keep_alive_max_requests:
+            framing.append((b"connection", b"close"))
+        return self.framed(h11.Response(status_code=status, headers=framing or NO_HEADERS))
+
+    def framed(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
+        """An event as bytes; none where the client broke the rules, and hears nothing any more."""
+        try:
+            return self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return b""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI" or _asks_for_upgrade(event):
+            await super()._check_protocol(event)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if _asks_for_upgrade(request):  # a WebSocket, as a rule
+            await super()._create_stream(request)
+            return
+        self.stream = stream = DirectStream(self)
+        await stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        extensions: dict[str, Any] = stream.scope["extensions"]
+        extensions[PUT_PART] = stream.put
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+
+def _asks_for_upgrade(request: h11.Request) -> bool:
+    return any(name == b"upgrade" for name, _ in request.headers)
