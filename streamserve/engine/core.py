@@ -387,21 +387,28 @@ class Engine:
         assert self._grammars is not None
         asked: list[Asked] = []
         places: list[Place] = []
+        rows = flight.plan.rows
         for i, request in samples.guided:
-            row = flight.plan.rows[i]
-            guesses = row.token_ids[-row.num_drafts :] if row.num_drafts and row.token_ids else ()
-            assert request.guide is not None
-            asked.append((request.guide, guesses))
-            places.extend(Place(i, num_drafts) for num_drafts in range(1 + len(guesses)))
+            guide, row = request.guide, rows[i]
+            assert guide is not None
+            places.append(Place(i))
+            if row.num_drafts and row.token_ids:
+                guesses = row.token_ids[-row.num_drafts :]
+                asked.append((guide, guesses))
+                places.extend([Place(i, num_drafts) for num_drafts in range(1, 1 + len(guesses))])
+            else:
+                asked.append((guide, ()))
         masks = await self._grammars.fill(asked)
-        unwanted = set(samples.unwanted)
-        for (i, request), (guide, _) in zip(samples.guided, asked, strict=True):
+        unwanted = samples.unwanted
+        for i, request in samples.guided:
+            guide = request.guide
+            assert guide is not None
             guide.check_mask()
             if guide.error is not None:
-                unwanted.add(i)
+                unwanted |= {i}
                 if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
                     self._scheduler.end_with_error(request, guide.error, is_grammar_error=True)
-        return Edits(frozenset(unwanted), tuple(places), masks)
+        return Edits(unwanted, tuple(places), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:
         await sleep(0)  # a device that is always done already must not starve the rest of the loop

@@ -172,7 +172,7 @@ class Guide:
         self._take(token_id, is_last)
         if is_last:
             self._blind_at = None
-            return self._jump()
+            return self._jump() if self._forced else []
         assert self.error is not None or not (self._forced or self.is_over), "a guess was admitted that something follows"
         return []
 
