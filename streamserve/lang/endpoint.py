@@ -17,6 +17,7 @@ from streamserve.lang.backend import ChoicesMethod, Chosen, Piece, Prompt, Sampl
 from streamserve.lang.choices import check_choices, healed, mean_of
 from streamserve.lang.dtypes import REGEXES
 from streamserve.lang.roles import PLACE, TemplateRoles, roles_of
+from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.lang.transport import Http, Transport
 from streamserve.messages import MEDIA_BASE
 
@@ -137,6 +138,10 @@ class Native:
     def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
         """Any other call whose answer is a stream."""
         return self._transport.events(path, body)
+
+    def get_tokenizer(self) -> ServerTokenizer:
+        """The model's tokenizer, as far as scripts use transformers'. Its methods wait for the server."""
+        return ServerTokenizer(self.call)
 
     async def _learned(self) -> Known:
         if self._known is None:

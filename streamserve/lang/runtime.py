@@ -22,6 +22,7 @@ from streamserve.errors import StartError
 from streamserve.lang import loops
 from streamserve.lang.backend import Prompt
 from streamserve.lang.endpoint import RuntimeEndpoint
+from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.sglang_flags import arguments_of
 
 NUM_LAST_LINES = 20  # of its output, for an error
@@ -123,6 +124,10 @@ class Runtime:
         """The text of token ids."""
         text: str = self._ask("/detokenize", {"tokens": list(token_ids)})["text"]
         return text
+
+    def get_tokenizer(self) -> ServerTokenizer:
+        """The model's tokenizer, as far as scripts use transformers'."""
+        return self.endpoint.get_tokenizer()
 
     def get_server_info(self) -> dict[str, Any]:
         """The server's settings and state."""

@@ -20,6 +20,7 @@ from streamserve import log
 from streamserve.errors import InvalidRequest, StartError
 from streamserve.lang import loops
 from streamserve.lang.endpoint import Native
+from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.llm.batches import all_of, bar
 from streamserve.llm.host import Host, InProcess
 from streamserve.llm.prompts import chat_bodies, generate_bodies, generate_body, listed, with_pictures
@@ -250,6 +251,10 @@ class Engine:
     async def async_call(self, method: str, path: str, body: Any = None) -> Any:
         """`call` for coroutines."""
         return await loops.arun(self.transport.call(method, path, body))
+
+    def get_tokenizer(self) -> ServerTokenizer:
+        """The model's tokenizer, as far as scripts use transformers'."""
+        return self.endpoint.get_tokenizer()
 
     def flush_cache(self, timeout: float = 0.0) -> None:
         """Forget all cached prefixes that are not pinned. While requests run that is refused, or waited for (seconds)."""

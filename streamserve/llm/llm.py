@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from streamserve.errors import InvalidRequest
 from streamserve.lang import loops
+from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.llm.engine import GENERATE, Chat, Engine
 from streamserve.llm.prompts import generate_bodies, listed
 from streamserve.llm.sampling import Sampling
@@ -102,6 +103,10 @@ class LLM:
         """How well texts fit, one with many or pair by pair, by the embedding model or classifier."""
         first, second = (entries if (entries := listed(texts)) is not None else [texts] for texts in (text_1, text_2))
         return loops.run(self.engine._scores(first, second))
+
+    def get_tokenizer(self) -> ServerTokenizer:
+        """See Engine."""
+        return self.engine.get_tokenizer()
 
     def shutdown(self) -> None:
         """See Engine."""

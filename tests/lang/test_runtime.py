@@ -44,6 +44,7 @@ def test_it_answers_plain_code(runtime: Runtime) -> None:
     several = runtime.generate(["a", "b"], {"max_new_tokens": 2}, return_logprob=True)
     assert isinstance(several, list) and len(several) == 2
     assert runtime.detokenize(runtime.tokenize("hello")) == "hello"
+    assert runtime.get_tokenizer().encode("hello") == runtime.tokenize("hello")
     assert runtime.get_server_info()["fake"] is True
     runtime.cache_prefix("a prefix that is not short")
     longer = runtime.generate("a prefix that is not short, and more", {"max_new_tokens": 1})

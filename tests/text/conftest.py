@@ -1,6 +1,7 @@
 """What the text tests share: the default model's text side, and transformers' view of the same file."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ def smollm() -> TextModel:
     return load_text_model(find_default_model())
 
 
-@pytest.fixture(scope="session")
-def reference() -> Any:
+@cache
+def load_reference() -> Any:
+    """The default model's tokenizer as transformers has it."""
     # AutoTokenizer yields the same object, but reads the file a second time for a model configuration: 4 s more.
     from transformers import PreTrainedTokenizerFast
 
     path = find_default_model()
     return PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    return load_reference()
 
 
 @pytest.fixture(scope="session")
