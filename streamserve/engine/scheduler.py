@@ -40,6 +40,8 @@ from streamserve.messages import Delta, FinishReason, GenerateRequest, Media, To
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
+FEW_RIDERS = 16  # answers; more do without guesses while prompts ride along, which fill the device as it is
+
 FEW_NEW = 16  # so many that wait are expected to enter a step; of more than that most wait for pages
 
 
@@ -399,6 +401,8 @@ class Scheduler:
         limits, running = self.limits, self._running
         most, num_new = limits.max_step_tokens, min(len(self._waiting), len(self._free_slots), FEW_NEW)
         if num_new or (running and running[-1].is_in_prompt):  # whoever came last is through its prompt last
+            if limits.bursts.ride_tokens is not None and len(running) > FEW_RIDERS:
+                return 0
             most //= 2
         if limits.max_drafted_tokens is not None:
             most = min(most, limits.max_drafted_tokens)
@@ -723,8 +727,7 @@ class Scheduler:
 
     def commit(self, flight: Flight, result: StepResult) -> None:
         """Take in a finished step: tokens to mailboxes, finished requests out, prompt pages into the tree."""
-        if flight.num_drafts:
-            self._is_drafted = False
+        num_accepted = self.num_accepted
         if result.failed:
             self._end_failed(result.failed)
         for row, (request, epoch), output in zip(flight.plan.rows, flight.owners, result.rows, strict=True):
@@ -733,6 +736,10 @@ class Scheduler:
                     self._commit_drafted(request, row, output)
                 else:
                     self._commit_row(request, row, output)
+        if flight.num_drafts:
+            self._is_drafted = False
+            if self._speculation is not None:
+                self._speculation.turned_out(self.num_accepted - num_accepted)
 
     def _commit_row(self, request: Request, row: Row, output: RowResult) -> None:
         request.computed += row.num_tokens

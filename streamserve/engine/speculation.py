@@ -10,6 +10,9 @@ A step with guesses cannot be planned over (nobody knows how long its answers wi
 it. What that costs before a step with guesses is in the times that were measured of such steps; what it costs before the plain
 step that ends a run of them is measured as well, and shared by the run.
 
+What guesses are hoped to bring may be wrong, above all of answers that have just begun, and in a large batch that is dear. So a
+step verifies few until as many as were hoped for turned out right, then twice as many at a time (slow start, Jacobson 1988).
+
 Costs that were measured in a bad moment must not decide for ever. When costs have spoken against likely guesses for many steps,
 what was learnt of steps with guesses is forgotten, and one step verifies the guesses of one answer. Where no plain step was
 measured for long, a few go without guesses.
@@ -39,6 +42,8 @@ MARGIN = 1.03  # how much faster a step with guesses must promise to be
 BEST_CHANCE = 0.95  # chance of guesses that are as good as can be hoped for, where none were asked for yet
 LIKELY = 0.5  # chance of a guess that is worth a try
 LEAST_CHANCE = 0.02  # what a guess must have, all those before it included
+FIRST = 16  # guesses of a step, before any turned out right
+KEPT = 0.6  # of what was hoped for must turn out right, for more in the next step
 PATIENCE = 64  # times that costs speak against likely guesses, before a try; twice as many after each in vain
 MAX_PATIENCE = 4096
 LATELY = 512  # among so many steps a plain one must have been measured
@@ -223,6 +228,8 @@ class Speculation:
         self.drafter = drafter
         self.costs = costs
         self._patience = PATIENCE
+        self._most = FIRST  # guesses of a step, at first
+        self._hoped = 0.0  # how many of those in the last step were to be right
         self._num_refused = 0  # times that costs spoke against guesses since they last spoke for some
         self._num_agreed = 0  # times that they spoke for some since the last try
         self._num_without = 0  # times to go without guesses, so that plain steps are measured
@@ -249,6 +256,13 @@ class Speculation:
             self.costs.observe(num_tokens, seconds, is_drafted=is_drafted)
         elif is_alone:
             self.costs.observe_alone(num_tokens, seconds)
+
+    def turned_out(self, num_right: float) -> None:
+        """So many guesses of the last step that had some were right."""
+        if num_right >= KEPT * self._hoped:
+            self._most = min(2 * self._most, SIZES[-1])
+        else:
+            self._most = max(FIRST, self._most // 2)
 
     def may_pay(self, num_rows: int, room: int) -> bool:
         """Whether it is worth looking for guesses at all in a step of so many rows of one token with room for so many guesses."""
@@ -281,7 +295,7 @@ class Speculation:
             Hope(guess.chance, len(guess.token_ids), guess.chance, min(1.0, slow / offer.pace))
             for guess, offer in zip(guesses, offers, strict=True)
         ]
-        lengths = self._lengths(hopes, num_rows, room)
+        lengths = self._lengths(hopes, num_rows, room, most=self._most)
         if lengths is not None:
             self._agrees()
             return [guess.token_ids[:length] for guess, length in zip(guesses, lengths, strict=True)]
@@ -413,9 +427,11 @@ class Speculation:
         """Tokens per second of a step with guesses that bring so many."""
         return (num_rows + brought) / self.costs.drafted(num_rows + num_drafts)
 
-    def _lengths(self, hopes: Sequence[Hope], num_rows: int, room: int, more: float = 0.0) -> list[int] | None:
-        """How many guesses of each answer to verify, if any should be. A step with guesses takes `more` seconds than is known of
-        such steps."""
+    def _lengths(
+        self, hopes: Sequence[Hope], num_rows: int, room: int, more: float = 0.0, *, most: int | None = None
+    ) -> list[int] | None:
+        """How many guesses of each answer to verify, if any should be: at most so many in all. A step with guesses takes `more`
+        seconds than is known of such steps."""
         brought, owners = _ranked(hopes)
         without = num_rows + sum([hope.weight - 1.0 for hope in hopes])  # what a plain step brings
         best, best_rate = 0, MARGIN * without / self.costs.plain(num_rows)
@@ -425,6 +441,9 @@ class Speculation:
                 best, best_rate = num_drafts, rate
         if not best:
             return None
+        if most is not None:
+            best = min(best, most)
+            self._hoped = brought[best - 1]
         return [best] if len(hopes) == 1 else np.bincount(owners[:best], minlength=len(hopes)).tolist()
 
 

@@ -9,7 +9,7 @@ from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.request import Request
-from streamserve.engine.scheduler import Limits, Scheduler
+from streamserve.engine.scheduler import FEW_RIDERS, Limits, Scheduler
 from streamserve.engine.speculation import Speculation, StepCosts
 from streamserve.messages import GenerateRequest, Media, SamplingParams, Span, media_token_ids
 
@@ -19,10 +19,10 @@ CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25
 class Steps:
     """A scheduler on the fake runner, one step at a time, each of a quarter of a second."""
 
-    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S, **bursts: float) -> None:
+    def __init__(self, *, num_pages: int = 512, pause_s: float = PAUSE_S, max_running: int = 16, **bursts: float) -> None:
         self.clock = VirtualClock()
         given = BurstLimits(pause_s, run_s=RUN_S, tokens=BURST)
-        limits = Limits(16, CHUNK, frozenset(), replace(given, **bursts))  # type: ignore[arg-type]
+        limits = Limits(max_running, CHUNK, frozenset(), replace(given, **bursts))  # type: ignore[arg-type]
         self.scheduler = Scheduler(KVCache(num_pages, 4), limits, first_come_first_served, now=self.clock.now)
         self.runner = FakeRunner(vocab_size=1000, page_size=4, clock=self.clock, step_s=STEP_S)
         self.count = 0
@@ -125,6 +125,20 @@ def test_nothing_is_guessed_while_pictures_ride() -> None:
     while steps.step()[1]:
         pass
     assert steps.scheduler._room_for_guesses() > 0
+
+
+def test_many_answers_do_without_guesses_while_prompts_ride_along() -> None:
+    for num_answers in (FEW_RIDERS - 1, FEW_RIDERS):
+        steps = Steps(max_running=32, ride_tokens=8, tokens=1000)
+        steps.scheduler._speculation = Speculation(NgramDrafter(4), StepCosts(0.0))
+        for _ in range(num_answers):
+            steps.add(3)
+        while steps.step()[1]:
+            pass
+        assert steps.scheduler._room_for_guesses() > 0
+        steps.add(60)
+        steps.step()
+        assert (steps.scheduler._room_for_guesses() > 0) is (num_answers < FEW_RIDERS), "the prompt's row is one of them"
 
 
 def test_small_prompts_gather_before_many_answers_wait_for_them() -> None:

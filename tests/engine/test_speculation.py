@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streamserve.engine.drafters.drafter import Drafts, Guess
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.speculation import (
+    FIRST,
     LATELY,
     LIKELY,
     MARGIN,
@@ -205,6 +206,13 @@ def on_a_gpu() -> StepCosts:
     return _costs(lambda n: max(4.1 + 0.03 * n, 0.05 * n), lambda n: max(4.7 + 0.03 * n, 0.05 * n), SOME_SIZES)
 
 
+def _trusting(speculation: Speculation) -> Speculation:
+    """Guesses have turned out right for long."""
+    for _ in range(10):
+        speculation.turned_out(1e9)
+    return speculation
+
+
 def _offers(*guessers: _Guesser, room: int = 1000) -> list[Offer]:
     return [Offer(guesser, room) for guesser in guessers]
 
@@ -230,7 +238,7 @@ def _offers(*guessers: _Guesser, room: int = 1000) -> list[Offer]:
 def test_as_many_guesses_are_verified_as_pay(
     costs: Callable[[], StepCosts], num_rows: int, chances: list[float], least: int, most: int
 ) -> None:
-    speculation = Speculation(_Drafter(), costs())
+    speculation = _trusting(Speculation(_Drafter(), costs()))
     chosen = speculation.choose(_offers(*map(_Guesser, chances)), num_rows, ROOM)
     assert least <= sum(map(len, chosen)) <= most
     assert all(list(guess) == list(range(len(guess))) for guess in chosen), "guesses from the first one on"
@@ -280,6 +288,20 @@ def test_one_answer_with_guesses_does_not_slow_the_others_down_for_long(num_othe
     plain = num_steps * (8.0 + 1.9 * num_rows)
     assert seconds < slowest * plain, "what each of the others has waited for its tokens"
     assert num_tokens / seconds > fastest * num_steps / plain, "and it is worth it"
+
+
+def test_a_large_batch_verifies_few_guesses_until_they_turn_out_right() -> None:
+    speculation, offers = Speculation(_Drafter(), on_a_gpu()), _offers(*[_Guesser(0.9)] * 32)
+
+    def num_chosen() -> int:
+        return sum(map(len, speculation.choose(offers, 32, ROOM)))
+
+    assert num_chosen() == FIRST
+    speculation.turned_out(0.9 * FIRST)
+    assert num_chosen() == 2 * FIRST
+    speculation.turned_out(0.1 * 2 * FIRST)
+    assert num_chosen() == FIRST
+    assert num_chosen() == FIRST, "as long as nothing is known of the last ones"
 
 
 def test_no_more_guesses_are_asked_for_than_have_room() -> None:
@@ -536,6 +558,8 @@ def _serve(
     for _ in range(steps):
         chosen = speculation.choose(_offers(*guessers), num_rows, ROOM) if speculation.may_pay(num_rows, ROOM) else []
         num_drafts = sum(map(len, chosen))
+        if num_drafts:
+            speculation.turned_out(sum(chance ** (1 + j) for guess in chosen for j in range(len(guess))))
         cost = drafted if num_drafts else plain
         speculation.costs.observe(num_rows + num_drafts, cost(num_rows + num_drafts), is_drafted=num_drafts > 0)
         seen.append(num_drafts)
