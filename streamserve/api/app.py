@@ -96,6 +96,10 @@ class Api:
         self._batches = BatchRunner(service, self, open_batches(service.config.batch_folder, uploads))
         kept = [*Files(service, uploads).routes(), *Batches(service, uploads, self._batches).routes()]
         self._router, routes = _router(service, completions, self._responses, kept, page)
+        # Most requests are for a path that is a route's own text: these need no search.
+        self._plain = {
+            (route.method, route.path): _endpoint(service, route) for route in reversed(routes) if "{" not in route.path
+        }
         # Looked up before the router is asked: a path that does not exist needs the key as well, so that it cannot be probed.
         self._open = frozenset(route.path for route in routes if route.key is Key.NONE)
 
@@ -138,7 +142,7 @@ class Api:
             door.check_origin(scope)
             if path not in self._open and not path.startswith(PAGE_FILES):
                 door.check_key(scope)
-            await self._router(scope, receive, send)
+            await self._plain.get((scope["method"], path), self._router)(scope, receive, send)
         except ClientLeft:
             log.debug("client_left", path=scope["path"])
         except SlowReader as error:
@@ -201,6 +205,10 @@ def _own(error: HTTPException, scope: Scope) -> tuple[StreamServeError, list[tup
     return NotFound(f"there is no {method} {path} here; GET /v1/models shows the model, README.md the routes"), []
 
 
+def _endpoint(service: Service, route: RouteSpec) -> Endpoint:
+    return Endpoint(route.answer, service.door if route.key is Key.ADMIN else None)
+
+
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
     raise HTTPException(404)
 
@@ -256,10 +264,7 @@ def _router(
     ]
     openapi = OpenApi(routes, needs_key=service.door.needs_key)
     routes.append(RouteSpec("GET", "/openapi.json", openapi.show, result=dict[str, Any], key=Key.NONE))
-    table = [
-        Route(route.path, Endpoint(route.answer, service.door if route.key is Key.ADMIN else None), methods=[route.method])
-        for route in routes
-    ]
+    table = [Route(route.path, _endpoint(service, route), methods=[route.method]) for route in routes]
     sockets = [
         WebSocketRoute("/v1/ws", Sockets(service, Kinds(completions, responses, messages, embeddings, service.owner_with), view)),
         WebSocketRoute("/v1/responses", ResponseSockets(service, responses)),

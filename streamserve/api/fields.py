@@ -339,12 +339,19 @@ _UNSERVED = tuple((re.compile(re.escape(route).replace(r"\{id\}", ".+")), note) 
 REFUSED: Mapping[str, Field] = {field.name: field for field in (*CHAT, *COMPLETION, *_BOTH) if field.decision is Decision.REFUSED}
 
 
-def warnings_of(fields: Iterable[Field], request: object) -> tuple[str, ...]:
-    """A sentence for each field of a body that has no effect. Fields left out, and harmless values, say nothing."""
+WARNED_CHAT, WARNED_COMPLETION = (
+    tuple([field for field in (*fields, *_BOTH) if field.decision is Decision.WARNED]) for fields in (CHAT, COMPLETION)
+)
+
+
+def warnings_of(warned: Iterable[Field], request: object) -> tuple[str, ...]:
+    """A sentence for each of these fields that a body gives. Fields left out, and harmless values, say nothing."""
     return tuple(
-        f"{field.name} has no effect: {field.note}"
-        for field in (*fields, *_BOTH)
-        if field.decision is Decision.WARNED and getattr(request, field.name) not in (None, *field.harmless)
+        [
+            f"{field.name} has no effect: {field.note}"
+            for field in warned
+            if getattr(request, field.name) not in (None, *field.harmless)
+        ]
     )
 
 

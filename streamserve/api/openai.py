@@ -12,7 +12,7 @@ import orjson
 
 from streamserve.api.answer import Reading
 from streamserve.api.chunks import ChatShape, Shape, TextShape, Wishes
-from streamserve.api.fields import CHAT, COMPLETION, warnings_of
+from streamserve.api.fields import WARNED_CHAT, WARNED_COMPLETION, warnings_of
 from streamserve.api.forms import Forms, constraint_of, template_variables, whitespace_warnings
 from streamserve.api.pictures import ANYBODY, Caller
 from streamserve.api.prompts import INLINE_CHARS, MIXED
@@ -157,7 +157,7 @@ class Completions:
         prediction = await self._prediction(request)
         call = self._call(kind, request, (prompt,), sampling, fitted.guidance, fitted.reading, prediction=prediction)
         warnings = (
-            *warnings_of(CHAT, request),
+            *warnings_of(WARNED_CHAT, request),
             *chat.warnings,
             *self.forms.warnings_of(request),
             *fitted.warnings,
@@ -192,7 +192,7 @@ class Completions:
         call = self._call("cmpl", request, prompts, sampling, guidance, n=num_each, drops_output=request.max_tokens == 0)
         wishes = replace(wishes_of(request, request.logprobs), best=request.n if ranks else None)
         warnings = (
-            *warnings_of(COMPLETION, request),
+            *warnings_of(WARNED_COMPLETION, request),
             *whitespace_warnings(request, constraint_of(request)),
             *_stream_warnings(request),
         )
@@ -228,7 +228,7 @@ class Completions:
         self, request: Sampled, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None
     ) -> SamplingParams:
         check_range("min_tokens", request.min_tokens, 0, MAX_TOKENS if max_tokens is None else max_tokens)
-        given = {name: getattr(request, name) for name in (*SAMPLING_FIELDS, "seed") if getattr(request, name) is not None}
+        given = {name: value for name in (*SAMPLING_FIELDS, "seed") if (value := getattr(request, name)) is not None}
         defaults = self._service.defaults
         return SamplingParams(
             max_new_tokens=max_tokens,
@@ -375,9 +375,14 @@ class Completions:
 
     async def write(self, job: Job, stream: Events) -> None:
         """The answer as events, errors in mid-stream included."""
+        is_one = len(job.run.choices) == 1
+        last: list[bytes] = []  # of the only choice: what follows goes out with them
 
         def emit(piece: Piece) -> Awaitable[None] | None:
             chunks = job.shape.chunks(piece)
+            if is_one and piece.finish_reason is not None:
+                last.extend(chunks)
+                return None
             return stream.events(*chunks) if chunks else None
 
         async def emit_scored(piece: Piece) -> None:
@@ -396,9 +401,9 @@ class Completions:
         except Exception as failure:  # the status is sent: what remains is an event that says so
             error = failure if isinstance(failure, StreamServeError) else unforeseen(failure, id=job.run.call.id)
             job.run.outcome = error.code
-            await stream.end(orjson.dumps({"error": error_body(error)["error"]}), DONE)
+            await stream.end(*last, orjson.dumps({"error": error_body(error)["error"]}), DONE)
         else:
-            await stream.end(*job.shape.closing(), DONE)
+            await stream.end(*last, *job.shape.closing(), DONE)
 
 
 def wishes_of(request: Sampled, top_logprobs: int | None) -> Wishes:

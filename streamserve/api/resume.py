@@ -258,7 +258,7 @@ class Streams:
             kept = await self.begin(runs, produce, headers, owner=owner, body=exchange.digest, leaving=leaving)
             await self._follow(exchange, kept, 0)
             return
-        with self._all_live(runs):
+        with self._live(runs[0]) if len(runs) == 1 else self._all_live(runs):
             async with leaving_noticed(exchange, partial(_abort, runs)) as presence:
                 for run in runs:
                     await run.start()

@@ -135,8 +135,12 @@ class Exchange:
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole request body. Raises RequestTooLarge, or ClientLeft when the client does not finish it."""
-        parts = [part async for part in self.parts(max_bytes)]
-        if self._turnstile is not None and sum(map(len, parts)) > LARGE_BODY:
+        self._check_announced(max_bytes)
+        parts, size = [], 0
+        while not self._has_whole_body:
+            parts.append(await self._part(max_bytes, size))
+            size += len(parts[-1])
+        if self._turnstile is not None and size > LARGE_BODY:
             await self._turnstile.enter()
         body = b"".join(parts)
         if b'"resumable"' in body or self.header(RESUMABLE) is not None:
@@ -145,22 +149,30 @@ class Exchange:
 
     async def parts(self, max_bytes: int) -> AsyncIterator[bytes]:
         """The request body as it arrives. Raises like body()."""
+        self._check_announced(max_bytes)
+        size = 0
+        while not self._has_whole_body:
+            part = await self._part(max_bytes, size)
+            size += len(part)
+            yield part
+
+    def _check_announced(self, max_bytes: int) -> None:
         if self.header(b"content-encoding") not in (None, b"identity"):
             raise InvalidRequest("compressed bodies are not supported; send the body as it is", param="content-encoding")
         announced = self.header(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > max_bytes:
             raise _too_large(int(announced), max_bytes)
-        size = 0
-        while not self._has_whole_body:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            part = message.get("body", b"")
-            size += len(part)
-            if size > max_bytes:
-                raise _too_large(size, max_bytes)
-            self._has_whole_body = not message.get("more_body", False)
-            yield part
+
+    async def _part(self, max_bytes: int, num_read: int) -> bytes:
+        """The next part of the body, of which so much was read."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part: bytes = message.get("body", b"")
+        if num_read + len(part) > max_bytes:
+            raise _too_large(num_read + len(part), max_bytes)
+        self._has_whole_body = not message.get("more_body", False)
+        return part
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
@@ -321,7 +333,10 @@ class Presence:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        self._watch.cancel()
+        if self._exchange.has_ended:  # then it mostly sees that by itself, first thing in the next turn
+            get_running_loop().call_soon(self._watch.cancel)
+        else:
+            self._watch.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._beside is not None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.routing import Match, Route
 
-from streamserve.api.app import Api, create_app
+from streamserve.api.app import Api, Endpoint, create_app
 from streamserve.api.auth import read_keys
 from streamserve.api.gate import Gate
 from streamserve.api.playground import Playground
@@ -297,3 +298,11 @@ async def test_the_gate_answers_until_the_application_is_there(app: Api) -> None
             assert "loading" in response.json()["error"]["message"]
         gate.open(app)
         assert (await http.get("/ready")).status_code == 200
+
+
+def test_a_path_that_is_looked_up_leads_where_a_search_of_the_routes_does(app: Api) -> None:
+    for (method, path), found in app._plain.items():
+        scope = {"type": "http", "method": method, "path": path, "headers": []}
+        route = next(route for route in app._router.routes if route.matches(scope)[0] is Match.FULL)
+        assert isinstance(route, Route) and isinstance(route.endpoint, Endpoint)
+        assert (route.endpoint._answer, route.endpoint._admin_door) == (found._answer, found._admin_door), (method, path)
