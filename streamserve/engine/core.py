@@ -403,11 +403,11 @@ class Engine:
         for i, request in samples.guided:
             guide = request.guide
             assert guide is not None
-            guide.check_mask()
-            if guide.error is not None:
+            error = guide.check_mask()
+            if error is not None:
                 unwanted |= {i}
                 if self._scheduler.find(request.id) is request:  # nobody has aborted it meanwhile
-                    self._scheduler.end_with_error(request, guide.error, is_grammar_error=True)
+                    self._scheduler.end_with_error(request, error, is_grammar_error=True)
         return Edits(unwanted, tuple(places), masks)
 
     async def _land(self, flight: Flight, step: Step) -> None:

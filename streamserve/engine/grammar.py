@@ -231,14 +231,17 @@ class Grammars:
         edited: list[tuple[int, Asked]] = []
         first = 0
         for guide, guesses in asked:
+            matcher = guide.plain
+            if matcher is not None and not guesses:
+                lanes[guide.lane].append((matcher, first))
+                first += 1
+                continue
+            edited.append((first, (guide, guesses)))
             matcher = guide.masking
-            if matcher is None or guesses or guide.edits_masks:
-                edited.append((first, (guide, guesses)))
-            if matcher is not None:
-                if guesses:
-                    guessing.append((first, (guide, guesses)))
-                else:
-                    lanes[guide.lane].append((matcher, first))
+            if matcher is not None and guesses:
+                guessing.append((first, (guide, guesses)))
+            elif matcher is not None:
+                lanes[guide.lane].append((matcher, first))
             first += 1 + len(guesses)
         # Side by side stand those that share a lock: llguidance gives each of its threads some neighbours.
         self._compute([one for lane in lanes for one in lane], masks_GW)

@@ -93,6 +93,7 @@ class Guide:
         "is_over",
         "lane",
         "num_thought",
+        "plain",
     )
 
     def __init__(
@@ -131,6 +132,9 @@ class Guide:
         self._tail_lens: list[int] = []  # bytes of each token that reaches into the tail
         self._wants_end = False  # somebody asked for the end of the thought
         self._is_ending = False  # the tokens that end it are under way
+        # The matcher, where the next token's mask is as it fills it, and no more is to be heeded when that token comes: so nearly
+        # every token of a grammar's is masked and taken. Kept right between `begin` and the last token of each step.
+        self.plain: Matcher | None = None
         self.num_thought = 0  # tokens of the thought, markers not counted
         self.is_over = False  # the grammar is fulfilled and allows nothing more
         self.error: str | None = None  # the answer cannot go on
@@ -145,7 +149,9 @@ class Guide:
             self._begin_thought()
         elif self._matcher is not None:
             self._forced.extend(self._begin_ids)
-        return self._jump()
+        appended = self._jump()
+        self._settle()
+        return appended
 
     def admit(self, token_ids: Sequence[int]) -> int:
         """How many of these guesses of what comes next may be sampled at once: those the grammar allows, up to the first behind
@@ -162,19 +168,26 @@ class Guide:
         behind it in the same step. The others are guesses that were admitted: nothing follows them."""
         if self.error is not None:
             return []
-        if self._num_taken == self._blind_at:
+        if self.plain is not None:
+            self._num_taken += 1
+            self._take_answer(token_id)
+        elif self._num_taken == self._blind_at:
             self._fail(self._blind_why)
             return []
-        if self._forced and token_id != self._forced.popleft():  # demanded by a mask
+        elif self._forced and token_id != self._forced.popleft():  # demanded by a mask
             self._forced.clear()
             self.error = f"token {token_id} came where another was demanded"
             return []
-        self._take(token_id, is_last)
-        if is_last:
+        else:
+            self._take(token_id, is_last)
+        if not is_last:
+            assert self.error is not None or not (self._forced or self.is_over), "a guess was admitted that something follows"
+            return []
+        appended = self._jump() if self._forced else []
+        if self.plain is None:
             self._blind_at = None
-            return self._jump() if self._forced else []
-        assert self.error is not None or not (self._forced or self.is_over), "a guess was admitted that something follows"
-        return []
+            self._settle()
+        return appended
 
     def end_thought(self) -> bool:
         """The thought is to end after the next token. False when there is none, or it is ending already."""
@@ -200,11 +213,6 @@ class Guide:
         """The matcher that fills the next mask; None: `edit_mask` fills it alone."""
         return self._matcher if self._phase is _Phase.ANSWER and not self._forced else None
 
-    @property
-    def edits_masks(self) -> bool:
-        """Whether `edit_mask` may change what `masking` has filled."""
-        return self._num_taken < self._min_new_tokens or self._blind_at is not None
-
     def scout(self) -> Matcher | None:
         """A matcher that is where `masking` is, to fill masks of admitted guesses; it is rolled back. None: there is none."""
         matcher = self._matcher
@@ -227,6 +235,7 @@ class Guide:
     def cannot_mask(self, num_ahead: int, why: str) -> None:
         """The matcher's limits were spent on the mask behind so many admitted guesses. The answer fails if it gets there."""
         self._blind_at, self._blind_why = self._num_taken + num_ahead, why
+        self.plain = None
 
     def edit_mask(self, words_W: Masks, num_ahead: int = 0) -> None:
         """Finish the mask of the next token, or of the one behind so many admitted guesses, which `masking` has filled."""
@@ -243,10 +252,11 @@ class Guide:
             if not words_W.any():  # the grammar allows nothing but the end
                 words_W[:] = before
 
-    def check_mask(self) -> None:
-        """After a mask was filled: the matcher may have spent its limits on it."""
+    def check_mask(self) -> str | None:
+        """After a mask was filled, on which the matcher may have spent its limits. Returns `error`."""
         if self._matcher is not None and self._matcher.is_error():
             self._fail(self._matcher.get_error())
+        return self.error
 
     def spend(self, seconds: float) -> None:
         """The matcher took processor time that other answers waited for. A grammar that goes on taking too much ends its own."""
@@ -263,6 +273,12 @@ class Guide:
         self._guesses_s += seconds
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """See `plain`."""
+        is_answer = self._phase is _Phase.ANSWER and not self._forced
+        is_plain = is_answer and self._num_taken >= self._min_new_tokens and self._blind_at is None
+        self.plain = self._matcher if is_plain else None
 
     def _jump(self) -> list[int]:
         appended: list[int] = []
@@ -386,16 +402,17 @@ class Guide:
         self._look_ahead()
 
     def _take_answer(self, token_id: int) -> None:
-        if self._matcher is None:
+        matcher = self._matcher
+        if matcher is None:
             return
         began_s = perf_counter()
         if self._scout is not None:
             self._scout_lacks.append(token_id)
-        if not self._matcher.consume_token(token_id):
-            self._fail(self._matcher.get_error())
-        elif self._matcher.is_stopped():
+        if not matcher.consume_token(token_id):
+            self._fail(matcher.get_error())
+        elif matcher.is_stopped():
             self.is_over = True
-        elif not self._forced:
+        elif self._jumps and not self._forced:
             self._look_ahead()
         took_s = perf_counter() - began_s
         if took_s > _NOTED_S:  # an interrupted thread looks slow too, but seldom
