@@ -102,6 +102,30 @@ def test_what_is_not_there_is_an_import_error_that_says_so(line: str, words: str
     assert "Error" in last and words in last
 
 
+SPAWNING = """\
+import multiprocessing, os, sys
+import sglang
+
+class Question:
+    text = "why?"
+
+def asked(question):
+    return sglang.gen.__module__, type(question) is Question, question.text, sys.argv
+
+if __name__ == "__main__":
+    os.chdir("/")
+    with multiprocessing.get_context(METHOD).Pool(1) as pool:
+        print(pool.map(asked, [Question()]))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_a_script_starts_know_the_name_too(method: str, tmp_path: Path) -> None:
+    done = _compat(SPAWNING.replace("METHOD", repr(method)), tmp_path, "x")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[('streamserve.lang.expressions', True, 'why?', ['script.py', 'x'])]"
+
+
 def test_a_module_is_run_by_its_name(tmp_path: Path) -> None:
     package = tmp_path / "tool"
     package.mkdir()

@@ -9,12 +9,14 @@ A name of SGLang's that has no counterpart raises an ImportError that says so wh
 """
 
 import importlib
+import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from pkgutil import get_importer
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -42,6 +44,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "sglang.version": ("streamserve",),
 }
 COMMANDS = {"sglang.launch_server": "streamserve.launch_server"}  # behind -m
+SCRIPT = "STREAMSERVE_COMPAT_SCRIPT"  # in the environment: which one runs, for processes that it spawns
 _PACKAGES = {name.rpartition(".")[0] for name in MODULES}
 
 _USE_OPENAI = "StreamServe has no client of that service; one that speaks OpenAI's API is reached by OpenAI(model, base_url=...)"
@@ -145,7 +148,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"there is no file {str(script)!r}; {usage}")
     sys.argv = given
     sys.path[0] = str(script.resolve().parent)
-    runpy.run_path(str(script), run_name="__main__")
+    if get_importer(str(script)) is None:
+        _run(script)
+    else:  # a zip file of modules
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def _run(script: Path) -> None:
+    """As Python runs a script, but for what the main module says of where it came from: see spawned.py."""
+    os.environ[SCRIPT] = str(script.resolve())
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    main.__spec__ = ModuleSpec("streamserve.compat.spawned", None)
+    main.__file__ = str(script)
+    exec(compile(script.read_bytes(), main.__file__, "exec"), main.__dict__)
 
 
 if __name__ == "__main__":
