@@ -229,8 +229,6 @@ class ChatShape(_Shape):
 
     def chunks(self, piece: Piece) -> list[bytes]:
         """See Shape."""
-        if self._is_plain and piece.events is None and piece.finish_reason is None:  # as nearly always
-            return [self._plain(piece.index, piece.text)] if piece.text else []
         made: list[bytes] = []
         if self._is_plain:
             if piece.events is not None:

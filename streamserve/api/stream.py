@@ -389,8 +389,13 @@ class Choice:
     def _take_read(self, delta: Delta, piece: Piece, reader: AnswerReader) -> None:
         """Through the reader: all at once, or token by token where something depends on the very token: a stop string, the end of
         the last call, log-probabilities."""
-        shown = self._shown(delta)
         push, stops = self._detokenizer.push, self._stops
+        if stops is None and piece.finish_reason is None and not delta.logprobs and not reader.may_end:  # as nearly always
+            gained = reader.push(push(delta.token_ids))
+            piece.token_ids, piece.events, piece.text = delta.token_ids, tuple(gained), _content_of(gained)
+            self.num_tokens += len(delta.token_ids)
+            return
+        shown = self._shown(delta)
         events: list[Event] = []
         used = len(delta.token_ids)
         logprobs: list[TokenLogprobs] = []
@@ -428,8 +433,7 @@ class Choice:
                     piece.finish_reason, piece.matched_stop = ended, stops.matched
             logprobs += self._placed(rest)
             events += rest
-        piece.events = tuple(events)
-        piece.text = "".join([event.text for event in events if type(event) is Content])
+        piece.events, piece.text = tuple(events), _content_of(events)
         piece.logprobs = tuple(logprobs)
         self.num_tokens += used
 
@@ -476,6 +480,10 @@ def _parts_of(delta: Delta) -> Iterator[tuple[Delta, bool, bool]]:
             is_forced,
         )
         start = end
+
+
+def _content_of(events: list[Event]) -> str:
+    return "".join([event.text for event in events if type(event) is Content])
 
 
 def _until_stop(events: list[Event], stops: Stops) -> list[Event]:

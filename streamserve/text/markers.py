@@ -3,7 +3,7 @@
 Owns no state. Knows nothing of what the markers mean.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 # Readers that look ahead for several markers take time by the length of what they hold, so they take long texts in pieces.
 _PIECE_CHARS = 4_096
@@ -36,6 +36,22 @@ def open_at(text: str, markers: Sequence[str], start: int = 0) -> int:
     return earliest
 
 
-def pieces_of(text: str) -> Iterator[str]:
+def first_letters(markers: Iterable[str]) -> str:
+    """The letters with which markers begin, each once."""
+    return "".join({marker[0]: None for marker in markers})
+
+
+def may_hold(text: str, letters: str, start: int = 0) -> bool:
+    """Whether a marker that begins with one of these letters may stand, or have begun, at or after `start`. Nearly always none
+    may, and this takes a fraction of the time of looking for each."""
+    for letter in letters:  # noqa: SIM110 - a generator takes twice as long
+        if text.find(letter, start) >= 0:
+            return True
+    return False
+
+
+def pieces_of(text: str) -> Iterable[str]:
     """The text in pieces short enough to search again and again."""
+    if 0 < len(text) <= _PIECE_CHARS:
+        return (text,)
     return (text[start : start + _PIECE_CHARS] for start in range(0, len(text), _PIECE_CHARS))

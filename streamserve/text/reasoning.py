@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from streamserve.errors import InvalidRequest
-from streamserve.text.markers import find_first, open_at, pieces_of
+from streamserve.text.markers import find_first, first_letters, may_hold, open_at, pieces_of
 from streamserve.text.tools.format import Content, Event, Thought
 
 
@@ -91,7 +91,8 @@ class ThoughtSplitter:
 
     def __init__(self, format: ReasoningFormat, *, is_open: bool, triggers: Sequence[str] = ()) -> None:
         self._begin, self._end = format.begin, format.end
-        self._triggers = tuple(triggers)
+        self._stops = (self._end, self._begin, *triggers)  # of a thought
+        self._letters = first_letters(self._stops)
         self._text = ""
         self._is_last = False
         self._blank: list[str] = []  # white space that counts once text follows
@@ -133,11 +134,15 @@ class ThoughtSplitter:
         return True
 
     def _inside(self, events: list[Event]) -> bool:
-        stops = (self._end, self._begin, *self._triggers)
-        at, marker = find_first(self._text, stops)
-        end = at if marker is not None or self._is_last else open_at(self._text, stops)
-        self._think(self._text[:end], events)
-        self._text = self._text[end:]
+        text = self._text
+        if not may_hold(text, self._letters):
+            self._text = ""
+            self._think(text, events)
+            return False
+        at, marker = find_first(text, self._stops)
+        end = at if marker is not None or self._is_last else open_at(text, self._stops)
+        self._think(text[:end], events)
+        self._text = text[end:]
         if marker is None:
             return False
         if marker == self._begin:  # repeated: it says nothing new
@@ -161,9 +166,10 @@ class ThoughtSplitter:
         kept = text.rstrip()
         if kept:
             self._has_shown = True
-            events.append(Thought("".join((*self._blank, kept))))
+            events.append(Thought("".join((*self._blank, kept)) if self._blank else kept))
             self._blank.clear()
-        self._blank.append(text[len(kept) :])
+        if len(kept) < len(text):
+            self._blank.append(text[len(kept) :])
 
     def _enter(self, state: Callable[[list[Event]], bool]) -> None:
         self.is_inside = state == self._inside

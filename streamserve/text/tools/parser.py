@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamserve.text.markers import find_first, open_at, pieces_of
+from streamserve.text.markers import find_first, first_letters, may_hold, open_at, pieces_of
 from streamserve.text.tools.format import CallBegan, CallGrew, Content, Event, Thought, Tool
 
 # Text that may turn out to be a call is held back. No call's head is longer than this, nor an object whose arguments come first.
@@ -28,6 +28,7 @@ class CallParser:
     def __init__(self, tools: Sequence[Tool], triggers: Sequence[str]) -> None:
         self._schemas: Mapping[str, Mapping[str, Any] | None] = {tool.name: tool.parameters for tool in tools}
         self._triggers = tuple(triggers) if tools else ()
+        self._letters = first_letters(self._triggers)
         self._text = ""
         self._at = 0
         self._pos = 0
@@ -84,6 +85,10 @@ class CallParser:
             pass
 
     def _read_content(self) -> bool:
+        if not may_hold(self._text, self._letters, self._at):
+            self._content(self._text[self._at :])
+            self._at = self._pos = len(self._text)
+            return False
         at, marker = find_first(self._text, self._triggers, self._at)
         if marker is None:
             end = len(self._text) if self._is_last else open_at(self._text, self._triggers, self._at)
@@ -117,7 +122,7 @@ class CallParser:
             return
         kept = text.rstrip()
         if kept:
-            self._out.append(Content("".join((*self._blank, kept))))
+            self._out.append(Content("".join((*self._blank, kept)) if self._blank else kept))
             self._blank.clear()
         if len(kept) < len(text):
             self._blank.append(text[len(kept) :])
