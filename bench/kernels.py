@@ -326,7 +326,7 @@ def write(shape: Shape, pdl: bool, meter: Meter) -> Iterator[Timing]:
         kv_bytes = 2 * tokens * shape.num_kv_heads * shape.head_dim * 2
 
         def run(inputs: Any = inputs, qkv: Tensor = qkv) -> None:
-            write_prompt(qkv, inputs, 0, cos_sin, q_norm, k_norm, EPS, shape)  # type: ignore[arg-type]
+            write_prompt(qkv, inputs, 0, cos_sin, q_norm, k_norm, EPS, shape)
 
         yield Timing("write_prompt", f"{tokens} tokens", meter.launch([run] * 10), num_bytes=2 * qkv.nbytes + kv_bytes // 2)
 

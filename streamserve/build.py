@@ -273,7 +273,8 @@ def _build_on_gpu(
     from streamserve.engine.device_runner import DeviceRunner
     from streamserve.engine.device_sampler import DeviceSampler
     from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, max_decode_rows
-    from streamserve.engine.drafters.device_draft_model import DeviceDraftModel, max_guessed_tokens, num_own_pages
+    from streamserve.engine.drafters.device_drafter import DeviceDrafter
+    from streamserve.engine.drafters.find_on_gpu import DeviceRoom, load_device_drafter
     from streamserve.kernels.warm import rehearsal
     from streamserve.models.drafting import OpenModel
     from streamserve.models.network import build_device_network
@@ -284,15 +285,15 @@ def _build_on_gpu(
             f"pictures of a {checkpoint.vision.config['model_type']} model look at all of themselves, which attention on a GPU "
             "does not do yet; --device cpu serves it"
         )
-    assert guesses is None or isinstance(guesses, OpenModel)  # resolve.py refuses others
     planned, choices = facts.decide(config, checkpoint, gpu, guesses)
     with display.phase("tokenizer"):
         text, grammars = _text_and_grammars(config, checkpoint)
-        if guesses is not None:
+        if isinstance(guesses, OpenModel):
             refuse_other_tokens(text.tokenizer, load_tokenizer(guesses.checkpoint.path), of=guesses.checkpoint.path)
     dtype = getattr(torch, planned.dtype)
     needs = None if guesses is None else guesses.needs(dtype, choices)
     max_drafts = planned.speculative.max_drafts if drafter is None else drafter.max_drafts
+    use_graphs = not config.device.disable_cuda_graph
     longest = config.model.context_length or spec.max_position_embeddings  # memory, once measured, may allow more
     with display.phase("weights"):
         network = build_device_network(
@@ -304,16 +305,22 @@ def _build_on_gpu(
             max_rows=max_decode_rows(planned.max_running_requests, max_drafts) + MAX_PROMPTS,
             deterministic=config.device.deterministic,
         )
-        checkpoint.finish()
-        small = None
+        guesser = None
         if guesses is not None:
-            max_rows = max_guessed_tokens(planned.max_running_requests, max_drafts)
-            small = guesses.load_on_gpu(gpu.torch_device, dtype, max_len=longest, max_rows=max_rows)
-            guesses.checkpoint.finish()
+            room = DeviceRoom(
+                num_slots=planned.max_running_requests,
+                page_size=planned.page_size,
+                max_drafts=max_drafts,
+                max_step_tokens=planned.chunked_prefill_size,
+                longest=longest,
+                dtype=dtype,
+                use_graphs=use_graphs,
+            )
+            guesser = load_device_drafter(guesses, network, gpu, room)
+        checkpoint.finish()
         vision = None if checkpoint.vision is None else checkpoint.vision.load(gpu.torch_device, dtype)
         gpu.synchronize()
 
-    use_graphs = not config.device.disable_cuda_graph
     max_graph_tokens = min(_worth_capturing(spec.num_layers, planned.weight_bytes), planned.chunked_prefill_size, BURST_STEP)
 
     def media() -> DeviceEmbeddings | None:
@@ -341,27 +348,9 @@ def _build_on_gpu(
                 last_token_S=state.last_token_S,
             )
 
-        def draft_model(state: DeviceState) -> DeviceDraftModel:
-            assert guesses is not None and small is not None
-            own = num_own_pages(planned.max_running_requests, max_drafts, planned.page_size)
-            return DeviceDraftModel(
-                gpu,
-                small,
-                DevicePool(
-                    guesses.kv_shape,
-                    num_pages=num_pages + own,
-                    page_size=planned.page_size,
-                    dtype=guesses.kv_dtype(dtype),
-                    device=gpu.torch_device,
-                ),
-                state,
-                vocab_size=guesses.checkpoint.spec.vocab_size,
-                num_target_tokens=guesses.num_target_tokens,
-                max_len=max_len,
-                max_drafts=max_drafts,
-                max_step_tokens=planned.chunked_prefill_size,
-                use_graphs=use_graphs,
-            )
+        def drafter_on(state: DeviceState) -> DeviceDrafter:
+            assert guesser is not None
+            return guesser(state, num_pages, max_len)
 
         return DeviceRunner(
             gpu,
@@ -375,7 +364,7 @@ def _build_on_gpu(
             max_graph_tokens=max_graph_tokens,
             use_graphs=use_graphs,
             max_drafts=max_drafts,
-            make_drafter=None if guesses is None else draft_model,
+            make_drafter=None if guesser is None else drafter_on,
             media=media(),
         )
 

@@ -410,8 +410,7 @@ def _decode_pause(config: Config, device: DeviceFacts) -> Reason:
     return Reason("decode pause", f"{GPU_DECODE_PAUSE_MS:g}", "ms at most, while a burst of prompts is computed", flag)
 
 
-_HEADS = ("eagle", "mtp")
-_NETWORKS = ("draft_model", *_HEADS)
+_NETWORKS = ("draft_model", "eagle", "mtp")
 
 
 def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Speculative, Reason]:
@@ -431,11 +430,6 @@ def decide_speculative(config: Config, device_kind: str = "cpu") -> tuple[Specul
         raise ConfigError(
             f"{SPECULATIVE} {config.scheduler.speculative} and --deterministic contradict each other on a GPU: a token's bits "
             f"would depend on how many guesses stand beside it; leave one of them out"
-        )
-    if asked.kind in _HEADS and device_kind != "cpu":
-        raise ConfigError(
-            f"{SPECULATIVE} {config.scheduler.speculative}: heads that read the model's stream are computed on a CPU only; on a "
-            f"GPU use draft_model or ngram, or leave it out"
         )
     of = "" if asked.path is None else f" of {asked.path}"
     why = f"asked for; up to {asked.max_drafts} guess{'es' if asked.max_drafts > 1 else ''}{of} a step, while that is faster"

@@ -258,7 +258,7 @@ class DeviceRunner:
         where = device.torch_device
         rows = self._state.max_logits
         self._logits_RV = torch.zeros((rows, vocab_size), dtype=torch.float32, device=where)
-        self._tokens_R = torch.zeros(rows, dtype=torch.int32, device=where)
+        self._tokens_R = self._state.sampled_R
         backs = [device.pinned((rows,), torch.int32) for _ in range(_BACKS)]
         self._backs = [Back(tokens_R, tokens_R.numpy(), device.event()) for tokens_R in backs]
         self._turn = 0
@@ -280,7 +280,7 @@ class DeviceRunner:
                 self._choices[size] = [self._device.capture(choice, is_warm=i > 0) for choice in choices]
                 progress(i + 1, len(self._sizes))
             if self._drafter is not None:
-                self._drafter.capture(progress)
+                self._drafter.capture(self._sizes, progress)
             self._state.capture_intakes(self._sizes)
             self._state.captured(self._sizes)
         finally:
@@ -356,7 +356,7 @@ class DeviceRunner:
                 choices[turn].replay()
             else:
                 pending = self._sample(plan, loaded, turn, edits)
-        guesses = None if self._drafter is None else self._drafter.follow(plan, loaded.inputs, edits.unwanted)
+        guesses = None if self._drafter is None else self._drafter.follow(plan, loaded, edits.unwanted)
         event = self._backs[turn].event
         event.record()
         self._media.launched(event)

@@ -36,7 +36,7 @@ from streamserve.engine.prefix_groups import PrefixGroup, fill_parts, find_group
 from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_inputs import PARAMS, apply
 from streamserve.kernels.impl.triton_sampling import Drafted
-from streamserve.kernels.ops import Grouping, PromptRow, StepInputs
+from streamserve.kernels.ops import Grouping, PromptRow, Shown, StepInputs
 from streamserve.messages import MEDIA_BASE
 
 TURNS = 4  # steps whose buffers may be in use at once; the engine keeps two under way
@@ -213,7 +213,10 @@ class DeviceState:
         self.page_table_SP = torch.zeros((num_slots, pages), dtype=torch.int32, device=where)
         self.last_token_S = torch.zeros(num_slots, dtype=torch.int32, device=where)
         self.params_SP = torch.zeros((num_slots, PARAMS), dtype=torch.int32, device=where)
+        self.sampled_R = torch.zeros(self.max_logits, dtype=torch.int32, device=where)  # by the last step, in its logit rows
         self.media_TX = self._media.buffer(tokens)
+        self._max_tokens = tokens
+        self._shown: Shown | None = None
         self._ints = torch.zeros(words, dtype=torch.int32, device=where)
         self._turns = [device.pinned((words,), torch.int32) for _ in range(TURNS)]
         self._arrays = [turn.numpy() for turn in self._turns]
@@ -235,6 +238,12 @@ class DeviceState:
     def pages_of(self, slot: int) -> Sequence[int]:
         """That the slot was given so far."""
         return self._pages[slot]
+
+    def show(self, layers: tuple[int, ...], hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """From now on steps leave the stream before these layers in what is returned: see Shown. Before any step."""
+        where = self._device.torch_device
+        self._shown = Shown(layers, torch.zeros((self._max_tokens, len(layers) * hidden_size), dtype=dtype, device=where))
+        return self._shown.streams_TX
 
     def captured(self, sizes: Sequence[StepSize]) -> None:
         """From now on, steps that fit one of these are to be replayed."""
@@ -530,6 +539,7 @@ class DeviceState:
             is_drafted=layout.is_drafted,
             media_TX=None if self.media_TX is None else self.media_TX[: layout.num_tokens],
             rope_3T=rope_3T,
+            shown=self._shown,
         )
 
     def _offsets(self, layout: Layout) -> Tensor:

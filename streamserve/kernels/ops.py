@@ -211,6 +211,15 @@ class StepInputs:
     # Embedded.embeds_MX. None of another model.
     media_TX: Tensor | None = None
     rope_3T: Tensor | None = None  # int32 [3, T]: see Batch; for models with M-RoPE, in every step
+    shown: "Shown | None" = None
+
+
+class Shown(NamedTuple):
+    """Where a network leaves its stream for another one to read: as it was before each of these layers (their number: behind the
+    last one, before the last norm), side by side: [T, len(layers) * E], or longer. `layers` ascend."""
+
+    layers: tuple[int, ...]
+    streams_TX: Tensor
 
 
 class Grouping(NamedTuple):

@@ -26,7 +26,8 @@ def supported_types() -> list[str]:
 
 _NOT_FAMILIES = frozenset(
     {
-        *("bert", "causal", "checkpoint", "decoder", "drafting", "dummy", "eagle", "encoder", "gguf_file", "heads", "hf_folder"),
-        *("hub", "layers", "mtp", "network", "packing", "part", "pooling", "source", "spec", "staging", "vision"),
+        *("bert", "causal", "checkpoint", "decoder", "device_heads", "drafting", "dummy", "eagle", "encoder", "gguf_file"),
+        *("heads", "hf_folder", "hub", "layers", "mtp", "network", "packing", "part", "pooling"),
+        *("source", "spec", "staging", "vision"),
     }
 )

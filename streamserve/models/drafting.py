@@ -6,13 +6,14 @@ out. What becomes of guesses is not known here.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from streamserve.cache.pool import KVPool
 from streamserve.errors import CheckpointError, ConfigError
 from streamserve.kernels.ops import DeviceNetwork, KVPages, Network, NetworkParts
-from streamserve.kernels.registry import Choice
+from streamserve.kernels.registry import Choice, Facts
 from streamserve.models.checkpoint import Checkpoint, locate, open_checkpoint
 from streamserve.models.decoder import Decoder
 from streamserve.models.eagle import EagleFile, EagleHead
@@ -21,6 +22,9 @@ from streamserve.models.mtp import MTPHead
 from streamserve.models.network import build_device_network, build_network, choose_kernels
 from streamserve.models.spec import ModelSpec
 from streamserve.resolve import DrafterNeeds
+
+if TYPE_CHECKING:  # it imports triton
+    from streamserve.models.device_heads import DeviceHead
 
 # Models of one family and different sizes have the same tokens, and more or fewer places behind them that no token has: Qwen2.5
 # has 151,936 or 152,064.
@@ -75,11 +79,14 @@ class OpenModel:
 
 
 class OpenHead:
-    """A head on the target's stream: an EAGLE-3 head's file, or None for the layer that the target's own checkpoint has."""
+    """A head on the target's stream: an EAGLE-3 head's file, or None for the layer that the target's own checkpoint has.
+    `device`: where it is to guess."""
 
-    def __init__(self, target: Checkpoint, file: EagleFile | None) -> None:
+    def __init__(self, target: Checkpoint, file: EagleFile | None, *, device: str = "cpu") -> None:
         self._target = target
         self._file = file
+        self._device = device
+        self.num_target_tokens = target.spec.vocab_size
         self.kv_shape: ModelSpec = replace(target.spec if file is None else file.spec, num_layers=1)
 
     def kv_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -89,7 +96,7 @@ class OpenHead:
     def needs(self, dtype: torch.dtype, choices: Mapping[str, Choice]) -> DrafterNeeds:
         """See OpenDrafter."""
         network = choices["network"].name
-        if network != "torch" and (self._file is None or self._file.borrows_head):
+        if self._device == "cpu" and network != "torch" and (self._file is None or self._file.borrows_head):
             raise ConfigError(
                 f"--speculative {'mtp' if self._file is None else 'eagle'} needs the model's last matrix to guess with, which "
                 f"the {network} network holds for itself; add --dtype float32, or let ngram or draft_model guess"
@@ -102,19 +109,32 @@ class OpenHead:
 
     def load(self, target: FeatureNetwork, dtype: torch.dtype, choices: Mapping[str, Choice], threads: int) -> Head:
         """Read the weights, for a target whose kernels are `choices`. Blocks."""
-        parts = NetworkParts(
-            shape=self._target.spec if self._file is None else self._file.spec,
-            weights=self._target if self._file is None else self._file,
-            dtype=dtype,
-            device=torch.device("cpu"),
-            ops={op: choice.run for op, choice in choices.items()},
-        )
+        parts = self._parts(dtype, torch.device("cpu"), ops={op: choice.run for op, choice in choices.items()})
         if choices["network"].name != "torch":
             torch.set_num_threads(threads)  # as torch's own network does; the packed one needs none of torch's
         if self._file is not None:
             return EagleHead(parts, self._file, target)
         assert isinstance(target, Decoder)
         return MTPHead(parts, target)
+
+    def load_on_gpu(
+        self, target: DeviceNetwork, device: torch.device, dtype: torch.dtype, *, max_len: int, max_rows: int
+    ) -> "DeviceHead":
+        """Read the weights onto a GPU, for a target that is there. `max_len`, `max_rows`: see NetworkParts. Blocks."""
+        from streamserve.kernels.impl.triton_decoder import TritonDecoder
+        from streamserve.models.device_heads import DeviceEagle, DeviceMTP
+
+        assert isinstance(target, TritonDecoder)  # the only network of a GPU
+        parts = self._parts(dtype, device, max_len=max_len, max_rows=max_rows)
+        if self._file is None:
+            return DeviceMTP(parts, target)
+        head = DeviceEagle(parts, self._file, target)
+        self._file.finish()
+        return head
+
+    def _parts(self, dtype: torch.dtype, device: torch.device, **more: Any) -> NetworkParts:
+        shape = self._target.spec if self._file is None else self._file.spec
+        return NetworkParts(shape, self._target if self._file is None else self._file, dtype, device, **{"ops": {}, **more})
 
 
 # `needs` says what memory it takes, with the target's type of numbers and kernels; it raises ConfigError for a target that it
@@ -141,11 +161,22 @@ def open_drafter(
             return OpenModel(checkpoint, target, page_size=page_size, dtype=dtype, device=device)
         case "eagle":
             assert path is not None
-            return OpenHead(target, EagleFile(locate(path), target.spec))
+            file = EagleFile(locate(path), target.spec)
+            if device != "cpu":
+                _check_on_gpu(file, dtype=dtype, device=device, page_size=page_size)
+            return OpenHead(target, file, device=device)
         case "mtp":
             _check_mtp(target)
-            return OpenHead(target, None)
+            return OpenHead(target, None, device=device)
     return None
+
+
+def _check_on_gpu(file: EagleFile, *, dtype: str, device: str, page_size: int) -> None:
+    from streamserve.kernels.impl.triton_decoder import refusal
+
+    facts = Facts(device=device, dtype=dtype, shape=file.spec, page_size=page_size, kv_dtype=dtype, weight_kinds=frozenset())
+    if (reason := refusal(facts)) is not None:
+        raise ConfigError(f"{file.path} cannot guess on a GPU: {reason}")
 
 
 def _check_mtp(target: Checkpoint) -> None:

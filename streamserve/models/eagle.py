@@ -86,6 +86,10 @@ class EagleFile:
         """See Weights."""
         return None
 
+    def finish(self) -> None:
+        """All weights are loaded: give back the memory and threads that loading took."""
+        self._source.finish()
+
     def _wanted(self) -> dict[str, tuple[int, ...]]:
         spec, held, hidden = self.spec, self._source.sizes, self.spec.hidden_size
         names = {
@@ -160,6 +164,16 @@ def _layers(folder: Path, config: Mapping[str, Any], num_layers: int) -> tuple[i
     return layers
 
 
+def token_table(file: EagleFile) -> Tensor | None:
+    """The target's token for each of the head's; None: they are the same. Raises CheckpointError."""
+    if not file.has("d2t"):
+        return None
+    token_ids_V = torch.arange(file.draft_vocab_size) + file.tensor("d2t").long()
+    if int(token_ids_V.min()) < 0 or int(token_ids_V.max()) >= file.spec.vocab_size:
+        raise CheckpointError(f"d2t in {file.path} names tokens outside the vocabulary of {file.spec.vocab_size}")
+    return token_ids_V
+
+
 class EagleHead:
     """Implements heads.Head. `parts.shape` and `parts.weights` are the file's."""
 
@@ -189,12 +203,7 @@ class EagleHead:
         self._mlp_norm_E, self._last_norm_E = layer.tensor("post_attention_layernorm.weight"), loader.tensor("norm.weight")
         self._attention = Attention(layer.under("self_attn."), 0, self._paged)
         self._mlp = GatedMLP(layer.under("mlp."))
-        self.token_ids_V: Tensor | None = None
-        if file.has("d2t"):
-            self.token_ids_V = torch.arange(file.draft_vocab_size) + file.tensor("d2t").long()
-            if int(self.token_ids_V.min()) < 0 or int(self.token_ids_V.max()) >= spec.vocab_size:
-                raise CheckpointError(f"d2t in {file.path} names tokens outside the vocabulary of {spec.vocab_size}")
-            self.token_ids_V = self.token_ids_V.to(parts.device)
+        self.token_ids_V = token_table(file)
 
     def features(self, shown_TX: Tensor) -> Tensor:
         """See Head."""

@@ -21,6 +21,7 @@ FOUNDATION = (
     "startup",
     "default_model",
     "process",
+    "keys",
 )
 
 # What each part may import of ours, beside the foundation and itself. A dotted name allows that module only.
@@ -74,7 +75,10 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "engine.drafters.heads",
         "engine.drafters.find",
         "engine.drafters.device_drafter",
+        "engine.drafters.device_passes",
         "engine.drafters.device_draft_model",
+        "engine.drafters.device_heads",
+        "engine.drafters.find_on_gpu",
         "calibrate",
         "facts",
         "build",

@@ -23,7 +23,8 @@ from streamserve.engine.device_runner import DeviceRunner
 from streamserve.engine.device_sampler import DeviceSampler
 from streamserve.engine.device_state import MAX_PROMPTS, DeviceState, StepSize, max_decode_rows
 from streamserve.engine.drafters import device_draft_model
-from streamserve.engine.drafters.device_draft_model import DeviceDraftModel, max_guessed_tokens, num_own_pages
+from streamserve.engine.drafters.device_draft_model import DeviceDraftModel, max_guessed_tokens
+from streamserve.engine.drafters.device_passes import num_own_pages
 from streamserve.engine.plan import Admission, Append, Edits, PageCopy, Plan, Row, StepResult
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.host import Host

@@ -59,6 +59,17 @@ def test_a_first_pass_ends_with_the_newest_token_and_begins_where_the_host_says(
     assert read.tolist() == [40, 41]  # written down as well
 
 
+def test_the_newest_token_is_read_at_the_position_before_it_with_the_line_of_the_step_there() -> None:
+    params_SP = torch.zeros((NUM_SLOTS, NUM_WORDS), dtype=torch.int32, device=WHERE)
+    params_SP[0, 6], params_SP[2, 6] = 4, 1  # tokens of the answers
+    # Line 6 of the step was position 7 of slot 0; line 0 position 2 of slot 2.
+    rows = AskedRows(ints(0, -1, 2), ints(5, 0, 3), ints(1, 0, 2), ints(3, 0, 1))
+    newest_R, shown_R, out = ints(0, 77, 0), ints(77, 77, 77), empty_pass(3)
+    kernels_of({}).newest_pairs(rows, params_SP, ints(40, 0, V, 0), newest_R, shown_R, out)
+    assert newest_R.tolist() == [8, 77, 3] and shown_R.tolist() == [6, 0, 0]
+    assert [part.tolist() for part in out] == [[40, 0, 0], [7, 0, 2], [0, -1, 2]]
+
+
 def test_a_guess_is_read_behind_the_newest_token_and_none_beyond_the_longest_text() -> None:
     kernels, out = kernels_of({}), empty_pass(3)
     rows = AskedRows(ints(2, -1, 1), *(ints(0, 0, 0) for _ in range(3)))

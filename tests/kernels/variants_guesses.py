@@ -27,6 +27,16 @@ VARIANTS = [
         {"num_warps": 1},
     ),
     (
+        triton_guesses._newest_pairs,
+        {
+            **dict.fromkeys(("slots_R", "prompt_lens_R", "from_R", "params_SP", "last_token_S"), "*i32"),
+            **dict.fromkeys(("newest_R", "shown_R", "tokens_R", "positions_R", "lines_R"), "*i32"),
+            "num_rows": "i32",
+        },
+        {**_V, **_BLOCK},
+        {"num_warps": 1},
+    ),
+    (
         triton_guesses._own_pages,
         {
             **dict.fromkeys(("slots_R", "num_pages_R", "page_table", "out_RP"), "*i32"),

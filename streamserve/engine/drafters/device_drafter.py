@@ -4,13 +4,13 @@ What a guess is worth, and how many are verified, is not known here. Guesses com
 the next plan as known tokens. Wrong or missing memory of a drafter makes its guesses worse, never the answer wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from streamserve.engine.device_state import Loaded, StepSize
 from streamserve.engine.plan import Plan
-from streamserve.kernels.ops import StepInputs
 
 
 class Guesses(NamedTuple):
@@ -23,9 +23,9 @@ class Guesses(NamedTuple):
 class DeviceDrafter(Protocol):
     """`follow` only launches, on the current stream and in the order of plans. The rest comes before any plan."""
 
-    def follow(self, plan: Plan, inputs: StepInputs, unwanted: frozenset[int]) -> Guesses | None:
+    def follow(self, plan: Plan, loaded: Loaded, unwanted: frozenset[int]) -> Guesses | None:
         """A plan's tokens were chosen, but for its rows in `unwanted`, and stand in the slots' state: take in what is certain
-        now, and guess what follows the last token of rows that want it. `inputs` is what the target computed."""
+        now, and guess what follows the last token of rows that want it. `loaded` is what the target computed."""
         ...
 
     def warm_up(self) -> None:
@@ -36,6 +36,6 @@ class DeviceDrafter(Protocol):
         """See DeviceNetwork.warm_up."""
         ...
 
-    def capture(self, progress: Callable[[int, int], None]) -> None:
-        """Capture the graphs of passes."""
+    def capture(self, sizes: Sequence[StepSize], progress: Callable[[int, int], None]) -> None:
+        """Capture the graphs of passes. `sizes`: of the target's captured steps."""
         ...

@@ -62,14 +62,15 @@ def triton_network(parts: NetworkParts) -> DeviceNetwork:
 class Layer:
     """Weights of one layer; matrices that read the same input are joined."""
 
-    def __init__(self, load: "_Loader", prefix: str, shape: NetworkShape) -> None:
+    def __init__(self, load: "Loader", prefix: str, shape: NetworkShape, input_size: int | None = None) -> None:
+        """`input_size`: what q, k and v read; None: the stream."""
         q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         hidden, inner = shape.hidden_size, shape.intermediate_size
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         qkv = [(f"{attention}{name}_proj", rows) for name, rows in (("q", q), ("k", kv), ("v", kv))]
         gate_up = [(f"{mlp}gate_proj", inner), (f"{mlp}up_proj", inner)]
         self.attention_norm = load.vector(f"{prefix}input_layernorm.weight", hidden)
-        self.qkv = load.joined(qkv, hidden)
+        self.qkv = load.joined(qkv, input_size or hidden)
         self.qkv_bias = load.joined_bias(qkv) if shape.qkv_bias else None
         self.q_norm = load.vector(f"{attention}q_norm.weight", shape.head_dim) if shape.qk_norm else None
         self.k_norm = load.vector(f"{attention}k_norm.weight", shape.head_dim) if shape.qk_norm else None
@@ -82,7 +83,7 @@ class Layer:
         self.down_bias = load.joined_bias([(f"{mlp}down_proj", hidden)]) if shape.mlp_bias else None
 
 
-class _Loader:
+class Loader:
     """Weights from the checkpoint straight into their place on the device."""
 
     def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
@@ -122,7 +123,7 @@ class TritonDecoder:
         self._eps = shape.rms_norm_eps
         self._is_deterministic = parts.deterministic
         self._pdl = gpu is not None and gpu.supports_pdl
-        load = _Loader(parts.weights, parts.dtype, parts.device)
+        load = Loader(parts.weights, parts.dtype, parts.device)
         self._embedding_VE = load.joined([("model.embed_tokens", shape.vocab_size)], shape.hidden_size)
         self._layers = [Layer(load, f"model.layers.{i}.", shape) for i in range(shape.num_layers)]
         self._norm_E = load.vector("model.norm.weight", shape.hidden_size)
@@ -142,6 +143,21 @@ class TritonDecoder:
         self._prompt = PromptAttention(shape, device=parts.device, deterministic=parts.deterministic)
         has_bias = shape.o_bias or shape.mlp_bias
         self._max_few = 0 if parts.deterministic or has_bias else few_rows(shape.hidden_size, parts.dtype)
+
+    @property
+    def embedding_VE(self) -> Tensor:
+        """A row for every token."""
+        return self._embedding_VE
+
+    @property
+    def head_VE(self) -> Tensor:
+        """What is multiplied with the last states."""
+        return self._head_VE
+
+    @property
+    def norm_E(self) -> Tensor:
+        """The norm before the head."""
+        return self._norm_E
 
     @property
     def grouping(self) -> Grouping | None:
@@ -165,7 +181,10 @@ class TritonDecoder:
             cos_sin = pick_angles(cos_sin, inputs.rope_3T, self._axes_d)
         if not inputs.prompts and len(x_TE) <= self._max_few:
             return self._forward_few(x_TE, inputs, cos_sin)
-        return self._forward_many(x_TE, inputs, cos_sin, every_token or not inputs.prompts)
+        has_all = every_token or not inputs.prompts
+        if not has_all and inputs.shown is not None and self._shape.num_layers in inputs.shown.layers:
+            return self._forward_many(x_TE, inputs, cos_sin, True).index_select(0, inputs.logit_rows_R)
+        return self._forward_many(x_TE, inputs, cos_sin, has_all)
 
     def _forward_few(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor) -> Tensor:
         """Decode rows, up to few_rows(): five kernels per layer."""
@@ -173,12 +192,14 @@ class TritonDecoder:
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
         decode = self._attention(inputs)
         for i, layer in enumerate(self._layers):
+            self._show(x_TE, inputs, i)
             qkv_TJ = gemv.norm_linear(x_TE, layer.attention_norm, layer.qkv, layer.qkv_bias, eps, pdl=pdl)
             decode.attend(qkv_TJ, inputs, i, cos_sin, layer.q_norm, layer.k_norm, eps, out_TX, pdl=pdl)
             gemv.linear_add(out_TX, layer.o, x_TE, pdl=pdl)
             inner_TF = gemv.norm_gate_up(x_TE, layer.mlp_norm, layer.gate_up, eps, pdl=pdl)
             gemv.linear_add(inner_TF, layer.down, x_TE, pdl=pdl)
             self._add_media(x_TE, inputs, i)
+        self._show(x_TE, inputs, len(self._layers))
         return x_TE
 
     def _forward_many(self, x_TE: Tensor, inputs: StepInputs, cos_sin: Tensor, every_token: bool) -> Tensor:
@@ -187,6 +208,7 @@ class TritonDecoder:
         out_TX = x_TE.new_empty((len(x_TE), self._shape.num_heads * self._shape.head_dim))
         h_TE = rms_norm(x_TE, self._layers[0].attention_norm, eps)
         for i, layer in enumerate(self._layers):
+            self._show(x_TE, inputs, i)
             qkv_TJ = self._linear(h_TE, layer.qkv, layer.qkv_bias)
             is_last = i + 1 == len(self._layers)
             if is_last and not every_token:
@@ -203,7 +225,15 @@ class TritonDecoder:
                 h_TE = x_TE if next_norm_E is None else rms_norm(x_TE, next_norm_E, eps)
             else:
                 h_TE = self._finish(x_TE, out_TX, layer, next_norm_E)
+        self._show(x_TE, inputs, len(self._layers))
         return x_TE
+
+    @staticmethod
+    def _show(x_TE: Tensor, inputs: StepInputs, layer: int) -> None:
+        """Leave the stream before a layer to whoever wants it."""
+        if inputs.shown is not None and layer in inputs.shown.layers:
+            first = inputs.shown.layers.index(layer) * x_TE.shape[1]
+            inputs.shown.streams_TX[: len(x_TE), first : first + x_TE.shape[1]] = x_TE
 
     def _num_added(self, inputs: StepInputs) -> int:
         """Layers behind which media add to the stream (DeepStack)."""
@@ -277,8 +307,14 @@ class TritonDecoder:
         x_RE = rms_norm(hidden_RE, self._norm_E, self._eps)
         if self._is_deterministic:
             out_RV.copy_(invariant_linear(x_RE, self._head_VE, None, torch.float32))
-        elif x_RE.is_cuda and x_RE.dtype != torch.float32:
-            mm: Any = torch.ops.aten.mm.dtype_out  # 16-bit operands, float32 result: logits are never rounded
-            mm(x_RE, self._head_VE.t(), torch.float32, out=out_RV)
         else:
-            out_RV.copy_(F.linear(x_RE, self._head_VE))
+            head_product(x_RE, self._head_VE, out_RV)
+
+
+def head_product(x_RE: Tensor, head_VE: Tensor, out_RV: Tensor) -> None:
+    """Logits of normed states, into `out_RV` (float32)."""
+    if x_RE.is_cuda and x_RE.dtype != torch.float32:
+        mm: Any = torch.ops.aten.mm.dtype_out  # 16-bit operands, float32 result: logits are never rounded
+        mm(x_RE, head_VE.t(), torch.float32, out=out_RV)
+    else:
+        out_RV.copy_(F.linear(x_RE, head_VE))

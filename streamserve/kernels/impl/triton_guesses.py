@@ -24,7 +24,8 @@ _TABLE_BLOCK = 1024
 
 class AskedRows(NamedTuple):
     """Rows for which guesses are made, all int32 [R]: their slots, -1 of a surplus row; the length of each prompt; the first
-    position that may be read; and how many pages the row has."""
+    position that may be read, or, where one token is read, the position minus the line in the step of any of the row's tokens
+    there; and how many pages the row has."""
 
     slots_R: Tensor
     prompt_lens_R: Tensor
@@ -98,6 +99,39 @@ def _last_tokens(
     tl.store(tokens_T + at, token, mask=w < W)
     tl.store(positions_T + at, position, mask=w < W)
     tl.store(lines_T + at, line, mask=w < W)
+
+
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slots_R", "prompt_lens_R", "from_R", "params_SP", "last_token_S"],
+)
+def _newest_pairs(
+    slots_R,
+    prompt_lens_R,
+    from_R,
+    params_SP,
+    last_token_S,
+    newest_R,
+    shown_R,
+    tokens_R,
+    positions_R,
+    lines_R,
+    num_rows,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(slots_R + r, mask=r < num_rows, other=-1)
+    is_read = slot >= 0
+    num_generated = tl.load(params_SP + slot.to(tl.int64) * _WORDS + _NUM_GENERATED, mask=is_read, other=0)
+    newest = tl.load(prompt_lens_R + r, mask=is_read, other=0) + num_generated - 1
+    before = newest - 1
+    token = tl.load(last_token_S + slot, mask=is_read, other=0)
+    tl.store(newest_R + r, newest, mask=is_read)
+    tl.store(shown_R + r, tl.where(is_read, before - tl.load(from_R + r, mask=is_read, other=0), 0), mask=r < num_rows)
+    tl.store(tokens_R + r, tl.where(is_read & (token < V), token, 0), mask=r < num_rows)
+    tl.store(positions_R + r, tl.where(is_read, before, 0), mask=r < num_rows)
+    tl.store(lines_R + r, tl.where(is_read, r, -1), mask=r < num_rows)
 
 
 @triton.jit(
@@ -188,6 +222,20 @@ class GuessKernels:
             W=self._window,
             W_UP=triton.next_power_of_2(self._window),
             V=self._vocab_size,
+            num_warps=1,
+        )
+
+    def newest_pairs(
+        self, rows: AskedRows, params_SP: Tensor, last_token_S: Tensor, newest_R: Tensor, shown_R: Tensor, out: Pass
+    ) -> None:
+        """Each row's newest token, whose position is put into `newest_R`, at the position before it; which line of the step that
+        was is put into `shown_R`."""
+        kernel: Any = _newest_pairs
+        num_rows = len(rows.slots_R)
+        kernel[(triton.cdiv(num_rows, _BLOCK),)](
+            *(rows.slots_R, rows.prompt_lens_R, rows.from_R, params_SP, last_token_S, newest_R, shown_R, *out, num_rows),
+            V=self._vocab_size,
+            BLOCK=_BLOCK,
             num_warps=1,
         )
 

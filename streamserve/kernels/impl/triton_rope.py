@@ -7,7 +7,7 @@ T tokens of the step, H query heads, K key/value heads, D head size, J = (H + 2K
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from streamserve.kernels.impl.triton_norm import pdl_options
-from streamserve.kernels.ops import NetworkShape, StepInputs
+from streamserve.kernels.ops import StepInputs
 
 # Heads of one token per program: two loads of 16 bytes a thread at D = 128, and three programs per token of an 8B model.
 _BLOCK_HEADS = 16
@@ -133,6 +133,13 @@ def pick_angles(cos_sin: Tensor, rope_3T: Tensor, axes_d: Tensor) -> Tensor:
     return out_TD
 
 
+class Queries(Protocol):
+    """How many heads of a product's lines are queries."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+
 def write_prompt(
     qkv_TJ: Tensor,
     inputs: StepInputs,
@@ -141,7 +148,7 @@ def write_prompt(
     q_norm_D: Tensor | None,
     k_norm_D: Tensor | None,
     eps: float,
-    shape: NetworkShape,
+    shape: Queries,
     *,
     pdl: bool = False,
 ) -> None:
