@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hmac import compare_digest
 from ipaddress import ip_address
-from pathlib import Path
 from urllib.parse import SplitResultBytes, urlsplit
 
 from starlette.types import Scope
@@ -15,10 +14,10 @@ from starlette.types import Scope
 from streamserve.api.wire import Headers, header_of
 from streamserve.config import ServerConfig
 from streamserve.errors import AuthenticationFailed, ConfigError, OriginForbidden
+from streamserve.keys import ADMIN_KEY, API_KEY, keys_in, keys_of
 
 PREFLIGHT_AGE_S = 600
 OWNER = "streamserve.owner"  # in the scope of a call from this process: in whose name; clients cannot put it there
-ENVIRONMENT, ADMIN_ENVIRONMENT = "STREAMSERVE_API_KEY", "STREAMSERVE_ADMIN_API_KEY"  # a command line can be read by everybody
 
 
 class Door:
@@ -144,31 +143,12 @@ def read_keys(server: ServerConfig, environ: Mapping[str, str]) -> ServerConfig:
     """Settings whose keys are the keys themselves: `@FILE` is replaced by what the file holds, one key a line, and a key that
     stands in the environment (STREAMSERVE_API_KEY, one or several, one a line; STREAMSERVE_ADMIN_API_KEY) is taken in. Raises
     ConfigError."""
-    given = [key for entry in server.api_key for key in _spelled_out(entry, "--api-key")]
-    given += [key for entry in environ.get(ENVIRONMENT, "").splitlines() for key in _spelled_out(entry, ENVIRONMENT)]
-    admin = server.admin_api_key if server.admin_api_key is not None else environ.get(ADMIN_ENVIRONMENT) or None
-    admins = [] if admin is None else _spelled_out(admin, "--admin-api-key")
+    given = [key for entry in server.api_key for key in keys_of(entry, "--api-key")] + keys_in(environ, API_KEY)
+    admin = server.admin_api_key if server.admin_api_key is not None else environ.get(ADMIN_KEY) or None
+    admins = [] if admin is None else keys_of(admin, "--admin-api-key")
     if len(admins) > 1:
         raise ConfigError(f"--admin-api-key names a file with {len(admins)} keys; one is expected")
     return replace(server, api_key=tuple(dict.fromkeys(given)), admin_api_key=admins[0] if admins else None)
-
-
-def _spelled_out(entry: str, flag: str) -> list[str]:
-    keys = [entry]
-    if entry.startswith("@"):
-        try:
-            text = Path(entry[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{flag} names the file {entry[1:]!r}, which cannot be read: {error}") from None
-        lines = [line.strip() for line in text.splitlines()]
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys:
-            raise ConfigError(f"{flag} names the file {entry[1:]!r}, which holds no key; one a line is expected")
-    for key in keys:
-        # Anything else cannot be sent in a header, or not without surprises.
-        if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-            raise ConfigError(f"{flag} is empty, or begins or ends with a space, or holds characters that no header can carry")
-    return keys
 
 
 def is_loopback(host: str) -> bool:

@@ -23,8 +23,8 @@ from streamserve.benchmark.target import Target, target_at
 from streamserve.benchmark.texts import find_tokenizer
 from streamserve.benchmark.workloads import Request
 from streamserve.errors import ConfigError
+from streamserve.keys import key_to_send
 
-KEYS = ("STREAMSERVE_API_KEY", "OPENAI_API_KEY")  # environment variables: a key on a command line is everybody's to see
 SHOWN_ERRORS = 3
 INTERRUPTED = 130
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _target(options: argparse.Namespace) -> Target:
-    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    key = key_to_send(os.environ)
     headers = (("Authorization", f"Bearer {key}"),) if key is not None else ()
     try:
         return target_at(options.base_url or f"http://{options.host}:{options.port}", headers)

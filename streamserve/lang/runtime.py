@@ -12,13 +12,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import finalize
 
 from streamserve.config import ServerConfig
 from streamserve.errors import StartError
+from streamserve.keys import ADMIN_KEY, API_KEY, key_to_send
 from streamserve.lang import loops
 from streamserve.lang.backend import Prompt
 from streamserve.lang.endpoint import RuntimeEndpoint
@@ -27,7 +27,6 @@ from streamserve.sglang_flags import arguments_of
 
 NUM_LAST_LINES = 20  # of its output, for an error
 STOP_WAIT_S = 10.0
-KEY, ADMIN_KEY = "STREAMSERVE_API_KEY", "STREAMSERVE_ADMIN_API_KEY"
 # The child's own: its standard input ends when this process does, however that comes. Nothing is ever written there.
 _WATCHED = """
 import os, signal, sys, threading, time
@@ -68,7 +67,7 @@ class Runtime:
         self.url = self._child.ready(launch_timeout)
         self.endpoint = RuntimeEndpoint(
             self.url,
-            api_key=_first_key(environment.get(ADMIN_KEY) or environment.get(KEY)),  # an operator's opens every route
+            api_key=key_to_send(environment, (ADMIN_KEY, API_KEY)),  # an operator's opens every route
             verify=False if settings.get("ssl_certfile") else None,
             chat_template_name=chat_template_name,
         )
@@ -253,20 +252,11 @@ class _Child:
 def _secrets(settings: dict[str, Any]) -> dict[str, str]:
     """Keys, taken out of the settings, as environment variables: a command line can be read by everybody."""
     found: dict[str, str] = {}
-    for name, variable in (("api_key", KEY), ("admin_api_key", ADMIN_KEY)):
+    for name, variable in (("api_key", API_KEY), ("admin_api_key", ADMIN_KEY)):
         keys = settings.pop(name, None)
         if keys is not None:
             found[variable] = "\n".join(map(str, keys if isinstance(keys, list | tuple) else [keys]))
     return found
-
-
-def _first_key(keys: str | None) -> str | None:
-    """What a client of the server sends, of keys one a line. A key @FILE is the first one in there."""
-    key = keys.splitlines()[0] if keys else None
-    if key is None or not key.startswith("@"):
-        return key
-    lines = (line.strip() for line in Path(key[1:]).read_text(encoding="utf-8").splitlines())
-    return next(line for line in lines if line and not line.startswith("#"))
 
 
 def _native(prompt: str | Sequence[str], sampling_params: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

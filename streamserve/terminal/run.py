@@ -15,6 +15,7 @@ from typing import Any
 
 from streamserve.config import Config
 from streamserve.errors import ConfigError, StreamServeError
+from streamserve.keys import key_to_send
 from streamserve.lang import loops
 from streamserve.lang.transport import Http, Transport
 from streamserve.terminal import commands
@@ -24,7 +25,6 @@ from streamserve.terminal.commands import QUOTES
 PROMPT, MORE = ">>> ", "... "
 FAILED, INTERRUPTED = 1, 130
 HISTORY_LINES = 1000
-KEYS = ("STREAMSERVE_API_KEY", "OPENAI_API_KEY")
 # What a model writes must not command the terminal: control characters are shown as pictures of themselves.
 _SAFE = {
     **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},
@@ -49,11 +49,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
 def _opened(config: Config, options: argparse.Namespace) -> Iterator[tuple[Transport, str | None]]:
     """How the model is reached, and by which name."""
     if options.url is not None:
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
         url = options.url if "://" in options.url else f"http://{options.url}"
         if not url.startswith(("http://", "https://")) or url.endswith("://"):
             raise ConfigError(f"--url is {options.url!r}, which is no URL such as http://127.0.0.1:30000")
-        transport = Http(url.rstrip("/").removesuffix("/v1"), api_key=key)
+        transport = Http(url.rstrip("/").removesuffix("/v1"), api_key=key_to_send(os.environ))
         try:
             yield transport, config.model.model_path
         finally:

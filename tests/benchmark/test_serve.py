@@ -64,13 +64,17 @@ def test_a_server_that_counts_says_how_long_words_are(
     assert {"max_completion_tokens"} <= set(server.bodies[-1])
 
 
-def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
     with Foreign(key="s3cret") as server:
         assert _bench(server.port, *SMALL) == 1
         assert "lists no model (status 401)" in capsys.readouterr().err
         monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
         assert _bench(server.port, *SMALL) == 0
         assert "s3cret" not in capsys.readouterr().out
+        (tmp_path / "keys").write_text("# as the server has them\ns3cret\nother\n", encoding="utf-8")
+        monkeypatch.setenv("STREAMSERVE_API_KEY", f"@{tmp_path / 'keys'}\nthird")
+        monkeypatch.setenv("OPENAI_API_KEY", "of another server")
+        assert _bench(server.port, *SMALL) == 0
 
 
 @pytest.mark.parametrize(
