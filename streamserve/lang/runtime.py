@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any
 from weakref import finalize
@@ -22,6 +24,7 @@ from streamserve.keys import ADMIN_KEY, API_KEY, key_to_send
 from streamserve.lang import loops
 from streamserve.lang.backend import Prompt
 from streamserve.lang.endpoint import RuntimeEndpoint
+from streamserve.lang.streams import Stream
 from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.sglang_flags import arguments_of
 
@@ -103,12 +106,9 @@ class Runtime:
     ) -> AsyncIterator[str]:
         """SGLang's stream, on any loop: what is new of the text, as it comes. Leaving it early ends the answer."""
         body = {**_native(prompt, sampling_params, fields), "stream": True, "incremental": True}
-        events = self.endpoint.events("/generate", body)
-        try:
-            while (event := await loops.arun(_next(events))) is not None:
+        async with aclosing(aiter(Stream(partial(self.endpoint.events, "/generate", body)))) as events:
+            async for event in events:
                 yield event["text"]
-        finally:
-            await loops.arun(events.aclose())
 
     def encode(self, prompt: str | Sequence[str]) -> Any:
         """POST /encode: vectors, where the server has an embedding model."""
@@ -262,7 +262,3 @@ def _secrets(settings: dict[str, Any]) -> dict[str, str]:
 def _native(prompt: str | Sequence[str], sampling_params: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
     given = {"text": prompt if isinstance(prompt, str) else list(prompt), "sampling_params": dict(sampling_params or {})}
     return {**given, **{name: value for name, value in fields.items() if value is not None}}
-
-
-async def _next(events: AsyncGenerator[Any, None]) -> Any:
-    return await anext(events, None)

@@ -20,13 +20,13 @@ from streamserve import log
 from streamserve.errors import InvalidRequest, StartError
 from streamserve.lang import loops
 from streamserve.lang.endpoint import Native
+from streamserve.lang.streams import Stream
 from streamserve.lang.tokenizer import ServerTokenizer
 from streamserve.llm.batches import all_of, bar
 from streamserve.llm.host import Host, InProcess
 from streamserve.llm.prompts import chat_bodies, generate_bodies, generate_body, listed, with_pictures
 from streamserve.llm.sampling import Sampling
 from streamserve.llm.settings import config_of, in_python
-from streamserve.llm.stream import Stream
 from streamserve.startup import StartUp
 
 GENERATE, CHAT = "/generate", "/v1/chat/completions"

@@ -26,9 +26,9 @@ from streamserve.build import Built, Display, build
 from streamserve.config import Config
 from streamserve.errors import EngineStopped, InvalidRequest
 from streamserve.lang import loops
+from streamserve.lang.streams import ELSEWHERE
 from streamserve.lang.transport import decoded, events_of, failure_of
 from streamserve.llm.settings import in_python
-from streamserve.llm.stream import ELSEWHERE
 from streamserve.metrics import Metrics
 
 log = structlog.get_logger(__name__)

@@ -3,18 +3,17 @@
 Owns messages and settings. Talks to any server of OpenAI's API through a Transport; knows no terminal.
 """
 
-import base64
-import mimetypes
 import time
 from collections.abc import Generator
-from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from streamserve.errors import ConfigError, NotFound, Unreachable
 from streamserve.lang import loops
+from streamserve.lang.pictures import url_of
+from streamserve.lang.streams import Stream
 from streamserve.lang.transport import Transport
 
 PATH = "/v1/chat/completions"
@@ -81,11 +80,9 @@ class Chat:
     def attach(self, path: str) -> None:
         """A picture for the next message. Raises ConfigError."""
         try:
-            data = Path(path).expanduser().read_bytes()
+            self.pictures.append(url_of(Path(path)))
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        kind = mimetypes.guess_type(path)[0] or "image/png"
-        self.pictures.append(f"data:{kind};base64,{base64.b64encode(data).decode()}")
 
     def clear(self) -> None:
         """Forget what was said. The system text and settings stay."""
@@ -125,7 +122,7 @@ class Chat:
             **self.settings,
         }
         try:
-            for event in _events(self._transport, body):
+            for event in Stream(partial(self._transport.events, PATH, body)):
                 told.usage = event.get("usage") or told.usage
                 for choice in event.get("choices") or ():
                     told.finish_reason = choice.get("finish_reason") or told.finish_reason
@@ -147,35 +144,3 @@ class Chat:
                 if name == "content":
                     told.text += text
                 yield Piece(text, name == "reasoning_content")
-
-
-_END = object()
-
-
-def _events(transport: Transport, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-    """The events of an answer, in the caller's thread. Closing the iterator ends the request."""
-    events: SimpleQueue[Any] = SimpleQueue()
-
-    async def read() -> None:
-        try:
-            async with aclosing(transport.events(PATH, body)) as stream:
-                async for event in stream:
-                    events.put(event)
-        except Exception as error:
-            events.put(error)
-        finally:
-            events.put(_END)
-
-    running = loops.background().submit(read())
-    event: Any = None
-    try:
-        while (event := events.get()) is not _END:
-            if isinstance(event, Exception):
-                raise event
-            yield event
-    finally:
-        if event is not _END:  # left in the middle: the request has ended before another one is sent
-            running.cancel()
-            with suppress(Empty):
-                while events.get(timeout=1.0) is not _END:
-                    pass

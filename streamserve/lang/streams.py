@@ -6,7 +6,7 @@ Owns the way from an async generator on the background loop to its reader. Knows
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from streamserve.errors import EngineStopped
@@ -33,7 +33,7 @@ class Stream(Generic[T]):
             if not sys.is_finalizing() and source.pid == os.getpid():  # else the engine has ended already, or is elsewhere
                 loops.run(source.close())
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
         source = _Source(self._open())
         try:
             while (item := await loops.arun(source.next())) is not _END:
