@@ -1,11 +1,15 @@
-"""A smaller model that guesses on a GPU: what a step with its guesses costs, and that it guesses what it would say itself.
+"""A network that guesses on a GPU: what a step with its guesses costs, and that a model guesses what it would say itself.
 
     python bench/drafters_gpu.py --model FOLDER --drafter FOLDER [--load-format dummy] [--drafts 4] [--output 192] [-- FLAGS]
+
+`--drafter` names a smaller model, or it is eagle=FOLDER, mtp (of a checkpoint that has such layers), none, or eagle: then a head is
+made up for the model, in the layout of published ones.
 
 One engine in this process. Batches of several sizes without guesses, then with every guess verified: milliseconds of a step (the
 median between two deltas of the same stream), tokens that a row brought, the share of guesses that were right, and the speed-up
 that is left of them. With made-up weights (dummy: a config.json, and a tokenizer's files) two models agree on nothing: then only
-the times of steps mean something.
+the times of steps mean something. A head follows every step, wanted or not: what that costs is the step without guesses beside
+that of a run with `--drafter none`.
 
 Where both folders are the same, the model guesses for itself, at temperature 0 and 1: exit code 1 if fewer than 95 % of its
 guesses are right. They are not all, since a token that is computed beside others may differ in its last bits, which made-up
@@ -16,6 +20,7 @@ A line of JSON for each figure; the last says how long all took, the start inclu
 
 import argparse
 import asyncio
+import json
 import statistics
 import sys
 import time
@@ -24,6 +29,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -34,8 +43,16 @@ from streamserve import log, process
 from streamserve.build import Built, build
 from streamserve.engine.speculation import StepCosts
 from streamserve.messages import GenerateRequest, SamplingParams
+from streamserve.models.decoder import layer_weights
+from streamserve.models.eagle import ARCHITECTURE
+from streamserve.models.spec import Traits, read_spec
 
 PROMPT_LEN, BATCHES = 128, (1, 4, 16)
+HEAD_VOCAB = 32_000  # of published heads
+HEAD_KEYS = {
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("max_position_embeddings", "rms_norm_eps", "rope_theta"),
+}
 LEAST_RIGHT = 0.95  # of its own guesses
 
 
@@ -56,15 +73,19 @@ class Bench:
         # A server has no switch for what is switched here between runs.
         self._built, self._scheduler = built, built.engine._scheduler
         speculation = self._scheduler._speculation
-        assert speculation is not None, "a draft model was asked for"
         self._speculation = speculation
         self._tokens = tokens
         self._rng = Random(7)
         self._num_requests = 0
 
+    @property
+    def guesses_nothing(self) -> bool:
+        return self._speculation is None
+
     async def run(self, batch: int, num_output: int, *, guesses: bool, temperature: float = 0.0) -> Found:
         """So many requests at once, with prompts that no other has. `guesses`: every row has some."""
-        self._speculation.costs = StepCosts.free()
+        if self._speculation is not None:
+            self._speculation.costs = StepCosts.free()
         self._scheduler._speculation = self._speculation if guesses else None
         self._built.cache.flush()
         params = SamplingParams(temperature=temperature, max_new_tokens=num_output, ignore_eos=True)
@@ -98,6 +119,9 @@ async def measure(bench: Bench, built: Built, args: argparse.Namespace, *, is_ow
             await bench.run(1, 32, guesses=guesses)
         for batch in args.batches:
             plain = await bench.run(batch, args.output, guesses=False)
+            if bench.guesses_nothing:
+                tell(batch=batch, plain_step_ms=plain.step_ms)
+                continue
             for temperature in (0.0, 1.0):
                 found = await bench.run(batch, args.output, guesses=True, temperature=temperature)
                 is_right = {"bound": LEAST_RIGHT, "holds": found.right >= LEAST_RIGHT} if is_own else {}
@@ -119,6 +143,36 @@ async def measure(bench: Bench, built: Built, args: argparse.Namespace, *, is_ow
     return code
 
 
+def asked_for(drafter: str, drafts: int, model: Path, folder: Path) -> str:
+    """The setting. A head that is made up goes into `folder`."""
+    if drafter == "none":
+        return drafter
+    if drafter == "eagle":
+        make_up_head(model, folder)
+        return f"eagle={folder},{drafts}"
+    return f"{drafter},{drafts}" if drafter == "mtp" or drafter.startswith("eagle=") else f"draft_model={drafter},{drafts}"
+
+
+def make_up_head(model: Path, folder: Path) -> None:
+    """An EAGLE-3 head with the model's numbers, as published ones have them."""
+    config = json.loads((model / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key in HEAD_KEYS}
+    config |= {"model_type": "llama", "architectures": [ARCHITECTURE], "num_hidden_layers": 1, "tie_word_embeddings": False}
+    config["draft_vocab_size"] = min(HEAD_VOCAB, config["vocab_size"])
+    spec = read_spec(config, Traits())
+    hidden, vocab = spec.hidden_size, config["draft_vocab_size"]
+    shapes = {
+        **layer_weights(spec, "midlayer.", input_size=2 * hidden),
+        "midlayer.hidden_norm.weight": (hidden,),
+        "fc.weight": (hidden, 3 * hidden),
+        "norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
+    made = {name: torch.empty(shape, dtype=torch.bfloat16).normal_(std=shape[-1] ** -0.5) for name, shape in shapes.items()}
+    save_file({**made, "d2t": torch.zeros(vocab, dtype=torch.int64)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Build, measure."""
     own, flags = list(arguments), []
@@ -128,7 +182,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("drafters_gpu.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", required=True)
-    parser.add_argument("--drafter", required=True, help="the smaller model, of the same vocabulary")
+    parser.add_argument("--drafter", required=True, help="who guesses: see above")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="dummy", help="of both")
     parser.add_argument("--drafts", type=int, default=4)
     parser.add_argument("--output", type=int, default=192, help="tokens of an answer")
@@ -136,8 +190,9 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(own)
     log.configure("warning", "console")
     started_s = time.perf_counter()
-    speculative = f"draft_model={args.drafter},{args.drafts}"
-    built = build(config_of(args.model, ["--load-format", args.load_format, "--speculative", speculative, *flags]))
+    with TemporaryDirectory() as folder:
+        speculative = asked_for(args.drafter, args.drafts, Path(args.model), Path(folder))
+        built = build(config_of(args.model, ["--load-format", args.load_format, "--speculative", speculative, *flags]))
     process.settle()
     tell(what="ready", seconds=time.perf_counter() - started_s)
     try:
