@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,9 +23,12 @@ from PIL import Image
 
 import streamserve
 from streamserve import LLM, Engine, SamplingParams
+from streamserve.api.generate_schema import NativeSampling
+from streamserve.api.schema import Sampled
 from streamserve.errors import EngineStopped, InvalidRequest, StepFailed
 from streamserve.lang import loops
 from streamserve.llm.batches import all_of
+from streamserve.llm.sampling import chat_fields, native_fields
 
 FEW = {"max_new_tokens": 4}
 CHAT = [{"role": "user", "content": "hi"}]
@@ -85,6 +89,13 @@ def test_both_spellings_of_sampling_mean_the_same(engine: Engine) -> None:
         SamplingParams(max_tokens=2, max_new_tokens=2)
     with pytest.raises(InvalidRequest, match="max_tokens is given twice"):
         engine.chat(CHAT, {"max_tokens": 2}, max_tokens=3)
+
+
+def test_every_way_to_sample_is_a_field_of_both_routes() -> None:
+    names = {entry.name for entry in fields(SamplingParams)} - {"logprobs", "prompt_logprobs"}
+    native = {field for name in names for field in native_fields({name: "given"})["sampling_params"]}
+    assert native == set(NativeSampling.__struct_fields__) - {"structural_tag"}  # which a chat has in its response_format
+    assert {field for name in names for field in chat_fields({name: "given"})} <= set(Sampled.__struct_fields__)
 
 
 def test_arrays_columns_and_generators_are_lists(engine: Engine) -> None:

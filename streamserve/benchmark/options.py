@@ -13,7 +13,14 @@ GOODPUT = {"ttft": "ttft", "tpot": "tpot", "e2el": "e2e_latency"}  # as vLLM spe
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All of them."""
-    add = parser.add_argument
+    _add_server(parser)
+    _add_lengths(parser.add_argument_group("lengths of prompts and answers, in tokens"))
+    _add_load(parser.add_argument_group("load"))
+    _add_result(parser.add_argument_group("result"))
+
+
+def _add_server(group: argparse.ArgumentParser) -> None:
+    add = group.add_argument
     add("bench", nargs="?", metavar="BENCH", help="; ".join(f"{name}: {words}" for name, words in BENCHES.items()))
     add("--backend", choices=BACKENDS, default="openai", help="completions or chat completions (default openai)")
     add("--base-url", metavar="URL", help="the server, instead of --host and --port; https is understood")
@@ -25,8 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dataset-name", choices=DATASET_NAMES, default="random", help="default random")
     add("--dataset-path", metavar="FILE", help="of sharegpt, mooncake, openai and custom")
     add("--num-prompts", type=_count, default=100, metavar="N", help="most requests (default 100)")
-    lengths = parser.add_argument_group("lengths of prompts and answers, in tokens")
-    add = lengths.add_argument
+
+
+def _add_lengths(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--random-input-len", "--random-input", type=_count, default=1024, metavar="N", help="random: prompts (default 1024)")
     add("--random-output-len", "--random-output", type=_count, default=128, metavar="N", help="random: answers (default 128)")
     add(
@@ -43,8 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gsp-output-len", type=_count, default=256, metavar="N", help="shared prefixes: answers (default 256)")
     add("--sharegpt-output-len", type=_count, metavar="N", help="sharegpt: answers, instead of the file's own")
     add("--output-len", type=_count, metavar="N", help="openai and custom: answers, instead of the file's own")
-    load = parser.add_argument_group("load")
-    add = load.add_argument
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--request-rate", type=_above_0, default=float("inf"), metavar="X", help="requests a second (default inf: all at once)")
     add(
         "--burstiness",
@@ -73,8 +84,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--disable-ignore-eos", action="store_true", help="let answers end before their length")
     add("--extra-request-body", type=_json_object, default={}, metavar="JSON", help="fields for every request")
     add("--request-timeout-s", type=_above_0, default=3600.0, metavar="X", help="most seconds for a request (default 3600)")
-    result = parser.add_argument_group("result")
-    add = result.add_argument
+
+
+def _add_result(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--goodput",
         type=_promises,

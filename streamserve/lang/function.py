@@ -110,13 +110,7 @@ class Function:
         elif self.is_async:
             await self._acall(state, args, arguments)
         else:
-            end, stop = spawn(lambda: self._call(state, args, arguments))
-            try:
-                await awaited(end)
-            except asyncio.CancelledError:
-                stop()
-                state.end()
-                raise
+            await _greenlet(lambda: self._call(state, args, arguments), state)
         return state
 
     @overload
@@ -183,13 +177,7 @@ class Function:
                 if self.is_async:
                     await self._aguarded(state, (), arguments)
                 else:
-                    end, stop = spawn(lambda: self._guarded(state, (), arguments))
-                    try:
-                        await awaited(end)
-                    except asyncio.CancelledError:
-                        stop()
-                        state.end()
-                        raise
+                    await _greenlet(lambda: self._guarded(state, (), arguments), state)
                 count()
                 return state
 
@@ -368,6 +356,17 @@ class Function:
         with suppress(Exception):
             await self._acall(state, args, arguments)
         return state
+
+
+async def _greenlet(run: Callable[[], object], state: ProgramState) -> None:
+    """A plain function that a coroutine waits for. Cancelling that ends the program."""
+    end, stop = spawn(run)
+    try:
+        await awaited(end)
+    except asyncio.CancelledError:
+        stop()
+        state.end()
+        raise
 
 
 def _gave_up(executor: Executor, error: BaseException) -> None:

@@ -29,7 +29,7 @@ _NETWORK = frozenset(
     }
 )
 # What those are in this process, where a stream's reader may take a day.
-_INSIDE: Mapping[str, Any] = {"disable_playground": True, "keep_alive_s": 0.0, "resume_window_s": 0.0, "write_timeout_s": 86400.0}
+INSIDE: Mapping[str, Any] = {"disable_playground": True, "keep_alive_s": 0.0, "resume_window_s": 0.0, "write_timeout_s": 86400.0}
 _INSIDE_UNLESS: Mapping[str, Any] = {"log_level": "warning", "max_body_mb": 512}  # unless they are given
 _NO_LIMIT = 10_000_000  # requests that may wait: they are all the caller's own
 _VLLM = {"seed": "random_seed", "enforce_eager": "disable_cuda_graph", "hf_revision": "revision", "tokenizer": "tokenizer_path"}
@@ -82,7 +82,7 @@ def config_of(given: Mapping[str, Any]) -> Config:
     except StartError as error:
         raise type(error)(in_python(str(error))) from None
     open_ones = {name: value for name, value in _INSIDE_UNLESS.items() if name not in fixed}
-    scheduler, server = config.scheduler, replace(config.server, **_INSIDE, **open_ones)
+    scheduler, server = config.scheduler, replace(config.server, **INSIDE, **open_ones)
     if "max_queued_requests" not in fixed:
         scheduler = replace(scheduler, max_queued_requests=_NO_LIMIT)
     return replace(config, scheduler=scheduler, server=server)

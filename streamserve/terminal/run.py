@@ -59,11 +59,11 @@ def _opened(config: Config, options: argparse.Namespace) -> Iterator[tuple[Trans
             loops.run(transport.aclose())
         return
     from streamserve.llm.host import Host, InProcess
+    from streamserve.llm.settings import INSIDE
     from streamserve.terminal.loading import Loading
 
-    quiet = replace(config.server, keep_alive_s=0.0, resume_window_s=0.0, write_timeout_s=86400.0, disable_playground=True)
     with Loading(sys.stderr) as display:
-        host = Host(replace(config, server=quiet), display)
+        host = Host(replace(config, server=replace(config.server, **INSIDE)), display)
     try:
         yield InProcess(host), None
     finally:
