@@ -26,13 +26,14 @@ import structlog
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.client import Mailbox, Turns
+from streamserve.engine.flight import Flight
 from streamserve.engine.grammar import Asked, Grammars
 from streamserve.engine.guide import Guide
 from streamserve.engine.inspector import Inspector
 from streamserve.engine.plan import NO_EDITS, Edits, Place, Runner, Step
 from streamserve.engine.request import Request
 from streamserve.engine.rotary import rotary_lead
-from streamserve.engine.scheduler import Flight, Scheduler
+from streamserve.engine.scheduler import Scheduler
 from streamserve.errors import ContextOverflow, EngineStopped, InvalidRequest, QueueFull
 from streamserve.messages import (
     MEDIA_BASE,
@@ -469,7 +470,7 @@ class Engine:
                 self._observer.tokens_drafted(num_drafted, num_accepted)
             if plan.encodes:
                 self._observer.media_encoded(len(plan.encodes))
-            self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=plan.num_tokens, load=load)
+            self._observer.step_finished(seconds=seconds, num_rows=len(plan.rows), num_tokens=flight.num_tokens, load=load)
 
     def _note_pins(self) -> None:
         given_up, self._num_given_up = self._num_given_up, self._cache.num_pins_given_up

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 
 from streamserve.messages import Media, SamplingParams, TokenLogprobs
 
@@ -59,7 +60,7 @@ class Encode:
     inputs: Mapping[str, Any]
 
 
-class Row(NamedTuple):
+class Row(Struct, frozen=True, gc=False):
     """One request's part of a step: `num_tokens` tokens at positions start, start+1, …
 
     `token_ids` None means one token: the one most recently sampled for this slot, which only the device may know yet.
@@ -75,7 +76,7 @@ class Row(NamedTuple):
 
     `num_wanted`: guesses that the runner's own drafter, if it has one, is to make of what follows the row's last token.
 
-    Made in every step for every stream, as RowResult is: a frozen dataclass takes four times as long to make.
+    Made in every step for every stream, so it is a Struct: a NamedTuple takes three times as long to make.
     """
 
     slot: int

@@ -24,7 +24,7 @@ def longest_prefix_first(waiting: Sequence[Request], cache: KVCache) -> Iterable
     """Most cached tokens first, so that requests of one prefix run while it is in memory; ties in arrival order."""
     if len(waiting) > MAX_LOOKUPS:
         return waiting
-    return sorted(waiting, key=lambda r: -cache.match_len(r.given.salt, r.tokens, len(r.tokens) - 1))
+    return sorted(waiting, key=lambda r: -cache.match_len(r.given.salt, r.packed, len(r.tokens) - 1))
 
 
 class HighestPriorityFirst:

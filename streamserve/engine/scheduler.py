@@ -1,7 +1,7 @@
 """Decides what the next step does, and takes in what a step brought. Torch-free; runs on the event loop; never waits.
 
-Owns the queues, the slots and the life of every request. Knows nothing of text, tensors or devices. Only this file
-writes Request objects, so nothing needs a lock.
+Owns the queues, the slots and the life of every request. Knows nothing of text, tensors or devices. Only this file, and
+answer.py for it, writes Request objects, so nothing needs a lock.
 
 A plan takes every decode row first, then prompt chunks of running requests, then newly admitted ones, until the token
 budget is empty: a long prompt costs running streams one chunk per step. Chunked prefill after Sarathi-Serve
@@ -19,33 +19,31 @@ stays together, and every answer goes on as far as it has got.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from time import monotonic
-from typing import NamedTuple
 
-from streamserve.cache.keys import common_len, pack
+from streamserve.cache.keys import common_len
 from streamserve.cache.kv_cache import KVCache, Lease
+from streamserve.engine.answer import GOES_ON, End, append_forced, delivery, end_of, follow, last_words
 from streamserve.engine.drafters.drafter import Drafts
+from streamserve.engine.encode_planner import MAX_AHEAD, EncodePlanner
 from streamserve.engine.encodings import Encodings
-from streamserve.engine.guide import Guide
+from streamserve.engine.flight import Draft, Flight, Samples
 from streamserve.engine.held_inputs import HeldInputs
 from streamserve.engine.pause import BurstLimits, Pause
-from streamserve.engine.plan import Admission, Append, Encode, PageCopy, Plan, Row, RowResult, StepResult
+from streamserve.engine.plan import Admission, Append, PageCopy, Plan, Row, RowResult, StepResult
 from streamserve.engine.policy import Policy
-from streamserve.engine.request import Request, State
+from streamserve.engine.request import Request, Seat, State
 from streamserve.engine.speculation import Offer, Speculation
-from streamserve.messages import Delta, FinishReason, GenerateRequest, Media, TokenLogprobs
+from streamserve.messages import Delta, FinishReason, GenerateRequest, TokenLogprobs
 
 FEW_ROWS = 4  # up to so many, a row whose sample would be unwanted costs more than a device that waits for the host
 
 FEW_RIDERS = 16  # answers; more do without guesses while prompts ride along, which fill the device as it is
 
 FEW_NEW = 16  # so many that wait are expected to enter a step; of more than that most wait for pages
-
-
-MAX_AHEAD = 2  # pictures that are encoded and whose places are not all computed, when another is encoded ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,68 +64,6 @@ class Limits:
     max_drafted_tokens: int | None = None
     has_whole_spans: bool = False
     encodes_beside: bool = False
-
-
-@dataclass(slots=True)
-class Draft:
-    """A plan in the making."""
-
-    admissions: list[Admission] = field(default_factory=list)
-    appends: list[Append] = field(default_factory=list)
-    copies: list[PageCopy] = field(default_factory=list)
-    encodes: list[Encode] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    owners: list[tuple[Request, int]] = field(default_factory=list)  # per row: request and its epoch
-    is_guided: bool = False  # somebody's next token may depend on the one before
-    num_drafts: int = 0  # guesses in its rows
-    prompt_rows: int = 0
-    prompt_tokens: int = 0
-    has_chunks: bool = False  # rows that are neither one token nor that and guesses
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A plan that was handed to the runner, and whose rows it holds. `awaits_commit`: what may be sampled depends on the tokens
-    of the step before it. `num_drafts`: guesses in it. `is_decode`: there is nothing in it but answers' rows.
-    `wants_guesses`: the runner makes some behind it. `prompt_rows` of its rows compute `prompt_tokens` of prompts."""
-
-    plan: Plan
-    owners: tuple[tuple[Request, int], ...]
-    awaits_commit: bool = False
-    num_drafts: int = 0
-    is_decode: bool = False
-    wants_guesses: bool = False
-    prompt_rows: int = 0
-    prompt_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """What is to be sampled of a flight whose turn has come: rows by index. `unwanted` rows are not sampled, `guided` ones get a
-    mask."""
-
-    unwanted: frozenset[int]
-    guided: tuple[tuple[int, Request], ...]
-
-
-class End(NamedTuple):
-    """How an answer ended, if it did."""
-
-    finish_reason: FinishReason | None = None
-    matched_stop: int | None = None
-    error: str | None = None  # what its guide says
-
-
-_GOES_ON = End()
-
-
-def _needed(request: Request) -> Iterator[Media]:
-    """Media of a running request that have places which are not computed yet."""
-    return (media for media in request.given.media if media.spans[-1].end > request.computed)
 
 
 class Scheduler:
@@ -156,10 +92,15 @@ class Scheduler:
         self._pause = Pause(limits.bursts, now)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
-        self._encodings = encodings or Encodings()
+        self._in_prompt: dict[Request, None] = {}  # those of them whose next row computes tokens of the prompt
+        self._num_with_media = 0  # live requests
+        self._encoding = EncodePlanner(
+            encodings or Encodings(), cache, has_whole_spans=limits.has_whole_spans, encodes_beside=limits.encodes_beside
+        )
         self.held = HeldInputs()
         self._live: dict[str, Request] = {}
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
+        self._short_of_pages: int | None = None  # so many were available when a waiting request last found too few
         self._step = 0
         self.num_preemptions = 0
         self.num_finished = 0
@@ -175,7 +116,7 @@ class Scheduler:
     @property
     def num_encoded(self) -> int:
         """Media that were encoded."""
-        return self._encodings.num_encoded
+        return self._encoding.num_encoded
 
     @property
     def num_running(self) -> int:
@@ -195,13 +136,14 @@ class Scheduler:
         sampling = request.given.sampling
         request.stop_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self.limits.eos_token_ids)
         if request.guide is not None:
-            end = self._append(request, request.guide, request.guide.begin())
+            end = append_forced(request, request.guide, request.guide.begin())
             if end.finish_reason is not None:  # nothing is left to the model
-                self._deliver(request, end)
+                self._deliver(request, request.num_prompt, end)
                 request.move(State.FINISHED)
                 self.num_finished += 1
                 return
         self._live[request.id] = request
+        self._num_with_media += bool(request.given.media)
         self.held.hold(request.given.media)
         self._waiting.append(request)
 
@@ -212,6 +154,17 @@ class Scheduler:
     def first_live(self, most: int) -> list[Request]:
         """So many of them: running ones first, in order of their admission, then waiting ones."""
         return list(islice(chain(self._running, self._waiting), most))
+
+    def without_part_of_span(self, given: GenerateRequest, tokens: Sequence[int], limit: int) -> int:
+        """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""
+        if not self.limits.has_whole_spans or not given.media:
+            return limit
+        matched = self.cache.match_len(given.salt, tokens, limit)
+        for media in given.media:
+            for span in media.spans:
+                if span.start < matched < span.end:
+                    return span.start
+        return matched
 
     # ---- planning ----------------------------------------------------------------------------------------------
 
@@ -229,15 +182,15 @@ class Scheduler:
             self._draw_burst(draft)
         else:
             preemptions = self.num_preemptions
-            self._draw_answers(draft)
+            self._draw_answers(draft, self._running, self._guesses())
             budget = self._draw_prompt_chunks(draft, self._riding_budget(draft))
             if preemptions == self.num_preemptions or not draft.rows:  # else pages are short: the victim would come straight back
                 self._admit(draft, budget)
             self._pause.ends()
         if not draft.rows:
             return None
-        if self.limits.encodes_beside and not draft.encodes:
-            self._encode_ahead(draft)
+        if self._num_with_media:
+            self._encoding.encode_ahead(draft, self._running, islice(self._waiting, MAX_AHEAD))
         self._step += 1
         plan = Plan(
             self._step,
@@ -246,12 +199,13 @@ class Scheduler:
             tuple(draft.rows),
             tuple(draft.appends),
             tuple(draft.encodes),
-            self._encodings.shrink(self._keys_in_use(draft)) if draft.encodes else (),
+            self._encoding.forgets(draft, self._running),
         )
         self._is_drafted = draft.num_drafts > 0
         return Flight(
             plan,
-            tuple(draft.owners),
+            tuple(draft.seats),
+            draft.num_tokens,
             draft.is_guided,
             draft.num_drafts,
             not draft.has_chunks,
@@ -263,11 +217,11 @@ class Scheduler:
     def samples(self, flight: Flight) -> Samples:
         """What to sample of a flight, now that every step before it was taken in."""
         unwanted, guided = set(), []
-        for i, (row, (request, epoch)) in enumerate(zip(flight.plan.rows, flight.owners, strict=True)):
+        for i, (row, seat) in enumerate(zip(flight.plan.rows, flight.seats, strict=True)):
             if not row.samples:
                 continue
-            known = row.start + row.num_tokens - row.num_drafts
-            if request.state is not State.RUNNING or request.epoch != epoch or known < len(request.tokens):
+            request = seat.request
+            if request is None or row.start + row.num_tokens - row.num_drafts < len(request.tokens):
                 unwanted.add(i)
             elif request.guide is not None and request.guide.needs_mask:
                 guided.append((i, request))
@@ -290,13 +244,15 @@ class Scheduler:
 
     def _has_media(self) -> bool:
         """Whether a prompt that is being computed has media, or the next one has."""
-        if any(request.is_in_prompt and request.given.media for request in self._running):
+        if not self._num_with_media:
+            return False
+        if any(request.given.media for request in self._in_prompt):
             return True
         return bool(self._waiting and self._free_slots and self._waiting[0].given.media)
 
     def _has_waited(self, seconds: float) -> bool:
         """Whether a prompt has waited so long, or has begun, or there is none to wait for."""
-        if not self._waiting or any(request.is_in_prompt for request in self._running):
+        if not self._waiting or self._in_prompt:
             return True
         now = self._now()
         return any(now - request.submitted_s >= seconds for request in self._waiting)
@@ -304,12 +260,13 @@ class Scheduler:
     def _has_tokens(self, least: int) -> bool:
         """Whether prompts that could run now bring so many tokens that are not in the cache. Those with media do not count: the
         encoder is what they wait for, so a pause would be long and bring little."""
-        tokens = sum(len(r.tokens) - r.planned for r in self._running if r.is_in_prompt and not r.given.media)
-        if tokens < least and self._free_slots:
+        tokens = sum(len(request.tokens) - request.planned for request in self._in_prompt if not request.given.media)
+        is_short = self._short_of_pages is not None and self.cache.num_available_pages <= self._short_of_pages
+        if tokens < least and self._free_slots and not is_short:
             for request in self._waiting:
                 if request.given.media:
                     continue
-                cached = self.cache.match_len(request.given.salt, request.tokens, len(request.tokens) - 1)
+                cached = self.cache.match_len(request.given.salt, request.packed, len(request.tokens) - 1)
                 tokens += len(request.tokens) - cached
                 if tokens >= least:
                     break
@@ -327,45 +284,61 @@ class Scheduler:
             return
         self._pause.ends()
         if not draft.rows:
-            self._draw_answers(draft)
+            self._draw_answers(draft, self._running, self._guesses())
             if not draft.rows:  # the last one preempted itself: its pages are free now
                 self._admit(draft, budget)
             return
-        for request in decoding:  # nobody is preempted: the victim might be in this very draft
-            if self.cache.grow(self._lease(request), request.planned + 1):
-                self._draw_answer(draft, request, 1)
+        self._draw_answers(draft, decoding, preempts=False)  # the victim might be in this very draft
 
     def _burst_budget(self) -> int:
         """Tokens of a step of prompts alone. A prompt that fills a step by itself gets one: computed best whole."""
         most = self.limits.max_step_tokens
-        prompts = [len(request.tokens) - request.planned for request in self._running if request.is_in_prompt]
+        prompts = [len(request.tokens) - request.planned for request in self._in_prompt]
         if max((*prompts, *(len(request.tokens) for request in self._waiting)), default=0) >= most:
             return most
         return min(most, self.limits.bursts.step_tokens or most)
 
-    def _draw_answers(self, draft: Draft) -> None:
-        """A row for every running answer: one token, or more where known ones were appended."""
-        spare = self.limits.max_step_tokens - len(self._running)  # tokens beyond one for each
+    def _draw_answers(
+        self,
+        draft: Draft,
+        requests: Sequence[Request],
+        guesses: Mapping[Request, Sequence[int]] | None = None,
+        *,
+        preempts: bool = True,
+    ) -> None:
+        """A row for every answer that can have one: one token, or more where known ones were appended or others guessed."""
+        spare = self.limits.max_step_tokens - draft.num_tokens - len(requests)  # tokens beyond one for each
         most, num_appended = self.limits.max_appended_rows, 0
         waits = self._waits_for_tokens()
-        guesses = self._guesses()
-        for request in self._running:  # preemption shortens the list from its end, and the iteration with it
-            if not request.can_answer or (waits and request.planned != request.computed):
+        rows, seats, wanted = draft.rows, draft.seats, self._num_wanted if self._wants else 0
+        for request in requests:  # preemption shortens the list from its end, and the iteration with it
+            start, tokens = request.planned, request.tokens
+            if not request.num_prompt <= start < request.end or (waits and start != request.computed):
                 continue
-            if request.id in guesses and self._draw_drafted(draft, request, guesses[request.id]):
-                spare -= len(guesses[request.id])
+            if guesses and request in guesses and self._draw_drafted(draft, request, guesses[request]):
+                spare -= len(guesses[request])
                 continue
-            num_tokens = len(request.tokens) - request.planned
-            if num_tokens > 1:
+            num_known = len(tokens) - start
+            if num_known > 1:
                 num_appended += 1
-                if most is not None and num_appended > most:
+                num_tokens = min(num_known, 1 + max(0, spare))
+                if (most is None or num_appended <= most) and self._have_pages(request, num_tokens, preempts=preempts):
+                    self._draw(draft, request, num_tokens, tuple(tokens[start : start + num_tokens]))
+                    spare -= num_tokens - 1
+                continue
+            new_pages: tuple[int, ...] = ()
+            if start >= request.room:
+                if not self._have_pages(request, 1, preempts=preempts):
                     continue
-                num_tokens = min(num_tokens, 1 + max(0, spare))
-            else:  # known or not: that of a step under way
-                num_tokens = 1
-            if request.planned + num_tokens <= self._lease(request).room or self._have_pages(request, num_tokens):
-                self._draw_answer(draft, request, num_tokens)
-                spare -= num_tokens - 1
+                new_pages = self._new_pages(request)
+            if request.guide is not None:
+                draft.is_guided = True
+                if request.appended:
+                    self._announce(draft, request)
+            request.planned = start + 1
+            token_ids = (tokens[start],) if num_known else None  # None: the step that yields it is under way
+            rows.append(Row(request.slot, start, 1, token_ids, new_pages, True, False, 0, wanted))
+            seats.append(self._seat(request))
 
     def _waits_for_tokens(self) -> bool:
         """Whether rows are started only when all tokens before them are known: few rows that may all be appended to. A row
@@ -400,7 +373,7 @@ class Scheduler:
         they have half of the step: nobody's first token waits for guesses."""
         limits, running = self.limits, self._running
         most, num_new = limits.max_step_tokens, min(len(self._waiting), len(self._free_slots), FEW_NEW)
-        if num_new or (running and running[-1].is_in_prompt):  # whoever came last is through its prompt last
+        if num_new or (running and running[-1] in self._in_prompt):  # whoever came last is through its prompt last
             if limits.bursts.ride_tokens is not None and len(running) > FEW_RIDERS:
                 return 0
             most //= 2
@@ -410,25 +383,25 @@ class Scheduler:
             return 0  # many such steps follow each other: each should be short
         return most - len(running) - num_new
 
-    def _guesses(self) -> dict[str, Sequence[int]]:
+    def _guesses(self) -> dict[Request, Sequence[int]]:
         """What to verify in this step, by request. No guess is made of what follows a token that is not known yet, or that is not
         alone."""
         speculation = self._speculation
         if speculation is None or not self._may_guess:
             return {}
         answering = [request for request in self._running if request.can_answer]
-        asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and r.num_delivered]
+        asked = [r for r in answering if r.planned == len(r.tokens) - 1 and r.planned == r.computed and r.has_begun]
         if not asked:
             return {}
         left = self._room_for_guesses()
         chosen = speculation.choose([self._offer(request) for request in asked], len(answering), left)
-        guesses: dict[str, Sequence[int]] = {}
+        guesses: dict[Request, Sequence[int]] = {}
         for request, token_ids in zip(asked, chosen, strict=True):
             fitting = token_ids[: max(0, left)]
             if request.guide is not None and fitting:
                 fitting = fitting[: request.guide.admit(fitting)]
             if fitting:
-                guesses[request.id] = fitting
+                guesses[request] = fitting
                 left -= len(fitting)
         return guesses
 
@@ -436,7 +409,8 @@ class Scheduler:
         """An answer, for guesses. One of its next tokens comes without being guessed."""
         num_tokens = max(1, request.num_generated)
         pace = num_tokens / (num_tokens - request.num_accepted)
-        return Offer(self._drafts_of(request), request.max_len - request.expected - 1, pace)
+        expected = max(request.planned + 1, len(request.tokens))  # tokens, once all that is under way has come
+        return Offer(self._drafts_of(request), request.end - expected, pace)
 
     def _drafts_of(self, request: Request) -> Drafts:
         """Who guesses for a request, told of all its tokens. Only those who are asked for guesses are told."""
@@ -462,22 +436,23 @@ class Scheduler:
             self._announce(draft, request)
         draft.is_guided |= request.guide is not None
         draft.num_drafts += len(guess)
+        draft.num_more += len(guess)
         request.planned = start + 1
-        request.expected += 1
-        request.is_drafted = True
         token_ids = (request.tokens[start], *guess)
         new_pages, wanted = self._new_pages(request), self._num_wanted
         row = Row(request.slot, start, num_tokens, token_ids, new_pages, num_drafts=len(guess), num_wanted=wanted)
         draft.rows.append(row)
-        draft.owners.append((request, request.epoch))
+        draft.seats.append(self._seat(request))
         return True
 
     # ---- rows --------------------------------------------------------------------------------------------------
 
-    def _have_pages(self, request: Request, num_tokens: int) -> bool:
-        """Make room for so many more tokens of a running request, preempting the youngest ones if need be."""
+    def _have_pages(self, request: Request, num_tokens: int, *, preempts: bool) -> bool:
+        """Make room for so many more tokens of a running request, preempting the youngest ones if need be and allowed."""
         lease = self._lease(request)
         while not self.cache.grow(lease, request.planned + num_tokens):
+            if not preempts:
+                return False
             victim = self._running[-1]
             if victim is request and request.planned > request.computed:
                 return False  # let the running step land first: preempted now, its token would be lost, and so every time
@@ -487,38 +462,21 @@ class Scheduler:
         return True
 
     @staticmethod
+    def _seat(request: Request) -> Seat:
+        assert request.seat is not None
+        return request.seat
+
+    @staticmethod
     def _lease(request: Request) -> Lease:
         assert request.lease is not None
         return request.lease
 
     def _draw_prompt_chunks(self, draft: Draft, budget: int) -> int:
-        for request in self._running:
+        for request in list(self._in_prompt):
             if budget <= 0:
                 break
-            if request.is_in_prompt:
-                budget -= self._draw_chunk(draft, request, budget)
+            budget -= self._draw_chunk(draft, request, budget)
         return budget
-
-    def _draw_answer(self, draft: Draft, request: Request, num_tokens: int) -> None:
-        """What `_draw` would do, for the row that every stream has in every step."""
-        start, tokens = request.planned, request.tokens
-        if start + 1 < len(tokens):
-            self._draw(draft, request, num_tokens, tuple(tokens[start : start + num_tokens]))
-            return
-        if request.guide is not None:
-            draft.is_guided = True
-            if request.appended:
-                self._announce(draft, request)
-        request.planned = start + 1
-        request.expected += 1
-        token_ids = (tokens[start],) if start < len(tokens) else None  # None: the step that yields it is under way
-        wanted = self._num_wanted if self._wants else 0
-        draft.rows.append(
-            Row(request.slot, start, 1, token_ids, self._new_pages(request), num_wanted=wanted)
-            if wanted
-            else Row(request.slot, start, 1, token_ids, self._new_pages(request))
-        )
-        draft.owners.append((request, request.epoch))
 
     def _draw_chunk(self, draft: Draft, request: Request, budget: int) -> int:
         """A row for the next part of a prompt. Returns what it takes of the budget: its tokens, and those that encoding its media
@@ -530,7 +488,7 @@ class Scheduler:
             num_tokens -= num_tokens % long
         cost = 0
         if request.given.media:
-            num_tokens, cost = self._with_media(draft, request, num_tokens, budget)
+            num_tokens, cost = self._encoding.fit(draft, request, num_tokens, budget)
             if not num_tokens:
                 return cost
         draft.prompt_rows += 1
@@ -538,81 +496,26 @@ class Scheduler:
         self._draw(draft, request, num_tokens, tuple(request.tokens[request.planned : request.planned + num_tokens]))
         return num_tokens + cost
 
-    # ---- media -------------------------------------------------------------------------------------------------
-
-    def _with_media(self, draft: Draft, request: Request, num_tokens: int, budget: int) -> tuple[int, int]:
-        """How many of these tokens the next row of a prompt may have, and the cost of what is encoded for them. Encoding draws on
-        the budget of the step like tokens do; what a whole step has no room for gets one that encodes nothing else."""
-        start, cost = request.planned, 0
-        for media in request.given.media:
-            for span in media.spans:
-                if span.end <= start or span.start >= start + num_tokens:
-                    continue
-                if not self._encodings.has(media):
-                    if draft.encodes and media.cost >= budget - cost:
-                        return max(0, span.start - start), cost
-                    draft.encodes.append(Encode(media.key, media.num_tokens, media.inputs))
-                    self._encodings.add(media)
-                    cost += media.cost
-                    if self.limits.encodes_beside and draft.rows:
-                        return max(0, span.start - start), cost  # others' rows do not wait for it
-                    # A row is in the step for it, if need be a short one.
-                    num_tokens = min(num_tokens, max(budget - cost, self.cache.page_size, span.start - start + 1))
-                if self.limits.has_whole_spans and span.end > start + num_tokens:
-                    num_tokens = span.start - start or span.num_tokens
-        return num_tokens, cost
-
-    def _encode_ahead(self, draft: Draft) -> None:
-        """Have the next picture encoded whose places are not computed yet, unless enough are."""
-        num_ahead = 0
-        for request in (*self._running, *islice(self._waiting, MAX_AHEAD)):
-            for media in request.given.media:
-                end, is_waiting = media.spans[-1].end, request.state is State.QUEUED
-                if not is_waiting and end <= request.planned:
-                    continue
-                if self._encodings.has(media):
-                    num_ahead += 1
-                    if num_ahead == MAX_AHEAD:
-                        return
-                elif not is_waiting or self.cache.match_len(request.given.salt, request.tokens, end) < end:
-                    if self._encodings.has_room(media, self._keys_in_use(draft)):
-                        draft.encodes.append(Encode(media.key, media.num_tokens, media.inputs))
-                        self._encodings.add(media)
-                    return
-
-    def _keys_in_use(self, draft: Draft) -> set[bytes]:
-        """Media that running prompts need, and those that are encoded now."""
-        return {encode.key for encode in draft.encodes} | {media.key for request in self._running for media in _needed(request)}
-
-    def without_part_of_span(self, given: GenerateRequest, tokens: Sequence[int], limit: int) -> int:
-        """A limit for what is taken from the tree that ends in no span which must be computed in one piece."""
-        if not self.limits.has_whole_spans or not given.media:
-            return limit
-        matched = self.cache.match_len(given.salt, tokens, limit)
-        for media in given.media:
-            for span in media.spans:
-                if span.start < matched < span.end:
-                    return span.start
-        return matched
-
     # ---- rows, and who gets them -------------------------------------------------------------------------------
 
     def _draw(self, draft: Draft, request: Request, num_tokens: int, token_ids: tuple[int, ...] | None) -> None:
         start = request.planned
         if request.appended:
             self._announce(draft, request)
+        draft.num_more += num_tokens - 1
         request.planned += num_tokens
+        if request.planned >= request.num_prompt:
+            self._in_prompt.pop(request, None)
         samples = request.planned >= len(request.tokens)
         draft.is_guided |= samples and request.guide is not None
         is_scored = request.given.sampling.prompt_logprobs is not None
         wants_all_logits = is_scored and request.first_scored <= start < request.num_prompt
-        request.expected += samples
         draft.has_chunks = True
         # An answer that begins says soon how good guesses are, and its drafter has read the prompt for it.
         new_pages, wanted = self._new_pages(request), self._num_wanted if samples and self._may_guess else 0
         row = Row(request.slot, start, num_tokens, token_ids, new_pages, samples, wants_all_logits, num_wanted=wanted)
         draft.rows.append(row)
-        draft.owners.append((request, request.epoch))
+        draft.seats.append(self._seat(request))
 
     @staticmethod
     def _announce(draft: Draft, request: Request) -> None:
@@ -621,11 +524,9 @@ class Scheduler:
 
     def _new_pages(self, request: Request) -> tuple[int, ...]:
         """Pages that the runner has not been told of; it is from here on."""
-        pages, sent = self._lease(request).pages, request.pages_sent
-        if sent == len(pages):
-            return ()
-        request.pages_sent = len(pages)
-        return tuple(pages[sent:])
+        lease, sent = self._lease(request), request.room // self.cache.page_size
+        request.room = lease.room
+        return tuple(lease.pages[sent:])
 
     def _admit(self, draft: Draft, budget: int) -> None:
         """Start waiting requests while there are slots, pages and tokens left in this step."""
@@ -647,12 +548,13 @@ class Scheduler:
         """Give a waiting request its slot and the pages of all its known tokens."""
         num_tokens = len(request.tokens)
         limit = num_tokens - 1 if request.given.sampling.prompt_logprobs is None else request.first_scored
-        salt, tokens = request.given.salt, request.tokens
+        salt, tokens = request.given.salt, request.packed
         limit = self.without_part_of_span(request.given, tokens, limit)
         # One page in hand for every running request keeps a new prompt from preempting them at once.
         reserve = len(self._running)
         if self.cache.pages_needed(salt, tokens, limit, num_tokens) + reserve > self.cache.num_available_pages:
             if self._running:
+                self._short_of_pages = self.cache.num_available_pages
                 return False
             # Alone and still too big: a found prefix holds a page more for every place where it was split inside a page.
             # Computed afresh the request always fits, unless pins hold too much: none is worth more than that anything runs.
@@ -660,6 +562,7 @@ class Scheduler:
             while self.cache.pages_needed(salt, tokens, limit, num_tokens) > self.cache.num_available_pages:
                 has_given_up = self.cache.give_up_pin()
                 assert has_given_up, "a request fits into all pages"
+        self._short_of_pages = None
         lease = self.cache.open(salt, tokens, limit)
         has_pages = lease is not None and self.cache.grow(lease, num_tokens)
         assert lease is not None and has_pages, "pages_needed() is exact"
@@ -667,15 +570,17 @@ class Scheduler:
         self._running.append(request)
         request.move(State.RUNNING)
         request.lease = lease
+        request.seat = Seat(request)
         if request.queued_s is None:
             request.queued_s = max(0.0, self._now() - request.submitted_s)
         request.slot = self._free_slots.pop()
-        request.pages_sent = 0
+        request.room = 0
         request.computed = request.planned = lease.num_cached
-        request.expected = num_tokens
+        if request.planned < request.num_prompt:
+            self._in_prompt[request] = None
         request.appended.clear()  # the admission has them
         del request.prompt_logprobs[request.first_scored + 1 :]
-        if request.num_delivered == 0:
+        if not request.has_begun:
             request.num_cached = min(lease.num_cached, request.num_prompt)
             self.cache.note_prompt(request.num_prompt, request.num_cached)
         if lease.copy is not None:
@@ -696,23 +601,21 @@ class Scheduler:
         if not self.cache.reuse or not longest:
             return False
         if request.waits_for is not None:  # a queue of followers is looked through in every plan: keep it cheap
-            other, epoch, shared = request.waits_for
-            if other.epoch == epoch and other.state is State.RUNNING and other.computed < shared:
+            seat, shared = request.waits_for
+            if seat.request is not None and seat.request.computed < shared:
                 return True
             request.waits_for = None
-        mine = None
         matched = -1
         for other in self._running:
             if other.computed >= other.num_prompt or other.given.salt != request.given.salt:
                 continue
-            mine = mine or pack(request.tokens)
-            shared = min(common_len(mine, other.tokens, 0, len(other.tokens)), longest)
+            shared = min(common_len(request.packed, other.packed, 0, len(other.tokens)), longest)
             if shared <= other.computed:
                 continue
             if matched < 0:
-                matched = self.cache.match_len(request.given.salt, request.tokens, longest)
+                matched = self.cache.match_len(request.given.salt, request.packed, longest)
             if shared >= matched + self.cache.page_size or shared == longest > matched:
-                request.waits_for = (other, other.epoch, shared)
+                request.waits_for = (self._seat(other), shared)
                 return True
         return False
 
@@ -723,80 +626,80 @@ class Scheduler:
         guesses were made says nothing about plain ones."""
         speculation, is_drafted = self._speculation, flight.num_drafts > 0
         if speculation is not None and flight.is_decode and (is_drafted or not flight.wants_guesses):
-            speculation.step_took(flight.plan.num_tokens, seconds, is_drafted=is_drafted, is_alone=is_alone)
+            speculation.step_took(flight.num_tokens, seconds, is_drafted=is_drafted, is_alone=is_alone)
 
     def commit(self, flight: Flight, result: StepResult) -> None:
         """Take in a finished step: tokens to mailboxes, finished requests out, prompt pages into the tree."""
         num_accepted = self.num_accepted
         if result.failed:
             self._end_failed(result.failed)
-        for row, (request, epoch), output in zip(flight.plan.rows, flight.owners, result.rows, strict=True):
-            if request.state is State.RUNNING and request.epoch == epoch:
-                if row.num_drafts:
-                    self._commit_drafted(request, row, output)
-                else:
-                    self._commit_row(request, row, output)
+        for row, seat, output in zip(flight.plan.rows, flight.seats, result.rows, strict=True):
+            request = seat.request
+            if request is None:
+                continue  # it has left
+            if row.num_drafts:
+                self._commit_drafted(request, row, output)
+                continue
+            request.computed += row.num_tokens
+            if row.wants_all_logits:
+                missing = request.num_prompt - len(request.prompt_logprobs)
+                request.prompt_logprobs.extend(output.prompt_logprobs[:missing])
+            if row.samples:
+                self._commit_sampled(request, output)
+            else:
+                self._commit_chunk(request)
         if flight.num_drafts:
             self._is_drafted = False
             if self._speculation is not None:
                 self._speculation.turned_out(self.num_accepted - num_accepted)
 
-    def _commit_row(self, request: Request, row: Row, output: RowResult) -> None:
-        request.computed += row.num_tokens
-        if row.wants_all_logits:
-            missing = request.num_prompt - len(request.prompt_logprobs)
-            request.prompt_logprobs.extend(output.prompt_logprobs[:missing])
-        if not row.samples:
-            assert request.lease is not None
-            self.cache.commit(request.lease, request.tokens[: request.computed])
-            if request.given.wants_progress and request.num_delivered == 0:
-                num_computed = min(request.computed, request.num_prompt)  # forced tokens may be behind it
-                request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=num_computed))
-            return
-        if request.computed < len(request.tokens):
+    def _commit_chunk(self, request: Request) -> None:
+        """A part of a prompt is computed."""
+        self.cache.commit(self._lease(request), request.packed[: request.computed])
+        if request.given.wants_progress and not request.has_begun:
+            num_computed = min(request.computed, request.num_prompt)  # forced tokens may be behind it
+            request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=num_computed))
+
+    def _commit_sampled(self, request: Request, output: RowResult) -> None:
+        """The next token of an answer."""
+        tokens, token_ids, num_known = request.tokens, output.token_ids, request.computed
+        if num_known < len(tokens):
             return  # its place was taken by a token that was appended meanwhile
-        assert output.token_ids, "a sampling row yields a token"
-        tokens = request.tokens
-        tokens += output.token_ids
+        assert token_ids, "a sampling row yields a token"
+        if not request.has_begun:  # the prompt is complete: others may take it from the tree at once
+            self.cache.commit(self._lease(request), request.packed)
+        tokens += token_ids
         request.offered = output.drafts
+        end = GOES_ON
         if request.guide is not None:
-            end = self._follow(request, request.guide, output.token_ids[-1])
-        elif len(tokens) >= request.max_len or tokens[-1] in request.stop_ids:
-            end = self._end_of(request)
-        elif request.num_delivered and not request.num_drafted:  # as nearly always: what `_deliver` would do
-            request.num_delivered += len(output.token_ids)
-            request.mailbox.put_nowait(Delta(output.token_ids, output.logprobs, None, request.num_cached))
+            end = follow(request, request.guide, token_ids[-1])
+        elif token_ids[-1] in request.stop_ids or len(tokens) >= request.max_len:
+            end = end_of(request)
+        elif request.has_begun and not request.num_drafted:  # as nearly always: what `_deliver` would do
+            request.mailbox.put_nowait(Delta(token_ids, output.logprobs, None, request.num_cached))
             return
-        else:
-            end = _GOES_ON
-        is_first = request.num_delivered == 0
-        self._deliver(request, end, output.logprobs)
+        self._deliver(request, num_known, end, output.logprobs)
         if end.finish_reason is not None:
             self._finish(request)
-        elif is_first:  # the prompt is complete: others may take it from the tree at once
-            assert request.lease is not None
-            self.cache.commit(request.lease, request.tokens[: request.computed])
 
     def _commit_drafted(self, request: Request, row: Row, output: RowResult) -> None:
         """Guesses that were right, and one more token, up to where the answer ends. What was computed of wrong ones nobody reads:
         the next row writes over it."""
         sampled = output.token_ids
         assert sampled, "a sampling row yields a token"
-        request.is_drafted = False
         request.offered = output.drafts
-        end, num_taken = _GOES_ON, 0
+        end, num_taken, num_known = GOES_ON, 0, len(request.tokens)
         for token_id in sampled:
             request.tokens.append(token_id)
             num_taken += 1
             if request.guide is None:
-                end = self._end_of(request)
+                end = end_of(request)
             else:
-                end = self._follow(request, request.guide, token_id, is_last=num_taken == len(sampled))
+                end = follow(request, request.guide, token_id, is_last=num_taken == len(sampled))
             if end.finish_reason is not None:
                 break
         request.computed += num_taken  # the known token, and all but the last of these
         request.planned = request.computed
-        request.expected = len(request.tokens)
         num_guessed = min(num_taken, len(sampled) - 1)
         request.num_drafted += row.num_drafts
         request.num_accepted += num_guessed
@@ -804,82 +707,20 @@ class Scheduler:
         self.num_accepted += num_guessed
         if request.drafts is not None:
             request.drafts.observe(row.num_drafts, len(sampled) - 1)
-        self._deliver(request, end, output.logprobs[:num_taken], num_guessed)
+        self._deliver(request, num_known, end, output.logprobs[:num_taken], num_guessed)
         if end.finish_reason is not None:
             self._finish(request)
 
-    def _follow(self, request: Request, guide: Guide, token_id: int, *, is_last: bool = True) -> End:
-        """Tell a request's guide of its newest token, and append what must follow. `is_last`: of those that came together."""
-        end = self._end_of(request)
-        if end.finish_reason is FinishReason.STOP:
-            return end
-        forced = guide.took(token_id, is_last=is_last)
-        if end.finish_reason is None or guide.error is not None or (guide.is_over and not forced):
-            return self._append(request, guide, forced)
-        return end
-
-    def _append(self, request: Request, guide: Guide, token_ids: Sequence[int]) -> End:
-        """Known tokens join the answer, up to where it ends. What a guide says of its end holds behind them."""
-        for i, token_id in enumerate(token_ids, 1):
-            request.jumped.append(len(request.tokens))
-            request.tokens.append(token_id)
-            request.appended.append(token_id)
-            request.num_jumped += 1
-            end = self._end_of(request)
-            if end.finish_reason is not None and not (guide.is_over and i == len(token_ids)):
-                return end
-        if token_ids:
-            request.expected = len(request.tokens)  # what is under way will be unwanted
-            request.offered = ()
-        if guide.error is not None:
-            return End(FinishReason.ERROR, error=guide.error)
-        return End(FinishReason.STOP) if guide.is_over else _GOES_ON
-
-    def _deliver(self, request: Request, end: End, logprobs: tuple[TokenLogprobs, ...] = (), num_guessed: int = 0) -> None:
-        """What the request has gained goes to its mailbox. The first `num_guessed` tokens of that had been guessed."""
-        num_delivered, wants_prompt = request.num_delivered, request.given.sampling.prompt_logprobs is not None
-        request.num_delivered = request.num_generated
-        num_new = request.num_generated - num_delivered
-        jumped: tuple[bool, ...] = ()
-        if request.jumped:
-            places = set(request.jumped)
-            jumped = tuple([place in places for place in range(len(request.tokens) - num_new, len(request.tokens))])
-            request.jumped.clear()
+    def _deliver(
+        self, request: Request, num_known: int, end: End, logprobs: tuple[TokenLogprobs, ...] = (), num_guessed: int = 0
+    ) -> None:
+        """What the request has gained, beyond `num_known` tokens, goes to its mailbox."""
         self.num_jumped += request.num_jumped - request.num_jumped_sent
-        request.num_jumped_sent = request.num_jumped
-        delta = Delta(
-            tuple(request.tokens[request.num_prompt + num_delivered :]),
-            logprobs,
-            tuple(request.prompt_logprobs) if wants_prompt and num_delivered == 0 else None,
-            request.num_cached,
-            end.finish_reason,
-            end.matched_stop,
-            end.error,
-            request.num_jumped,
-            0 if request.guide is None else request.guide.num_thought,
-            end.error is not None,
-            0,
-            request.num_drafted,
-            request.num_accepted,
-            (True,) * num_guessed + (False,) * (num_new - num_guessed) if num_guessed else (),
-            request.queued_s or 0.0 if num_delivered == 0 else 0.0,
-            jumped,
-        )
-        request.mailbox.put_nowait(delta)
-
-    @staticmethod
-    def _end_of(request: Request) -> End:
-        """Whether the newest token ends the answer."""
-        token = request.tokens[-1]
-        if token in request.stop_ids and request.num_generated >= request.given.sampling.min_new_tokens:
-            return End(FinishReason.STOP, token)
-        if len(request.tokens) >= request.max_len:
-            return End(FinishReason.LENGTH)
-        return _GOES_ON
+        request.mailbox.put_nowait(delivery(request, num_known, end, logprobs, num_guessed))
 
     def _end_failed(self, failed: Mapping[bytes, str]) -> None:
         """End the requests whose media could not be encoded; nothing of what was computed for them is kept."""
-        self._encodings.drop(failed)
+        self._encoding.drop(failed)
         for request in list(self._running):  # whoever has the same picture may be in a step that was planned since
             for media in request.given.media:
                 if media.key in failed and any(s.start < request.planned and s.end > request.computed for s in media.spans):
@@ -890,9 +731,9 @@ class Scheduler:
         """A step raised: the requests in it end with an error; all others go on."""
         if flight.num_drafts:
             self._is_drafted = False
-        for request, epoch in flight.owners:
-            if request.state is State.RUNNING and request.epoch == epoch:
-                self.end_with_error(request, message)
+        for seat in flight.seats:
+            if seat.request is not None:
+                self.end_with_error(seat.request, message)
         self._end_failed({encode.key: message for encode in flight.plan.encodes})
 
     def end_with_error(self, request: Request, message: str, *, is_grammar_error: bool = False) -> None:
@@ -908,17 +749,7 @@ class Scheduler:
         return True
 
     def _end(self, request: Request, reason: FinishReason, error: str | None = None, *, is_grammar_error: bool = False) -> None:
-        last = Delta(
-            num_cached_tokens=request.num_cached,
-            finish_reason=reason,
-            error=error,
-            num_jumped=request.num_jumped_sent,
-            num_thought=0 if request.guide is None else request.guide.num_thought,
-            is_grammar_error=is_grammar_error,
-            num_drafted=request.num_drafted,
-            num_accepted=request.num_accepted,
-        )
-        request.mailbox.put_nowait(last)
+        request.mailbox.put_nowait(last_words(request, reason, error, is_grammar_error=is_grammar_error))
         self._finish(request)
 
     def _finish(self, request: Request) -> None:
@@ -930,6 +761,7 @@ class Scheduler:
             self._drafts_of(request).close()  # told of the last tokens, too: others may look them up
         request.move(State.FINISHED)
         del self._live[request.id]
+        self._num_with_media -= bool(request.given.media)
         self.held.release(request.given.media)
         self.num_finished += 1
 
@@ -941,10 +773,10 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _leave(self, request: Request) -> None:
-        assert request.lease is not None
-        self.cache.close(request.lease, request.tokens[: request.computed])
-        request.lease = None
-        request.epoch += 1
+        self.cache.close(self._lease(request), request.tokens[: request.computed])
+        self._seat(request).request = None
+        request.lease = request.seat = None
         self._running.remove(request)
+        self._in_prompt.pop(request, None)
         self._free_slots.append(request.slot)
         request.slot = -1
