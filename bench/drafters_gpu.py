@@ -2,8 +2,8 @@
 
     python bench/drafters_gpu.py --model FOLDER --drafter FOLDER [--load-format dummy] [--drafts 4] [--output 192] [-- FLAGS]
 
-`--drafter` names a smaller model, or it is eagle=FOLDER, mtp (of a checkpoint that has such layers), none, or eagle: then a head is
-made up for the model, in the layout of published ones.
+`--drafter` names a smaller model, or it is eagle=FOLDER, mtp (of a checkpoint that has such layers), none, or eagle: then a head
+is made up for the model, in the layout of published ones.
 
 One engine in this process. Batches of several sizes without guesses, then with every guess verified: milliseconds of a step (the
 median between two deltas of the same stream), tokens that a row brought, the share of guesses that were right, and the speed-up

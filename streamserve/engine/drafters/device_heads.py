@@ -124,9 +124,10 @@ class DeviceHeadDrafter:
         elif len(loaded.inputs.tokens_T):
             self._remember(loaded.inputs)
         for i in waiting:
-            row, line = plan.rows[i], firsts[i] + plan.rows[i].num_tokens - 1
-            self._kept_SX[row.slot].copy_(self._shown_TX[line])
-            self._waiting[row.slot] = row.start + row.num_tokens - 1
+            row = plan.rows[i]
+            last = 0 if row.num_drafts else row.num_tokens - 1  # nobody knows which guesses were right
+            self._kept_SX[row.slot].copy_(self._shown_TX[firsts[i] + last])
+            self._waiting[row.slot] = row.start + last
         if not asking:
             return None
         if num_rows in self._guessing:
@@ -180,6 +181,8 @@ class DeviceHeadDrafter:
 
     def _resume(self, rows: Sequence[Row]) -> None:
         """Pairs of last positions behind which it was not known how they go on, and of which it is now. Few and seldom."""
+        if not self._waiting:
+            return
         pairs = []
         for row in rows:
             position = self._waiting.pop(row.slot, None)
