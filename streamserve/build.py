@@ -288,6 +288,7 @@ def _build_on_gpu(
     planned, choices = facts.decide(config, checkpoint, gpu, guesses)
     with display.phase("tokenizer"):
         text, grammars = _text_and_grammars(config, checkpoint)
+        grammars.use_memory(lambda num_lines, num_words: gpu.pinned((num_lines, num_words), torch.int32).numpy())
         if isinstance(guesses, OpenModel):
             refuse_other_tokens(text.tokenizer, load_tokenizer(guesses.checkpoint.path), of=guesses.checkpoint.path)
     dtype = getattr(torch, planned.dtype)

@@ -178,11 +178,11 @@ class DeviceSampler:
         Returns the log-probabilities on their way, for `rows`, if any of them wants some: those of the model itself, before
         penalties and temperature.
         """
-        lines_GW = None if masks is None or not masked else self._masks_to_device(masked, masks)
+        on_device = None if masks is None or not masked else self._masks_to_device(masked, masks)
         if not self.is_plain(rows):
-            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, lines_GW, drafted)
-        if lines_GW is not None:
-            self._kernels.mask(logits_RV, lines_GW)
+            return self._sample_wishes(logits_RV, slots_R, rows, out_tokens_R, on_device, drafted)
+        if on_device is not None:
+            self._kernels.mask(logits_RV, *on_device)
         self.choose(logits_RV, slots_R, out_tokens_R, drafted)
         return None
 
@@ -235,7 +235,7 @@ class DeviceSampler:
         no_lines_LV, no_penalties_L4 = self._lines_LV.new_zeros((1, self._vocab_size)), self._penalties_L4.new_zeros((1, 4))
         self._kernels.penalise(logits_RV, nobody_R, self._params_SP, no_lines_LV, no_penalties_L4)
         all_tokens = np.full((1, -(-self._vocab_size // 32)), -1, dtype=np.int32)
-        self._kernels.mask(logits_RV, self._masks_to_device([0], all_tokens))
+        self._kernels.mask(logits_RV, *self._masks_to_device([0], all_tokens))
         thresholds_R = self._kernels.thresholds(logits_RV, nobody_R, self._params_SP)
         self._kernels.choose(logits_RV, nobody_R, self._params_SP, tokens_R, self._last_token_S, thresholds_R)
         self._kernels.count(tokens_R, nobody_R, self._params_SP, no_lines_LV)
@@ -253,7 +253,7 @@ class DeviceSampler:
         slots_R: Tensor,
         rows: Sequence[int],
         out_tokens_R: Tensor,
-        lines_GW: Tensor | None,
+        masks: tuple[Tensor, Tensor] | None,
         drafted: DraftedRows | None,
     ) -> Pending | None:
         """`sample` where rows want more than a temperature."""
@@ -262,8 +262,8 @@ class DeviceSampler:
         if asking:
             asking_L = self._to_device(torch.tensor(asking, dtype=torch.int64))
             unedited_LV = logits_RV.index_select(0, asking_L)
-        if lines_GW is not None:
-            self._kernels.mask(logits_RV, lines_GW)
+        if masks is not None:
+            self._kernels.mask(logits_RV, *masks)
         is_penalised = any(wish.line is not None for _, wish in wishes)
         if is_penalised:
             on_device = None if drafted is None else drafted.on_device
@@ -359,14 +359,11 @@ class DeviceSampler:
         ids = sorted(token for token in banned if 0 <= token < self._vocab_size)
         return self._to_device(torch.tensor(ids, dtype=torch.int64)) if ids else None
 
-    def _masks_to_device(self, masked: Sequence[int], masks_GW: Masks) -> Tensor:
-        """Row and bits of each mask, as SamplingKernels.mask takes them."""
-        num_lines, num_words = masks_GW.shape
-        staged = self._device.pinned((num_lines, num_words + 1), torch.int32)
-        lines_GW = staged.numpy()
-        lines_GW[:, 0] = masked
-        lines_GW[:, 1:] = masks_GW
-        return staged.to(self._device.torch_device, non_blocking=True)
+    def _masks_to_device(self, masked: Sequence[int], masks_GW: Masks) -> tuple[Tensor, Tensor]:
+        """Rows and bits of the masks, as SamplingKernels.mask takes them. The bits travel from where they were filled, which is
+        pinned memory (`Grammars.use_memory`) that stays as it is until the step is done."""
+        rows_G = self._to_device(torch.tensor(masked, dtype=torch.int32))
+        return rows_G, torch.from_numpy(masks_GW).to(self._device.torch_device, non_blocking=True)
 
     def _to_device(self, values: Tensor) -> Tensor:
         """A copy on the device, through pinned memory that torch keeps until it is made."""

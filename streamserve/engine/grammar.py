@@ -14,7 +14,7 @@ import os
 import sys
 from asyncio import Future, gather, get_running_loop, shield, wait_for
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -118,7 +118,12 @@ class Grammars:
         self._last_fill_s = 0.0
         self._num_fills = 0
         self._masks: list[Masks] = [np.empty((0, -(-vocab_size // 32)), np.int32)] * 2  # the newest and those of the step before
+        self._memory: Callable[[int, int], Masks] = lambda num_lines, num_words: np.empty((num_lines, num_words), np.int32)
         self.token_bytes = vocabulary.token_bytes
+
+    def use_memory(self, memory: Callable[[int, int], Masks]) -> None:
+        """Where to fill masks: so many lines of so many words, not cleared. A device copies from some memory sooner."""
+        self._memory = memory
 
     def prepare(self) -> None:
         """Begin to read the vocabulary, in a thread, so that the first grammar need not wait for it."""
@@ -286,7 +291,7 @@ class Grammars:
         """Memory for so many masks. The same again and again: the system would have to clear new memory, page by page."""
         masks_GW, newest_GW = self._masks
         if len(masks_GW) < num_lines:
-            masks_GW = np.empty((1 << (num_lines - 1).bit_length(), masks_GW.shape[1]), np.int32)
+            masks_GW = self._memory(1 << (num_lines - 1).bit_length(), masks_GW.shape[1])
         self._masks = [newest_GW, masks_GW]
         return masks_GW[:num_lines]
 

@@ -12,6 +12,7 @@ import pytest
 
 from streamserve.engine.grammar import GrammarLimits, Grammars
 from streamserve.engine.guide import Guide
+from streamserve.engine.plan import Masks
 from streamserve.errors import InvalidRequest, QueueFull
 from streamserve.messages import Guidance
 from tests.conftest import LoopWatch
@@ -73,6 +74,24 @@ async def test_many_answers_of_one_grammar_are_spread_over_lanes_with_the_same_m
     assert all((masks == by_threads[0]).all() for masks in by_threads)
     assert (by_threads[0][0] != by_threads[0][1]).any() and (by_threads[0][::2] == by_threads[0][0]).all()
     grammars.close()
+
+
+async def test_masks_are_filled_where_the_device_wants_them(grammars: Grammars) -> None:
+    memory: list[Masks] = []
+
+    def lines(num_lines: int, num_words: int) -> Masks:
+        memory.append(np.full((num_lines, num_words), -1, np.int32))
+        return memory[-1]
+
+    grammars.use_memory(lines)
+    guides = []
+    for _ in range(3):
+        matcher, _ = await grammars.matcher("start: /a+/", "regex")
+        guides.append(Guide(Guidance(), matcher=matcher, token_bytes=WORDS.token_bytes, jumps=False))
+        guides[-1].begin()
+    masks = [await grammars.fill([(guide, ()) for guide in guides]) for _ in range(4)]
+    assert [next(i for i, lines in enumerate(memory) if np.shares_memory(lines, found)) for found in masks] == [0, 1, 0, 1]
+    assert len(memory) == 2 and all((found == masks[0][0]).all() for found in masks)
 
 
 async def test_control_tokens_never_stand_for_their_text(grammars: Grammars) -> None:

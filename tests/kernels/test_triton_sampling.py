@@ -290,9 +290,9 @@ def test_masks_leave_the_tokens_whose_bits_are_set(device: str, dtype: torch.dty
     padded = np.zeros((2, -(-V // 32) * 32), dtype=bool)
     padded[:, :V] = bits_GV.numpy()
     words_GW = np.packbits(padded, axis=1, bitorder="little").view(np.int32)
-    lines_GW = torch.from_numpy(np.concatenate([np.array([[2], [0]], dtype=np.int32), words_GW], axis=1)).to(device)
+    rows_G = torch.tensor([2, 0], dtype=torch.int32, device=device)
     edited = logits.clone()
-    SamplingKernels(V, 4, torch.device(device)).mask(edited, lines_GW)
+    SamplingKernels(V, 4, torch.device(device)).mask(edited, rows_G, torch.from_numpy(words_GW).to(device))
     forbidden = ~bits_GV.to(device)
     for row, line in ((2, 0), (0, 1)):
         assert torch.equal(edited[row], logits[row].masked_fill(forbidden[line], float("-inf")))

@@ -45,7 +45,7 @@ def _of(vocab_size: int) -> list[tuple[Any, dict[str, str], dict[str, Any], dict
         (sampling.accept, accept | {"lines_LV": "*i32"}, {"V": vocab_size}, {"num_warps": 1}),
         (
             sampling.apply_masks,
-            {"logits": "*fp32", "lines_GW": "*i32"},
+            {"logits": "*fp32", "rows_G": "*i32", "masks_GW": "*i32"},
             {"V": vocab_size, "WORDS": -(-vocab_size // 32), "BLOCK": BLOCK},
             {"num_warps": 8},
         ),

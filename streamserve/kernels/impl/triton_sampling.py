@@ -514,13 +514,12 @@ def count_tokens(out_tokens_R, slots_R, params_SP, lines_LV, V: tl.constexpr):
             tl.store(place, tl.load(place) + 2)
 
 
-@triton.jit(do_not_specialize_on_alignment=["lines_GW"])
-def apply_masks(logits, lines_GW, V: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per line and block. A line says the row, and behind it a bit for every token that may come."""
-    line = lines_GW + tl.program_id(0).to(tl.int64) * (WORDS + 1)
-    row = tl.load(line)
+@triton.jit(do_not_specialize_on_alignment=["rows_G", "masks_GW"])
+def apply_masks(logits, rows_G, masks_GW, V: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per mask and block. A mask has a bit for every token that may come."""
+    row = tl.load(rows_G + tl.program_id(0))
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(line + 1 + i // 32, mask=i < V, other=-1)
+    word = tl.load(masks_GW + tl.program_id(0).to(tl.int64) * WORDS + i // 32, mask=i < V, other=-1)
     place = logits + row.to(tl.int64) * V + i
     tl.store(place, (i * 0 - _INF).to(logits.dtype.element_ty), mask=(i < V) & ((word >> (i % 32)) & 1 == 0))
 
@@ -660,14 +659,15 @@ class SamplingKernels:
         kernel: Any = count_tokens
         kernel[(len(out_tokens_R),)](out_tokens_R, slots_R, params_SP, lines_LV, V=self._vocab_size, num_warps=1)
 
-    def mask(self, logits_RV: Tensor, lines_GW: Tensor) -> None:
-        """Forbid tokens in place. A line (int32) is a row and, from bit 0 of the word behind it on, a bit for each token that may
-        come."""
+    def mask(self, logits_RV: Tensor, rows_G: Tensor, masks_GW: Tensor) -> None:
+        """Forbid tokens of these rows in place. Both int32; a mask has, from bit 0 of its first word on, a bit for each token
+        that may come."""
         self._num_rows(logits_RV)
-        num_lines, width = lines_GW.shape
-        assert width == triton.cdiv(self._vocab_size, 32) + 1 and lines_GW.is_contiguous()
+        num_masks, words = masks_GW.shape
+        assert len(rows_G) == num_masks and words == triton.cdiv(self._vocab_size, 32) and masks_GW.is_contiguous()
         kernel: Any = apply_masks
-        kernel[(num_lines, self._blocks)](logits_RV, lines_GW, V=self._vocab_size, WORDS=width - 1, BLOCK=_BLOCK, num_warps=8)
+        grid = (num_masks, self._blocks)
+        kernel[grid](logits_RV, rows_G, masks_GW, V=self._vocab_size, WORDS=words, BLOCK=_BLOCK, num_warps=8)
 
     def _num_rows(self, logits_RV: Tensor) -> int:
         rows, columns = logits_RV.shape
