@@ -46,8 +46,8 @@ def drive(port: int, asks: Sequence[Ask], *, at_once: int, processes: int = PROC
 class Streams(client.Streams):
     """Answers that are streamed beside whatever else is measured, until they are told to stop."""
 
-    def __init__(self, port: int, asks: Sequence[Ask], *, processes: int = PROCESSES) -> None:
-        super().__init__(local(port), asks, processes=processes)
+    def __init__(self, port: int, asks: Sequence[Ask]) -> None:
+        super().__init__(local(port), asks)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

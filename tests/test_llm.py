@@ -318,6 +318,12 @@ def test_everything_works_in_a_running_loop_and_from_several(engine: Engine) -> 
         pieces = "".join([piece async for piece in engine.stream("a", FEW)])
         chat = await engine.async_chat(CHAT, max_tokens=2)
         assert chat["usage"]["completion_tokens"] == 2
+        *_, last = [chunk async for chunk in await engine.async_chat(CHAT, max_tokens=2, stream=True)]
+        assert last["choices"][0]["finish_reason"] == "length"
+        good, bad = await engine.async_generate(["a", "b"], [FEW, {"temperature": 900}], return_exceptions=True)
+        assert isinstance(bad, InvalidRequest) and good["text"] == sync
+        chats = await engine.async_chat([CHAT, CHAT], [FEW, {"temperature": 900}], return_exceptions=True)
+        assert isinstance(chats[1], InvalidRequest) and len(chats[0]["choices"]) == 1
         return [sync, streamed[-1], pieces, *(answer["text"] for answer in answers)]
 
     found = [asyncio.run(program())]

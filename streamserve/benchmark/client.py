@@ -173,13 +173,13 @@ async def send_all(
 class Streams:
     """Answers that are streamed beside whatever else is measured, until they are told to stop."""
 
-    def __init__(self, target: Target, asks: Sequence[Ask], *, processes: int = PROCESSES) -> None:
+    def __init__(self, target: Target, asks: Sequence[Ask]) -> None:
         context = multiprocessing.get_context("fork")
         self._ends: list[Connection] = []
         self._workers = []
-        for number in range(min(processes, len(asks))):
+        for number in range(min(PROCESSES, len(asks))):
             here, there = context.Pipe()
-            worker = context.Process(target=_stream, args=(target, asks[number::processes], there), daemon=True)
+            worker = context.Process(target=_stream, args=(target, asks[number::PROCESSES], there), daemon=True)
             worker.start()
             there.close()
             self._ends.append(here)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from streamserve.errors import StartError
 
+LIMIT_S = 60.0  # of such a call
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -49,13 +51,13 @@ class Target:
         )
         return "\r\n".join(head).encode() + b"\r\n\r\n" + data
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, limit_s: float = 60.0) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         """Status and decoded body of one call; None for a body that is no JSON. Raises StartError where nobody answers."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **dict(self.headers)}
         make = http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection
         more: dict[str, Any] = {"context": self.tls()} if self.is_tls else {}
-        line = make(self.host, self.port, timeout=limit_s, **more)
+        line = make(self.host, self.port, timeout=LIMIT_S, **more)
         try:
             line.request(method, self.prefix + path, data, headers)
             answer = line.getresponse()

@@ -109,7 +109,7 @@ class Transcript:
         return self._spans.get(name)
 
     def rewrite(self, name: str, text: str) -> None:
-        """Puts other words in the place of an answer, the last in the text."""
+        """Puts other words in the place of an answer; answers behind it move."""
         start, end = self._spans[name]
         moved = len(text) - (end - start)
         self.text = self.text[:start] + text + self.text[end:]

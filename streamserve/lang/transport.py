@@ -65,25 +65,16 @@ class Lane:
 
 
 class Http:
-    """A server at a URL. Opens nothing before the first call. Without `timeout_s` an answer may take as long as it takes."""
+    """A server at a URL. Opens nothing before the first call. An answer may take as long as it takes."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        verify: bool | str | ssl.SSLContext = True,
-        timeout_s: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, verify: bool | str | ssl.SSLContext = True) -> None:
         if not url.startswith(("http://", "https://")):
             raise InvalidRequest(f"the server's URL is {url!r}; it begins with http:// or https://", param="base_url")
         self.url = url.rstrip("/")
-        key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._options: dict[str, Any] = {
-            "headers": {**key, **(headers or {})},
+            "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
             "verify": verify if url.startswith("https:") else False,
-            "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
+            "timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=None),
             # Calls are counted here: a pool's own limit counts a call that was cancelled before it connected for ever.
             "limits": httpx.Limits(max_connections=None, keepalive_expiry=KEPT_S),
             "trust_env": urlsplit(url).hostname not in LOOPBACK,  # no proxy leads back here
