@@ -5,6 +5,8 @@
                       extensions hold a function, PUT_PART, that puts it on the wire in one step
     head and end      are checked twice and written by themselves. Here headers are checked once, and what an answer writes in
                       one turn of the event loop goes out in as few writes as it can: head and body, last part and end mark
+    who leaves        is told of by a message, for which a task has to wait. Here the scope's extensions hold a function,
+                      WHEN_LEFT, that takes what is to be called then; over HTTP/2 too
 
 Framing stays h11's: whether there are chunks, whether the connection goes on, what comes after what.
 
@@ -12,19 +14,21 @@ Owns how an answer becomes bytes. Knows nothing of the application.
 """
 
 import re
+from asyncio import get_running_loop
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import h11
 from hypercorn.events import RawData
-from hypercorn.protocol.events import Request, StreamClosed
+from hypercorn.protocol.events import Event, Request, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import ASGISendEvent
 from hypercorn.utils import suppress_body
 
 from streamserve.api.connections import CuttingTCPServer
-from streamserve.api.wire import PUT_PART
+from streamserve.api.wire import PUT_PART, WHEN_LEFT
 
 FRAMING = (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"trailer")  # headers that mean something to h11
 NO_HEADERS = h11.Response(status_code=200, headers=[]).headers
@@ -34,7 +38,33 @@ CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it
 _LINES = re.compile(rb"(?:[a-z0-9-]+: [^\0\r\n]*\r\n)*")
 
 
-class DirectStream(HTTPStream):
+class TellingStream(HTTPStream):
+    """One exchange, over HTTP/1.1 or HTTP/2, whose application can have itself called when its client has left."""
+
+    _left: Callable[[], object] | None = None
+
+    def when_left(self, call: Callable[[], object] | None) -> None:
+        """Call this when the client has left, or the exchange is over otherwise; at most one thing at a time. None: nothing."""
+        self._left = call
+        if self.closed and call is not None:
+            get_running_loop().call_soon(self._note_end)
+
+    async def handle(self, event: Event) -> None:
+        """See HTTPStream."""
+        if type(event) is StreamClosed:
+            self._note_end()
+        await super().handle(event)
+        if type(event) is Request:
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[WHEN_LEFT] = self.when_left
+
+    def _note_end(self) -> None:
+        call, self._left = self._left, None
+        if call is not None:
+            call()
+
+
+class DirectStream(TellingStream):
     """One exchange. What it is sent goes to the socket, and past hypercorn's own steps where they have nothing to add."""
 
     def __init__(self, protocol: "DirectH11") -> None:

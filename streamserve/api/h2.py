@@ -24,7 +24,7 @@ from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
 from streamserve.api.connections import CuttingTCPServer, Intake
-from streamserve.api.h1 import DirectH11
+from streamserve.api.h1 import DirectH11, TellingStream
 
 
 class BlockingBuffer(StreamBuffer):
@@ -81,6 +81,7 @@ def install_flow_control(write_timeout_s: float = 30.0) -> None:
     Connections get a second more than the application gives a blocked send, so that the application says why.
     """
     hypercorn.protocol.h2.StreamBuffer = BlockingBuffer  # type: ignore[misc]
+    hypercorn.protocol.h2.HTTPStream = TellingStream  # type: ignore[attr-defined]
     hypercorn.protocol.H2Protocol = ResettingH2  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = DirectH11  # type: ignore[attr-defined,assignment]
     hypercorn.asyncio.run.TCPServer = partial(  # type: ignore[attr-defined,assignment]

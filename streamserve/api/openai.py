@@ -190,7 +190,9 @@ class Completions:
             prompt_logprobs=_most(request.prompt_logprobs, request.logprobs if request.echo else None),
         )
         call = self._call("cmpl", request, prompts, sampling, guidance, n=num_each, drops_output=request.max_tokens == 0)
-        wishes = replace(wishes_of(request, request.logprobs), best=request.n if ranks else None)
+        wishes = wishes_of(request, request.logprobs)
+        if ranks:
+            wishes = replace(wishes, best=request.n)
         warnings = (
             *warnings_of(WARNED_COMPLETION, request),
             *whitespace_warnings(request, constraint_of(request)),

@@ -31,8 +31,10 @@ LINGER_S = 5.0  # how long an upload that nobody wants is read on, so that the c
 
 Headers = Sequence[tuple[bytes, bytes]]
 _NO_HEADER_TEXT = re.compile(rb"[^ -~]")
-PutPart = Callable[[bytes], bool]  # see h2.PartWriter
+PutPart = Callable[[bytes], bool]  # see h1.DirectStream.put
 PUT_PART = "streamserve.put_part"  # where it stands in scope["extensions"], for transports that have one
+WhenLeft = Callable[[Callable[[], object] | None], object]  # see h1.TellingStream
+WHEN_LEFT = "streamserve.when_left"  # likewise
 
 
 class ClientLeft(Exception):
@@ -107,6 +109,7 @@ class Exchange:
         "_put_part",
         "_turnstile",
         "digest",
+        "has_come",
         "has_ended",
         "has_started",
         "headers",
@@ -125,6 +128,7 @@ class Exchange:
         self.headers = headers
         self.has_started = False
         self.has_ended = False
+        self.has_come = False  # the whole request, its body included
         self.digest = b""  # of the body, where it may be sent again to go on with a stream
         self._has_whole_body = scope["method"] in ("GET", "HEAD")
         self._put_part: PutPart = _put_nothing
@@ -171,7 +175,7 @@ class Exchange:
         part: bytes = message.get("body", b"")
         if num_read + len(part) > max_bytes:
             raise _too_large(num_read + len(part), max_bytes)
-        self._has_whole_body = not message.get("more_body", False)
+        self._has_whole_body = self.has_come = not message.get("more_body", False)
         return part
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -290,12 +294,14 @@ def one_error() -> Iterator[None]:
 class Presence:
     """See leaving_noticed. Two plain tasks at most: a task group costs a request more than all that is done in it."""
 
-    __slots__ = ("_abort", "_beside", "_exchange", "_failure", "_has_left", "_scope", "_timer", "_watch")
+    __slots__ = ("_abort", "_beside", "_exchange", "_failure", "_has_left", "_scope", "_timer", "_watch", "_when_left")
 
     def __init__(self, exchange: Exchange, abort: Callable[[], object]) -> None:
         self._exchange = exchange
         self._abort = abort
         self._has_left = False
+        self._when_left: WhenLeft | None = None  # the transport, which tells of itself once it has nothing more to read
+        self._watch: Task[None] | None = None  # where it does not
         self._timer: TimerHandle | None = None
         self._beside: Task[None] | None = None
         self._failure: BaseException | None = None
@@ -319,6 +325,9 @@ class Presence:
         receive = self._exchange.receive
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._note_leaving()
+
+    def _note_leaving(self) -> None:
         if not self._exchange.has_ended:
             self._has_left = True
             self._abort()
@@ -327,15 +336,20 @@ class Presence:
     async def __aenter__(self) -> "Presence":
         self._scope = CancelScope()
         self._scope.__enter__()
-        self._watch = get_running_loop().create_task(self._watch_client())
+        if self._exchange.has_come:
+            self._when_left = self._exchange.scope.get("extensions", {}).get(WHEN_LEFT)
+        if self._when_left is None:
+            self._watch = get_running_loop().create_task(self._watch_client())
+        else:
+            self._when_left(self._note_leaving)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if self._exchange.has_ended:  # then it mostly sees that by itself, first thing in the next turn
-            get_running_loop().call_soon(self._watch.cancel)
-        else:
+        if self._when_left is not None:
+            self._when_left(None)
+        if self._watch is not None:
             self._watch.cancel()
         if self._timer is not None:
             self._timer.cancel()

@@ -4,10 +4,12 @@ import asyncio
 import json
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
+from streamserve.api.wire import BoundedSend, Exchange, leaving_noticed
 from tests.e2e.clients import chat_body, h2_client, post_h1, read_events, until
-from tests.e2e.serving import FakeServer, fake_server
+from tests.e2e.serving import FakeServer, fake_server, listening
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -110,3 +112,22 @@ async def test_abort_by_the_clients_own_id_ends_the_stream_with_its_reason() -> 
         for open_writer in (writer, other, answer):
             open_writer.close()
         await assert_all_ended(server)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_leaving_is_noticed_behind_a_body_that_nobody_reads(method: bytes) -> None:
+    came, left = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            async with leaving_noticed(Exchange(scope, receive, BoundedSend(send, 10), ()), left.set):
+                came.set()
+                await asyncio.sleep(60)
+
+    async with listening(app) as port, asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(method + b" / HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\n" + bytes(4_000_000))
+        await came.wait()
+        await writer.drain()
+        writer.close()
+        await left.wait()
