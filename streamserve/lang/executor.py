@@ -10,7 +10,7 @@ The transcript belongs to the task while one runs, and to whoever holds the lock
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakSet
 
 from streamserve.errors import ProgramEnded
-from streamserve.lang.backend import Backend, Guesses, Guessing, Sampling
+from streamserve.lang.backend import Backend, Guesses, Guessing, Piece, Sampling
 from streamserve.lang.expressions import (
     Expression,
     Gen,
@@ -241,7 +241,27 @@ class Executor:
 
     # Runs on the background loop.
 
-    async def more_text(self, at: int, inside: bool) -> tuple[str, bool]:
+    async def read(self, name: str | None, inside: bool) -> AsyncGenerator[list[Piece], None]:
+        """The text, or one variable's, in pieces as they come."""
+        at, is_over = 0, False
+        if name is None:
+            while not is_over:
+                text, is_over = await self._more_text(at, inside)
+                at += len(text)
+                if text:
+                    yield [Piece(text)]
+            return
+        source = await self._source(name, inside)
+        if isinstance(source, str):
+            yield [Piece(source, self.transcript.meta.get(name, {}))]
+            return
+        while not is_over:
+            pieces, is_over = await self._more_pieces(source, at)
+            at += len(pieces)
+            if told := [piece for piece in pieces if piece.text]:
+                yield told
+
+    async def _more_text(self, at: int, inside: bool) -> tuple[str, bool]:
         """Text from there on, as soon as there is some, and whether that is all."""
         while True:
             with self._lock:
@@ -254,7 +274,7 @@ class Executor:
                 changed = self._next_change()
             await changed.wait()
 
-    async def source(self, name: str, inside: bool) -> "Live | str":
+    async def _source(self, name: str, inside: bool) -> "Live | str":
         """Where to read a variable from while it is generated; its value, where it was not streamed."""
         while True:
             with self._lock:
@@ -268,7 +288,7 @@ class Executor:
                 changed = self._next_change()
             await changed.wait()
 
-    async def more_pieces(self, live: Live, at: int) -> tuple[list[Any], bool]:
+    async def _more_pieces(self, live: Live, at: int) -> tuple[list[Piece], bool]:
         """Pieces of a streamed answer from there on, as soon as there are some, and whether those are all."""
         while True:
             with self._lock:

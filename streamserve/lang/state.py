@@ -4,17 +4,17 @@ Owns the methods users call: those of SGLang's ProgramState, and their counterpa
 executor's.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal, overload
 
 from streamserve.lang.appending import Appending
+from streamserve.lang.backend import Piece
 from streamserve.lang.executor import HIDDEN, Executor, SetVar
 from streamserve.lang.expressions import Expression, Gen, Select, gen, select
 from streamserve.lang.group import ProgramStateGroup
 from streamserve.lang.loops import arun, run
-from streamserve.lang.transcript import Live
 
 
 class ProgramState(Appending):
@@ -93,27 +93,10 @@ class ProgramState(Appending):
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """The text, or one variable's, as it comes. Leaving it early stops no program."""
-        inside, at = self.executor.is_inside(), 0
-        if var_name is None:
-            is_over = False
-            while not is_over:
-                self._must_not_wait("text_iter", "async for text in s.text_async_iter()")
-                text, is_over = run(self.executor.more_text(at, inside))
-                at += len(text)
-                if text:
-                    yield text
-            return
         self._must_not_wait("text_iter", "async for text in s.text_async_iter(...)")
-        source = run(self.executor.source(var_name, inside))
-        if isinstance(source, str):
-            yield source
-            return
-        is_over = False
-        while not is_over:
-            pieces, is_over = run(self.executor.more_pieces(source, at))
-            at += len(pieces)
-            if text := "".join(piece.text for piece in pieces):
-                yield text
+        read = self.executor.read(var_name, self.executor.is_inside())
+        while pieces := run(_next(read)):
+            yield "".join(piece.text for piece in pieces)
 
     # The same for coroutines, on any loop.
 
@@ -155,29 +138,13 @@ class ProgramState(Appending):
         """The text, or one variable's, as it comes; with `return_meta_data`, which needs a name, pairs of text and meta info."""
         if return_meta_data and var_name is None:
             raise ValueError("return_meta_data tells of one answer: say which, text_async_iter(name, return_meta_data=True)")
-        inside, at = self.executor.is_inside(), 0
-        if var_name is None:
-            is_over = False
-            while not is_over:
-                text, is_over = await arun(self.executor.more_text(at, inside))
-                at += len(text)
-                if text:
-                    yield text
-            return
-        source = await arun(self.executor.source(var_name, inside))
-        if not isinstance(source, Live):
-            yield (source, self.executor.transcript.meta.get(var_name, {})) if return_meta_data else source
-            return
-        is_over = False
-        while not is_over:
-            pieces, is_over = await arun(self.executor.more_pieces(source, at))
-            at += len(pieces)
+        read = self.executor.read(var_name, self.executor.is_inside())
+        while pieces := await arun(_next(read)):
             if return_meta_data:
                 for piece in pieces:
-                    if piece.text:
-                        yield piece.text, piece.meta
-            elif text := "".join(piece.text for piece in pieces):
-                yield text
+                    yield piece.text, piece.meta
+            else:
+                yield "".join(piece.text for piece in pieces)
 
     # Forks, and the end.
 
@@ -230,3 +197,8 @@ class ProgramState(Appending):
             raise RuntimeError(
                 f"{what} would wait, and with it all that runs on this loop: write `{instead}` in an async program"
             )
+
+
+async def _next(read: AsyncGenerator[list[Piece], None]) -> list[Piece]:
+    """What comes next; nothing where that was all. Who leaves early leaves it to the loop to close what he read."""
+    return await anext(read, [])
