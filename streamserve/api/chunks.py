@@ -134,21 +134,17 @@ class _Shape:
         self._tokenizer = tokenizer
         self._tail = b"}" if not wishes.usage or wishes.running_usage else b',"usage":null}'
         self._before_text = self._before(self.before_text)
-        self._after_text = self.after_text + self._tail
+        self._after_text = b"" if wishes.running_usage else self.after_text + self._tail
         self._is_plain = (
-            not wishes.running_usage
-            and not wishes.token_ids
-            and not wishes.marks
-            and wishes.top_logprobs is None
-            and wishes.prompt_logprobs is None
+            not wishes.token_ids and not wishes.marks and wishes.top_logprobs is None and wishes.prompt_logprobs is None
         )
 
     def _before(self, text: bytes) -> list[bytes]:
         """A plain chunk up to its text, by choice."""
         return [b'%b,"choices":[{"index":%d,%b' % (self._chunk_head, choice.index, text) for choice in self._run.choices]
 
-    def _plain(self, index: int, text: str) -> bytes:
-        return self._before_text[index] + orjson.dumps(text) + self._after_text
+    def _plain(self, before: bytes, text: str) -> bytes:
+        return before + orjson.dumps(text) + (self._after_text or self.after_text + self._usage())
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
         body = self._chunk_head + b',"choices":[' + orjson.dumps(choice) + b"]"
@@ -234,7 +230,7 @@ class ChatShape(_Shape):
             if piece.events is not None:
                 made += [self._plain_event(piece.index, event) for event in piece.events]
             elif piece.text:
-                made.append(self._plain(piece.index, piece.text))
+                made.append(self._plain(self._before_text[piece.index], piece.text))
         elif piece.events or self._shows(piece):
             made += self._full(piece)
         if piece.finish_reason is not None:
@@ -247,9 +243,9 @@ class ChatShape(_Shape):
 
     def _plain_event(self, index: int, event: Event) -> bytes:
         if type(event) is Content:
-            return self._plain(index, event.text)
+            return self._plain(self._before_text[index], event.text)
         if type(event) is Thought:
-            return self._before_thought[index] + orjson.dumps(event.text) + self._after_text
+            return self._plain(self._before_thought[index], event.text)
         return self._chunk({"index": index, "delta": self._delta(event), "logprobs": None, "finish_reason": None})
 
     def _full(self, piece: Piece) -> list[bytes]:
@@ -376,7 +372,10 @@ class TextShape(_Shape):
         """See Shape."""
         made: list[bytes] = []
         if self._shows(piece):
-            made.append(self._plain(piece.index, piece.text) if self._is_plain else self._chunk(self._choice(piece, None, None)))
+            if self._is_plain:
+                made.append(self._plain(self._before_text[piece.index], piece.text))
+            else:
+                made.append(self._chunk(self._choice(piece, None, None)))
         if piece.finish_reason is not None:
             end = Piece(piece.index)
             choice = {**self._choice(end, piece.finish_reason, piece.matched_stop), "logprobs": None}

@@ -149,11 +149,12 @@ def events_of(piece: Piece) -> tuple[Event, ...]:
     return piece.events
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True, gc=False):
     """Tokens of a call. Each prompt counts once, whatever n is. `jumped_tokens` of the answer cost no step of their own. Of
     `drafted_tokens`, guesses of what would come, `accepted_tokens` stand in the answer. `image_tokens` of the prompts are places
-    of their `num_images` pictures, `audio_tokens` of their sounds."""
+    of their `num_images` pictures, `audio_tokens` of their sounds.
+
+    Made for every token where a client wants it beside each, so it is a Struct, as Delta is."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -561,6 +562,7 @@ class Run:
         "_client",
         "_is_cancelled",
         "_limit_s",
+        "_num_media",
         "_pace",
         "_started_s",
         "_submitted_s",
@@ -593,6 +595,11 @@ class Run:
         self.outcome = FinishReason.ABORT.value  # until a choice has finished
         self.call = call
         self.choices = [Choice(call, index, tokenizer) for index in range(len(call.prompts) * call.n)]
+        self._num_media = (  # as the last fields of Usage
+            sum([prompt.num_tokens_of(IMAGE) for prompt in call.prompts]),
+            sum([media.kind == IMAGE for prompt in call.prompts for media in prompt.media]),
+            sum([prompt.num_tokens_of(AUDIO) for prompt in call.prompts]),
+        )
 
     async def start(self) -> None:
         """Submit every choice, before anything was answered; where each waits for its turn, `deliver` does. Raises what `submit`
@@ -730,27 +737,21 @@ class Run:
     @property
     def usage(self) -> Usage:
         """Tokens so far. Of n choices of a prompt the first to run finds least in the cache, and it counts."""
-        n = self.call.n
-        prompt_tokens = completion_tokens = cached_tokens = 0
-        for first in range(0, len(self.choices), n):
-            choices = self.choices[first : first + n]
-            num_prompt = len(choices[0].prompt.token_ids)
+        n, choices = self.call.n, self.choices
+        prompt_tokens = cached_tokens = completion_tokens = num_thought = num_jumped = num_drafted = num_accepted = 0
+        for place, prompt in enumerate(self.call.prompts):
+            num_prompt = len(prompt.token_ids)
             prompt_tokens += num_prompt
-            completion_tokens += sum(choice.num_tokens for choice in choices)
-            known = [choice.num_cached for choice in choices if choice.num_cached is not None]
-            cached_tokens += min(min(known, default=0), num_prompt - 1)
-        return Usage(
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens,
-            sum(choice.num_thought for choice in self.choices),
-            sum(choice.num_jumped for choice in self.choices),
-            sum(choice.num_drafted for choice in self.choices),
-            sum(choice.num_accepted for choice in self.choices),
-            sum(prompt.num_tokens_of(IMAGE) for prompt in self.call.prompts),
-            sum(media.kind == IMAGE for prompt in self.call.prompts for media in prompt.media),
-            sum(prompt.num_tokens_of(AUDIO) for prompt in self.call.prompts),
-        )
+            known = [choice.num_cached for choice in choices[place * n : place * n + n] if choice.num_cached is not None]
+            cached_tokens += min(*known, num_prompt - 1) if known else 0
+        for choice in choices:
+            completion_tokens += choice.num_tokens
+            num_thought += choice.num_thought
+            num_jumped += choice.num_jumped
+            num_drafted += choice.num_drafted
+            num_accepted += choice.num_accepted
+        counts = num_thought, num_jumped, num_drafted, num_accepted
+        return Usage(prompt_tokens, completion_tokens, cached_tokens, *counts, *self._num_media)
 
     @property
     def timings(self) -> Timings:
