@@ -16,10 +16,12 @@ Owns how an answer becomes bytes. Knows nothing of the application.
 import re
 from asyncio import get_running_loop
 from collections.abc import Callable
-from itertools import chain
+from functools import lru_cache
+from time import time
 from typing import Any
 
 import h11
+from hypercorn.config import Config
 from hypercorn.events import RawData
 from hypercorn.protocol.events import Event, Request, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
@@ -36,6 +38,12 @@ END = h11.EndOfMessage()
 CHUNKED = b"\r\nTransfer-Encoding: chunked\r\n"  # as h11 writes it
 # Lower-case names, and values without line ends where there are as many of these as headers: nothing that h11 would refuse.
 _LINES = re.compile(rb"(?:[a-z0-9-]+: [^\0\r\n]*\r\n)*")
+
+
+@lru_cache(maxsize=4)
+def _common(config: Config, second: int) -> bytes:
+    """The lines that every answer's head has in this second: the date, as a rule."""
+    return b"".join([b"%b: %b\r\n" % header for header in config.response_headers("h11")])
 
 
 class TellingStream(HTTPStream):
@@ -119,7 +127,7 @@ class DirectStream(TellingStream):
     def _start(self, message: Any) -> bool:
         """Whether the head could be made; it is sent with the body, if that comes in the same turn of the event loop."""
         lines, framing = [], []
-        for name, value in chain(message["headers"], self.config.response_headers("h11")):
+        for name, value in message["headers"]:
             if name in FRAMING:
                 framing.append((name, value))
             else:
@@ -133,7 +141,7 @@ class DirectStream(TellingStream):
         self._has_body = not suppress_body(self.scope["method"], message["status"])
         self._is_chunked = self._has_body and CHUNKED in head
         if head:  # there is none where the client broke the rules, and hears nothing any more
-            self._head = head[:-2] + block + b"\r\n"
+            self._head = b"%b%b%b\r\n" % (head[:-2], block, _common(self.config, int(time())))
             self._tcp.loop.call_soon(self._send_head)
         return True
 
