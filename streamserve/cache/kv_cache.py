@@ -130,10 +130,10 @@ class KVCache:
     def grow(self, lease: Lease, num_tokens: int) -> bool:
         """Make the page table cover `num_tokens` positions, evicting as needed. False, and no change, if impossible."""
         assert lease.is_open
-        num_missing = self._num_pages_of(num_tokens) - len(lease.pages)
+        num_missing = -(-num_tokens // self.page_size) - len(lease.pages)
         if num_missing <= 0:
             return True
-        if num_missing > self.num_available_pages:
+        if num_missing > self._pages.num_free and num_missing > self.num_available_pages:
             return False
         lease.pages += self._take(num_missing)
         lease.room = len(lease.pages) * self.page_size
@@ -165,9 +165,7 @@ class KVCache:
         lease.is_open = False
         self._leases.remove(lease)
         self._tree.release(lease.node)
-        own = lease.pages[lease.num_shared :]
-        self._pages.unpin(own)
-        self._pages.drop(own)
+        self._pages.give_up(lease.pages[lease.num_shared :])
 
     def _match(self, salt: str, token_ids: Sequence[int], limit: int) -> tuple[Node, int]:
         return self._tree.match(self._tree.root, salt, token_ids, min(limit, len(token_ids)))

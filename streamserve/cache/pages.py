@@ -36,10 +36,14 @@ class Pages:
 
     def take(self, num_pages: int) -> list[int]:
         """Free pages, each with one pinned reference. There must be as many."""
-        assert num_pages <= len(self._free), f"{num_pages} pages taken of {len(self._free)} free ones"
-        taken = [self._free.pop() for _ in range(num_pages)]
+        free, refs, pins = self._free, self._refs, self._pins
+        assert num_pages <= len(free), f"{num_pages} pages taken of {len(free)} free ones"
+        start = len(free) - num_pages
+        taken = free[start:]
+        taken.reverse()
+        del free[start:]
         for page in taken:
-            self._refs[page] = self._pins[page] = 1
+            refs[page] = pins[page] = 1
         return taken
 
     def add_pinned(self, pages: Iterable[int]) -> None:
@@ -70,6 +74,18 @@ class Pages:
             assert pins[page] > 0, f"page {page} is not pinned"
             pins[page] -= 1
             if pins[page] == 0:
+                self.num_evictable += 1
+
+    def give_up(self, pages: Iterable[int]) -> None:
+        """Give up a pinned reference to each page."""
+        refs, pins = self._refs, self._pins
+        for page in pages:
+            assert pins[page] > 0, f"page {page} is not pinned"
+            refs[page] -= 1
+            pins[page] -= 1
+            if refs[page] == 0:
+                self._free.append(page)
+            elif pins[page] == 0:
                 self.num_evictable += 1
 
     def drop(self, pages: Iterable[int]) -> int:

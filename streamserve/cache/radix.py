@@ -108,8 +108,12 @@ class PrefixTree:
 
     def num_idle_pages(self, node: Node, position: int) -> int:
         """How many evictable pages would no longer be evictable if the path down to `position` in `node` were held."""
-        table = {page for above in node.path()[:-1] for page in above.pages}
-        table.update(node.pages[: self._num_pages_to(node, position)])
+        if node.locks or node is self.root:
+            return 0  # what is held is pinned, all the way up
+        table = set(node.pages[: self._num_pages_to(node, position)])
+        while (above := node.parent) is not None and not above.locks:
+            table.update(above.pages)
+            node = above
         return sum(1 for page in table if not self._pages.is_pinned(page))
 
     def page_table(self, node: Node) -> list[int]:

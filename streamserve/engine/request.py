@@ -155,6 +155,11 @@ class Request:
         return self._packed
 
     @property
+    def is_in_prompt(self) -> bool:
+        """Tokens of the prompt are not computed yet."""
+        return self.computed < self.num_prompt
+
+    @property
     def can_answer(self) -> bool:
         """The answer may still grow, and the next row is past the prompt: a token that the device has sampled or is sampling, or
         tokens that were appended."""

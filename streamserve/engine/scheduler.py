@@ -93,6 +93,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in order of admission
         self._in_prompt: dict[Request, None] = {}  # those of them whose next row computes tokens of the prompt
+        self._computing: list[Seat] = []  # of those whose prompt was not computed when somebody looked last
         self._num_with_media = 0  # live requests
         self._encoding = EncodePlanner(
             encodings or Encodings(), cache, has_whole_spans=limits.has_whole_spans, encodes_beside=limits.encodes_beside
@@ -338,7 +339,8 @@ class Scheduler:
             request.planned = start + 1
             token_ids = (tokens[start],) if num_known else None  # None: the step that yields it is under way
             rows.append(Row(request.slot, start, 1, token_ids, new_pages, True, False, 0, wanted))
-            seats.append(self._seat(request))
+            assert request.seat is not None
+            seats.append(request.seat)
 
     def _waits_for_tokens(self) -> bool:
         """Whether rows are started only when all tokens before them are known: few rows that may all be appended to. A row
@@ -530,8 +532,9 @@ class Scheduler:
 
     def _admit(self, draft: Draft, budget: int) -> None:
         """Start waiting requests while there are slots, pages and tokens left in this step."""
-        if budget <= 0 or not self._free_slots:
+        if budget <= 0 or not self._free_slots or not self._waiting:
             return  # a policy may have a long queue to put in order
+        self._computing = [seat for seat in self._computing if seat.request is not None and seat.request.is_in_prompt]
         most = self.limits.max_drafted_tokens
         for request in list(self._policy(self._waiting, self.cache)):
             if budget <= 0 or not self._free_slots:
@@ -571,6 +574,7 @@ class Scheduler:
         request.move(State.RUNNING)
         request.lease = lease
         request.seat = Seat(request)
+        self._computing.append(request.seat)
         if request.queued_s is None:
             request.queued_s = max(0.0, self._now() - request.submitted_s)
         request.slot = self._free_slots.pop()
@@ -606,8 +610,9 @@ class Scheduler:
                 return True
             request.waits_for = None
         matched = -1
-        for other in self._running:
-            if other.computed >= other.num_prompt or other.given.salt != request.given.salt:
+        for seat in self._computing:
+            other = seat.request
+            if other is None or not other.is_in_prompt or other.given.salt != request.given.salt:
                 continue
             shared = min(common_len(request.packed, other.packed, 0, len(other.tokens)), longest)
             if shared <= other.computed:
@@ -615,7 +620,7 @@ class Scheduler:
             if matched < 0:
                 matched = self.cache.match_len(request.given.salt, request.packed, longest)
             if shared >= matched + self.cache.page_size or shared == longest > matched:
-                request.waits_for = (self._seat(other), shared)
+                request.waits_for = (seat, shared)
                 return True
         return False
 
@@ -640,14 +645,25 @@ class Scheduler:
             if row.num_drafts:
                 self._commit_drafted(request, row, output)
                 continue
-            request.computed += row.num_tokens
+            num_known = request.computed = request.computed + row.num_tokens
             if row.wants_all_logits:
                 missing = request.num_prompt - len(request.prompt_logprobs)
                 request.prompt_logprobs.extend(output.prompt_logprobs[:missing])
-            if row.samples:
-                self._commit_sampled(request, output)
-            else:
+            if not row.samples:
                 self._commit_chunk(request)
+                continue
+            tokens = request.tokens
+            if num_known < len(tokens):
+                continue  # its place was taken by a token that was appended meanwhile
+            assert output.token_ids, "a sampling row yields a token"
+            token_id = output.token_ids[0]
+            request.offered = output.drafts
+            is_plain = request.guide is None and request.has_begun and not request.num_drafted
+            if is_plain and token_id not in request.stop_ids and num_known + 1 < request.max_len:
+                tokens.append(token_id)  # as nearly always: what `_commit_token` would do
+                request.mailbox.put_nowait(Delta(output.token_ids, output.logprobs, None, request.num_cached))
+            else:
+                self._commit_token(request, token_id, output.logprobs)
         if flight.num_drafts:
             self._is_drafted = False
             if self._speculation is not None:
@@ -660,25 +676,14 @@ class Scheduler:
             num_computed = min(request.computed, request.num_prompt)  # forced tokens may be behind it
             request.mailbox.put_nowait(Delta(num_cached_tokens=request.num_cached, num_computed=num_computed))
 
-    def _commit_sampled(self, request: Request, output: RowResult) -> None:
+    def _commit_token(self, request: Request, token_id: int, logprobs: tuple[TokenLogprobs, ...]) -> None:
         """The next token of an answer."""
-        tokens, token_ids, num_known = request.tokens, output.token_ids, request.computed
-        if num_known < len(tokens):
-            return  # its place was taken by a token that was appended meanwhile
-        assert token_ids, "a sampling row yields a token"
         if not request.has_begun:  # the prompt is complete: others may take it from the tree at once
             self.cache.commit(self._lease(request), request.packed)
-        tokens += token_ids
-        request.offered = output.drafts
-        end = GOES_ON
-        if request.guide is not None:
-            end = follow(request, request.guide, token_ids[-1])
-        elif token_ids[-1] in request.stop_ids or len(tokens) >= request.max_len:
-            end = end_of(request)
-        elif request.has_begun and not request.num_drafted:  # as nearly always: what `_deliver` would do
-            request.mailbox.put_nowait(Delta(token_ids, output.logprobs, None, request.num_cached))
-            return
-        self._deliver(request, num_known, end, output.logprobs)
+        num_known = len(request.tokens)
+        request.tokens.append(token_id)
+        end = end_of(request) if request.guide is None else follow(request, request.guide, token_id)
+        self._deliver(request, num_known, end, logprobs)
         if end.finish_reason is not None:
             self._finish(request)
 
