@@ -5,6 +5,7 @@ Two runners take the same plans: that of the CPU, whose heads are held to their 
 a GPU; where none is, in Triton's interpreter, for fewer tokens.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -19,7 +20,10 @@ from tests.kernels.devices import HAS_GPU, HAS_TRITON
 if not HAS_TRITON:
     pytest.skip("needs Triton, if only its interpreter", allow_module_level=True)
 
+from streamserve.cache.kv_cache import KVCache
 from streamserve.cache.pool import DevicePool, KVPool
+from streamserve.engine.client import collect
+from streamserve.engine.core import Engine, EngineOptions
 from streamserve.engine.device_embeddings import DeviceEmbeddings
 from streamserve.engine.device_runner import DeviceRunner
 from streamserve.engine.device_sampler import DeviceSampler
@@ -28,22 +32,25 @@ from streamserve.engine.drafters.device_heads import DeviceHeadDrafter
 from streamserve.engine.drafters.find import Room, load_drafter
 from streamserve.engine.drafters.find_on_gpu import DeviceRoom, load_device_drafter
 from streamserve.engine.embeddings import Embeddings
-from streamserve.engine.plan import Admission, Append, Edits, Encode, PageCopy, Plan, Row, StepResult
+from streamserve.engine.plan import NO_EDITS, Admission, Append, Edits, Encode, PageCopy, Plan, Row, StepResult
+from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.sampler import Sampler
+from streamserve.engine.scheduler import Limits, Scheduler
 from streamserve.engine.stages import default_stages
 from streamserve.errors import ConfigError
 from streamserve.kernels.devices.cuda import CUDA
 from streamserve.kernels.devices.host import Host
 from streamserve.kernels.impl.triton_decoder import TritonDecoder
 from streamserve.kernels.ops import NetworkParts
-from streamserve.messages import Media, SamplingParams, media_token_ids
+from streamserve.messages import GenerateRequest, Media, SamplingParams, media_token_ids
 from streamserve.messages import Span as MediaSpan
 from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.drafting import open_drafter
 from streamserve.models.network import build_network, choose_kernels
 from streamserve.models.vision import Repeat, at_once
 from tests.engine.by_hand import Answer, Hand
+from tests.engine.test_runner_drafters import Always
 from tests.models.conftest import one_thread as one_thread
 from tests.models.small_heads import HIDDEN, V, save_head, save_target
 
@@ -52,9 +59,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered"),  # numpy, in the interpreter: hashes wrap round
     pytest.mark.filterwarnings("ignore:invalid value encountered"),  # surplus rows are whatever the memory held
 ]
-NUM_SLOTS, MAX_DRAFTS, MAX_LEN, PAGE_SIZE, NUM_PAGES, MAX_STEP = 3, 3, 48, 4, 60, 24
-NUM_NEW = 24 if HAS_GPU else 4
-SIZES = (StepSize(2), StepSize(8, is_drafted=True), StepSize(2, 8))  # in the interpreter, as few as do
+NUM_SLOTS, MAX_DRAFTS, MAX_LEN, PAGE_SIZE, NUM_PAGES, MAX_STEP = 3, 2, 48, 4, 60, 24
+NUM_NEW = 24 if HAS_GPU else 3
+SIZES = (StepSize(2), StepSize(6, is_drafted=True), StepSize(2, 8))  # in the interpreter, as few as do
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -205,6 +212,54 @@ def test_guesses_are_those_of_the_cpu_over_chunks_wrong_guesses_and_slots_used_a
     assert again.tokens[:2] == answers[1].tokens[:2]
 
 
+class Stepping:
+    """The bench as an engine's runner."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.num_admissions = self.num_copies = 0
+
+    def forward(self, plan: Plan) -> "Stepped":
+        self.num_admissions += len(plan.admissions)
+        self.num_copies += len(plan.copies)
+        return Stepped(self._bench, plan)
+
+
+class Stepped:
+    """A step of it: done when its tokens are chosen."""
+
+    def __init__(self, bench: Bench, plan: Plan) -> None:
+        self._bench, self._plan = bench, plan
+
+    def sample(self, edits: Edits = NO_EDITS) -> None:
+        self._result = self._bench.execute(self._plan, edits)
+
+    def is_done(self) -> bool:
+        return True
+
+    async def done(self) -> StepResult:
+        return self._result
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("bench", ["eagle"], indirect=True)
+async def test_an_engine_short_of_pages_makes_plans_that_both_follow_alike(bench: Bench) -> None:
+    """Requests with a common prefix that do not fit at once: some are preempted and come back to what is left of their pages."""
+    stem, runner = request(2, 0).prompt[:9], Stepping(bench)
+    cache = KVCache(8, PAGE_SIZE)
+    scheduler = Scheduler(cache, Limits(NUM_SLOTS, 8, frozenset()), POLICIES["fcfs"], speculation=Always())
+    engine = Engine(scheduler, runner, EngineOptions(MAX_LEN, V, frozenset(), seed=0))
+    params = SamplingParams(temperature=0.0, max_new_tokens=11, ignore_eos=True)
+    running = asyncio.create_task(engine.run())
+    boxes = [await engine.submit(GenerateRequest(f"{n}", (*stem, n, 4), params)) for n in range(2)]
+    answers = [await collect(box) for box in boxes]
+    running.cancel()
+    await asyncio.wait([running])
+    assert all(answer.error is None and len(answer.token_ids) == 11 for answer in answers)
+    assert runner.num_admissions > 2 and runner.num_copies and sum(answer.num_drafted for answer in answers)
+    cache.check()
+
+
 def test_what_follows_a_sample_that_nobody_wanted_is_known_when_it_comes(bench: Bench) -> None:
     """Tokens are appended in its place, by themselves or behind a piece of them; meanwhile other slots go on."""
     answer, other = request(0, 2), request(1, 0)
@@ -280,7 +335,7 @@ def test_a_step_that_failed_leaves_nothing_behind(bench: Bench, monkeypatch: pyt
 
 
 def test_prompts_with_pictures_are_followed_in_pieces(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "eagle", sees=True)
+    bench = Bench(tmp_path, "eagle", graphs=False, sees=True)
     embeds = torch.randn(6, HIDDEN, generator=torch.Generator().manual_seed(6))
     media = Media(b"cat", (MediaSpan(3, 6),), {"embeds": embeds})
     prompt = (5, 7, 9, *media_token_ids(b"cat", 6), 8, 6)
@@ -295,8 +350,8 @@ def test_prompts_with_pictures_are_followed_in_pieces(tmp_path: Path) -> None:
 
 def test_a_head_with_a_vocabulary_and_an_embedding_of_its_own_guesses_kernel_by_kernel(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "eagle-own", graphs=False)
-    assert max(max(answer.tokens) for answer in run_with_guesses(bench, (0, 2), 3)) > 0
-    assert bench.num_guesses > 6
+    run_with_guesses(bench, (0, 2), 2)
+    assert bench.num_guesses > 3
     bench.close()
 
 
