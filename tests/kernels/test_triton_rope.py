@@ -78,6 +78,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
         (Shape(4, 2, 16), 4, 0, [(0, 1)]),
         (Shape(9, 3, 64), 16, 2, [(0, 17), (13, 5)]),
         (Shape(32, 8, 32), 4, 1, [(5, 4)]),  # 48 heads: three blocks, one of them keys and values only
+        (Shape(0, 2, 16), 4, 0, [(0, 3), (2, 1)]),  # keys and values alone
         (Shape(3, 3, 96), 4, 0, [(2, 3)]),  # half a head is no power of two
     ],
 )

@@ -27,6 +27,8 @@ VARIANTS = [
     _variant(32, 8, 128, has_norm=False, pdl=True),
     _variant(16, 8, 128, has_norm=True),
     _variant(8, 4, 256, has_norm=True),
+    _variant(0, 8, 128, has_norm=False),  # keys and values of a head
+    _variant(0, 8, 128, has_norm=True),
     _variant(28, 4, 128, has_norm=False, by_token=True),
     _variant(32, 8, 128, has_norm=True, by_token=True),
     (
