@@ -4,10 +4,13 @@ A policy gives the waiting requests in the order in which they are tried; it cha
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from time import monotonic
 
 from streamserve.cache.kv_cache import KVCache
 from streamserve.engine.request import Request
+
+_PRIORITY = attrgetter("given.priority")
 
 Policy = Callable[[Sequence[Request], KVCache], Iterable[Request]]
 
@@ -39,7 +42,9 @@ class HighestPriorityFirst:
         if not any(request.given.priority for request in waiting):
             return waiting
         late_s = self._now() - self._max_wait_s
-        return sorted(waiting, key=lambda r: (r.submitted_s > late_s, -r.given.priority if r.submitted_s > late_s else 0))
+        late = [request for request in waiting if request.submitted_s <= late_s]
+        others = [request for request in waiting if request.submitted_s > late_s]
+        return late + sorted(others, key=_PRIORITY, reverse=True)  # equals stay in order
 
 
 POLICIES: dict[str, Policy] = {
