@@ -65,7 +65,7 @@ def test_the_newest_token_is_read_at_the_position_before_it_with_the_line_of_the
     # Line 6 of the step was position 7 of slot 0; line 0 position 2 of slot 2.
     rows = AskedRows(ints(0, -1, 2), ints(5, 0, 3), ints(1, 0, 2), ints(3, 0, 1))
     newest_R, shown_R, out = ints(0, 77, 0), ints(77, 77, 77), empty_pass(3)
-    kernels_of({}).newest_pairs(rows, params_SP, ints(40, 0, V, 0), newest_R, shown_R, out)
+    kernels_of({}).newest_pairs(rows, params_SP, ints(40, 0, V, 0), newest_R, shown_R, out, num_shown=7)
     assert newest_R.tolist() == [8, 77, 3] and shown_R.tolist() == [6, 0, 0]
     assert [part.tolist() for part in out] == [[40, 0, 0], [7, 0, 2], [0, -1, 2]]
 

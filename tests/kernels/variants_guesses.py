@@ -32,6 +32,7 @@ VARIANTS = [
             **dict.fromkeys(("slots_R", "prompt_lens_R", "from_R", "params_SP", "last_token_S"), "*i32"),
             **dict.fromkeys(("newest_R", "shown_R", "tokens_R", "positions_R", "lines_R"), "*i32"),
             "num_rows": "i32",
+            "num_shown": "i32",
         },
         {**_V, **_BLOCK},
         {"num_warps": 1},

@@ -215,7 +215,8 @@ class DeviceHeadDrafter:
         passes, state = self._passes, self._state
         rows, shown_R, first = passes.rows(num_rows), self._shown_R[:num_rows], passes.further(num_rows)
         newest_R = passes.newest_R[:num_rows]
-        passes.kernels.newest_pairs(rows, state.params_SP, state.last_token_S, newest_R, shown_R, first)
+        places = newest_R, shown_R, first
+        passes.kernels.newest_pairs(rows, state.params_SP, state.last_token_S, *places, num_shown=len(self._shown_TX))
         table_RP = passes.table(rows)
         features_RE = self._head.features(self._shown_TX.index_select(0, shown_R))
         states_RE = self._head.guess(features_RE, passes.inputs(first, table_RP))

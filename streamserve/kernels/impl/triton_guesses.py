@@ -102,7 +102,7 @@ def _last_tokens(
 
 
 @triton.jit(
-    do_not_specialize=["num_rows"],
+    do_not_specialize=["num_rows", "num_shown"],
     do_not_specialize_on_alignment=["slots_R", "prompt_lens_R", "from_R", "params_SP", "last_token_S"],
 )
 def _newest_pairs(
@@ -117,6 +117,7 @@ def _newest_pairs(
     positions_R,
     lines_R,
     num_rows,
+    num_shown,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -127,8 +128,9 @@ def _newest_pairs(
     newest = tl.load(prompt_lens_R + r, mask=is_read, other=0) + num_generated - 1
     before = newest - 1
     token = tl.load(last_token_S + slot, mask=is_read, other=0)
+    shown = before - tl.load(from_R + r, mask=is_read, other=0)
     tl.store(newest_R + r, newest, mask=is_read)
-    tl.store(shown_R + r, tl.where(is_read, before - tl.load(from_R + r, mask=is_read, other=0), 0), mask=r < num_rows)
+    tl.store(shown_R + r, tl.where(is_read, tl.minimum(tl.maximum(shown, 0), num_shown - 1), 0), mask=r < num_rows)
     tl.store(tokens_R + r, tl.where(is_read & (token < V), token, 0), mask=r < num_rows)
     tl.store(positions_R + r, tl.where(is_read, before, 0), mask=r < num_rows)
     tl.store(lines_R + r, tl.where(is_read, r, -1), mask=r < num_rows)
@@ -226,14 +228,23 @@ class GuessKernels:
         )
 
     def newest_pairs(
-        self, rows: AskedRows, params_SP: Tensor, last_token_S: Tensor, newest_R: Tensor, shown_R: Tensor, out: Pass
+        self,
+        rows: AskedRows,
+        params_SP: Tensor,
+        last_token_S: Tensor,
+        newest_R: Tensor,
+        shown_R: Tensor,
+        out: Pass,
+        *,
+        num_shown: int,
     ) -> None:
         """Each row's newest token, whose position is put into `newest_R`, at the position before it; which line of the step that
-        was is put into `shown_R`."""
+        was, of `num_shown` there may be, is put into `shown_R`."""
         kernel: Any = _newest_pairs
         num_rows = len(rows.slots_R)
         kernel[(triton.cdiv(num_rows, _BLOCK),)](
-            *(rows.slots_R, rows.prompt_lens_R, rows.from_R, params_SP, last_token_S, newest_R, shown_R, *out, num_rows),
+            *(rows.slots_R, rows.prompt_lens_R, rows.from_R, params_SP, last_token_S, newest_R, shown_R, *out),
+            *(num_rows, num_shown),
             V=self._vocab_size,
             BLOCK=_BLOCK,
             num_warps=1,
