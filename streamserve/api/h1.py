@@ -172,6 +172,8 @@ class DirectH11(H11Protocol):
         tcp = self.send.__self__  # type: ignore[attr-defined]
         assert isinstance(tcp, CuttingTCPServer), "a connection sends through its server's protocol_send"
         self.tcp = tcp
+        self._headers: list[tuple[bytes, bytes]] = []  # of the request that has just come
+        self._asks_for_upgrade = False
 
     def head(self, status: int, framing: list[tuple[bytes, bytes]]) -> bytes:
         """An answer's head, without those of its headers that mean nothing to h11."""
@@ -189,18 +191,21 @@ class DirectH11(H11Protocol):
             return b""
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        if event.method == b"PRI" or _asks_for_upgrade(event):
+        """See H11Protocol; the first look at a request."""
+        self._headers = list(event.headers)
+        self._asks_for_upgrade = any([name == b"upgrade" for name, _ in self._headers])
+        if self._asks_for_upgrade or event.method == b"PRI":
             await super()._check_protocol(event)
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if _asks_for_upgrade(request):  # a WebSocket, as a rule
+        if self._asks_for_upgrade:  # to a WebSocket, as a rule
             await super()._create_stream(request)
             return
         self.stream = stream = DirectStream(self)
         await stream.handle(
             Request(
                 stream_id=STREAM_ID,
-                headers=list(request.headers),
+                headers=self._headers,
                 http_version=request.http_version.decode(),
                 method=request.method.decode("ascii").upper(),
                 raw_path=request.target,
@@ -211,7 +216,3 @@ class DirectH11(H11Protocol):
         extensions[PUT_PART] = stream.put
         self.keep_alive_requests += 1
         await self.context.mark_request()
-
-
-def _asks_for_upgrade(request: h11.Request) -> bool:
-    return any(name == b"upgrade" for name, _ in request.headers)
