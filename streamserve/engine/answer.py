@@ -38,6 +38,8 @@ def follow(request: Request, guide: Guide, token_id: int, *, is_last: bool = Tru
     if end.finish_reason is FinishReason.STOP:
         return end
     forced = guide.took(token_id, is_last=is_last)
+    if not forced and guide.error is None and not guide.is_over:
+        return end
     if end.finish_reason is None or guide.error is not None or (guide.is_over and not forced):
         return append_forced(request, guide, forced)
     return end
@@ -63,6 +65,10 @@ def append_forced(request: Request, guide: Guide, token_ids: Sequence[int]) -> E
 
 def delivery(request: Request, num_known: int, end: End, logprobs: tuple[TokenLogprobs, ...] = (), num_guessed: int = 0) -> Delta:
     """What the request has gained beyond `num_known` tokens, for its mailbox. The first `num_guessed` of that were guessed."""
+    num_thought = 0 if request.guide is None else request.guide.num_thought
+    if end is GOES_ON and request.has_begun and not request.num_drafted and not request.jumped:  # as nearly always
+        token_ids = tuple(request.tokens[num_known:])
+        return Delta(token_ids, logprobs, None, request.num_cached, None, None, None, request.num_jumped, num_thought)
     is_first, request.has_begun = not request.has_begun, True
     start = request.num_prompt if is_first else num_known  # an answer may begin with tokens that were appended
     token_ids = tuple(request.tokens[start:])
@@ -82,7 +88,7 @@ def delivery(request: Request, num_known: int, end: End, logprobs: tuple[TokenLo
         end.matched_stop,
         end.error,
         request.num_jumped,
-        0 if request.guide is None else request.guide.num_thought,
+        num_thought,
         end.error is not None,
         0,
         request.num_drafted,

@@ -77,6 +77,15 @@ def _owners(plan: Plan, sampling: Sequence[int]) -> list[int]:
     return [i for i in sampling for _ in range(1 + plan.rows[i].num_drafts)]
 
 
+def _masked(plan: Plan, loaded: Loaded, edits: Edits) -> list[int]:
+    """The row of logits of each mask."""
+    first, num_rows = {}, 0
+    for i in loaded.sampling:
+        first[i] = num_rows
+        num_rows += 1 + plan.rows[i].num_drafts
+    return [first[row] + num_drafts for row, num_drafts in edits.masked]
+
+
 def _up_to(limit: int, values: Sequence[int]) -> list[int]:
     """Those below the limit, and the limit."""
     return [value for value in values if value < limit] + [limit]
@@ -351,8 +360,12 @@ class DeviceRunner:
         """Launch the choice of tokens behind the rows, the guesses of what follows them, and the way of both to the host."""
         pending = None
         if loaded.sampling:
-            choices = None if edits.unwanted or edits.masked or loaded.size is None else self._choices.get(loaded.size)
-            if choices is not None and self._sampler.is_plain(loaded.slots):
+            choices = None if loaded.size is None else self._choices.get(loaded.size)
+            # Of a plain row that nobody wants a token may be chosen: its slot is admitted or appended to before its next one.
+            if choices is not None and self._sampler.is_plain(loaded.slots) and (loaded.drafted is None or not edits.unwanted):
+                if edits.masked:
+                    logits_RV = self._logits_RV[: len(loaded.inputs.logit_slots_R)]
+                    self._sampler.mask(logits_RV, _masked(plan, loaded, edits), edits.masks)
                 choices[turn].replay()
             else:
                 pending = self._sample(plan, loaded, turn, edits)
@@ -366,13 +379,12 @@ class DeviceRunner:
         """The choice of tokens where a recording does not do."""
         slots_R, slots = loaded.inputs.logit_slots_R, loaded.slots
         num_rows = len(slots_R)
-        owners = loaded.sampling if loaded.drafted is None else _owners(plan, loaded.sampling)
         if edits.unwanted:
+            owners = loaded.sampling if loaded.drafted is None else _owners(plan, loaded.sampling)
             slots = [-1 if i in edits.unwanted else slot for i, slot in zip(owners, slots, strict=True)]
             slots_R = self._sampler.slots(slots, num_rows)
-        first = {i: at for at, i in reversed(list(enumerate(owners)))} if edits.masked else {}
         tokens_R = self._tokens_R[:num_rows]
-        masked = [first[at.row] + at.num_drafts for at in edits.masked]
+        masked = _masked(plan, loaded, edits)
         logits_RV = self._logits_RV[:num_rows]
         pending = self._sampler.sample(logits_RV, slots_R, slots, tokens_R, masked, edits.masks, loaded.drafted)
         self._backs[turn].tokens_R[:num_rows].copy_(tokens_R, non_blocking=True)

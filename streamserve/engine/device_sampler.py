@@ -186,6 +186,10 @@ class DeviceSampler:
         self.choose(logits_RV, slots_R, out_tokens_R, drafted)
         return None
 
+    def mask(self, logits_RV: Tensor, masked: Sequence[int], masks: Masks) -> None:
+        """Forbid tokens in place: what `sample` does first for rows that have masks."""
+        self._kernels.mask(logits_RV, *self._masks_to_device(masked, masks))
+
     def is_plain(self, rows: Sequence[int]) -> bool:
         """Whether `choose` is all that `sample` would do for the slots `rows`, unless they have masks."""
         return not self._wishes or self._wishes.keys().isdisjoint(rows)
