@@ -259,8 +259,9 @@ class Scheduler:
         return any(now - request.submitted_s >= seconds for request in self._waiting)
 
     def _has_tokens(self, least: int) -> bool:
-        """Whether prompts that could run now bring so many tokens that are not in the cache. Those with media do not count: the
-        encoder is what they wait for, so a pause would be long and bring little."""
+        """Whether prompts that could run now bring so many tokens that are not in the cache. Of those that wait none could, where
+        pages were too few and are no more since. Those with media do not count: the encoder is what they wait for, so a pause
+        would be long and bring little."""
         tokens = sum(len(request.tokens) - request.planned for request in self._in_prompt if not request.given.media)
         is_short = self._short_of_pages is not None and self.cache.num_available_pages <= self._short_of_pages
         if tokens < least and self._free_slots and not is_short:
