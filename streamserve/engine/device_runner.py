@@ -158,7 +158,7 @@ class DeviceStep:
         if self._guesses is not None:
             guesses = self._guesses.tokens_KR.T.tolist()
             for i, line in self._guesses.lines.items():
-                rows[i] = rows[i]._replace(drafts=tuple(guesses[line][: self._plan.rows[i].num_wanted]))
+                rows[i] = rows[i].with_drafts(tuple(guesses[line][: self._plan.rows[i].num_wanted]))
         return StepResult(rows, self._failures())
 
     def _rows(self) -> list[RowResult]:

@@ -134,7 +134,7 @@ class Edits:
 NO_EDITS = Edits()
 
 
-class RowResult(NamedTuple):
+class RowResult(Struct, frozen=True, gc=False):
     """Output of one row, parallel to Plan.rows. `token_ids` is empty for a row that does not sample, or in vain; of a drafted row
     it holds the guesses that were right and one more token. `drafts`: what the runner's drafter guesses will follow.
 
@@ -147,6 +147,10 @@ class RowResult(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     drafts: tuple[int, ...] = ()
+
+    def with_drafts(self, drafts: tuple[int, ...]) -> "RowResult":
+        """The same, and these."""
+        return RowResult(self.token_ids, self.logprobs, self.prompt_logprobs, drafts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class ModelRunner:
         rows, failed = self._choose(plan, logits_RV, edits).rows, self._failed.pop(plan.step, {})
         if self._drafter is not None:
             drafts = self._drafter.follow(plan, rows)
-            rows = [row._replace(drafts=guess) for row, guess in zip(rows, drafts, strict=True)]
+            rows = [row.with_drafts(guess) for row, guess in zip(rows, drafts, strict=True)]
         return StepResult(rows, failed)
 
     def _choose(self, plan: Plan, logits_RV: Tensor, edits: Edits) -> StepResult:
@@ -144,7 +144,7 @@ class ModelRunner:
         tokens, logprobs = self._sampler.verify(logits_DV, row.slot, row.token_ids[1:], words)
         for position, token in enumerate(tokens, row.start + 1):
             self._tables.took(row.slot, position, token)
-        return result._replace(token_ids=tuple(tokens), logprobs=tuple(logprobs))
+        return RowResult(tuple(tokens), tuple(logprobs), result.prompt_logprobs)
 
     def _prompt_logprobs(self, plan: Plan, index: int, logits_TV: Tensor) -> tuple:  # type: ignore[type-arg]
         row = plan.rows[index]
