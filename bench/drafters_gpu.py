@@ -41,7 +41,7 @@ from bench.server import config_of, random_range
 from bench.synthetic import Timed, tell
 from streamserve import log, process
 from streamserve.build import Built, build
-from streamserve.engine.speculation import StepCosts
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import GenerateRequest, SamplingParams
 from streamserve.models.decoder import layer_weights
 from streamserve.models.eagle import ARCHITECTURE

@@ -42,7 +42,7 @@ from streamserve.engine.device_state import Loaded
 from streamserve.engine.drafters.chance import Chance
 from streamserve.engine.drafters.drafter import Guess
 from streamserve.engine.plan import Plan
-from streamserve.engine.speculation import StepCosts
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import Delta, GenerateRequest, SamplingParams
 
 CHANCES, DEPTHS, BATCHES = (0.3, 0.6, 0.8, 0.9), (2, 4, 6), (1, 4, 16, 64)

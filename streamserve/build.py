@@ -26,7 +26,8 @@ from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Admission, Plan, Row, Runner
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
+from streamserve.engine.step_costs import StepCosts
 from streamserve.errors import ConfigError
 from streamserve.media.families import find as find_family
 from streamserve.media.family import Family, PictureFamily, Prepared, SoundFamily

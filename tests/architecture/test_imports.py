@@ -128,6 +128,7 @@ TORCH_FREE = (
     "streamserve.engine.grammar",
     "streamserve.engine.guide",
     "streamserve.engine.speculation",
+    "streamserve.engine.step_costs",
     "streamserve.engine.drafters.chance",
     "streamserve.engine.drafters.drafter",
     "streamserve.engine.drafters.ngram",

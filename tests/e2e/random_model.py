@@ -24,8 +24,9 @@ from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
 from streamserve.engine.stages import SlotState, default_stages
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import GenerateRequest
 from streamserve.models.checkpoint import open_checkpoint
 from streamserve.models.network import build_network

@@ -22,7 +22,7 @@ from streamserve.api.app import create_app
 from streamserve.build import Built, build
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from streamserve.default_model import find_default_model
-from streamserve.engine.speculation import StepCosts
+from streamserve.engine.step_costs import StepCosts
 from streamserve.errors import CheckpointError
 from tests.e2e.serving import listening
 

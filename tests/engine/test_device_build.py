@@ -18,7 +18,7 @@ from streamserve import build as composition
 from streamserve import facts
 from streamserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
 from streamserve.engine.client import collect
-from streamserve.engine.speculation import StepCosts
+from streamserve.engine.step_costs import StepCosts
 from streamserve.kernels.devices.host import Host
 from streamserve.kernels.impl import triton_gemv
 from streamserve.messages import Delta, GenerateRequest, Guidance, SamplingParams

@@ -25,7 +25,8 @@ from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Offer, Speculation, StepCosts, _fitting
+from streamserve.engine.speculation import Offer, Speculation, _fitting
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from streamserve.metrics import Metrics
 from tests.engine import test_jump as guided

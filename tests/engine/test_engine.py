@@ -19,7 +19,8 @@ from streamserve.engine.pause import BurstLimits
 from streamserve.engine.plan import Plan, Step
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
+from streamserve.engine.step_costs import StepCosts
 from streamserve.errors import ContextOverflow, InvalidRequest, QueueFull
 from streamserve.messages import Delta, FinishReason, GenerateRequest, SamplingParams
 from tests.engine.memory import MemoryRunner, expected_tokens

@@ -10,7 +10,8 @@ from streamserve.engine.plan import Plan
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.request import Request
 from streamserve.engine.scheduler import FEW_RIDERS, Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import GenerateRequest, Media, SamplingParams, Span, media_token_ids
 
 CHUNK, BURST, PAUSE_S, RUN_S, STEP_S = 64, 32, 1.0, 0.5, 0.25

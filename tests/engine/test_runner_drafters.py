@@ -34,8 +34,9 @@ from streamserve.engine.policy import POLICIES
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.sampler import Sampler
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Offer, Speculation, StepCosts
+from streamserve.engine.speculation import Offer, Speculation
 from streamserve.engine.stages import default_stages
+from streamserve.engine.step_costs import StepCosts
 from streamserve.errors import CheckpointError, ConfigError
 from streamserve.kernels.ops import Batch
 from streamserve.messages import Delta, GenerateRequest, Media, SamplingParams, Span, media_token_ids

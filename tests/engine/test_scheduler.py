@@ -13,7 +13,8 @@ from streamserve.engine.plan import Row, RowResult, StepResult
 from streamserve.engine.policy import POLICIES
 from streamserve.engine.request import Request, State
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import GenerateRequest, Media, SamplingParams, Span, media_token_ids
 
 BURSTS = BurstLimits(max_pause_s=0.05, tokens=24, step_tokens=32, ride_tokens=8, media_tokens=8)

@@ -16,7 +16,8 @@ from streamserve.engine.drafters.ngram import NgramDrafter
 from streamserve.engine.policy import first_come_first_served
 from streamserve.engine.runner import ModelRunner
 from streamserve.engine.scheduler import Limits, Scheduler
-from streamserve.engine.speculation import Speculation, StepCosts
+from streamserve.engine.speculation import Speculation
+from streamserve.engine.step_costs import StepCosts
 from streamserve.messages import Delta, GenerateRequest, SamplingParams
 from tests.engine.test_drafted_rows import NUM_PAGES, PAGE_SIZE, V, exact_network, running_on
 

@@ -12,17 +12,17 @@ from streamserve.engine.drafters.drafter import Drafts, Guess
 from streamserve.engine.drafters.runner_drafts import OfferedDrafter
 from streamserve.engine.speculation import (
     FIRST,
-    LATELY,
     LIKELY,
     MARGIN,
     MAX_PATIENCE,
+    MAX_REST,
     NUM_WITHOUT,
     PATIENCE,
-    SIZES,
+    REST,
     Offer,
     Speculation,
-    StepCosts,
 )
+from streamserve.engine.step_costs import LATELY, SIZES, StepCosts
 from streamserve.messages import GenerateRequest
 
 # ---- costs -----------------------------------------------------------------------------------------------------------------
@@ -302,6 +302,29 @@ def test_a_large_batch_verifies_few_guesses_until_they_turn_out_right() -> None:
     speculation.turned_out(0.1 * 2 * FIRST)
     assert num_chosen() == FIRST
     assert num_chosen() == FIRST, "as long as nothing is known of the last ones"
+
+
+def test_few_guesses_that_were_only_to_show_something_are_not_repeated_soon() -> None:
+    speculation, offers = Speculation(_Drafter(), on_a_gpu()), _offers(*[_Guesser(0.9)] * 32)
+
+    def steps_to_guesses() -> int:
+        for num in range(1000):
+            if speculation.may_pay(32, ROOM) and any(speculation.choose(offers, 32, ROOM)):
+                return num
+        raise AssertionError("never")
+
+    assert steps_to_guesses() == 0
+    waits = []
+    for _ in range(6):
+        speculation.turned_out(0)
+        waits.append(steps_to_guesses())
+    assert waits[0] == REST and waits[1] == 2 * REST and waits[-1] == MAX_REST
+    speculation.turned_out(FIRST)
+    assert steps_to_guesses() == 0
+    one = _offers(_Guesser(0.9))
+    assert any(speculation.choose(one, 1, ROOM))
+    speculation.turned_out(0)
+    assert speculation.may_pay(1, ROOM), "these were as many as would pay"
 
 
 def test_no_more_guesses_are_asked_for_than_have_room() -> None:
