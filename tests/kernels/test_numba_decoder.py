@@ -221,6 +221,30 @@ def test_a_step_runs_on_one_thread_where_that_is_faster_and_the_other_way_is_tri
     assert {Pace(1).choose(tokens) for _ in range(300)} == {1}
 
 
+@pytest.mark.parametrize("faster", [1, 4])
+def test_a_step_that_wakes_a_thread_or_reads_cold_memory_says_nothing_of_those_behind_it(faster: int) -> None:
+    pace = Pace(4)
+    chosen: list[int] = []
+    for _ in range(300):
+        threads = pace.choose(1)
+        is_first = not chosen or chosen[-1] != threads
+        pace.took(1, threads, (1.0 if threads == faster else 1.5) + 9.0 * is_first)
+        chosen.append(threads)
+    assert set(chosen) == {1, 4}
+    assert chosen[9:].count(faster) >= 280
+
+
+def test_a_bad_moment_is_got_over_by_the_next_trial() -> None:
+    pace = Pace(4)
+    chosen: list[int] = []
+    for i in range(400):
+        chosen.append(pace.choose(1))
+        others_want_cores = i < 50
+        pace.took(1, chosen[-1], 30.0 if chosen[-1] == 4 and others_want_cores else 1.0 if chosen[-1] == 4 else 2.0)
+    assert chosen[10:100].count(1) >= 85, "two threads wait for one another"
+    assert chosen[110:].count(4) >= 280, "and then they do not"
+
+
 def test_refusals_name_what_does_not_fit() -> None:
     def ask(spec: Any = _SPEC, dtype: str = "auto", page: int = 16, kv: str = "float32", kinds: str = "Q4_1") -> str | None:
         return refusal(Facts("cpu", dtype, spec, page, kv, frozenset((kinds,))))

@@ -20,16 +20,24 @@ from streamserve.kernels.impl.numba_threads import GATE_WORDS, SEMAPHORE_BYTES, 
 
 FEW_TOKENS = 8  # up to here the time goes into reading weights: the other way is tried early
 _TRY_EVERY = 100  # steps
+_TRY = 4  # steps of few tokens, one after another
 _WEIGHT = 0.2  # of the newest time in the running mean
 
 
 class Pace:
-    """How many threads a step gets: all, or one alone when that was faster lately for steps of its size."""
+    """How many threads a step gets: all, or one alone when that was faster lately for steps of its size.
+
+    The first step of few tokens on another number of threads does not count: it wakes a thread that slept, or meets memory that
+    nobody has read yet, and takes up to twice as long as those behind it. What a trial shows takes the place of what was known
+    before, which is old."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._seconds: dict[tuple[int, int], float] = {}  # by size of the step and number of threads
+        self._seen: dict[tuple[int, int], int] = {}  # steps of that size, when it was measured last
         self._steps: Counter[int] = Counter()
+        self._tried: dict[int, int] = {}  # threads of the last trial, by size
+        self._last = 0  # threads of the step before
 
     def choose(self, tokens: int) -> int:
         """For the next step; `took` says afterwards how long it ran."""
@@ -39,13 +47,24 @@ class Pace:
         self._steps[size] += 1
         together, alone = (self._seconds.get((size, threads), inf) for threads in (self._threads, 1))
         best, other = (1, self._threads) if alone < together else (self._threads, 1)
-        is_trial = self._steps[size] % _TRY_EVERY == (2 if tokens <= FEW_TOKENS else 0)
-        return other if is_trial else best
+        turn = self._steps[size] % _TRY_EVERY
+        if tokens > FEW_TOKENS:
+            return other if turn == 0 else best
+        if turn == _TRY + 1:
+            self._tried[size] = other  # to the end of the trial: what it shows may make it the best before that
+        return self._tried[size] if _TRY < turn <= 2 * _TRY else best
 
     def took(self, tokens: int, threads: int, seconds: float) -> None:
-        key = (tokens.bit_length(), threads)
-        before = self._seconds.get(key, seconds)
-        self._seconds[key] = before + _WEIGHT * (seconds - before)
+        """The step ran so long."""
+        has_changed, self._last = threads != self._last, threads
+        if has_changed and tokens <= FEW_TOKENS:
+            return
+        size = tokens.bit_length()
+        key, now = (size, threads), self._steps[size]
+        before = self._seconds.get(key)
+        is_old = now - self._seen.get(key, 0) > _TRY_EVERY // 2
+        self._seconds[key] = seconds if before is None or is_old else before + _WEIGHT * (seconds - before)
+        self._seen[key] = now
 
 
 class Helpers:
