@@ -20,7 +20,8 @@ from streamserve.kernels.impl.numba_threads import GATE_WORDS, SEMAPHORE_BYTES, 
 
 FEW_TOKENS = 8  # up to here the time goes into reading weights: the other way is tried early
 _TRY_EVERY = 100  # steps
-_TRY = 4  # steps of few tokens, one after another
+_TRY = 4  # steps of few tokens, one after another, so
+_TRY_FEW_EVERY = 400  # of them, or trials themselves would be felt
 _WEIGHT = 0.2  # of the newest time in the running mean
 
 
@@ -47,9 +48,9 @@ class Pace:
         self._steps[size] += 1
         together, alone = (self._seconds.get((size, threads), inf) for threads in (self._threads, 1))
         best, other = (1, self._threads) if alone < together else (self._threads, 1)
-        turn = self._steps[size] % _TRY_EVERY
         if tokens > FEW_TOKENS:
-            return other if turn == 0 else best
+            return best if self._steps[size] % _TRY_EVERY else other
+        turn = self._steps[size] % _TRY_FEW_EVERY
         if turn == _TRY + 1:
             self._tried[size] = other  # to the end of the trial: what it shows may make it the best before that
         return self._tried[size] if _TRY < turn <= 2 * _TRY else best
