@@ -4,11 +4,14 @@ import gc
 import threading
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from streamserve.default_model import find_default_model
@@ -232,6 +235,16 @@ def test_a_step_that_wakes_a_thread_or_reads_cold_memory_says_nothing_of_those_b
         chosen.append(threads)
     assert set(chosen) == {1, 4}
     assert chosen[9:].count(faster) >= 280
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.one_of(st.integers(1, 16), st.integers(1, 600)), min_size=200, max_size=200), st.integers(1, 3))
+def test_steps_of_any_size_may_follow_each_other(tokens: list[int], threads: int) -> None:
+    pace, random = Pace(threads), Random(1)
+    for count in tokens * 6:
+        chosen = pace.choose(count)
+        assert chosen in (1, threads)
+        pace.took(count, chosen, random.random())
 
 
 def test_a_bad_moment_is_got_over_by_the_next_trial() -> None:

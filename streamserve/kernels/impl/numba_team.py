@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from streamserve.kernels.impl.numba_pack import aligned_bytes
 from streamserve.kernels.impl.numba_threads import GATE_WORDS, SEMAPHORE_BYTES, STOP, init_semaphores, post
 
-FEW_TOKENS = 8  # up to here the time goes into reading weights: the other way is tried early
+FEW_TOKENS = 7  # up to here the time goes into reading weights: the other way is tried early. The largest of its size
 _TRY_EVERY = 100  # steps
 _TRY = 4  # steps of few tokens, one after another, so
 _TRY_FEW_EVERY = 400  # of them, or trials themselves would be felt
