@@ -21,7 +21,7 @@ from streamserve.kernels.impl.numba_threads import GATE_WORDS, SEMAPHORE_BYTES, 
 FEW_TOKENS = 7  # up to here the time goes into reading weights: the other way is tried early. The largest of its size
 _TRY_EVERY = 100  # steps
 _TRY = 4  # steps of few tokens, one after another, so
-_TRY_FEW_EVERY = 400  # of them, or trials themselves would be felt
+_TRY_FEW_EVERY = 400  # of them once there were as many, or trials themselves would be felt
 _WEIGHT = 0.2  # of the newest time in the running mean
 
 
@@ -50,7 +50,7 @@ class Pace:
         best, other = (1, self._threads) if alone < together else (self._threads, 1)
         if tokens > FEW_TOKENS:
             return best if self._steps[size] % _TRY_EVERY else other
-        turn = self._steps[size] % _TRY_FEW_EVERY
+        turn = self._steps[size] % (_TRY_EVERY if self._steps[size] <= _TRY_FEW_EVERY else _TRY_FEW_EVERY)
         if turn == _TRY + 1:
             self._tried[size] = other  # to the end of the trial: what it shows may make it the best before that
         return self._tried[size] if _TRY < turn <= 2 * _TRY else best
