@@ -92,7 +92,6 @@ class DeviceDraftModel:
         self._read_tokens_T = integers(up(max_step_tokens))
         self._pass = Pass(*(integers(self._max_rows * self._window) for _ in Pass._fields))
         self._nothing = integers(0)
-        self._guessing: dict[int, Replay[None]] = {}  # by rows
         self._reading: dict[int, Replay[None]] = {}  # by tokens
 
     def warm_up_long(self, max_len: int, max_chunk: int) -> None:
@@ -101,9 +100,7 @@ class DeviceDraftModel:
 
     def warm_up(self) -> None:
         """See DeviceDrafter."""
-        for num_rows in {min(rows, self._max_rows) for rows in (1, 2, 4, 8, 16, self._max_rows)}:
-            self._passes.clear()
-            self._guess(num_rows)
+        self._passes.warm_up(self._guess)
 
     def capture(self, sizes: Sequence[StepSize], progress: Callable[[int, int], None]) -> None:
         """See DeviceDrafter. The largest first: the smaller ones reuse its memory."""
@@ -116,10 +113,7 @@ class DeviceDraftModel:
             inputs.slots_T.fill_(-1)
             self._reading[size] = self._device.capture(partial(self._read, inputs), is_warm=bool(self._reading))
             progress(len(self._reading), num_graphs)
-        for num_rows in reversed(self._passes.row_sizes):
-            self._passes.clear()
-            self._guessing[num_rows] = self._device.capture(partial(self._guess, num_rows), is_warm=bool(self._guessing))
-            progress(len(self._reading) + len(self._guessing), num_graphs)
+        self._passes.capture(self._guess, lambda count: progress(len(self._reading) + count, num_graphs))
 
     def follow(self, plan: Plan, loaded: Loaded, unwanted: frozenset[int]) -> Guesses | None:
         """See DeviceDrafter."""
@@ -138,13 +132,7 @@ class DeviceDraftModel:
             self._reading[size].replay()
         elif spans:
             self._read(self._read_inputs(sum(span.num_tokens for span in spans), prompts))
-        if not asking:
-            return None
-        if num_rows in self._guessing:
-            self._guessing[num_rows].replay()
-        else:
-            self._guess(num_rows)
-        return self._passes.bring({asked.row: line for line, asked in enumerate(asking)})
+        return self._passes.guess(self._guess, asking, num_rows) if asking else None
 
     def _share_out(self, plan: Plan, unwanted: frozenset[int]) -> tuple[list[PromptRow], list[Asked]]:
         """What is read before guesses are made, and which rows get some."""

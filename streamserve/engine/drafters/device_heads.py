@@ -83,16 +83,13 @@ class DeviceHeadDrafter:
         self._histories: dict[int, tuple[int, ...]] = {}  # by slot: what was known at admission
         self._prompt_lens: dict[int, int] = {}
         self._remembering: dict[StepSize, Replay[None]] = {}
-        self._guessing: dict[int, Replay[None]] = {}  # by rows
 
     def warm_up_long(self, max_len: int, max_chunk: int) -> None:
         """See DeviceDrafter. Prompts are not attended to."""
 
     def warm_up(self) -> None:
         """See DeviceDrafter."""
-        for num_rows in {min(rows, self._passes.max_rows) for rows in (1, 2, 4, 8, 16, self._passes.max_rows)}:
-            self._passes.clear()
-            self._guess(num_rows)
+        self._passes.warm_up(self._guess)
 
     def capture(self, sizes: Sequence[StepSize], progress: Callable[[int, int], None]) -> None:
         """See DeviceDrafter. The largest first: the smaller ones reuse its memory."""
@@ -103,10 +100,7 @@ class DeviceHeadDrafter:
             remember = partial(self._remember, self._state.surplus_inputs(size))
             self._remembering[size] = self._device.capture(remember, is_warm=bool(self._remembering))
             progress(len(self._remembering), num_graphs)
-        for num_rows in reversed(self._passes.row_sizes):
-            self._passes.clear()
-            self._guessing[num_rows] = self._device.capture(partial(self._guess, num_rows), is_warm=bool(self._guessing))
-            progress(len(self._remembering) + len(self._guessing), num_graphs)
+        self._passes.capture(self._guess, lambda count: progress(len(self._remembering) + count, num_graphs))
 
     def follow(self, plan: Plan, loaded: Loaded, unwanted: frozenset[int]) -> Guesses | None:
         """See DeviceDrafter."""
@@ -128,13 +122,7 @@ class DeviceHeadDrafter:
             last = 0 if row.num_drafts else row.num_tokens - 1  # nobody knows which guesses were right
             self._kept_SX[row.slot].copy_(self._shown_TX[firsts[i] + last])
             self._waiting[row.slot] = row.start + last
-        if not asking:
-            return None
-        if num_rows in self._guessing:
-            self._guessing[num_rows].replay()
-        else:
-            self._guess(num_rows)
-        return self._passes.bring({asked.row: line for line, asked in enumerate(asking)})
+        return self._passes.guess(self._guess, asking, num_rows) if asking else None
 
     def _share_out(
         self, rows: Sequence[Row], firsts: Sequence[int], unwanted: frozenset[int]

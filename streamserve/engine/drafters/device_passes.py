@@ -1,7 +1,7 @@
 """What every drafter of a GPU's runner needs: rows that want guesses, passes of a token each over them, the choice of a guess.
 
 Owns which rows of a step get guesses, what the host says of them, the pages behind a row's last one, where keys and values of
-guesses go, and the guesses on their way to the host. Knows no network. What passes.py is on a CPU.
+guesses go, the recordings that make guesses, and these on their way to the host. Knows no network. What passes.py is on a CPU.
 
 Guesses are chosen as the sampler will choose tokens: the best at temperature 0, else with the random numbers of the token's
 place and the answer's top-k, top-p and min-p.
@@ -9,7 +9,7 @@ place and the answer's top-k, top-p and min-p.
 Shape letters: T tokens of a pass, R rows, K guesses, V tokens that may be guessed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from streamserve.cache.pool import DevicePool
 from streamserve.engine.device_state import TURNS, DeviceState
 from streamserve.engine.drafters.device_drafter import Guesses
 from streamserve.engine.plan import Plan
-from streamserve.kernels.devices.device import Device
+from streamserve.kernels.devices.device import Device, Replay
 from streamserve.kernels.impl.triton_guesses import AskedRows, GuessKernels, Pass
 from streamserve.kernels.impl.triton_sampling import Drafted, SamplingKernels
 from streamserve.kernels.ops import StepInputs
@@ -94,6 +94,7 @@ class DevicePasses:
         self._every_T = torch.arange(self.max_rows * window, dtype=torch.int32, device=where)
         self._table_RP = integers((self.max_rows, state.page_table_SP.shape[1] + self._num_own))
         self._logits_RV = torch.zeros((self.max_rows, num_choices), dtype=torch.float32, device=where)
+        self._guessing: dict[int, Replay[None]] = {}  # by rows
 
     def copy_pages(self, plan: Plan) -> None:
         """The plan's page copies."""
@@ -188,11 +189,28 @@ class DevicePasses:
         if token_ids_V is not None:
             guesses_R.copy_(token_ids_V.index_select(0, guesses_R))
 
-    def bring(self, lines: Mapping[int, int]) -> Guesses:
-        """All guesses, to the host."""
+    def warm_up(self, guess: Callable[[int], None]) -> None:
+        """`guess`: what makes guesses of so many rows; once in every way it has."""
+        for num_rows in {min(rows, self.max_rows) for rows in (1, 2, 4, 8, 16, self.max_rows)}:
+            self.clear()
+            guess(num_rows)
+
+    def capture(self, guess: Callable[[int], None], progress: Callable[[int], None]) -> None:
+        """Record that for every number of rows, the largest first. `progress` is told how many are."""
+        for num_rows in reversed(self.row_sizes):
+            self.clear()
+            self._guessing[num_rows] = self._device.capture(partial(guess, num_rows), is_warm=bool(self._guessing))
+            progress(len(self._guessing))
+
+    def guess(self, guess: Callable[[int], None], asking: Sequence[Asked], num_rows: int) -> Guesses:
+        """Make guesses of these rows, replayed if they were recorded, and send them to the host."""
+        if num_rows in self._guessing:
+            self._guessing[num_rows].replay()
+        else:
+            guess(num_rows)
         back = self._back[self._turn]
         back.copy_(self._guesses_KR, non_blocking=True)
-        return Guesses(back, dict(lines))
+        return Guesses(back, {asked.row: line for line, asked in enumerate(asking)})
 
 
 def up(count: int) -> int:
